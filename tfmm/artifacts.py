@@ -1,0 +1,75 @@
+"""What stages hand over: a folder of files with a manifest that says what made it, and from what."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import pathlib
+import typing
+
+from tfmm import config as config_lib
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+def fingerprint(*parts: object) -> str:
+    """Returns a short, stable hash of JSON-serializable parts.
+
+    >>> fingerprint({"a": 1}) == fingerprint({"a": 1})
+    True
+    """
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_manifest(folder: str | pathlib.Path, kind: str, config: object = None,
+                   parents: typing.Sequence[str | pathlib.Path] = (), **facts: typing.Any) -> dict[str, typing.Any]:
+    """Writes `manifest.json` last, so that its presence says the artifact is complete.
+
+    Args:
+        folder: the artifact's folder; made where missing.
+        kind: what it is: `encoder`, `index_snapshot`, `examples`, `make`, `ctr`, `saved_model`, ...
+        config: the stage's config dataclass, or None.
+        parents: folders of the artifacts that it was made from.
+        **facts: JSON values worth knowing without opening the files (dim, encoder_version, metrics, ...).
+    Returns:
+        The manifest.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = None if config is None else config_lib.to_dict(config)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "config": settings,
+        "config_hash": fingerprint(settings),
+        "parents": [read_manifest(parent)["id"] for parent in parents if (pathlib.Path(parent) / MANIFEST).exists()],
+        **facts,
+    }
+    manifest["id"] = fingerprint({key: value for key, value in manifest.items() if key != "created_at"})
+    temporary = folder / f".{MANIFEST}"
+    temporary.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    temporary.replace(folder / MANIFEST)
+    return manifest
+
+
+def read_manifest(folder: str | pathlib.Path, kind: str | None = None) -> dict[str, typing.Any]:
+    """Reads an artifact's manifest.
+
+    Raises:
+        FileNotFoundError: there is none: the stage did not finish.
+        ValueError: it is of another kind, or of a newer format.
+    """
+    path = pathlib.Path(folder) / MANIFEST
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: the stage that writes this folder did not finish. Run it again.")
+    manifest = json.loads(path.read_text())
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {manifest['format_version']}, this version of tfmm reads up to "
+                         f"{FORMAT_VERSION}. Upgrade tfmm.")
+    if kind is not None and manifest["kind"] != kind:
+        raise ValueError(f"{folder} must hold an artifact of kind {kind!r}. Received: {manifest['kind']!r}.")
+    return manifest

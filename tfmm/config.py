@@ -1,0 +1,250 @@
+"""Typed, validated settings: one frozen dataclass per stage of the road from logs to a served score."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+
+
+def _require(holds: bool, rule: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"{rule} Received: {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MarketplaceConfig:
+    """The synthetic marketplace that stands in where no data is named."""
+
+    num_items: int = 1500  # items at the start of the week
+    new_items_per_day: int = 60
+    num_users: int = 1500
+    num_days: int = 7  # days of impressions
+    impressions_per_user_day: int = 6
+    num_searches: int = 6000  # searches that end in a purchase, before the week
+    image_size: int = 32  # pixels, square
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_items", "num_users", "num_days", "impressions_per_user_day", "num_searches"):
+            value = getattr(self, name)
+            _require(value > 0, f"`{name}` must be at least 1.", value)
+        _require(self.new_items_per_day >= 0, "`new_items_per_day` must not be negative.", self.new_items_per_day)
+        _require(self.image_size >= 16, "`image_size` must be at least 16 pixels.", self.image_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How impressions become examples."""
+
+    max_behaviors: int = 50  # L: the newest behaviors kept per impression
+    eval_fraction: float = 0.2  # the last impressions by time, unless the table has a `split` column
+    min_id_count: int = 2  # ids seen less often in training share the out-of-vocabulary embedding
+
+    def __post_init__(self) -> None:
+        _require(self.max_behaviors >= 1, "`max_behaviors` must be at least 1.", self.max_behaviors)
+        _require(0.0 < self.eval_fraction < 1.0, "`eval_fraction` must lie between 0 and 1.", self.eval_fraction)
+        _require(self.min_id_count >= 1, "`min_id_count` must be at least 1.", self.min_id_count)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsConfig:
+    """How query -> purchased item pairs are built (section 3.2)."""
+
+    heldout_fraction: float = 0.1  # split by item: no held-out positive is trained on
+    max_pairs: int = 200_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0.0 < self.heldout_fraction < 1.0, "`heldout_fraction` must lie between 0 and 1.",
+                 self.heldout_fraction)
+        _require(self.max_pairs >= 1, "`max_pairs` must be at least 1.", self.max_pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class SCLConfig:
+    """Semantic-aware contrastive pre-training of one item encoder (section 3)."""
+
+    modality: str = "image"  # image or text
+    dim: int = 64  # D
+    image_size: int = 32  # pixels, square; image only
+    width: int = 16  # channels of the first stage; image only
+    text_buckets: int = 16_384  # hashed words and character n-grams; text only
+    batch_size: int = 128
+    epochs: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    memory_bank_size: int = 8_192  # K; the paper: 196,800
+    momentum: float = 0.99  # of the key encoder
+    temperature: float = 0.07  # start of the learnable temperature
+    in_batch_negatives: bool = True  # beside the memory bank
+    triplet_weight: float = 1.0
+    triplet_margin: float = 0.2  # cosine
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.modality in ("image", "text"), "`modality` must be 'image' or 'text'.", self.modality)
+        _require(0 < self.dim <= 1040, "`dim` must lie in 1..1040 (int8 dots are exact up to there).", self.dim)
+        _require(self.memory_bank_size >= 0, "`memory_bank_size` must not be negative.", self.memory_bank_size)
+        _require(0.0 <= self.momentum < 1.0, "`momentum` must lie in [0, 1).", self.momentum)
+        _require(self.temperature > 0.0, "`temperature` must be positive.", self.temperature)
+        for name in ("batch_size", "epochs"):
+            _require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class MAKEConfig:
+    """Pre-training of the multimodal knowledge extractor on clicks (section 4.3)."""
+
+    epochs: int = 4
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    attention_units: tuple[int, ...] = (32,)
+    units: tuple[int, ...] = (128, 64, 32)  # hidden layers of the four-layer MLP; the fourth is the logit
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 0, "`epochs` must not be negative (0 trains MAKE jointly).", self.epochs)
+        _require(len(self.units) == 3, "`units` must name three hidden layers; the fourth gives the logit.", self.units)
+
+
+@dataclasses.dataclass(frozen=True)
+class CTRConfig:
+    """The click model: IDs alone, or IDs with SimTier and MAKE (section 4)."""
+
+    modalities: tuple[str, ...] = ()  # empty: the ID-only twin
+    use_simtier: bool = True
+    use_make: bool = True
+    num_tiers: int = 20  # N
+    tier_output: str = "log1p"  # count, log1p or ratio
+    epochs: int = 1  # one: ID embeddings overfit from the second on
+    batch_size: int = 512
+    user_dim: int = 16
+    item_dim: int = 16
+    category_dim: int = 8
+    attention_units: tuple[int, ...] = (32,)
+    units: tuple[int, ...] = (128, 64)
+    learning_rate: float = 3e-3  # dense weights
+    embedding_learning_rate: float = 2e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.num_tiers >= 1, "`num_tiers` must be at least 1.", self.num_tiers)
+        _require(self.tier_output in ("count", "log1p", "ratio"), "`tier_output` must be count, log1p or ratio.",
+                 self.tier_output)
+
+
+@dataclasses.dataclass(frozen=True)
+class GateConfig:
+    """When a new model may be pushed."""
+
+    min_auc: float = 0.52
+    min_gauc: float = 0.52
+    max_logloss: float = 1.0
+    min_gain_over_id: float = 0.0  # GAUC, absolute: the multimodal model against its ID-only twin
+    max_loss_to_service: float = 0.002  # GAUC, absolute: against the model in service, where there is one
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """The SavedModel that TF Serving loads."""
+
+    index_capacity: int = 65_536  # rows per modality inside the SavedModel
+    batch_buckets: tuple[int, ...] = (8, 64, 512)
+    candidate_buckets: tuple[int, ...] = (32, 128, 512)
+    jit_compile: bool = True  # XLA scoring core; False writes the twin without XLA
+
+    def __post_init__(self) -> None:
+        _require(self.index_capacity >= 1, "`index_capacity` must be at least 1.", self.index_capacity)
+        for name in ("batch_buckets", "candidate_buckets"):
+            buckets = getattr(self, name)
+            _require(0 < len(buckets) <= 6 and list(buckets) == sorted(set(buckets)) and buckets[0] >= 1,
+                     f"`{name}` must hold 1 to 6 ascending positive sizes.", buckets)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that one run of the road needs."""
+
+    marketplace: MarketplaceConfig = MarketplaceConfig()
+    data: DataConfig = DataConfig()
+    pairs: PairsConfig = PairsConfig()
+    image: SCLConfig = SCLConfig(modality="image")
+    text: SCLConfig = SCLConfig(modality="text")
+    make: MAKEConfig = MAKEConfig()
+    ctr: CTRConfig = CTRConfig()
+    gate: GateConfig = GateConfig()
+    export: ExportConfig = ExportConfig()
+    seed: int = 0
+
+    def with_seed(self, seed: int) -> RunConfig:
+        """Returns the same run with every stage seeded with `seed`."""
+        stages = {
+            field.name: dataclasses.replace(stage, seed=seed)
+            for field in dataclasses.fields(self)
+            if hasattr(stage := getattr(self, field.name), "seed")
+        }
+        return dataclasses.replace(self, seed=seed, **stages)
+
+
+def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
+    """Applies `stage.field=value` assignments, each checked against the dataclass.
+
+    Args:
+        config: the run to change.
+        assignments: strings such as `"make.epochs=6"` or `"ctr.units=[64, 32]"`; values are JSON, or plain text.
+    Returns:
+        A new RunConfig.
+    Raises:
+        ValueError: unknown stage or field, or a value of another type.
+
+    >>> override(RunConfig(), ["make.epochs=6"]).make.epochs
+    6
+    """
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        stage_name, dot, field_name = path.strip().partition(".")
+        _require(bool(separator and dot), "An override must read stage.field=value.", assignment)
+        stages = {field.name for field in dataclasses.fields(config)} - {"seed"}
+        _require(stage_name in stages, f"The stage must be one of {sorted(stages)}.", stage_name)
+        stage = getattr(config, stage_name)
+        fields = {field.name for field in dataclasses.fields(stage)}
+        _require(field_name in fields, f"`{stage_name}` has the fields {sorted(fields)}.", field_name)
+        value = _parse(text.strip(), type(getattr(stage, field_name)), path)
+        config = dataclasses.replace(config, **{stage_name: dataclasses.replace(stage, **{field_name: value})})
+    return config
+
+
+def _parse(text: str, kind: type, path: str) -> object:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    if kind is tuple and isinstance(value, list):
+        return tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    _require(type(value) is kind, f"`{path}` must be a {kind.__name__}.", value)
+    return value
+
+
+def to_dict(config: object) -> dict[str, typing.Any]:
+    """Returns a config dataclass as plain JSON types."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
+
+
+def from_dict(kind: type, values: dict[str, typing.Any]) -> typing.Any:
+    """Rebuilds a config of class `kind` from `to_dict`'s result.
+
+    >>> from_dict(MAKEConfig, to_dict(MAKEConfig(epochs=2))).epochs
+    2
+    """
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        _require(name in hints, f"{kind.__name__} has the fields {sorted(hints)}.", name)
+        if dataclasses.is_dataclass(hints[name]):
+            value = from_dict(hints[name], value)  # type: ignore[arg-type]
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**arguments)
