@@ -1,0 +1,80 @@
+"""SavedModels that TF Serving's C++ loader takes."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmm import saved_model
+
+
+class Scorer(tf.Module):
+    """A Keras model, a plain variable and a table behind signatures."""
+
+    def __init__(self):
+        super().__init__()
+        self.models = {"dense": keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, bias_initializer="ones")])}
+        self.offset = tf.Variable(1.5)
+        self.counts = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, default_value=0)
+        self.counts.insert(tf.constant([7], tf.int64), tf.constant([70], tf.int64))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, name="x")])
+    def score(self, x):
+        return {"score": self.models["dense"](x) + self.offset, "double": 2.0 * x}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, name="ids")])
+    def count(self, ids):
+        self.counts.insert(ids, self.counts.lookup(ids) + 1)
+        return {"counts": self.counts.lookup(ids)}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    module = Scorer()
+    path = saved_model.save(module, {"score": module.score, "count": module.count},
+                            tmp_path_factory.mktemp("model") / "1")
+    return module, path
+
+
+def test_scores_equal_those_of_the_module(saved):
+    module, path = saved
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with saved_model.load_session(path) as loaded:
+        result = loaded("score", {"x": x})
+        only = loaded("score", {"x": x}, outputs=["double"])
+    np.testing.assert_allclose(result["score"], module.score(x)["score"], rtol=1e-6)
+    assert list(only) == ["double"]
+
+
+def test_table_contents_are_saved_and_each_load_has_its_own(saved):
+    _, path = saved
+    with saved_model.load_session(path) as one, saved_model.load_session(path) as other:
+        assert one("count", {"ids": [7, 8]})["counts"].tolist() == [71, 1]
+        assert one("count", {"ids": [7]})["counts"].tolist() == [72]
+        assert other("count", {"ids": [7]})["counts"].tolist() == [71]
+
+
+def test_unsaved_variable_is_found(saved, tmp_path):
+    """Without the raw values, Python loads the model and the C++ loader cannot run it."""
+    module, _ = saved
+    del module._saved_variables
+    path = str(tmp_path / "1")
+    tf.saved_model.save(module, path, signatures={"score": module.score})
+    assert len(saved_model.uninitialized_variables(path)) == 2
+
+
+def test_unknown_names_are_refused(saved):
+    _, path = saved
+    with saved_model.load_session(path) as loaded:
+        with pytest.raises(KeyError, match="nowhere"):
+            loaded("nowhere", {})
+        with pytest.raises(KeyError, match="ids"):
+            loaded("count", {})
+
+
+def test_keras_variables_are_each_found_once():
+    module = tf.Module()
+    module.layer = keras.layers.Dense(2)
+    module.layer.build((None, 3))
+    module.again = [{"same": module.layer}]
+    assert len(saved_model.keras_variables(module)) == 2

@@ -1,0 +1,158 @@
+"""Writes SavedModels that the C++ loader of TF Serving takes, and loads them the way that it does."""
+
+from __future__ import annotations
+
+import collections.abc
+import os
+import threading
+import typing
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+SERVE_TAG = tf.saved_model.SERVING
+
+
+def save(module: tf.Module, signatures: typing.Mapping[str, typing.Any], output_dir: str | os.PathLike) -> str:
+    """Writes `module` with explicit signatures, and proves that the C++ loader restores all of its variables.
+
+    `tf.saved_model.save` of a tf.Module that holds a Keras 3 model loads in Python and fails in C++ ("Could not find
+    variable"); here the raw `.value` of every Keras variable found in the module is tracked as well.
+
+    Args:
+        module: holds everything that the signatures use: Keras layers, tf.Variables and tables as attributes, also
+            inside lists, tuples, dicts and other modules.
+        signatures: per name, a tf.function with an `input_signature`, or a concrete function.
+        output_dir: the folder to write, for TF Serving a numeric version folder.
+    Returns:
+        `output_dir` as a string.
+    Raises:
+        ValueError: a variable that the saved graph uses is not restored by the C++ loader.
+    """
+    path = os.fspath(output_dir)
+    module._saved_variables = [v.value for v in keras_variables(module)]
+    tf.saved_model.save(module, path, signatures=dict(signatures))
+    lost = uninitialized_variables(path)
+    if lost:
+        raise ValueError(f"`module` must track every variable that its signatures use. Not restored by the C++ "
+                         f"loader: {lost}. Make them attributes of the module, and read each one inside a signature.")
+    return path
+
+
+def keras_variables(root: object) -> list[keras.Variable]:
+    """Returns the Keras variables reachable from `root` through attributes, lists, tuples and dicts, each once."""
+    found: dict[int, keras.Variable] = {}
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        value = stack.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, keras.Variable):
+            found[id(value)] = value
+        elif isinstance(value, (keras.Layer, keras.metrics.Metric)):
+            found.update((id(v), v) for v in value.variables)
+        elif isinstance(value, tf.Module):
+            stack.extend(vars(value).values())
+        elif isinstance(value, collections.abc.Mapping):
+            stack.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            stack.extend(value)
+    return list(found.values())
+
+
+def uninitialized_variables(model_dir: str | os.PathLike) -> list[str]:
+    """Returns the names of the variables that a SavedModel's signatures use and the C++ loader leaves without value."""
+    with load_session(model_dir) as loaded:
+        graph = loaded.session.graph
+        outputs = [t.name for s in loaded.signatures.values() for t in s.outputs.values()]
+        operations = [graph.as_graph_element(name) for name in outputs]
+        used = _ancestors([getattr(element, "op", element) for element in operations])
+        handles = [operation for operation in used if operation.type == "VarHandleOp"]
+        with graph.as_default():
+            ready = [tf.raw_ops.VarIsInitializedOp(resource=op.outputs[0]) for op in handles]
+        states = loaded.session.run(ready)
+    return sorted(op.name for op, is_ready in zip(handles, states) if not is_ready)
+
+
+def _ancestors(operations: list[tf.Operation]) -> set[tf.Operation]:
+    found: set[tf.Operation] = set()
+    stack = list(operations)
+    while stack:
+        operation = stack.pop()
+        if operation not in found:
+            found.add(operation)
+            stack.extend(tensor.op for tensor in operation.inputs)
+            stack.extend(operation.control_inputs)
+    return found
+
+
+class LoadedModel:
+    """A SavedModel in a Session of its own: the loader, session and resource semantics of TF Serving.
+
+    Calls from several threads are safe; state (tables, variables) belongs to this object alone.
+    """
+
+    def __init__(self, model_dir: str | os.PathLike, *, inter_op_threads: int = 0, intra_op_threads: int = 0):
+        config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=inter_op_threads,
+                                          intra_op_parallelism_threads=intra_op_threads)
+        config.gpu_options.allow_growth = True
+        self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+        try:
+            with self.session.graph.as_default():
+                self.meta_graph = tf.compat.v1.saved_model.loader.load(self.session, [SERVE_TAG], os.fspath(model_dir))
+        except Exception:
+            self.session.close()
+            raise
+        self.signatures = dict(self.meta_graph.signature_def)
+        self._calls: dict[tuple, typing.Callable] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, signature: str, inputs: typing.Mapping[str, typing.Any],
+                 outputs: typing.Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Runs one signature.
+
+        Args:
+            signature: its name, such as "serving_default".
+            inputs: every input of the signature by name, as NumPy arrays of its dtype or as what converts to them.
+            outputs: the outputs wanted; None for all.
+        Returns:
+            NumPy arrays by output name; strings as object arrays of bytes.
+        Raises:
+            KeyError: the signature, an input or an output is unknown.
+            tf.errors.OpError: as the graph raises it.
+        """
+        definition = self.signatures[signature]
+        names = tuple(sorted(definition.inputs))
+        wanted = tuple(sorted(definition.outputs)) if outputs is None else tuple(outputs)
+        key = (signature, wanted)
+        call = self._calls.get(key)
+        if call is None:
+            with self._lock:
+                call = self.session.make_callable([definition.outputs[o].name for o in wanted],
+                                                  feed_list=[definition.inputs[i].name for i in names])
+                self._calls[key] = call
+        feeds = [_as_array(inputs[i], definition.inputs[i].dtype) for i in names]
+        return dict(zip(wanted, call(*feeds)))
+
+    def close(self) -> None:
+        self.session.close()
+
+    def __enter__(self) -> LoadedModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _as_array(value: typing.Any, dtype: int) -> np.ndarray:
+    if dtype == tf.string.as_datatype_enum:
+        return np.asarray(value, object)
+    return np.asarray(value, tf.as_dtype(dtype).as_numpy_dtype)
+
+
+def load_session(model_dir: str | os.PathLike) -> LoadedModel:
+    """Loads a SavedModel through the C++ loader that TF Serving uses; call the result as `loaded(signature, inputs)`."""
+    return LoadedModel(model_dir)
