@@ -1,0 +1,108 @@
+"""A training run's whole state in one file per epoch, from which it goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import typing
+
+import numpy as np
+
+_META = "__meta__"
+
+Variables = typing.Mapping[str, typing.Sequence[typing.Any]]
+
+
+class Checkpoint:
+    """Saves and restores named groups of variables, at the end of an epoch.
+
+    The state of a run is its variables, the number of epochs done and the history so far; everything random must
+    follow from the seed and the epoch's number (dropout layers keep their generator in a variable of the model). The
+    file is complete or absent, also after a kill: it is written aside, synced to disk and renamed.
+
+    Args:
+        folder: where checkpoints are kept. The file lies in a subfolder named by `key`, so a run with another config
+            or other data starts afresh and leaves this one alone.
+        key: str, hash of all that determines the result, e.g. `artifacts.fingerprint(config, data_hash)`.
+        variables: per group name, the variables (Keras or TensorFlow), all of them built:
+            `{"model": model.variables, "optimizer": optimizer.variables}`.
+    Raises:
+        ValueError: `key` is empty or not a plain file name.
+
+    >>> import tempfile, tensorflow as tf
+    >>> folder, step = tempfile.mkdtemp(), tf.Variable(3)
+    >>> Checkpoint(folder, "a", {"step": [step]}).save(1, [{"loss": 0.5}])
+    >>> _ = step.assign(0)
+    >>> Checkpoint(folder, "a", {"step": [step]}).restore()
+    (1, [{'loss': 0.5}])
+    >>> int(step)
+    3
+    >>> Checkpoint(folder, "b", {"step": [step]}).restore()
+    (0, [])
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], key: str, variables: Variables) -> None:
+        if key in ("", ".", "..") or pathlib.Path(key).name != key:
+            raise ValueError(f"`key` must be a plain file name, such as artifacts.fingerprint(...). Received: {key!r}.")
+        self.path = pathlib.Path(folder) / key / "state.npz"
+        self.variables = {name: list(group) for name, group in variables.items()}
+
+    def save(self, epochs_done: int, history: typing.Sequence[typing.Mapping[str, float]] = ()) -> None:
+        """Writes the state after `epochs_done` epochs in place of the one before."""
+        arrays = {f"{name}/{i}": np.asarray(variable) for name, variable, i in self._each()}
+        meta = json.dumps({"epochs_done": epochs_done, "history": list(history)})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".state.{os.getpid()}.npz")
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays, **{_META: np.array(meta)})
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        _sync_folder(self.path.parent)
+
+    def restore(self) -> tuple[int, list[dict[str, float]]]:
+        """Sets the variables to the saved state.
+
+        Returns:
+            The number of epochs done and their history; (0, []) where there is no checkpoint, with no variable
+            touched.
+        Raises:
+            ValueError: the file is damaged or holds other variables than these; nothing is assigned then.
+        """
+        if not self.path.exists():
+            return 0, []
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            meta = json.loads(str(arrays.pop(_META)))
+        except Exception as error:  # zipfile, zlib, numpy and json each have their own
+            raise ValueError(f"{self.path} is damaged ({error}). Delete it to train from the start.") from error
+        found = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+        wanted = {f"{name}/{i}": (tuple(variable.shape), _dtype_name(variable)) for name, variable, i in self._each()}
+        if found != wanted:
+            differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+            raise ValueError(f"{self.path} must hold the variables of this run. Differing: {differing[:5]} (found "
+                             f"{found.get(differing[0])}, wanted {wanted.get(differing[0])}). Delete it, or key it by "
+                             "all that shapes the model.")
+        for name, variable, i in self._each():
+            variable.assign(arrays[f"{name}/{i}"])
+        return meta["epochs_done"], meta["history"]
+
+    def _each(self) -> typing.Iterator[tuple[str, typing.Any, int]]:
+        for name, group in self.variables.items():
+            for i, variable in enumerate(group):
+                yield name, variable, i
+
+
+def _dtype_name(variable: typing.Any) -> str:
+    dtype = variable.dtype
+    return dtype if isinstance(dtype, str) else dtype.name
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

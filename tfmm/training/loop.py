@@ -1,0 +1,131 @@
+"""The epoch loop of every trainer: our own step under tf.distribute, resumable after each epoch.
+
+A trainer brings one function of a batch that updates its variables and returns scalars, and one function that makes
+the tf.data of an epoch from the epoch's number alone. The loop runs them, averages the scalars, reports progress,
+checkpoints, and goes on where a stopped run was.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import typing
+
+import numpy as np
+import tensorflow as tf
+
+from tfmm.training.checkpoint import Checkpoint
+from tfmm.training.progress import Progress, silent
+
+StepFn = typing.Callable[[typing.Any], typing.Mapping[str, tf.Tensor]]
+REPORT_INTERVAL_S = 1.0
+
+
+def run(
+    step_fn: StepFn,
+    dataset_for_epoch: typing.Callable[[int], tf.data.Dataset],
+    epochs: int,
+    *,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
+    stage: str = "train",
+    evaluate: typing.Callable[[int], typing.Mapping[str, float]] | None = None,
+) -> list[dict[str, float]]:
+    """Trains for `epochs` epochs, going on after those that the checkpoint holds.
+
+    A resumed run ends like an uninterrupted one if `dataset_for_epoch` depends on its argument alone (seed shuffles
+    and augmentation with `epoch_seed`) and the checkpoint names every variable that a step changes. To train on
+    several devices call it, and create the variables, inside `strategy.scope()`: each dataset's batch is the global
+    one and is split, and the step's gradients must go through `apply_gradients`.
+
+    Args:
+        step_fn: takes one element of the dataset, updates variables, returns float [] tensors by name. It is compiled
+            with tf.function once per shape: use `drop_remainder=True` where the last batch may be smaller.
+        dataset_for_epoch: int epoch, counted from 0, -> batched tf.data.
+        epochs: int >= 0, in all, those before a restart included.
+        checkpoint: None trains without a way back.
+        progress: called at most once a second with the steps done and to do (0 before the number is known), and at
+            the end of each epoch; metrics: epoch, the step's scalars, steps_per_s.
+        stage: name passed to `progress`.
+        evaluate: int epoch -> further floats for the history, after each epoch.
+    Returns:
+        The history: per epoch {"epoch", "seconds", "steps", the scalars' means, evaluate's floats}.
+    Raises:
+        FloatingPointError: a mean is not finite; the checkpoint keeps the epoch before.
+        ValueError: an epoch has no batch.
+    """
+    done, history = checkpoint.restore() if checkpoint is not None else (0, [])
+    history = history[:epochs]
+    strategy = tf.distribute.get_strategy()
+    step = _distributed(step_fn, strategy)
+    steps_done = int(sum(entry["steps"] for entry in history))
+    for epoch in range(done, epochs):
+        dataset = dataset_for_epoch(epoch)
+        steps_per_epoch = max(int(dataset.cardinality()), 0)
+        sums: list[dict[str, tf.Tensor]] = []
+        started = reported = time.perf_counter()
+        for batch in strategy.experimental_distribute_dataset(dataset):
+            sums.append(step(batch))
+            now = time.perf_counter()
+            if now - reported >= REPORT_INTERVAL_S:
+                reported = now
+                progress(stage, steps_done + len(sums), epochs * steps_per_epoch, epoch=epoch,
+                         steps_per_s=len(sums) / (now - started), **{k: float(v) for k, v in sums[-1].items()})
+        if not sums:
+            raise ValueError(f"Epoch {epoch} of {stage!r} must have at least one batch. Received: an empty dataset. "
+                             "Are there fewer rows than one batch?")
+        means = {name: float(np.mean([float(entry[name]) for entry in sums])) for name in sums[0]}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"`{name}` must stay finite. Received: {value} in epoch {epoch} of {stage!r}. "
+                                         "Lower the learning rate.")
+        seconds = time.perf_counter() - started
+        steps_done += len(sums)
+        entry: dict[str, float] = {"epoch": epoch, "seconds": round(seconds, 3), "steps": len(sums), **means}
+        if evaluate is not None:
+            entry.update({name: float(value) for name, value in evaluate(epoch).items()})
+        history.append(entry)
+        if checkpoint is not None:
+            checkpoint.save(epoch + 1, history)
+        shown = {name: value for name, value in entry.items() if name not in ("epoch", "seconds", "steps")}
+        progress(stage, steps_done, steps_done + (epochs - epoch - 1) * len(sums), epoch=epoch,
+                 steps_per_s=len(sums) / seconds, **shown)
+    return history
+
+
+def apply_gradients(tape: tf.GradientTape, loss: tf.Tensor, variables: typing.Sequence[typing.Any],
+                    optimizer: typing.Any) -> None:
+    """Applies the gradients of `loss`, the mean over this replica's part of the batch, inside a step.
+
+    Keras sums gradients over replicas, so the loss is divided by their number: the update is that of the mean over
+    the global batch. `optimizer` may be built on more variables; those without a gradient stay as they are.
+
+    Args:
+        tape: the tape that saw the loss computed; the scaling is recorded on it, so call this inside its `with`.
+        loss: float [].
+        variables: Keras variables.
+        optimizer: a Keras optimizer.
+    """
+    loss = loss / tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)
+    with tape.stop_recording():
+        gradients = tape.gradient(loss, [variable.value for variable in variables])
+        optimizer.apply_gradients([(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None])
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Returns a seed in [0, 2^31) for one epoch of one run; neighboring seeds and epochs share nothing.
+
+    >>> epoch_seed(0, 0) == epoch_seed(0, 0) != epoch_seed(0, 1) != epoch_seed(1, 0)
+    True
+    """
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]) & 0x7FFFFFFF
+
+
+def _distributed(step_fn: StepFn, strategy: tf.distribute.Strategy) -> typing.Callable[[typing.Any], dict]:
+    @tf.function
+    def step(batch: typing.Any) -> dict[str, tf.Tensor]:
+        metrics = strategy.run(step_fn, args=(batch,))
+        return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None)
+                for name, value in metrics.items()}
+
+    return step
