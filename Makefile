@@ -1,0 +1,49 @@
+# The same commands for laptop and CI. Every target but `setup`, `lock` and `clean` sets the environment up
+# when it must.
+SHELL := /bin/bash
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.set-up
+WORKDIR ?= quickstart
+
+# Compiled bytecode makes `import tfx` three times as fast.
+unexport PYTHONDONTWRITEBYTECODE
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: setup quickstart test test-all lint bench compat lock build clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements/set_up.sh requirements/py310.lock requirements/py312.lock .python-version setup.py
+	requirements/set_up.sh $(VENV)
+	touch $@
+
+quickstart: $(STAMP)
+	tfmm quickstart --workdir $(WORKDIR)
+
+lint: $(STAMP)
+	ruff check .
+	mypy
+
+test: lint
+	$(PYTHON) -m pytest -m "not slow and not compat"
+
+test-all: lint
+	$(PYTHON) -m pytest -m "not compat"
+	$(MAKE) compat
+
+bench: $(STAMP)
+	benchmarks/run.sh
+
+compat: $(STAMP)
+	$(PYTHON) -m pytest -m compat
+
+lock:
+	requirements/lock.sh
+
+build: $(STAMP)
+	$(PYTHON) -m build --no-isolation --wheel
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
