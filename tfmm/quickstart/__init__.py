@@ -1,0 +1,1 @@
+"""The main job: from raw logs to a served score, with one command."""

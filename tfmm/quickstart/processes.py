@@ -1,0 +1,128 @@
+"""Child processes that never outlive their parent, and the peak memory of all of them."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+import typing
+
+from tfmm import extras
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Child:
+    """A Python module that runs as a process of its own, in its own process group, with its output in a log file.
+
+    Args:
+        name: how messages call it.
+        arguments: what follows `python -m`.
+        log_path: file that takes its standard output and error.
+        variables: environment variables beside the parent's.
+        ready_file: JSON file that the process writes once it is ready; removed before the start.
+    """
+
+    def __init__(self, name: str, arguments: typing.Sequence[str], log_path: pathlib.Path,
+                 variables: typing.Mapping[str, str] | None = None, ready_file: pathlib.Path | None = None) -> None:
+        self.name = name
+        self._log_path = log_path
+        self._ready_file = ready_file
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        if ready_file is not None:
+            ready_file.unlink(missing_ok=True)
+        with log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **(variables or {})}, start_new_session=True,
+                preexec_fn=_die_with_parent)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def check(self) -> None:
+        """Raises ChildProcessError with the end of its log if the process has failed."""
+        code = self.process.poll()
+        if code:
+            tail = self._log_path.read_text(errors="replace").splitlines()[-15:]
+            raise ChildProcessError(f"{self.name} ended with code {code}. The end of {self._log_path}:\n"
+                                    + "\n".join(tail))
+
+    def wait_ready(self, timeout_s: float = 120.0) -> dict[str, typing.Any]:
+        """Waits for the ready file and returns what it says.
+
+        Raises:
+            ChildProcessError: the process ended first.
+            TimeoutError: it is not ready in time.
+        """
+        if self._ready_file is None:
+            raise ValueError(f"{self.name} has no `ready_file` to wait for. Give one to its constructor.")
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            self.check()
+            if self._ready_file.exists() and (text := self._ready_file.read_text()):
+                return json.loads(text)
+            time.sleep(0.02)
+        raise TimeoutError(f"{self.name} was not ready within {timeout_s:.0f} s. See {self._log_path}.")
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Ends the whole process group: SIGTERM, then SIGKILL after `timeout_s`."""
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, signal_number)
+            except ProcessLookupError:
+                break
+            try:
+                self.process.wait(timeout_s)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self.process.wait()
+
+
+class PeakMemory:
+    """Samples the memory of this process and all its descendants twice a second; `.gb` is the highest sum seen.
+
+    Shared pages count once (PSS) where the system tells, else the sum is of resident sizes.
+    """
+
+    def __init__(self) -> None:
+        self._psutil = extras.require("psutil", "pipeline")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self.gb = 0.0
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        root = self._psutil.Process()
+        while not self._stop.wait(0.5):
+            total = 0
+            for process in [root, *root.children(recursive=True)]:
+                try:
+                    memory = process.memory_full_info()
+                except self._psutil.Error:
+                    continue
+                total += getattr(memory, "pss", memory.rss)
+            self.gb = max(self.gb, total / 1e9)

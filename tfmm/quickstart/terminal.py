@@ -1,0 +1,113 @@
+"""What the person at the terminal sees: one line per stage, with its time, while the DAG runs."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+import typing
+
+from rich import console as rich_console
+from rich import progress as rich_progress
+from rich import table as rich_table
+
+TITLES = {
+    "Marketplace": "Make the marketplace",
+    "Dataset": "Take the data",
+    "DataCheck": "Check the tables",
+    "PairBuilder": "Build query -> purchase pairs",
+    "SCLTrainer": "Pre-train the encoders (SCL)",
+    "CatalogEmbedder": "Embed the catalog (Beam)",
+    "ExampleGenerator": "Generate examples (Beam)",
+    "StatisticsGen": "Statistics",
+    "FeatureSchema": "Schema",
+    "ExampleValidator": "Validate the examples",
+    "Transform": "Transform",
+    "MAKETrainer": "Pre-train MAKE",
+    "IDTrainer": "Train the ID-only model",
+    "MultimodalTrainer": "Train SimTier + MAKE",
+    "ModelGate": "Evaluate and judge",
+    "Pusher": "Push",
+}
+
+
+class Events:
+    """Reads a progress file as it grows."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+
+    def new(self) -> list[dict[str, typing.Any]]:
+        """Returns the complete lines that were added since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            lines = file.read().split(b"\n")
+        complete = lines[:-1]
+        self._offset += sum(len(line) + 1 for line in complete)
+        return [json.loads(line) for line in complete if line.strip()]
+
+
+class StageLines:
+    """Shows nodes and the training inside them as lines with bars and times.
+
+    Args:
+        console: where to draw.
+    """
+
+    def __init__(self, console: rich_console.Console) -> None:
+        self._progress = rich_progress.Progress(
+            rich_progress.SpinnerColumn(finished_text="[green]✓"), rich_progress.TextColumn("{task.description:<34}"),
+            rich_progress.BarColumn(bar_width=24), rich_progress.TimeElapsedColumn(),
+            rich_progress.TextColumn("{task.fields[note]}"), console=console)
+        self._tasks: dict[str, rich_progress.TaskID] = {}
+        self._started: dict[str, float] = {}
+        self._current = ""
+        self.seconds: dict[str, float] = {}
+
+    def __enter__(self) -> StageLines:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, stage: str) -> None:
+        self._current = stage
+        self._started[stage] = time.monotonic()
+        self._tasks[stage] = self._progress.add_task(TITLES.get(stage, stage), total=None, note="")
+
+    def finish(self, stage: str, note: str | None = None) -> None:
+        self.seconds[stage] = time.monotonic() - self._started[stage]
+        fields = {} if note is None else {"note": note}
+        self._progress.update(self._tasks[stage], total=1, completed=1, **fields)
+
+    def show(self, event: typing.Mapping[str, typing.Any]) -> None:
+        """Takes one event of the progress file."""
+        stage, done, total = event["stage"], event["done"], event["total"]
+        if stage.startswith("node:"):
+            node = stage.removeprefix("node:")
+            if not done:
+                self.start(node)
+            elif node in self._tasks:
+                self.finish(node)
+        elif self._current:
+            metrics = {name: value for name, value in event.items() if name not in ("time", "stage", "done", "total")}
+            note = f"{stage}: " + " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            self._progress.update(self._tasks[self._current], total=total or None, completed=done, note=note)
+
+
+def result_table(summary: typing.Mapping[str, typing.Any]) -> rich_table.Table:
+    """Builds the closing table: both models, their difference, and the serving figures."""
+    table = rich_table.Table(title="ID-only against SimTier + MAKE, on held-out impressions")
+    for name in ("", "ID-only", "multimodal", "difference"):
+        table.add_column(name, justify="left" if not name else "right")
+    for key, title in (("auc", "AUC"), ("gauc", "GAUC"), ("logloss", "LogLoss"), ("gauc_new_items", "GAUC, new items")):
+        base, new = summary["id"][key], summary["multimodal"][key]
+        if base is None or new is None:
+            table.add_row(title, "too few rows", "too few rows", "")
+        else:
+            table.add_row(title, f"{base:.4f}", f"{new:.4f}", f"{new - base:+.4f}")
+    return table

@@ -1,0 +1,72 @@
+"""The stock `tfx` command with one more option: `tfx run create --pipeline tfx_pipeline/`."""
+
+import pathlib
+
+import click
+from tfx.tools.cli import labels
+from tfx.tools.cli.cli_context import pass_context
+from tfx.tools.cli.cli_main import cli_group
+from tfx.tools.cli.commands.run import run_group
+from tfx.tools.cli.handler import handler_factory
+
+RUNNERS = {"local": "local_runner.py"}
+
+
+def _pipeline_file(path: str, engine: str) -> pathlib.Path:
+    location = pathlib.Path(path).resolve()
+    if location.is_dir():
+        if engine not in RUNNERS:
+            raise click.BadParameter(
+                f"a folder can be run by --engine {' or '.join(RUNNERS)}. Received: {engine}. "
+                "For another engine name the runner's file.", param_hint="--pipeline")
+        location = location / RUNNERS[engine]
+    if not location.is_file():
+        raise click.BadParameter(f"{location} does not exist. Name the folder that holds {RUNNERS['local']}, or a "
+                                 "runner's file.", param_hint="--pipeline")
+    return location
+
+
+def _register(ctx, engine: str, dsl_path: pathlib.Path) -> str:
+    """Does what `tfx pipeline create` (or `update`) does; returns the name that the file gives its pipeline."""
+    ctx.flags_dict[labels.ENGINE_FLAG] = engine
+    ctx.flags_dict[labels.PIPELINE_DSL_PATH] = str(dsl_path)
+    handler = handler_factory.create_handler(ctx.flags_dict)
+    context = handler.execute_dsl(handler._get_dag_runner_patcher())
+    name = context["pipeline_name"]
+    handler._save_pipeline({labels.PIPELINE_NAME: name, labels.PIPELINE_ROOT: context["pipeline_root"]})
+    return name
+
+
+def add_pipeline_option() -> None:
+    """Adds `--pipeline PATH` to the stock `tfx run create`; without it the stock command does its own work."""
+    command = run_group.commands["create"]
+    if any(parameter.name == "pipeline" for parameter in command.params):
+        return
+    stock = command.callback
+    command.params.append(click.Option(
+        ["--pipeline"], default=None, metavar="PATH",
+        help="Folder or file of a pipeline: registers it and runs it, in place of --pipeline-name."))
+    for parameter in command.params:
+        if parameter.name == "pipeline_name":
+            parameter.required = False
+
+    @pass_context
+    def create_run(ctx, pipeline=None, **options):
+        if pipeline is None and not options["pipeline_name"]:
+            raise click.UsageError("Missing option '--pipeline-name' / '--pipeline_name', or '--pipeline'.")
+        if pipeline is not None:
+            if options["engine"] == "auto":
+                options["engine"] = "local"
+            options["pipeline_name"] = _register(ctx, options["engine"], _pipeline_file(pipeline, options["engine"]))
+        return click.get_current_context().invoke(stock, **options)
+
+    command.callback = create_run
+
+
+def main() -> None:
+    add_pipeline_option()
+    cli_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The nodes of the DAG that are ours: each calls one stage's entry in tfmm and hands over folders.
+
+`code` is a fingerprint of the source that a node runs: TFX's cache key holds a function's path, not its body.
+No postponed annotations here: TFX reads the signatures.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Optional
+
+import apache_beam as beam
+from tfx import v1 as tfx
+from tfx.dsl.component.experimental.annotations import BeamComponentParameter
+
+from tfmm import config as config_lib
+from tfmm.training import progress
+from tfx_pipeline import environments
+from tfx_pipeline.artifact_types import DataReport, Dataset, Encoders, IndexSnapshot, Make, Pairs
+
+component = tfx.dsl.components.component
+InputArtifact = tfx.dsl.components.InputArtifact
+OutputArtifact = tfx.dsl.components.OutputArtifact
+Parameter = tfx.dsl.components.Parameter
+Examples = tfx.types.standard_artifacts.Examples
+Model = tfx.types.standard_artifacts.Model
+
+
+def _config(kind, text):
+    return config_lib.from_dict(kind, json.loads(text))
+
+
+@component
+def Marketplace(config: Parameter[str], code: Parameter[str], dataset: OutputArtifact[Dataset]):
+    """Makes the synthetic marketplace."""
+    from tfmm.data import marketplace
+
+    marketplace.generate(_config(config_lib.MarketplaceConfig, config), dataset.uri)
+
+
+@component
+def DataCheck(dataset: InputArtifact[Dataset], code: Parameter[str], report: OutputArtifact[DataReport]):
+    """Stops the run where a table breaks the schema; says every fault."""
+    from tfmm.data import schema
+
+    found = schema.check(dataset.uri)
+    (pathlib.Path(report.uri) / "report.json").write_text(json.dumps(dataclasses.asdict(found), default=str))
+    if not found.ok:
+        raise ValueError(f"{dataset.uri} breaks the data schema in {len(found.faults)} rules, the first: "
+                         f"{found.faults[0]}. `tfmm data check {dataset.uri}` lists them all.")
+
+
+@component
+def PairBuilder(dataset: InputArtifact[Dataset], report: InputArtifact[DataReport], config: Parameter[str],
+                code: Parameter[str], pairs: OutputArtifact[Pairs]):
+    """Query -> purchased item pairs from the search and purchase logs."""
+    from tfmm.data import pairs as pairs_lib
+
+    pairs_lib.build_pairs(dataset.uri, _config(config_lib.PairsConfig, config), pairs.uri)
+
+
+@component
+def SCLTrainer(pairs: InputArtifact[Pairs], modalities: Parameter[str], image: Parameter[str], text: Parameter[str],
+               checkpoint_dir: Parameter[str], progress_path: Parameter[str], code: Parameter[str],
+               encoders: OutputArtifact[Encoders]):
+    """Semantic-aware contrastive pre-training of one encoder per modality."""
+    from tfmm.pretrain import train
+
+    configs = {"image": image, "text": text}
+    for modality in json.loads(modalities):
+        train.train(_config(config_lib.SCLConfig, configs[modality]), str(pathlib.Path(pairs.uri) / modality),
+                    str(pathlib.Path(encoders.uri) / modality),
+                    checkpoint_dir=str(pathlib.Path(checkpoint_dir) / modality),
+                    progress=progress.jsonl(progress_path))
+
+
+@component
+def CatalogEmbedder(dataset: InputArtifact[Dataset], encoders: InputArtifact[Encoders], index_path: Parameter[str],
+                    modalities: Parameter[str], code: Parameter[str], snapshot: OutputArtifact[IndexSnapshot]):
+    """Embeds the catalog by Beam into the item index, and takes a snapshot of it."""
+    from tfmm.index import beam as index_beam
+    from tfmm.index import item_index, snapshot as snapshot_lib
+
+    folders = {m: str(pathlib.Path(encoders.uri) / m) for m in json.loads(modalities)}
+    index_beam.embed_catalog(dataset.uri, {m: f for m, f in folders.items() if m != "vector"}, index_path,
+                             dead_letter_dir=str(pathlib.Path(snapshot.uri) / "dead_letter"))
+    snapshot_lib.write_snapshot(item_index.ItemIndex(index_path), snapshot.uri)
+
+
+@component(use_beam=True)
+def ExampleGenerator(dataset: InputArtifact[Dataset], report: InputArtifact[DataReport], config: Parameter[str],
+                     code: Parameter[str], examples: OutputArtifact[Examples],
+                     pipeline: BeamComponentParameter[beam.Pipeline] = None):
+    """Joins impressions with each user's earlier behaviors into tf.Examples, by Beam."""
+    from tfmm.data import beam as data_beam
+
+    examples.split_names = json.dumps(["train", "eval"])
+    with pipeline as root:
+        data_beam.write(root, dataset.uri, _config(config_lib.DataConfig, config), examples.uri)
+
+
+@component
+def FeatureSchema(max_behaviors: Parameter[int], code: Parameter[str],
+                  schema: OutputArtifact[tfx.types.standard_artifacts.Schema]):
+    """The examples' schema, from the one table of features."""
+    from tensorflow_transform.tf_metadata import schema_utils
+    from tfx.utils import io_utils
+
+    from tfmm import features
+
+    proto = schema_utils.schema_from_feature_spec(features.raw_spec(max_behaviors))
+    io_utils.write_pbtxt_file(str(pathlib.Path(schema.uri) / "schema.pbtxt"), proto)
+
+
+def _patterns(examples):
+    return [f"{examples.uri}/Split-{split}/*" for split in ("train", "eval")]
+
+
+def _vocabulary_dir(transform_graph):
+    return f"{transform_graph.uri}/transform_fn/assets"
+
+
+@component
+def MAKETrainer(examples: InputArtifact[Examples], snapshot: InputArtifact[IndexSnapshot], config: Parameter[str],
+                checkpoint_dir: Parameter[str], progress_path: Parameter[str], code: Parameter[str],
+                make: OutputArtifact[Make]):
+    """Pre-trains the multimodal knowledge extractor on clicks, for several epochs."""
+    from tfmm.make import train
+
+    train_pattern, eval_pattern = _patterns(examples)
+    train.train(_config(config_lib.MAKEConfig, config), train_pattern, eval_pattern, snapshot.uri, make.uri,
+                checkpoint_dir=checkpoint_dir, progress=progress.jsonl(progress_path))
+
+
+@component
+def CTRTrainer(examples: InputArtifact[Examples],
+               transform_graph: InputArtifact[tfx.types.standard_artifacts.TransformGraph], dataset: InputArtifact[Dataset], config: Parameter[str], export: Parameter[str],
+               max_behaviors: Parameter[int], checkpoint_dir: Parameter[str], progress_path: Parameter[str],
+               code: Parameter[str], model: OutputArtifact[Model],
+               snapshot: Optional[InputArtifact[IndexSnapshot]] = None,
+               make: Optional[InputArtifact[Make]] = None):
+    """Trains the click model for one epoch and exports it; without snapshot and MAKE it is the ID-only twin."""
+    from tfmm.ctr import train
+    from tfmm.data import schema
+    from tfmm.export import saved_model
+
+    train_pattern, eval_pattern = _patterns(examples)
+    model_dir = str(pathlib.Path(model.uri) / "Format-TFMM")
+    snapshot_dir = snapshot.uri if snapshot else None
+    train.train(_config(config_lib.CTRConfig, config), train_pattern, eval_pattern, _vocabulary_dir(transform_graph),
+                model_dir, snapshot_dir=snapshot_dir, make_dir=make.uri if make else None,
+                max_behaviors=max_behaviors, checkpoint_dir=checkpoint_dir, progress=progress.jsonl(progress_path))
+    saved_model.export(model_dir, _vocabulary_dir(transform_graph), snapshot_dir, schema.id_types(dataset.uri),
+                       _config(config_lib.ExportConfig, export), str(pathlib.Path(model.uri) / "Format-Serving"))
+
+
+@component
+def ModelGate(examples: InputArtifact[Examples], id_model: InputArtifact[Model],
+              multimodal_model: InputArtifact[Model], serving_dir: Parameter[str], config: Parameter[str],
+              code: Parameter[str], evaluation: OutputArtifact[tfx.types.standard_artifacts.ModelEvaluation],
+              blessing: OutputArtifact[tfx.types.standard_artifacts.ModelBlessing]):
+    """Judges the exported model against thresholds, its ID-only twin and the model in service."""
+    from tfmm.evaluate import gate, report
+
+    train_pattern, eval_pattern = _patterns(examples)
+    models = {"id": f"{id_model.uri}/Format-Serving", "multimodal": f"{multimodal_model.uri}/Format-Serving"}
+    in_service = environments.newest_version(serving_dir)
+    if in_service is not None:
+        models["in_service"] = str(in_service)
+    judged = report.evaluate(models, train_pattern, eval_pattern, evaluation.uri)
+    verdict = gate.decide(judged, _config(config_lib.GateConfig, config))
+    (pathlib.Path(evaluation.uri) / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2))
+    blessing.set_int_custom_property("blessed", int(verdict.passed))
+    (pathlib.Path(blessing.uri) / ("BLESSED" if verdict.passed else "NOT_BLESSED")).touch()

@@ -1,0 +1,129 @@
+"""Where a run of the DAG finds its data, index and model folders.
+
+The stock `tfx` command passes nothing to a pipeline file, so a run is described by three variables:
+
+- `TFMM_WORKDIR`: everything that the run writes; default `tfmm_workdir` in the current folder.
+- `TFMM_DATA`: a folder of Parquet tables (`tfmm data schema`); without it the DAG makes the synthetic marketplace.
+- `TFMM_RUN`: a JSON file with a RunConfig; default the preset `small`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import typing
+
+from tfmm import config as config_lib
+from tfmm import presets
+
+PIPELINE_NAME = "tfmm"
+MODEL_NAME = "tfmm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """The folders and the settings of one run."""
+
+    workdir: pathlib.Path
+    data_dir: pathlib.Path | None
+    config: config_lib.RunConfig
+
+    @classmethod
+    def from_variables(cls, variables: typing.Mapping[str, str] = os.environ) -> Environment:
+        """Reads TFMM_WORKDIR, TFMM_DATA and TFMM_RUN."""
+        data = variables.get("TFMM_DATA")
+        run = variables.get("TFMM_RUN")
+        config = presets.small()
+        if run:
+            config = config_lib.from_dict(config_lib.RunConfig, json.loads(pathlib.Path(run).read_text()))
+        return cls(
+            workdir=pathlib.Path(variables.get("TFMM_WORKDIR", "tfmm_workdir")).resolve(),
+            data_dir=pathlib.Path(data).resolve() if data else None,
+            config=config,
+        )
+
+    def to_variables(self) -> dict[str, str]:
+        """Writes the settings to `run.json` in the workdir; returns the variables that describe this run."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        run = self.workdir / "run.json"
+        run.write_text(json.dumps(config_lib.to_dict(self.config), indent=2) + "\n")
+        variables = {"TFMM_WORKDIR": str(self.workdir), "TFMM_RUN": str(run)}
+        if self.data_dir is not None:
+            variables["TFMM_DATA"] = str(self.data_dir)
+        return variables
+
+    @property
+    def pipeline_root(self) -> pathlib.Path:
+        return self.workdir / "pipeline"
+
+    @property
+    def metadata_path(self) -> pathlib.Path:
+        return self.workdir / "metadata.sqlite"
+
+    @property
+    def index_path(self) -> pathlib.Path:
+        return self.workdir / "index" / "items.sqlite"
+
+    @property
+    def serving_dir(self) -> pathlib.Path:
+        return self.workdir / "serving" / MODEL_NAME
+
+    @property
+    def checkpoint_dir(self) -> pathlib.Path:
+        return self.workdir / "checkpoints"
+
+    @property
+    def progress_path(self) -> pathlib.Path:
+        return self.workdir / "progress.jsonl"
+
+
+def data_fingerprint(data_dir: pathlib.Path) -> str:
+    """Returns a hash of the names, sizes and times of the data's files: when it changes, the DAG runs anew."""
+    files = sorted(path for path in data_dir.rglob("*") if path.is_file())
+    facts = [(str(path.relative_to(data_dir)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def code_fingerprint(*packages: str) -> str:
+    """Returns a hash of the source of packages, so that TFX's cache never answers for code that has changed.
+
+    Args:
+        *packages: dotted names of modules or packages, such as `"tfmm.data"`.
+    """
+    digest = hashlib.sha256()
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ValueError(f"`packages` must name importable modules. Received: {package!r}.")
+        origin = pathlib.Path(spec.origin)
+        files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+        for path in files:
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def newest_version(serving_dir: str | pathlib.Path) -> pathlib.Path | None:
+    """Returns the newest complete model version (its saved_model.pb is copied last), or None."""
+    versions = [path.parent for path in pathlib.Path(serving_dir).glob("*/saved_model.pb") if path.parent.name.isdigit()]
+    return max(versions, key=lambda path: int(path.name), default=None)
+
+
+def latest_outputs(metadata_path: pathlib.Path) -> dict[str, str]:
+    """Returns the newest finished artifact of each node's output as {"Node.output": uri}."""
+    from ml_metadata import metadata_store
+    from ml_metadata.proto import metadata_store_pb2
+
+    connection = metadata_store_pb2.ConnectionConfig()
+    connection.sqlite.filename_uri = str(metadata_path)
+    connection.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READONLY
+    store = metadata_store.MetadataStore(connection)
+    artifacts = [a for a in store.get_artifacts() if a.state == metadata_store_pb2.Artifact.LIVE]
+    outputs = {}
+    for artifact in sorted(artifacts, key=lambda a: a.id):
+        parts = pathlib.PurePath(artifact.uri).parts  # .../<node>/<output>/<execution>
+        outputs[".".join(parts[-3:-1])] = artifact.uri
+    return outputs

@@ -1,0 +1,118 @@
+"""The batch DAG, the only one, for every runner: raw logs in, a pushed SavedModel out."""
+
+import dataclasses
+import json
+import pathlib
+
+from tfx import v1 as tfx
+
+from tfmm import config as config_lib
+from tfmm.data import schema
+from tfx_pipeline import artifact_types, components
+from tfx_pipeline.environments import PIPELINE_NAME, Environment, code_fingerprint, data_fingerprint
+
+# Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
+LOCAL_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
+
+_BASE = ("tfmm.config", "tfmm.features")
+_CODE = {
+    "data": (*_BASE, "tfmm.data"),
+    "pretrain": (*_BASE, "tfmm.layers", "tfmm.losses", "tfmm.metrics", "tfmm.training", "tfmm.pretrain"),
+    "index": (*_BASE, "tfmm.data", "tfmm.index"),
+    "make": (*_BASE, "tfmm.layers", "tfmm.metrics", "tfmm.training", "tfmm.index", "tfmm.make"),
+    "ctr": (*_BASE, "tfmm.layers", "tfmm.metrics", "tfmm.training", "tfmm.index", "tfmm.make", "tfmm.ctr",
+            "tfmm.saved_model", "tfmm.export"),
+    "evaluate": (*_BASE, "tfmm.metrics", "tfmm.evaluate"),
+    "preprocessing": (*_BASE, "tfx_pipeline.preprocessing"),
+}
+
+
+def _code(stage: str) -> str:
+    return code_fingerprint("tfx_pipeline.components", *_CODE[stage])
+
+
+def _json(config: object) -> str:
+    return json.dumps(config_lib.to_dict(config), sort_keys=True)
+
+
+def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...] = LOCAL_BEAM) -> tfx.dsl.Pipeline:
+    """Builds the DAG for the folders and settings of one environment.
+
+    Args:
+        environment: where data, index and models are, and the RunConfig.
+        beam_pipeline_args: for every Beam node.
+    Returns:
+        The pipeline, for LocalDagRunner or another TFX runner.
+    Raises:
+        ValueError: the named data has nothing to represent an item by.
+    """
+    config = environment.config
+    checkpoints, progress_path = environment.checkpoint_dir, str(environment.progress_path)
+
+    if environment.data_dir is None:
+        source = components.Marketplace(config=_json(config.marketplace), code=_code("data"))
+        dataset, modalities = source.outputs["dataset"], ("image", "text")
+    else:
+        source = tfx.dsl.Importer(
+            source_uri=str(environment.data_dir), artifact_type=artifact_types.Dataset,
+            custom_properties={"fingerprint": data_fingerprint(environment.data_dir)}).with_id("Dataset")
+        dataset, modalities = source.outputs["result"], schema.modalities(environment.data_dir)
+
+    check = components.DataCheck(dataset=dataset, code=_code("data"))
+    pairs = components.PairBuilder(dataset=dataset, report=check.outputs["report"], config=_json(config.pairs),
+                                   code=_code("data"))
+    scl = components.SCLTrainer(
+        pairs=pairs.outputs["pairs"], modalities=json.dumps([m for m in modalities if m != "vector"]),
+        image=_json(config.image), text=_json(config.text), checkpoint_dir=str(checkpoints / "scl"),
+        progress_path=progress_path, code=_code("pretrain"))
+    catalog = components.CatalogEmbedder(
+        dataset=dataset, encoders=scl.outputs["encoders"], index_path=str(environment.index_path),
+        modalities=json.dumps(modalities), code=_code("index"))
+    snapshot = catalog.outputs["snapshot"]
+
+    examples = components.ExampleGenerator(dataset=dataset, report=check.outputs["report"], config=_json(config.data),
+                                           code=_code("data"))
+    statistics = tfx.components.StatisticsGen(examples=examples.outputs["examples"])
+    feature_schema = components.FeatureSchema(max_behaviors=config.data.max_behaviors, code=_code("preprocessing"))
+    validator = tfx.components.ExampleValidator(statistics=statistics.outputs["statistics"],
+                                                schema=feature_schema.outputs["schema"])
+    transform = tfx.components.Transform(
+        examples=examples.outputs["examples"], schema=feature_schema.outputs["schema"],
+        preprocessing_fn="tfx_pipeline.preprocessing.preprocessing_fn", disable_statistics=True,
+        custom_config={"min_id_count": config.data.min_id_count, "code": _code("preprocessing")})
+    transformed = transform.outputs["transformed_examples"]
+
+    make = components.MAKETrainer(examples=transformed, snapshot=snapshot, config=_json(config.make),
+                                  checkpoint_dir=str(checkpoints / "make"), progress_path=progress_path,
+                                  code=_code("make"))
+    shared = {
+        "examples": transformed, "transform_graph": transform.outputs["transform_graph"], "dataset": dataset,
+        "export": _json(config.export), "max_behaviors": config.data.max_behaviors, "progress_path": progress_path,
+        "code": _code("ctr"),
+    }
+    id_trainer = components.CTRTrainer(
+        config=_json(dataclasses.replace(config.ctr, modalities=())), checkpoint_dir=str(checkpoints / "id"),
+        **shared).with_id("IDTrainer")
+    multimodal_trainer = components.CTRTrainer(
+        config=_json(dataclasses.replace(config.ctr, modalities=modalities)), snapshot=snapshot,
+        make=make.outputs["make"], checkpoint_dir=str(checkpoints / "multimodal"), **shared).with_id("MultimodalTrainer")
+
+    gate = components.ModelGate(
+        examples=examples.outputs["examples"], id_model=id_trainer.outputs["model"],
+        multimodal_model=multimodal_trainer.outputs["model"], serving_dir=str(environment.serving_dir),
+        config=_json(config.gate), code=_code("evaluate"))
+    pusher = tfx.components.Pusher(
+        model=multimodal_trainer.outputs["model"], model_blessing=gate.outputs["blessing"],
+        push_destination=tfx.proto.PushDestination(
+            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=str(environment.serving_dir))))
+
+    return tfx.dsl.Pipeline(
+        pipeline_name=PIPELINE_NAME,
+        pipeline_root=str(environment.pipeline_root),
+        components=[source, check, pairs, scl, catalog, examples, statistics, feature_schema, validator, transform,
+                    make, id_trainer, multimodal_trainer, gate, pusher],
+        enable_cache=True,
+        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
+            str(pathlib.Path(environment.metadata_path))),
+        beam_pipeline_args=list(beam_pipeline_args),
+    )
