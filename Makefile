@@ -15,7 +15,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 setup: $(STAMP)
 
-$(STAMP): requirements/set_up.sh requirements/py310.lock requirements/py312.lock .python-version setup.py
+$(STAMP): requirements/set_up.sh $(wildcard requirements/*.lock) .python-version setup.py
 	requirements/set_up.sh $(VENV)
 	touch $@
 
@@ -34,7 +34,7 @@ test-all: lint
 	$(MAKE) compat
 
 bench: $(STAMP)
-	benchmarks/run.sh
+	set -e; for script in benchmarks/*.py; do $(PYTHON) $$script; done
 
 compat: $(STAMP)
 	$(PYTHON) -m pytest -m compat
