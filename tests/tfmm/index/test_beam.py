@@ -1,0 +1,65 @@
+"""Tests of the catalog's embedding."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tfmm import features
+from tfmm.index import beam, encode, item_index, snapshot
+
+
+def test_catalog_is_embedded_and_faults_are_counted_apart(catalog, encoder_dirs, tmp_path):
+    counts = beam.embed_catalog(catalog, encoder_dirs, tmp_path / "index.sqlite", tmp_path / "dead")
+    assert counts == {"image": {"embedded": 7, "changed": 7, "rejected": 1, "missing": 2},
+                      "text": {"embedded": 10, "changed": 10, "rejected": 0, "missing": 0}}
+    (line,) = [line for path in (tmp_path / "dead").iterdir() for line in path.read_text().splitlines()]
+    assert json.loads(line) == {"item_id": int(features.fingerprint(["item-1"])[0]), "modality": "image",
+                                "reason": "image: cannot be decoded"}
+    with item_index.ItemIndex(tmp_path / "index.sqlite") as index:
+        taken = snapshot.take_snapshot(index)
+        shoes = features.fingerprint(["shoes"])[0]
+        ids = features.fingerprint([f"item-{n}" for n in range(10)])
+        np.testing.assert_array_equal(index.categories(ids), [shoes] * 9 + [0])
+    rows, scales, mask = taken["image"].lookup(ids)
+    np.testing.assert_array_equal(mask, [False, False, *[True] * 7, False])
+    wanted = encode.quantize(encode.load_encoder(encoder_dirs["image"])([f"image {n}" for n in range(7)]))
+    np.testing.assert_array_equal(rows[2:9], wanted[0])
+    np.testing.assert_array_equal(scales[2:9], wanted[1])
+
+
+def test_second_run_changes_nothing(catalog, encoder_dirs, tmp_path):
+    beam.embed_catalog(catalog, encoder_dirs, tmp_path / "index.sqlite")
+    counts = beam.embed_catalog(catalog, encoder_dirs, tmp_path / "index.sqlite")
+    assert counts["image"]["changed"] == counts["text"]["changed"] == 0
+    assert counts["text"]["embedded"] == 10
+
+
+def test_items_bring_their_own_vectors(tmp_path):
+    data_dir = tmp_path / "data" / "items"
+    data_dir.mkdir(parents=True)
+    vectors = [[3.0, -4.0], None, [1.0, 0.0], [1.0, 2.0, 3.0], [0.0, 0.0]]
+    pq.write_table(pa.table({"item_id": [1, 2, 3, 4, 5], "vector": pa.array(vectors, pa.list_(pa.float32()))}),
+                   data_dir / "part-0.parquet")
+    counts = beam.embed_catalog(tmp_path / "data", {}, tmp_path / "index.sqlite", tmp_path / "dead")
+    assert counts == {"vector": {"embedded": 2, "changed": 2, "rejected": 2, "missing": 1}}
+    reasons = {json.loads(line)["item_id"]: json.loads(line)["reason"]
+               for path in (tmp_path / "dead").iterdir() for line in path.read_text().splitlines()}
+    assert reasons == {4: "vector: must give 2 finite values", 5: "vector: is all zeros"}
+    with item_index.ItemIndex(tmp_path / "index.sqlite") as index:
+        table = snapshot.take_snapshot(index)["vector"]
+    assert table.encoder_version.startswith("given:")
+    assert table.ids.tolist() == [1, 3]
+    assert table.rows.tolist() == [[95, -127], [127, 0]]
+
+
+def test_an_encoder_of_another_modality_is_refused(catalog, encoder_dirs, tmp_path):
+    with pytest.raises(ValueError, match="holds an encoder of 'text'"):
+        beam.embed_catalog(catalog, {"image": encoder_dirs["text"]}, tmp_path / "index.sqlite")
+
+
+def test_nothing_to_embed_is_refused(catalog, tmp_path):
+    with pytest.raises(ValueError, match="must name an encoder"):
+        beam.embed_catalog(catalog, {}, tmp_path / "index.sqlite")

@@ -1,0 +1,181 @@
+"""The multimodal index table inside a SavedModel: looked up and written by signatures, with no custom op."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from tfmm.index import item_index, snapshot
+
+WRITTEN, STALE, WITHDRAWN, REFUSED = 0, 1, 2, 3  # statuses of `upsert`
+_SCALE_BYTES = 4
+
+
+class GraphTable(tf.Module):
+    """Item id -> int8 row and scale, as a hash table of slots and one variable of packed rows.
+
+    Each row holds its scale in its last four bytes, so that a reader never sees one without the other. Writers take
+    turns (a mutex in the graph), readers do not wait. Every resource lives on the CPU, beside the hash table.
+
+    Differs from the paper: servers there look embeddings up in a service; here changes are pushed to them.
+
+    Args:
+        modality: image, text or vector.
+        table: the snapshot that it starts from, or None to start empty.
+        dim: D.
+        capacity: the number of items that fit. The SavedModel holds all of it: (D + 12) * capacity bytes.
+        encoder_version: the only one whose rows are taken.
+    Raises:
+        ValueError: the snapshot does not fit `dim`, `capacity` or `encoder_version`.
+    """
+
+    def __init__(self, modality: str, table: snapshot.SnapshotTable | None, dim: int, capacity: int,
+                 encoder_version: str):
+        super().__init__(name=f"{modality}_table")
+        if not 0 < dim <= item_index.MAX_DIM:
+            raise ValueError(f"`dim` must lie in 1..{item_index.MAX_DIM}. Received: {dim}.")
+        if capacity < 1:
+            raise ValueError(f"`capacity` must be at least 1. Received: {capacity}.")
+        size = 0 if table is None else len(table)
+        if table is not None and (table.dim, table.encoder_version) != (dim, encoder_version):
+            raise ValueError(f"`table` must have dim {dim} and encoder version {encoder_version}. Received: "
+                             f"{table.dim}, {table.encoder_version}. Export with the model's own snapshot.")
+        if size > capacity:
+            raise ValueError(f"`capacity` must be at least the snapshot's {size} items. Received: {capacity}.")
+        self.modality, self.dim, self.capacity, self.encoder_version = modality, dim, capacity, encoder_version
+        packed, sequences = np.zeros([capacity, dim + _SCALE_BYTES], np.int8), np.zeros([capacity], np.int64)
+        if table is not None and size:
+            packed[:size, :dim], sequences[:size] = table.rows, table.sequences
+            packed[:size, dim:] = np.ascontiguousarray(table.scales, np.float32).view(np.int8).reshape(-1, _SCALE_BYTES)
+        with tf.device("/CPU:0"):
+            self._slots = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, default_value=-1)
+            self._packed = tf.Variable(packed, trainable=False, name="packed_rows")
+            self._sequences = tf.Variable(sequences, trainable=False, name="sequences")
+            self._used = tf.Variable(size, dtype=tf.int64, trainable=False, name="used_slots")
+            self._full = tf.Variable(capacity, dtype=tf.int64, trainable=False, name="full")
+            self._size = tf.Variable(size, dtype=tf.int64, trainable=False, name="size")
+            self._watermark = tf.Variable(table.watermark if table is not None else 0, dtype=tf.int64,
+                                          trainable=False, name="watermark")
+            if table is not None and size:
+                self._slots.insert(tf.constant(table.ids, tf.int64), tf.range(size, dtype=tf.int64))
+
+    @tf.autograph.experimental.do_not_convert
+    def lookup(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns the embeddings of items; call it outside XLA.
+
+        Args:
+            ids: int64 [...]; 0 is padding.
+        Returns:
+            int8 [..., D], float32 [...] and bool [...]; zeros, 0 and False where an item has no embedding.
+        """
+        with tf.device("/CPU:0"):
+            ids = tf.convert_to_tensor(ids, tf.int64)
+            slots = tf.ensure_shape(self._slots.lookup(ids), ids.shape)
+            packed = tf.gather(self._packed, tf.maximum(slots, 0))
+            mask = tf.logical_and(slots >= 0, _scales(packed, self.dim) > 0)
+            packed = tf.where(mask[..., None], packed, tf.zeros_like(packed))
+            return packed[..., :self.dim], _scales(packed, self.dim), mask
+
+    @tf.autograph.experimental.do_not_convert
+    def upsert(self, ids: tf.Tensor, rows: tf.Tensor, scales: tf.Tensor, sequences: tf.Tensor,
+               encoder_version: tf.Tensor) -> tf.Tensor:
+        """Writes embeddings; the newest sequence number of an item wins, in whatever order they come.
+
+        Args:
+            ids: int64 [n], none of them 0.
+            rows: int8 [n, D].
+            scales: float32 [n], 1 / norm of the row; 0 withdraws the item.
+            sequences: int64 [n], the index's sequence numbers.
+            encoder_version: string, [] or [n].
+        Returns:
+            int32 [n]: 0 written, 1 ignored, as the table holds this sequence or a newer one, 2 withdrawn,
+            3 refused, as another encoder made the row.
+        Raises:
+            OutOfRangeError: the new items do not fit; nothing of the call is written.
+            InvalidArgumentError: an id of 0, or rows, scales or sequences that do not fit the ids.
+        """
+        with tf.device("/CPU:0"):
+            ids = tf.convert_to_tensor(ids, tf.int64)
+            count = tf.shape(ids)[0]
+            rows = tf.ensure_shape(rows, [None, self.dim])
+            is_ours = tf.broadcast_to(tf.equal(encoder_version, self.encoder_version), [count])
+            checks = [
+                tf.debugging.assert_none_equal(ids, tf.zeros_like(ids), message="`ids` must not hold 0, which means padding."),
+                *(tf.debugging.assert_equal(tf.shape(values)[0], count,
+                                          message=f"`{name}` must hold one entry for each id.")
+                  for name, values in (("rows", rows), ("scales", scales), ("sequences", sequences)))]
+            with tf.control_dependencies([check for check in checks if check is not None]):
+                mutex = tf.raw_ops.MutexV2(shared_name=f"tfmm_{self.modality}_writers")
+                lock = tf.raw_ops.MutexLock(mutex=mutex)
+            with tf.control_dependencies([lock]):
+                statuses = self._upsert_alone(ids, rows, scales, sequences, is_ours, count)
+            with tf.control_dependencies([statuses]):
+                release = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+            with tf.control_dependencies([release] if release is not None else []):
+                return tf.identity(statuses)
+
+    def _upsert_alone(self, ids, rows, scales, sequences, is_ours, count):  # type: ignore[no-untyped-def]
+        slots = tf.ensure_shape(self._slots.lookup(ids), ids.shape)
+        stored = tf.gather(self._sequences, tf.maximum(slots, 0))
+        is_newer = tf.logical_or(slots < 0, sequences > stored)
+        is_written = tf.logical_and(is_newer, _is_newest_of_its_id(ids, sequences, is_ours))
+        written = tf.where(is_written)[:, 0]
+        slots = tf.gather(slots, written)
+        is_new = slots < 0
+        num_new = tf.math.count_nonzero(is_new)
+        with tf.control_dependencies([self._refuse_overflow(num_new)]):
+            new_slots = self._allocate(tf.cast(num_new, tf.int32))
+        slots = tf.tensor_scatter_nd_update(slots, tf.where(is_new), new_slots)
+        scales = tf.gather(scales, written)
+        old_scales = _scales(tf.gather(self._packed, slots), self.dim)
+        packed = tf.concat([tf.gather(rows, written), tf.bitcast(scales, tf.int8)], axis=1)
+        with tf.control_dependencies([old_scales]):
+            filled = [
+                tf.raw_ops.ResourceScatterUpdate(resource=self._packed.handle, indices=slots, updates=packed),
+                tf.raw_ops.ResourceScatterUpdate(resource=self._sequences.handle, indices=slots,
+                                                 updates=tf.gather(sequences, written))]
+        change = tf.cast(scales > 0, tf.int64) - tf.cast(tf.logical_and(~is_new, old_scales > 0), tf.int64)
+        ours = tf.where(is_ours, sequences, tf.zeros_like(sequences))
+        newest = tf.reduce_max(tf.concat([ours, self._watermark.read_value()[None]], axis=0))
+        with tf.control_dependencies([op for op in filled if op is not None]):  # readers find filled slots only
+            inserted = self._slots.insert(tf.boolean_mask(tf.gather(ids, written), is_new), new_slots)
+        with tf.control_dependencies([inserted] if inserted is not None else []):
+            updates = [self._size.assign_add(tf.reduce_sum(change)), self._watermark.assign(newest)]
+        with tf.control_dependencies(updates):
+            took = tf.scatter_nd(written[:, None], tf.where(scales > 0, WRITTEN + 1, WITHDRAWN + 1), [count])
+            return tf.where(is_ours, tf.where(took > 0, took - 1, STALE), REFUSED)
+
+    def _refuse_overflow(self, num_new: tf.Tensor) -> tf.Tensor:
+        """Raises OUT_OF_RANGE before anything is taken, where the new items do not fit."""
+        def refuse() -> tf.Tensor:
+            return tf.raw_ops.ResourceCountUpTo(resource=self._full.handle, limit=self.capacity, T=tf.int64)
+        is_full = self._used.read_value() + num_new > self.capacity
+        return tf.cond(is_full, refuse, lambda: tf.constant(0, tf.int64))
+
+    def _allocate(self, num_new: tf.Tensor) -> tf.Tensor:
+        """Takes slots one by one, each atomically: a read and a later write would let two items share a slot."""
+        def take(_: tf.Tensor) -> tf.Tensor:
+            return tf.raw_ops.ResourceCountUpTo(resource=self._used.handle, limit=self.capacity, T=tf.int64)
+        return tf.map_fn(take, tf.range(num_new), fn_output_signature=tf.int64, parallel_iterations=1)
+
+    def status(self) -> dict[str, tf.Tensor]:
+        """Returns scalars: `watermark` (newest sequence number taken), `size`, `capacity`, `encoder_version`."""
+        with tf.device("/CPU:0"):
+            return {"watermark": self._watermark.read_value(), "size": self._size.read_value(),
+                    "capacity": tf.constant(self.capacity, tf.int64),
+                    "encoder_version": tf.constant(self.encoder_version)}
+
+
+def _scales(packed: tf.Tensor, dim: int) -> tf.Tensor:
+    return tf.bitcast(packed[..., dim:], tf.float32)
+
+
+def _is_newest_of_its_id(ids: tf.Tensor, sequences: tf.Tensor, is_ours: tf.Tensor) -> tf.Tensor:
+    """Returns bool [n]: of the rows of ours with the same id, True for the newest, the last one of equals."""
+    unique, group = tf.unique(ids, out_idx=tf.int64)
+    count = tf.size(unique, tf.int64)
+    ranked = tf.where(is_ours, sequences, tf.fill(tf.shape(sequences), tf.int64.min))
+    is_newest = tf.logical_and(is_ours, ranked == tf.gather(tf.math.unsorted_segment_max(ranked, group, count), group))
+    order = tf.range(tf.size(ids, tf.int64))
+    last = tf.math.unsorted_segment_max(tf.where(is_newest, order, -tf.ones_like(order)), group, count)
+    return order == tf.gather(last, group)
