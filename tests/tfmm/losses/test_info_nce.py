@@ -1,0 +1,201 @@
+"""InfoNCE: by hand, against a loop transcribed from equation 1, its masks, its gradients and its errors."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmm.losses import InfoNCE, info_nce
+from tfmm.losses.info_nce import check_unit_vectors
+
+
+def unit(rng, rows, dim):
+    vectors = rng.normal(size=(rows, dim))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def equation_1(queries, positives, bank, temperature, keep):
+    """The formula, one query at a time in float64; keep[i] lists the slots of the bank that count for i."""
+    losses = []
+    for i, (query, positive) in enumerate(zip(queries.astype(float), positives.astype(float))):
+        own = math.exp(query @ positive / temperature)
+        losses.append(-math.log(own / (own + sum(math.exp(query @ bank[k] / temperature) for k in keep[i]))))
+    return np.array(losses)
+
+
+@pytest.fixture
+def vectors():
+    rng = np.random.default_rng(3)
+    return unit(rng, 6, 8), unit(rng, 6, 8), unit(rng, 21, 8)
+
+
+def test_equal_logits_give_log_of_one_plus_k():
+    query = np.array([[1.0, 0.0]], np.float32)
+    loss = info_nce(query, query, np.repeat(query, 196, axis=0), temperature=0.07)
+    assert float(loss[0]) == pytest.approx(math.log(1 + 196), rel=1e-6)
+
+
+def test_agrees_with_equation_1(vectors):
+    queries, positives, bank = vectors
+    expected = equation_1(queries, positives, bank, 0.07, [range(21)] * 6)
+    # float32 logits up to 14 carry about 1e-6 each
+    np.testing.assert_allclose(info_nce(queries, positives, bank, temperature=0.07), expected, rtol=1e-5)
+
+
+def test_temperature_inside_exp_does_not_cancel(vectors):
+    warm, cold = (np.asarray(info_nce(*vectors, temperature=t)) for t in (1.0, 0.1))
+    assert np.abs(warm - cold).min() > 0.01
+
+
+def test_in_batch_negatives_stand_beside_the_bank(vectors):
+    queries, positives, bank = vectors
+    everything = np.concatenate([bank, positives])
+    keep = [[k for k in range(27) if k != 21 + i] for i in range(6)]
+    expected = equation_1(queries, positives, everything, 0.2, keep)
+    loss = info_nce(queries, positives, bank, temperature=0.2, in_batch_negatives=True)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_in_batch_alone_equals_softmax_cross_entropy(vectors):
+    queries, positives, _ = vectors
+    logits = queries @ positives.T / 0.2
+    expected = tf.nn.sparse_softmax_cross_entropy_with_logits(np.arange(6), logits)
+    loss = info_nce(queries, positives, temperature=0.2, in_batch_negatives=True)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_false_negatives_and_unfilled_slots_are_left_out(vectors):
+    queries, positives, bank = vectors
+    ids, bank_ids = np.array([1, 2, 3, 1, 5, 6]), np.arange(21) % 9
+    filled = np.arange(21) < 17
+    bank[~filled] = np.nan
+    positive_and_bank = np.concatenate([np.where(filled[:, None], bank, 0.0), positives])
+    keep = [
+        [k for k in range(17) if bank_ids[k] != ids[i]] + [21 + j for j in range(6) if ids[j] != ids[i]]
+        for i in range(6)
+    ]
+    expected = equation_1(queries, positives, positive_and_bank, 0.3, keep)
+    loss = info_nce(
+        queries, positives, np.where(filled[:, None], bank, 0.0), temperature=0.3, in_batch_negatives=True,
+        positive_ids=ids, memory_bank_ids=bank_ids, memory_bank_mask=filled)  # fmt: skip
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_row_without_negatives_has_loss_and_gradient_zero(vectors):
+    queries, positives, bank = (tf.Variable(v) for v in vectors)
+    with tf.GradientTape() as tape:
+        loss = info_nce(queries, positives, bank, temperature=0.07, memory_bank_mask=np.zeros(21, bool))
+    assert np.all(loss == 0.0)
+    np.testing.assert_array_equal(tape.gradient(loss, queries), np.zeros((6, 8)))
+
+
+def test_gradients_agree_with_finite_differences(vectors):
+    queries, positives, bank = (tf.constant(v) for v in vectors)
+    log_temperature = tf.constant(math.log(0.2))
+
+    def loss_of(q, p, t):
+        return tf.reduce_sum(info_nce(q, p, bank, temperature=tf.exp(t), in_batch_negatives=True))
+
+    theory, numeric = tf.test.compute_gradient(loss_of, [queries, positives, log_temperature], delta=1e-2)
+    for computed, measured in zip(theory, numeric):
+        # central differences of step 0.01 in float32
+        np.testing.assert_allclose(computed, measured, atol=2e-3 * np.abs(measured).max())
+        assert np.abs(computed).max() > 0.01
+
+
+def test_memory_bank_gets_no_gradient(vectors):
+    queries, positives, bank = (tf.Variable(v) for v in vectors)
+    with tf.GradientTape() as tape:
+        loss = info_nce(queries, positives, bank, temperature=0.07)
+    assert tape.gradient(loss, bank) is None
+
+
+def test_bfloat16_bank_stays_close(vectors):
+    queries, positives, bank = vectors
+    exact = info_nce(queries, positives, bank, temperature=0.07)
+    rounded = info_nce(queries, positives, tf.cast(bank, tf.bfloat16), temperature=0.07)
+    assert rounded.dtype == tf.float32
+    np.testing.assert_allclose(rounded, exact, atol=0.06)  # a cosine to 2^-9, over the temperature
+
+
+def test_layer_learns_its_temperature_within_the_range(vectors):
+    layer = InfoNCE(temperature=0.011)
+    optimizer = keras.optimizers.SGD(100.0)
+    queries, positives, bank = vectors
+    with tf.GradientTape() as tape:
+        loss = layer(queries, positives, memory_bank=bank)
+    gradient = tape.gradient(loss, layer.trainable_variables)
+    assert float(gradient[0]) != 0.0
+    optimizer.apply(gradient, layer.trainable_variables)
+    assert math.exp(float(layer.log_temperature.value)) == pytest.approx(1.0)  # clipped at the top
+    assert float(layer(queries, queries, memory_bank=bank)) >= 0.0
+
+
+def test_layer_round_trips_its_config_and_ignores_the_policy(vectors):
+    config = {"temperature": 0.1, "learnable": False, "in_batch_negatives": True, "min_temperature": 0.05,
+              "max_temperature": 0.5, "check": True}  # fmt: skip
+    layer = InfoNCE(**config, dtype="mixed_bfloat16")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    assert {name: again.get_config()[name] for name in config} == config
+    assert again.trainable_variables == [] or not again.trainable
+    queries, positives, bank = vectors
+    loss = again(queries, positives, memory_bank=bank)
+    assert loss.dtype == tf.float32
+    expected = info_nce(queries, positives, bank, temperature=0.1, in_batch_negatives=True)
+    assert float(loss) == pytest.approx(float(tf.reduce_mean(expected)), rel=1e-6)
+
+
+def test_check_mode_refuses_nan_and_other_lengths(vectors):
+    queries, positives, bank = vectors
+    layer = InfoNCE(check=True)
+    with pytest.raises(ValueError, match=r"`positives` must be L2-normalized.*row 0 of length 2"):
+        layer(queries, 2 * positives, memory_bank=bank)
+    bank[4] = np.nan
+    with pytest.raises(ValueError, match=r"`memory_bank` must be L2-normalized.*row 4 of length nan"):
+        layer(queries, positives, memory_bank=bank)
+    check_unit_vectors("memory_bank", bank, np.arange(21) != 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"memory_bank": None}, r"at least one negative \(K >= 1\).*set `in_batch_negatives=True`"),
+        ({"memory_bank": np.zeros((0, 8), np.float32)}, "Received: K = 0"),
+        ({"memory_bank": np.zeros((3, 7), np.float32)}, r"with the D of `queries`, 8. Received: \(3, 7\)"),
+        (
+            {"queries": np.zeros((5, 8), np.float32)},
+            r"one positive per query. Received: \(5, 8\) and \(6, 8\)",
+        ),
+        ({"positives": np.zeros((6, 8, 1), np.float32)}, r"Received: \(6, 8\) and \(6, 8, 1\)"),
+        ({"temperature": 0.0}, "`temperature` must be a positive number. Received: 0.0. Learn its logarithm"),
+        ({"temperature": np.float32(-1)}, "Received: -1"),
+        ({"temperature": math.nan}, "Received: nan"),
+        ({"positive_ids": np.arange(6)}, "only one of them"),
+        ({"memory_bank_ids": np.arange(21)}, "only one of them"),
+        ({"memory_bank_mask": np.ones(20, bool)}, r"`memory_bank_mask` must be \[K\].*21. Received: \(20,\)"),
+        (
+            {"memory_bank": None, "in_batch_negatives": True, "memory_bank_mask": np.ones(20, bool)},
+            "Pass the bank",
+        ),
+    ],
+)
+def test_refuses(vectors, changes, match):
+    queries, positives, bank = vectors
+    arguments = {
+        "queries": queries,
+        "positives": positives,
+        "memory_bank": bank,
+        "temperature": 0.07,
+        **changes,
+    }
+    with pytest.raises(ValueError, match=match):
+        info_nce(**arguments)
+
+
+def test_layer_refuses_a_start_outside_the_range():
+    with pytest.raises(ValueError, match=r"\[0.01, 1.0\]. Received: 2.0. Widen the range"):
+        InfoNCE(temperature=2.0)
+    with pytest.raises(ValueError, match=r"`min_temperature` must be a positive number. Received: -1"):
+        InfoNCE(min_temperature=-1.0)

@@ -1,0 +1,80 @@
+"""GAUC: against a loop over users with scikit-learn, its three weightings, what it leaves out, its errors."""
+
+import hypothesis
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import strategies as st
+
+from tfmm.metrics import gauc, user_aucs
+
+
+def loop(labels, scores, users, weighting):
+    aucs, weights, left_out = [], [], 0
+    for user in sorted(set(users.tolist())):
+        mine = users == user
+        clicks = labels[mine].sum()
+        if clicks in (0, mine.sum()):
+            left_out += 1
+            continue
+        aucs.append(sklearn.metrics.roc_auc_score(labels[mine], scores[mine]))
+        weights.append({"impressions": mine.sum(), "users": 1, "clicks": clicks}[weighting])
+    return (np.average(aucs, weights=weights) if aucs else None), len(aucs), left_out
+
+
+@pytest.mark.parametrize("weighting", ["impressions", "users", "clicks"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_agrees_with_a_loop_over_users(weighting, dtype):
+    score = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(-2, 2))
+    row = st.tuples(st.integers(0, 1), score, st.sampled_from([-5, 0, 3, 2**62, 2**62 + 1]))
+
+    @hypothesis.given(st.lists(row, min_size=1, max_size=60))
+    def check(sample):
+        labels, scores, users = (np.array(column) for column in zip(*sample))
+        scores = scores.astype(dtype)
+        value, counted, left_out = loop(labels, scores, users, weighting)
+        hypothesis.assume(value is not None)
+        result = gauc(labels, scores, users, weighting)
+        assert result.value == pytest.approx(value, abs=1e-12)
+        assert (result.users, result.users_left_out) == (counted, left_out)
+        assert result.impressions + result.impressions_left_out == labels.size
+
+    check()
+
+
+def test_string_ids_and_shuffled_rows_give_the_same():
+    rng = np.random.default_rng(0)
+    users, labels, scores = rng.integers(0, 40, 900), rng.integers(0, 2, 900), rng.random(900)
+    expected = gauc(labels, scores, users)
+    order = rng.permutation(900)
+    assert gauc(labels[order], scores[order], np.char.add("u", users[order].astype(str))) == expected
+
+
+def test_gauc_does_not_see_what_tells_users_apart():
+    labels, users = np.array([1, 0, 1, 0]), np.array([1, 1, 2, 2])
+    scores = np.array([0.2, 0.1, 0.9, 0.8])  # user 2 scores higher throughout
+    assert gauc(labels, scores, users) == gauc(labels, scores - 0.7 * (users == 2), users)
+
+
+def test_user_aucs_come_in_order_of_id():
+    users = user_aucs([1, 0, 0, 1, 1], [0.9, 0.1, 0.5, 0.2, 0.7], [8, 8, 3, 3, 5])
+    assert users.user_ids.tolist() == [3, 5, 8]
+    np.testing.assert_array_equal(users.auc, [0.0, np.nan, 1.0])
+    assert users.impressions.tolist() == [2, 1, 2]
+    assert users.clicks.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "users", "weighting", "match"),
+    [
+        ([0, 1], [1, 2], "impressions", "both a click and a non-click. Received: 2 users with one class"),
+        ([0, 1], [1, 1], "sessions", "one of impressions, users, clicks. Received: 'sessions'"),
+        ([0, 1], [1], "users", "one id per label, 2. Received: shape"),
+        ([0, 1], [1.0, 1.0], "users", "integers or strings. Received: float64"),
+        ([0, 3], [1, 1], "users", "`labels` must be 0 or 1. Received: 3"),
+        ([], np.zeros(0, int), "users", "at least one row. Received: 0 rows"),
+    ],
+)
+def test_refuses(labels, users, weighting, match):
+    with pytest.raises(ValueError, match=match):
+        gauc(labels, np.linspace(0, 1, len(labels)), users, weighting)

@@ -1,0 +1,319 @@
+"""InfoNCE over a memory bank (section 3.3, equation 1), with a learnable temperature."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import typing
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfmm.losses.bank_logsumexp import MASKED_LOGIT, bank_logsumexp, same_id
+
+
+def info_nce(
+    queries: typing.Any,
+    positives: typing.Any,
+    memory_bank: typing.Any = None,
+    *,
+    temperature: typing.Any,
+    in_batch_negatives: bool = False,
+    positive_ids: typing.Any = None,
+    memory_bank_ids: typing.Any = None,
+    memory_bank_mask: typing.Any = None,
+) -> typing.Any:
+    """Computes the InfoNCE loss of each query against its positive and the memory bank (equation 1).
+
+    loss = -log(exp(q.k+ / t) / (exp(q.k+ / t) + sum over negatives of exp(q.k / t))), t the temperature: with
+    K negatives of equal logits it is log(1 + K). Gradients reach `queries`, `positives` and `temperature`;
+    wrap `positives` in `ops.stop_gradient` where a momentum encoder made them. The bank gets no gradient.
+
+    Differs from the paper: equation 1 as printed puts the temperature outside exp, where it cancels; here it
+    divides the dot product, as in the InfoNCE and MoCo papers that it cites. In-batch negatives beside the
+    bank and the masking of false negatives by id are options of ours, off by default; a slot of the bank that
+    was never filled can be masked.
+
+    Args:
+        queries: float [B, D], L2-normalized.
+        positives: float [B, D], L2-normalized; row i is the positive of query i.
+        memory_bank: float [K, D], L2-normalized negatives, K >= 1; None leaves the in-batch negatives alone.
+            A bfloat16 or float16 bank is multiplied in that type; everything else is float32.
+        temperature: positive float, or float scalar tensor that can be learned.
+        in_batch_negatives: True adds the positives of the other queries to the negatives.
+        positive_ids: optional int [B], item id of each positive: negatives with the same id are left out.
+        memory_bank_ids: int [K], item id of each slot; needed beside a bank where `positive_ids` is given.
+        memory_bank_mask: optional bool [K], True where the slot is filled.
+    Returns:
+        float32 [B], at least 0; 0 where every negative is masked.
+    Raises:
+        ValueError: no negatives at all (K = 0), temperature <= 0, ranks or dims that do not fit, ids without
+            a counterpart.
+
+    >>> import numpy as np
+    >>> query = np.array([[1.0, 0.0]])
+    >>> bank = np.array([[0.0, 1.0], [0.0, -1.0], [0.0, 1.0]])           # orthogonal: q.k = 0
+    >>> loss = info_nce(query, query, bank, temperature=0.5)             # -log(e^2 / (e^2 + 3))
+    >>> bool(abs(float(loss[0]) - np.log(1 + 3 * np.exp(-2))) < 1e-6)
+    True
+    """
+    _check_inputs(
+        queries,
+        positives,
+        memory_bank,
+        temperature,
+        in_batch_negatives,
+        positive_ids,
+        memory_bank_ids,
+        memory_bank_mask,
+    )
+    positives = ops.cast(positives, "float32")
+    scaled = ops.cast(queries, "float32") / ops.cast(temperature, "float32")  # [B, D]
+    positive_logit = ops.sum(scaled * positives, axis=-1)  # [B]
+    negatives = []
+    if memory_bank is not None:
+        negatives.append(bank_logsumexp(scaled, memory_bank, positive_ids, memory_bank_ids, memory_bank_mask))
+    if in_batch_negatives:
+        negatives.append(_in_batch_logsumexp(scaled, positives, positive_ids))
+    negative_logit = negatives[0] if len(negatives) == 1 else ops.logaddexp(*negatives)
+    return ops.softplus(negative_logit - positive_logit)
+
+
+def _in_batch_logsumexp(scaled: typing.Any, positives: typing.Any, positive_ids: typing.Any) -> typing.Any:
+    logits = ops.matmul(scaled, ops.transpose(positives))  # [B, B]
+    rows = ops.arange(ops.shape(logits)[0])
+    excluded = same_id(rows, rows)
+    if positive_ids is not None:
+        excluded = ops.logical_or(excluded, same_id(positive_ids, positive_ids))
+    return ops.logsumexp(ops.where(excluded, MASKED_LOGIT, logits), axis=-1)
+
+
+def _check_inputs(
+    queries,
+    positives,
+    memory_bank,
+    temperature,
+    in_batch_negatives,
+    positive_ids,
+    memory_bank_ids,
+    memory_bank_mask,
+) -> None:
+    query_shape, positive_shape = tuple(queries.shape), tuple(positives.shape)
+    if len(query_shape) != 2 or len(positive_shape) != 2 or not _agree(query_shape, positive_shape):
+        raise ValueError(
+            "`queries` and `positives` must both be [B, D], one positive per query. "
+            f"Received: {query_shape} and {positive_shape}."
+        )
+    if memory_bank is None:
+        if not in_batch_negatives:
+            raise ValueError(
+                "InfoNCE needs at least one negative (K >= 1). Received: no `memory_bank` and "
+                "`in_batch_negatives=False`. Pass a memory bank, or set `in_batch_negatives=True`."
+            )
+        if memory_bank_ids is not None or memory_bank_mask is not None:
+            raise ValueError(
+                "`memory_bank_ids` and `memory_bank_mask` describe a `memory_bank`. Received: none. "
+                "Pass the bank too, or leave them out."
+            )
+    else:
+        _check_bank(query_shape, tuple(memory_bank.shape), positive_ids, memory_bank_ids, memory_bank_mask)
+    check_positive("temperature", temperature)
+
+
+def _check_bank(query_shape, bank_shape, positive_ids, memory_bank_ids, memory_bank_mask) -> None:
+    if len(bank_shape) != 2 or not _agree(query_shape[1:], bank_shape[1:]):
+        raise ValueError(
+            f"`memory_bank` must be [K, D] with the D of `queries`, {query_shape[1]}. Received: {bank_shape}."
+        )
+    if bank_shape[0] == 0:
+        raise ValueError(
+            "`memory_bank` must hold at least one slot (K >= 1). Received: K = 0. Pass None and set "
+            "`in_batch_negatives=True` to train without a bank."
+        )
+    if (positive_ids is None) != (memory_bank_ids is None):
+        raise ValueError(
+            "False negatives are masked by comparing `positive_ids` [B] with `memory_bank_ids` [K]. "
+            "Received: only one of them. Pass both, or neither."
+        )
+    for name, column in (("memory_bank_ids", memory_bank_ids), ("memory_bank_mask", memory_bank_mask)):
+        if column is not None and not _agree(tuple(column.shape), bank_shape[:1]):
+            raise ValueError(
+                f"`{name}` must be [K] with the K of `memory_bank`, {bank_shape[0]}. "
+                f"Received: {tuple(column.shape)}."
+            )
+
+
+def _agree(left: tuple, right: tuple) -> bool:
+    return len(left) == len(right) and all(a is None or b is None or a == b for a, b in zip(left, right))
+
+
+def check_positive(name: str, value: typing.Any) -> None:
+    """Refuses a Python or NumPy number that is not positive and finite; a tensor is left to its owner."""
+    if isinstance(value, (numbers.Real, np.ndarray)):
+        number = float(value)
+        if not (number > 0.0 and math.isfinite(number)):
+            raise ValueError(
+                f"`{name}` must be a positive number. Received: {value!r}. Learn its logarithm and "
+                "pass the exponential to keep it positive."
+            )
+
+
+@keras.saving.register_keras_serializable("tfmm")
+class LogTemperatureRange(keras.constraints.Constraint):
+    """Keeps a log temperature inside [log(min), log(max)] after each step; the gradient is left alone."""
+
+    def __init__(self, min_temperature: float, max_temperature: float) -> None:
+        self.min_temperature = min_temperature
+        self.max_temperature = max_temperature
+
+    def __call__(self, value):
+        return ops.clip(value, math.log(self.min_temperature), math.log(self.max_temperature))
+
+    def get_config(self) -> dict[str, typing.Any]:
+        return {"min_temperature": self.min_temperature, "max_temperature": self.max_temperature}
+
+
+@keras.saving.register_keras_serializable("tfmm")
+class InfoNCE(keras.layers.Layer):
+    """Averages the InfoNCE loss of a batch and owns the learnable temperature (equation 1).
+
+    The temperature is learned through its logarithm and kept in [`min_temperature`, `max_temperature`] by a
+    constraint that the optimizer applies. Leave the weight `log_temperature` out of weight decay.
+
+    Args:
+        temperature: where the learning starts; positive.
+        learnable: False freezes it.
+        in_batch_negatives: True adds the positives of the other queries to the negatives.
+        min_temperature: 0.01 as in CLIP.
+        max_temperature: 1 by default.
+        check: True refuses NaN and vectors that are not of length 1 (to 1e-3). It reads the values, so it
+            works in eager steps only, and it costs one pass over the bank.
+
+    Call with `queries`, `positives` float [B, D], and as wanted `memory_bank` float [K, D], `positive_ids`
+    int [B], `memory_bank_ids` int [K], `memory_bank_mask` bool [K], as in `info_nce`. Returns a float32
+    scalar.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        learnable: bool = True,
+        in_batch_negatives: bool = False,
+        min_temperature: float = 0.01,
+        max_temperature: float = 1.0,
+        check: bool = False,
+        **kwargs: typing.Any,
+    ) -> None:
+        super().__init__(autocast=False, **kwargs)
+        for name, value in (
+            ("temperature", temperature),
+            ("min_temperature", min_temperature),
+            ("max_temperature", max_temperature),
+        ):
+            check_positive(name, value)
+        if not min_temperature <= temperature <= max_temperature:
+            raise ValueError(
+                f"`temperature` must lie in [`min_temperature`, `max_temperature`] = "
+                f"[{min_temperature}, {max_temperature}]. Received: {temperature}. Widen the range."
+            )
+        self.temperature = temperature
+        self.learnable = learnable
+        self.in_batch_negatives = in_batch_negatives
+        self.min_temperature = min_temperature
+        self.max_temperature = max_temperature
+        self.check = check
+
+    def build(
+        self,
+        queries_shape,
+        positives_shape=None,
+        memory_bank_shape=None,
+        positive_ids_shape=None,
+        memory_bank_ids_shape=None,
+        memory_bank_mask_shape=None,
+    ) -> None:
+        self.log_temperature = self.add_weight(
+            name="log_temperature",
+            shape=(),
+            dtype="float32",
+            autocast=False,
+            trainable=self.learnable,
+            initializer=keras.initializers.Constant(math.log(self.temperature)),
+            constraint=LogTemperatureRange(self.min_temperature, self.max_temperature),
+        )
+        self.built = True
+
+    def call(
+        self,
+        queries,
+        positives,
+        memory_bank=None,
+        positive_ids=None,
+        memory_bank_ids=None,
+        memory_bank_mask=None,
+    ):
+        if self.check:
+            for name, vectors in (
+                ("queries", queries),
+                ("positives", positives),
+                ("memory_bank", memory_bank),
+            ):
+                check_unit_vectors(name, vectors, memory_bank_mask if name == "memory_bank" else None)
+        losses = info_nce(
+            queries,
+            positives,
+            memory_bank,
+            temperature=ops.exp(self.log_temperature),
+            in_batch_negatives=self.in_batch_negatives,
+            positive_ids=positive_ids,
+            memory_bank_ids=memory_bank_ids,
+            memory_bank_mask=memory_bank_mask,
+        )
+        return ops.mean(losses)
+
+    def compute_output_shape(
+        self,
+        queries_shape,
+        positives_shape=None,
+        memory_bank_shape=None,
+        positive_ids_shape=None,
+        memory_bank_ids_shape=None,
+        memory_bank_mask_shape=None,
+    ):
+        return ()
+
+    def get_config(self) -> dict[str, typing.Any]:
+        names = (
+            "temperature",
+            "learnable",
+            "in_batch_negatives",
+            "min_temperature",
+            "max_temperature",
+            "check",
+        )
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def check_unit_vectors(name: str, vectors: typing.Any, mask: typing.Any = None) -> None:
+    """Refuses NaN and rows whose length is not 1 to 1e-3.
+
+    Args:
+        name: how the error calls the argument.
+        vectors: float [n, D], readable (eager), or None.
+        mask: optional bool [n], True where the row counts.
+    Raises:
+        ValueError: a row that is not a unit vector.
+    """
+    if vectors is None:
+        return
+    norms = np.linalg.norm(np.asarray(ops.convert_to_numpy(ops.cast(vectors, "float32"))), axis=-1)
+    wrong = ~(np.abs(norms - 1.0) <= 1e-3)
+    if mask is not None:
+        wrong &= np.asarray(ops.convert_to_numpy(mask)).astype(bool)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(
+            f"`{name}` must be L2-normalized: every row of length 1. Received: row {row} of length "
+            f"{norms[row]}. Divide each row by its length, and leave zero and NaN rows out."
+        )

@@ -1,0 +1,164 @@
+"""Group AUC: the AUC inside each user, averaged over users."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from tfmm.metrics.auc import score_keys
+from tfmm.metrics.inputs import binary_labels, finite_scores
+
+WEIGHTINGS = ("impressions", "users", "clicks")
+
+
+@dataclasses.dataclass(frozen=True)
+class GAUCResult:
+    """GAUC and how much of the data it stands on."""
+
+    value: float
+    users: int  # users with both classes, who count
+    users_left_out: int  # users with one class only
+    impressions: int  # of the users who count
+    impressions_left_out: int
+
+
+@dataclasses.dataclass(frozen=True)
+class UserAUC:
+    """AUC per user; all arrays [users], in the order of `user_ids`."""
+
+    user_ids: np.ndarray
+    auc: np.ndarray  # float64, NaN where the user has one class only
+    impressions: np.ndarray  # int64
+    clicks: np.ndarray  # int64
+
+    def weights(self, weighting: str) -> np.ndarray:
+        """Returns float64 [users]: what each user counts, 0 where the AUC is NaN."""
+        check_weighting(weighting)
+        counts = {"impressions": self.impressions, "clicks": self.clicks, "users": np.ones(self.auc.size)}[
+            weighting
+        ]
+        return np.where(np.isnan(self.auc), 0.0, counts)
+
+    def gauc(self, weighting: str = "impressions") -> GAUCResult:
+        """Averages over users (see `gauc`).
+
+        Raises:
+            ValueError: no user has both classes.
+        """
+        weights = self.weights(weighting)
+        counted = weights > 0
+        if not counted.any():
+            raise ValueError(
+                f"GAUC needs at least one user with both a click and a non-click. Received: "
+                f"{self.auc.size} users with one class each. Widen the sample."
+            )
+        impressions = int(self.impressions[counted].sum())
+        return GAUCResult(
+            value=float(np.average(self.auc[counted], weights=weights[counted])),
+            users=int(counted.sum()),
+            users_left_out=int((~counted).sum()),
+            impressions=impressions,
+            impressions_left_out=int(self.impressions.sum()) - impressions,
+        )
+
+
+def gauc(
+    labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayLike, weighting: str = "impressions"
+) -> GAUCResult:
+    """Computes the mean over users of the AUC inside each user (section 6.1.4).
+
+    Users with clicks only, or none, have no AUC: they are left out and counted. Ties count one half.
+
+    Args:
+        labels: 0 or 1, [n].
+        scores: finite floats [n]; probabilities or logits.
+        user_ids: integers or strings [n]; rows of a user need not be adjacent.
+        weighting: "impressions" (default, as in the paper's references) weighs a user by impressions,
+            "clicks" by clicks, "users" counts each user once.
+    Returns:
+        GAUCResult: the value in [0, 1], users counted and users left out.
+    Raises:
+        ValueError: labels other than 0 and 1, a score that is not finite, an unknown weighting, or no user
+            with both classes.
+
+    >>> labels, scores = [1, 0, 0, 1, 0, 1], [0.9, 0.1, 0.5, 0.2, 0.3, 0.7]
+    >>> gauc(labels, scores, [7, 7, 7, 8, 8, 9])          # user 7: 1, 3 rows; user 8: 0, 2 rows; 9 left out
+    GAUCResult(value=0.6, users=2, users_left_out=1, impressions=5, impressions_left_out=1)
+    """
+    check_weighting(weighting)
+    return user_aucs(labels, scores, user_ids).gauc(weighting)
+
+
+def user_aucs(labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayLike) -> UserAUC:
+    """Computes the exact AUC of every user with one sort over all rows.
+
+    Args:
+        labels: 0 or 1, [n].
+        scores: finite floats [n].
+        user_ids: integers or strings [n].
+    Returns:
+        UserAUC, users in ascending order of id.
+    Raises:
+        ValueError: as `gauc`.
+    """
+    clicked = binary_labels(labels)
+    if clicked.size == 0:
+        raise ValueError("GAUC needs at least one row. Received: 0 rows.")
+    values = finite_scores("scores", scores, clicked.size)
+    ids, users = user_index(user_ids, clicked.size)
+    keys = users.astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= score_keys(values)
+    keys <<= np.uint64(1)
+    keys |= clicked
+    keys.sort()  # by user, then score, then label
+    clicks = (keys & np.uint64(1)).astype(bool)
+    keys >>= np.uint64(1)
+    ends = np.flatnonzero(np.concatenate((keys[1:] != keys[:-1], [True])))  # last row of each tie
+    owner = (keys[ends] >> np.uint64(32)).astype(np.int64)
+    clicked_to_end = np.cumsum(clicks, dtype=np.int64)[ends]
+    others_to_end = ends + 1 - clicked_to_end
+    clicked_here = np.diff(clicked_to_end, prepend=0)
+    others_before = np.concatenate(([0], others_to_end[:-1]))
+    first = np.searchsorted(owner, np.arange(ids.size))  # every user has a row
+    last = np.concatenate((first[1:], [ends.size])) - 1
+    before_user = others_before[first]
+    twice_won = np.add.reduceat(clicked_here * (others_before + others_to_end), first)
+    positives = np.add.reduceat(clicked_here, first)
+    negatives = others_to_end[last] - before_user
+    twice_won = twice_won - 2 * before_user * positives
+    with np.errstate(invalid="ignore"):
+        return UserAUC(ids, twice_won / (2 * positives * negatives), positives + negatives, positives)
+
+
+def user_index(user_ids: npt.ArrayLike, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers users from 0.
+
+    Args:
+        user_ids: integers or strings [n].
+        size: n.
+    Returns:
+        the distinct ids, ascending, and int64 [n], the place of each row's user among them.
+    Raises:
+        ValueError: another length, or ids that are neither integers nor strings.
+    """
+    array = np.asarray(user_ids)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.shape != (size,):
+        raise ValueError(f"`user_ids` must have one id per label, {size}. Received: shape {array.shape}.")
+    if array.dtype.kind not in "iuUSO":
+        raise ValueError(
+            f"`user_ids` must be integers or strings. Received: {array.dtype}. Floats cannot hold "
+            "64-bit ids; keep them integers."
+        )
+    ids, index = np.unique(array, return_inverse=True)
+    return ids, index
+
+
+def check_weighting(weighting: str) -> None:
+    """Refuses an unknown GAUC weighting."""
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"`weighting` must be one of {', '.join(WEIGHTINGS)}. Received: {weighting!r}.")
