@@ -1,0 +1,1 @@
+"""Semantic-aware contrastive pre-training of item encoders (section 3)."""

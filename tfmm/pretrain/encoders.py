@@ -1,0 +1,150 @@
+"""Item encoders: one image or text in, one unit vector out; the same graph in training and in service."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import typing
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from tfmm import config as config_lib
+from tfmm import saved_model
+from tfmm.config import SCLConfig
+from tfmm.pretrain import images, texts
+
+Features = tuple[tf.Tensor, ...]
+HEAD_CHANNELS = 32
+STAGES = 3
+
+
+class Encoder(tf.Module):
+    """Encodes raw content in three steps: `prepare` decodes, `finish` makes features, the Keras `model` vectors.
+
+    Args:
+        config: its modality, sizes and seed shape the encoder.
+    """
+
+    def __init__(self, config: SCLConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = self.build_model()
+
+    def build_model(self) -> keras.Model:
+        """Returns a new Keras model: features -> float32 [B, D], L2-normalized; seeded weights."""
+        raise NotImplementedError
+
+    def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:
+        """Returns decoded contents, compact enough to keep, and bool [B], True where a content can be used."""
+        raise NotImplementedError
+
+    def finish(self, prepared: Features) -> Features:
+        """Returns what the model takes."""
+        return prepared
+
+    def augment(self, features: Features, seed: tf.Tensor) -> Features:
+        """Returns the features, varied at random as seed int [2] says."""
+        raise NotImplementedError
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="content")])
+    def encode(self, content: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Encodes string [B]: {"vector": float32 [B, D], of length 1; zeros where the content cannot be used}."""
+        prepared, valid = self.prepare(content)
+        vector = self.model(list(self.finish(prepared)), training=False)
+        return {"vector": tf.where(valid[:, None], vector, tf.zeros_like(vector))}
+
+    def version(self) -> str:
+        """Returns 16 hex digits that change with any weight or setting that changes a vector."""
+        settings = {name: value for name, value in config_lib.to_dict(self.config).items()
+                    if name in ("modality", "dim", "image_size", "width", "text_buckets")}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for weight in self.model.get_weights():
+            digest.update(np.ascontiguousarray(weight).tobytes())
+        return digest.hexdigest()[:16]
+
+    def export(self, output_dir: str | os.PathLike[str]) -> None:
+        """Writes a SavedModel; `serving_default` takes `content` string [B] and gives `vector` float32 [B, D]."""
+        saved_model.save(self, {"serving_default": self.encode}, output_dir)
+
+
+class ImageEncoder(Encoder):
+    """A small pre-activation ResNet with a flat head: where in the picture something is counts.
+
+    Three stages of one basic block each, of `width`, 2 `width` and 4 `width` channels; then 1x1 convolution to 32,
+    flatten, dense to D.
+    """
+
+    def build_model(self) -> keras.Model:
+        seeds = itertools.count(self.config.seed * 1000)
+
+        def conv(x, channels, kernel, strides=1):
+            initializer = keras.initializers.HeNormal(seed=next(seeds))
+            return keras.layers.Conv2D(channels, kernel, strides, "same", use_bias=False,
+                                       kernel_initializer=initializer)(x)
+
+        def activate(x):
+            # The moving mean must follow within one epoch of a small catalog.
+            return keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
+
+        size, width = self.config.image_size, self.config.width
+        pixels = keras.Input((size, size, 3), name="pixels")
+        x = conv(pixels, width, 3, 2)
+        for stage in range(STAGES):
+            channels, strides = width * 2**stage, 1 if stage == 0 else 2
+            y = activate(x)
+            shortcut = x if x.shape[-1] == channels and strides == 1 else conv(y, channels, 1, strides)
+            x = keras.layers.Add()([shortcut, conv(activate(conv(y, channels, 3, strides)), channels, 3)])
+        x = activate(conv(activate(x), HEAD_CHANNELS, 1))
+        x = keras.layers.Dense(self.config.dim, kernel_initializer=keras.initializers.GlorotUniform(next(seeds)))(
+            keras.layers.Flatten()(x))
+        return keras.Model([pixels], keras.layers.UnitNormalization(name="vector")(x), name="image_encoder")
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:
+        pixels, valid = images.decode_images(contents, self.config.image_size)
+        return (pixels,), valid
+
+    def finish(self, prepared: Features) -> Features:
+        return (tf.cast(prepared[0], tf.float32) / 255.0,)
+
+    def augment(self, features: Features, seed: tf.Tensor) -> Features:
+        return (images.augment_images(features[0], seed),)
+
+
+class TextEncoder(Encoder):
+    """The weighted sum of learned vectors of hashed words, word pairs and character n-grams."""
+
+    def build_model(self) -> keras.Model:
+        dim = self.config.dim
+        tokens = keras.Input((None,), dtype="int32", name="tokens")
+        weights = keras.Input((None,), name="weights")
+        initializer = keras.initializers.RandomNormal(stddev=dim**-0.5, seed=self.config.seed)
+        vectors = keras.layers.Embedding(self.config.text_buckets + 1, dim, embeddings_initializer=initializer,
+                                         name="token_embedding")(tokens)
+        total = ops.einsum("bt,btd->bd", weights, vectors)
+        return keras.Model([tokens, weights], keras.layers.UnitNormalization(name="vector")(total),
+                           name="text_encoder")
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:
+        tokens, weights = texts.hash_texts(contents, self.config.text_buckets)
+        return (tokens, weights), tf.reduce_any(tokens > 0, axis=-1)
+
+    def augment(self, features: Features, seed: tf.Tensor) -> Features:
+        tokens, weights = features
+        kept = tf.random.stateless_uniform(tf.shape(weights), seed) >= TOKEN_DROPOUT
+        return tokens, weights * tf.cast(kept, tf.float32)
+
+
+TOKEN_DROPOUT = 0.1
+
+
+def make_encoder(config: SCLConfig) -> Encoder:
+    """Returns an encoder with fresh weights for `config.modality`."""
+    kinds: dict[str, typing.Callable[[SCLConfig], Encoder]] = {"image": ImageEncoder, "text": TextEncoder}
+    return kinds[config.modality](config)

@@ -1,0 +1,128 @@
+"""Query -> purchased item pairs in memory: every distinct content once, decoded once where it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from tfmm.pretrain.encoders import Encoder, Features
+
+NONE = -1  # no hard negative
+PREPARE_CHUNK = 512
+MAX_PREPARED_BYTES = 2 * 2**30  # beyond that contents are prepared batch by batch, again in every epoch
+COLUMNS = ("query", "positive", "negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairTable:
+    """Pairs as row numbers into one list of distinct contents.
+
+    Attributes:
+        contents: the distinct images or texts, as bytes.
+        query: int64 [n], row in `contents`.
+        positive: int64 [n].
+        negative: int64 [n], -1 where the pair has no hard negative.
+        item_ids: int64 [n], fingerprint of the positive's item id.
+    """
+
+    contents: list[bytes]
+    query: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    item_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    @property
+    def has_negatives(self) -> bool:
+        return bool((self.negative != NONE).any())
+
+    def without(self, unusable: np.ndarray) -> PairTable:
+        """Leaves out the pairs whose query or positive is unusable, and unusable negatives; bool [contents]."""
+        kept = ~(unusable[self.query] | unusable[self.positive])
+        negative = np.where((self.negative != NONE) & unusable[self.negative], NONE, self.negative)
+        return dataclasses.replace(self, query=self.query[kept], positive=self.positive[kept],
+                                   negative=negative[kept], item_ids=self.item_ids[kept])
+
+
+def read_pairs(path: pathlib.Path) -> PairTable:
+    """Reads a Parquet file of pairs: query, positive, negative (binary or string, negative nullable),
+    positive_item_id.
+
+    Raises:
+        ValueError: a column is missing, or a query, positive or item id is null.
+    """
+    if not path.exists():
+        raise ValueError(f"`pairs_dir` must hold train.parquet and heldout.parquet, as build_pairs writes them. "
+                         f"Missing: {path}.")
+    table = pq.read_table(path)
+    missing = [name for name in (*COLUMNS[:2], "positive_item_id") if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{path} must have the columns query, positive and positive_item_id. Missing: {missing}.")
+    for name in ("query", "positive", "positive_item_id"):
+        if table[name].null_count:
+            raise ValueError(f"{path}: column {name!r} must have no null. Received: {table[name].null_count} nulls.")
+    columns = [table[name].combine_chunks().cast(pa.large_binary()) if name in table.column_names
+               else pa.nulls(len(table), pa.large_binary()) for name in COLUMNS]
+    encoded = pa.concat_arrays(columns).dictionary_encode()
+    rows = encoded.indices.fill_null(NONE).to_numpy().astype(np.int64).reshape(len(COLUMNS), len(table))
+    item_ids = table["positive_item_id"].to_numpy().astype(np.int64)
+    return PairTable(encoded.dictionary.to_pylist(), rows[0], rows[1], rows[2], item_ids)
+
+
+class ContentTable:
+    """Makes batches of features from rows of the contents; prepared once and kept where that fits in memory.
+
+    Args:
+        encoder: knows how to preprocess.
+        contents: the distinct contents.
+        max_prepared_bytes: the memory that prepared features may take.
+    Attributes:
+        valid: bool [n], True where a content can be used.
+    """
+
+    def __init__(self, encoder: Encoder, contents: list[bytes], max_prepared_bytes: int = MAX_PREPARED_BYTES) -> None:
+        self.encoder = encoder
+        self._contents = contents
+        chunks, valid, size = [], [], 0
+        for start in range(0, len(contents), PREPARE_CHUNK):
+            features, usable = encoder.prepare(tf.constant(contents[start:start + PREPARE_CHUNK], tf.string))
+            valid.append(usable.numpy())
+            size += sum(feature.numpy().nbytes for feature in features)
+            if size <= max_prepared_bytes:
+                chunks.append([feature.numpy() for feature in features])
+        self.valid = np.concatenate(valid) if valid else np.zeros(0, bool)
+        self.is_prepared = size <= max_prepared_bytes
+        self._prepared = tuple(tf.constant(_stack(columns)) for columns in zip(*chunks)) if self.is_prepared else ()
+        self._raw = None if self.is_prepared else tf.constant(contents, tf.string)
+
+    def fetch(self, rows: tf.Tensor) -> Features:
+        """Returns what the model takes for int64 [B] rows of the contents; works inside tf.data."""
+        if self.is_prepared:
+            return self.encoder.finish(tuple(tf.gather(column, rows) for column in self._prepared))
+        return self.encoder.finish(self.encoder.prepare(tf.gather(self._raw, rows))[0])
+
+
+def _stack(chunks: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Joins chunks [n, T, ...] of different T, padded with 0."""
+    if chunks[0].ndim == 2:
+        longest = max(chunk.shape[1] for chunk in chunks)
+        chunks = tuple(np.pad(chunk, [(0, 0), (0, longest - chunk.shape[1])]) for chunk in chunks)
+    return np.concatenate(chunks)
+
+
+def content_hash(*paths: pathlib.Path) -> str:
+    """Returns a hash of the files' bytes."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""Texts on their way into an encoder: words, pairs of words and character n-grams, hashed."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+MAX_TOKENS = 256
+CHARACTER_NGRAMS = (3, 4)
+WORD_PAIR_WEIGHT = 0.5
+
+
+def hash_texts(contents: tf.Tensor, buckets: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Hashes texts to weighted tokens, in a graph, on raw UTF-8.
+
+    Letters are lowered; all but letters, digits, marks and pictographs separates words; each Chinese or Japanese
+    character is a word. Invalid UTF-8 is read as separators.
+
+    Args:
+        contents: string [B], UTF-8.
+        buckets: int, number of hash buckets.
+    Returns:
+        tokens int32 [B, T] in 1..buckets, 0 where padded, T at most 256 (words first, then pairs of neighbors, then
+        the 3- and 4-grams inside words); weights float32 [B, T]: 1 for a word, 0.5 for a pair, 1 / sqrt(n) for each
+        of the n n-grams of one length of a word, 0 for padding.
+
+    >>> tokens, weights = hash_texts(tf.constant(["Red mug", ""]), 1000)
+    >>> tokens.shape, [float(w) for w in weights[0, :3]], float(tf.reduce_sum(weights[1]))
+    (TensorShape([2, 13]), [1.0, 1.0, 0.5], 0.0)
+    """
+    text = tf.strings.unicode_transcode(contents, "UTF-8", "UTF-8", errors="replace", replacement_char=32)
+    text = tf.strings.lower(text, encoding="utf-8")
+    text = tf.strings.regex_replace(text, r"[^\p{L}\p{N}\p{M}\p{So}]+", " ")
+    text = tf.strings.regex_replace(text, r"(\p{Han}|\p{Hiragana}|\p{Katakana})", r" \1 ")
+    words = tf.strings.split(text)  # ragged [B, words]
+    pairs = tf.strings.ngrams(words, 2, separator=" ")
+    characters = tf.strings.unicode_split(tf.strings.join(["<", words, ">"]), "UTF-8")  # ragged [B, words, characters]
+    tokens = [tf.strings.join(["w:", words]), tf.strings.join(["p:", pairs])]
+    weights = [tf.ones_like(words, tf.float32), WORD_PAIR_WEIGHT * tf.ones_like(pairs, tf.float32)]
+    for length in CHARACTER_NGRAMS:
+        ngrams = tf.strings.ngrams(characters, length, separator="")
+        per_word = tf.cast(ngrams.row_lengths(axis=2), tf.float32)  # ragged [B, words]
+        shares = tf.math.rsqrt(tf.maximum(per_word, 1.0))
+        flat_shares = tf.repeat(shares.flat_values, ngrams.values.row_lengths())
+        tokens.append(ngrams.merge_dims(1, 2))
+        weights.append(tf.RaggedTensor.from_row_splits(flat_shares, ngrams.merge_dims(1, 2).row_splits))
+    hashed = tf.ragged.map_flat_values(lambda t: tf.strings.to_hash_bucket_fast(t, buckets) + 1,
+                                       tf.concat(tokens, axis=1))
+    ids = tf.cast(hashed.to_tensor(0)[:, :MAX_TOKENS], tf.int32)
+    return ids, tf.concat(weights, axis=1).to_tensor(0.0)[:, :MAX_TOKENS]

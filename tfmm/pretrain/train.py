@@ -1,0 +1,140 @@
+"""The pre-training stage: pairs in, an encoder that every later stage loads out."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import typing
+
+import numpy as np
+import tensorflow as tf
+
+from tfmm import artifacts
+from tfmm.config import SCLConfig, to_dict
+from tfmm.metrics.top_n_accuracy import top_n_accuracy
+from tfmm.pretrain.encoders import Encoder, make_encoder
+from tfmm.pretrain.pair_table import NONE, ContentTable, PairTable, content_hash, read_pairs
+from tfmm.pretrain.scl import SCL, Batch
+from tfmm.training import loop
+from tfmm.training.checkpoint import Checkpoint
+from tfmm.training.progress import Progress, silent
+
+ENCODE_CHUNK = 256
+
+
+def train(
+    config: SCLConfig,
+    pairs_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+) -> dict[str, typing.Any]:
+    """Trains one item encoder by semantic-aware contrastive learning and exports it.
+
+    Writes `encoder/` (SavedModel: `serving_default`, input `content` string [B], output `vector` float32 [B, D] of
+    length 1, zeros for what cannot be decoded), `history.json` and, last, `manifest.json`.
+
+    Args:
+        config: the stage's settings; the same settings, seed and data give the same encoder on the same machine.
+        pairs_dir: holds train.parquet and heldout.parquet of one modality.
+        output_dir: where the artifact goes; an older one there is replaced.
+        checkpoint_dir: where a stopped run goes on from; None trains without a way back.
+        progress: stage name "pretrain_image" or "pretrain_text".
+    Returns:
+        The manifest: encoder_version, modality, dim, acc_at_1, acc_at_5, acc_at_1_untrained, the number of pairs, ...
+    Raises:
+        ValueError: files or columns missing, or fewer than two usable pairs.
+    """
+    pairs_dir, output_dir = pathlib.Path(pairs_dir), pathlib.Path(output_dir)
+    encoder = make_encoder(config)
+    train_pairs, contents, unusable = _load(encoder, pairs_dir / "train.parquet")
+    heldout = Heldout(encoder, pairs_dir / "heldout.parquet")
+    batch_size = min(config.batch_size, len(train_pairs))
+    scl = SCL(config, encoder, config.epochs * (len(train_pairs) // batch_size))
+    checkpoint = None
+    if checkpoint_dir is not None:
+        key = artifacts.fingerprint(to_dict(config), content_hash(pairs_dir / "train.parquet",
+                                                                  pairs_dir / "heldout.parquet"))
+        checkpoint = Checkpoint(checkpoint_dir, key, scl.variables())
+    untrained = heldout.accuracy()
+    history = loop.run(
+        scl.train_step, lambda epoch: epoch_batches(config, train_pairs, contents, batch_size, epoch), config.epochs,
+        checkpoint=checkpoint, progress=progress, stage=f"pretrain_{config.modality}",
+        evaluate=lambda epoch: heldout.accuracy())
+    accuracy = heldout.accuracy()
+    _replace_artifact(output_dir, encoder, history)
+    return artifacts.write_manifest(
+        output_dir, "encoder", config, parents=[pairs_dir, pairs_dir.parent], modality=config.modality,
+        dim=config.dim, encoder_version=encoder.version(), **accuracy,
+        acc_at_1_untrained=untrained["acc_at_1"], train_pairs=len(train_pairs), heldout_pairs=len(heldout.pairs),
+        heldout_items=heldout.num_items, unusable_contents=unusable + heldout.unusable)
+
+
+def epoch_batches(config: SCLConfig, pairs: PairTable, contents: ContentTable, batch_size: int,
+                  epoch: int) -> tf.data.Dataset:
+    """Returns the batches of one epoch, shuffled and augmented as the seed and the epoch's number say."""
+    rng = np.random.default_rng((config.seed, epoch))
+    steps = len(pairs) // batch_size
+    order = rng.permutation(len(pairs))[:steps * batch_size].reshape(steps, batch_size)
+    seeds = rng.integers(0, 2**31, (steps, 3, 2)).astype(np.int32)
+    negative = pairs.negative[order]
+    has_negative = negative != NONE
+    # Rows without a hard negative repeat their positive, so that batch normalization sees real items.
+    rows = np.stack([pairs.query[order], pairs.positive[order],
+                     np.where(has_negative, negative, pairs.positive[order])], axis=1)
+    with_negatives = pairs.has_negatives and config.triplet_weight > 0.0
+
+    def features(row, seed, role):
+        fetched = contents.fetch(row[role])
+        return contents.encoder.augment(fetched, seed[role]) if config.augment else fetched
+
+    def make_batch(row, seed, has_negative, item_ids):
+        return Batch(features(row, seed, 0), features(row, seed, 1),
+                     features(row, seed, 2) if with_negatives else (), has_negative, item_ids)
+
+    dataset = tf.data.Dataset.from_tensor_slices((rows, seeds, has_negative, pairs.item_ids[order]))
+    return dataset.map(make_batch, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+
+class Heldout:
+    """Held-out pairs, ready to be ranked after every epoch: Acc@N over the set of all held-out positives."""
+
+    def __init__(self, encoder: Encoder, path: pathlib.Path) -> None:
+        self.encoder = encoder
+        self.pairs, self.contents, self.unusable = _load(encoder, path)
+        _, first, own = np.unique(self.pairs.item_ids, return_index=True, return_inverse=True)
+        self.num_items = len(first)
+        self._positive = self.pairs.positive[first][own]  # one content per item
+        self._rows, inverse = np.unique(np.concatenate([self.pairs.query, self._positive]), return_inverse=True)
+        self._query_place, self._positive_place = np.split(inverse, 2)
+
+    def accuracy(self) -> dict[str, float]:
+        """Returns acc_at_1 and acc_at_5 of the encoder as it is now."""
+        chunks = [self.encoder.model(list(self.contents.fetch(self._rows[start:start + ENCODE_CHUNK])),
+                                     training=False).numpy() for start in range(0, len(self._rows), ENCODE_CHUNK)]
+        vectors = np.concatenate(chunks)
+        accuracy = top_n_accuracy(vectors[self._query_place], vectors[self._positive_place], ns=(1, 5),
+                                  positive_ids=self.pairs.item_ids)
+        return {"acc_at_1": accuracy[1], "acc_at_5": accuracy[5]}
+
+
+def _load(encoder: Encoder, path: pathlib.Path) -> tuple[PairTable, ContentTable, int]:
+    pairs = read_pairs(path)
+    contents = ContentTable(encoder, pairs.contents)
+    pairs = pairs.without(~contents.valid)
+    unusable = int((~contents.valid).sum())
+    if len(pairs) < 2:
+        raise ValueError(f"{path} must hold at least two pairs that can be used. Received: {len(pairs)} "
+                         f"({unusable} contents could not be decoded).")
+    return pairs, contents, unusable
+
+
+def _replace_artifact(output_dir: pathlib.Path, encoder: Encoder, history: list[dict[str, float]]) -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / artifacts.MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(output_dir / "encoder", ignore_errors=True)
+    encoder.export(output_dir / "encoder")
+    (output_dir / "history.json").write_text(json.dumps(history, indent=2) + "\n")
