@@ -1,0 +1,62 @@
+"""Adam with two learning rates: ID embeddings learn faster than dense weights."""
+
+from __future__ import annotations
+
+import typing
+
+import keras
+import tensorflow as tf
+
+EMBEDDINGS = "embeddings"  # the name that keras.layers.Embedding gives its table
+
+
+@keras.saving.register_keras_serializable(package="tfmm")
+class TwoRateAdam(keras.optimizers.Adam):
+    """Adam whose embedding tables have a rate of their own and are updated only where a batch touched them.
+
+    In one epoch an embedding row is seen a few times, a dense weight at every step: one rate serves neither.
+    Rows that a batch does not touch keep their value and their moments, so the cost of a step follows the batch
+    and not the vocabulary.
+
+    >>> optimizer = TwoRateAdam(learning_rate=0.1, embedding_learning_rate=0.5)
+    >>> table = keras.Variable([[1.0], [1.0]], name="embeddings")
+    >>> gradient = tf.IndexedSlices(tf.constant([[2.0], [1.0]]), tf.constant([1, 1]), tf.constant([2, 1]))
+    >>> optimizer.apply([gradient], [table])
+    >>> table.numpy().round(3).tolist()
+    [[1.0], [0.5]]
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 3e-3,
+        embedding_learning_rate: float = 2e-2,
+        name: str = "two_rate_adam",
+        **kwargs: typing.Any,
+    ) -> None:
+        """Takes the rate of dense weights, that of embedding tables, and the rest of Adam's arguments."""
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.embedding_learning_rate = embedding_learning_rate
+
+    def update_step(self, gradient: typing.Any, variable: typing.Any, learning_rate: typing.Any) -> None:
+        """Updates one variable; `gradient` is dense, or IndexedSlices from an embedding."""
+        if variable.name.split("/")[-1].split(":")[0] == EMBEDDINGS:
+            learning_rate = tf.cast(self.embedding_learning_rate, learning_rate.dtype)
+        if not isinstance(gradient, tf.IndexedSlices):
+            super().update_step(gradient, variable, learning_rate)
+            return
+        rows, positions = tf.unique(tf.reshape(gradient.indices, [-1]))
+        values = tf.math.unsorted_segment_sum(gradient.values, positions, tf.size(rows))
+        step = tf.cast(self.iterations + 1, values.dtype)
+        correction = tf.sqrt(1.0 - self.beta_2**step) / (1.0 - self.beta_1**step)
+        index = self._get_variable_index(variable)
+        mean_table, square_table = self._momentums[index].value, self._velocities[index].value
+        mean, square = tf.gather(mean_table, rows), tf.gather(square_table, rows)
+        mean += (values - mean) * (1.0 - self.beta_1)
+        square += (tf.square(values) - square) * (1.0 - self.beta_2)
+        mean_table.scatter_update(tf.IndexedSlices(mean, rows))
+        square_table.scatter_update(tf.IndexedSlices(square, rows))
+        delta = learning_rate * correction * mean / (tf.sqrt(square) + self.epsilon)
+        variable.scatter_sub(tf.IndexedSlices(delta, rows))
+
+    def get_config(self) -> dict[str, typing.Any]:
+        return {**super().get_config(), "embedding_learning_rate": self.embedding_learning_rate}

@@ -1,0 +1,161 @@
+"""Examples as columns in memory, in one order that does not depend on how files were sharded."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import typing
+
+import numpy as np
+import tensorflow as tf
+
+from tfmm import features
+
+Columns = dict[str, np.ndarray]
+_NARROW = (
+    features.LABEL,
+    "item_index",
+    "user_index",
+    "category_index",
+    "behavior_item_index",
+    "behavior_category_index",
+)
+
+
+def example_files(pattern: str | os.PathLike[str] | typing.Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Returns the sorted files that a glob pattern, or several, name.
+
+    Raises:
+        FileNotFoundError: a pattern names no file.
+    """
+    patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
+    files: list[str] = []
+    for one in patterns:
+        found = sorted(path for path in glob.glob(os.fspath(one)) if os.path.isfile(path))
+        if not found:
+            raise FileNotFoundError(
+                f"No example file matches {os.fspath(one)!r}. Build the examples first, or name "
+                "their folder with a pattern such as 'examples/train-*.gz'."
+            )
+        files += found
+    return sorted(set(files))
+
+
+def open_records(files: typing.Sequence[str]) -> tf.data.Dataset:
+    """Returns the serialized examples of TFRecord files (gzip where the name ends in .gz), in order."""
+    parts = [tf.data.TFRecordDataset(file, "GZIP" if file.endswith(".gz") else "") for file in files]
+    records = parts[0]
+    for part in parts[1:]:
+        records = records.concatenate(part)
+    return records
+
+
+def behavior_length(files: typing.Sequence[str]) -> int:
+    """Returns L, the number of behaviors that the first example holds, padding included.
+
+    Raises:
+        ValueError: the files hold no example, or it has no behaviors column.
+    """
+    for record in open_records(files).take(1):
+        feature = tf.train.Example.FromString(record.numpy()).features.feature
+        if "behavior_item_ids" not in feature:
+            raise ValueError(
+                f"Examples must have `behavior_item_ids`. Received: {sorted(feature)}, in {files[0]}."
+            )
+        return len(feature["behavior_item_ids"].int64_list.value)
+    raise ValueError(f"{files[0]} and {len(files) - 1} more files hold no example.")
+
+
+def read_columns(
+    files: typing.Sequence[str], names: typing.Sequence[str], max_behaviors: int | None = None
+) -> Columns:
+    """Reads columns of examples into memory.
+
+    Args:
+        files: TFRecord files, see `example_files`.
+        names: features to read, of `features.transformed_spec`.
+        max_behaviors: L; read from the first example where None.
+    Returns:
+        int64 arrays [n] or [n, L] by name (indices and labels as int32), in the order of the files.
+    Raises:
+        ValueError: an example lacks a column or holds another number of behaviors; labels other than 0 and 1.
+    """
+    length = behavior_length(files) if max_behaviors is None else max_behaviors
+    spec = {name: feature for name, feature in features.transformed_spec(length).items() if name in names}
+    batches = (
+        open_records(files)
+        .batch(4096)
+        .map(lambda records: tf.io.parse_example(records, spec), num_parallel_calls=2, deterministic=True)
+    )
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in spec}
+    try:
+        for batch in batches.as_numpy_iterator():
+            for name, values in batch.items():
+                parts[name].append(values.astype(np.int32) if name in _NARROW else values)
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(
+            f"Examples must have the columns {sorted(spec)}, behaviors with {length} values each. "
+            f"Received, in {files[0]} or one of {len(files) - 1} more files: {error.message}"
+        ) from error
+    if not parts or not next(iter(parts.values())):
+        raise ValueError(f"{files[0]} and {len(files) - 1} more files hold no example.")
+    columns = {name: np.concatenate(values) for name, values in parts.items()}
+    if features.LABEL in columns and not np.isin(columns[features.LABEL], (0, 1)).all():
+        raise ValueError(
+            f"`label` must be 0 or 1. Received: {np.unique(columns[features.LABEL])[:5].tolist()}."
+        )
+    return columns
+
+
+def in_time_order(columns: Columns) -> Columns:
+    """Sorts rows by time; ties by user, item and label, so that the order of the files never matters."""
+    keys = [columns[name] for name in ("label", "item_id", "user_id", "timestamp") if name in columns]
+    order = np.lexsort(keys)
+    return {name: values[order] for name, values in columns.items()}
+
+
+def shuffled_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """Returns a permutation of all rows, int64 [n], the same for the same seed and epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+def blocked_order(num_rows: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Returns rows in order, shuffled inside consecutive blocks.
+
+    >>> sorted(blocked_order(10, 4, seed=0, epoch=0)[:4].tolist())
+    [0, 1, 2, 3]
+    """
+    generator = np.random.default_rng([seed, epoch])
+    return np.concatenate(
+        [
+            start + generator.permutation(min(block_size, num_rows - start))
+            for start in range(0, num_rows, block_size)
+        ]
+    )
+
+
+def dataset(columns: Columns, order: np.ndarray, batch_size: int) -> tf.data.Dataset:
+    """Returns the rows in `order` as batches of tensors by name; the last batch may be smaller."""
+    ordered = {name: tf.constant(values[order]) for name, values in columns.items()}
+    num_batches = -(-len(order) // batch_size)
+    return (
+        tf.data.Dataset.range(num_batches)
+        .map(
+            lambda i: {
+                name: values[i * batch_size : (i + 1) * batch_size] for name, values in ordered.items()
+            },
+            num_parallel_calls=1,
+            deterministic=True,
+        )
+        .prefetch(2)
+    )
+
+
+def digest(columns: Columns) -> str:
+    """Returns a hash of all values: two runs on the same rows may share a checkpoint."""
+    total = hashlib.sha256()
+    for name in sorted(columns):
+        total.update(name.encode())
+        total.update(np.ascontiguousarray(columns[name]))
+    return total.hexdigest()[:16]

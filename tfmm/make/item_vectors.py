@@ -1,0 +1,74 @@
+"""One modality's item vectors for training: the index snapshot's int8 rows, gathered in the graph by slot."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import tensorflow as tf
+
+from tfmm import artifacts
+
+NO_EMBEDDING = 0  # the slot of items without an embedding
+
+
+class ItemVectors(tf.Module):
+    """The int8 rows of one modality; slot 0 is kept for items without an embedding.
+
+    Ids become slots once, when examples are read; a training step only gathers.
+
+    >>> vectors = ItemVectors(np.array([7]), np.array([[127, 0]], np.int8), np.array([1 / 127], np.float32))
+    >>> vectors.slots(np.array([7, 8, 0])).tolist()
+    [1, 0, 0]
+    >>> vectors.lookup(tf.constant([1, 0]))[2].numpy().tolist()
+    [True, False]
+    """
+
+    def __init__(self, ids: np.ndarray, rows: np.ndarray, scales: np.ndarray) -> None:
+        """Stores the rows.
+
+        Args:
+            ids: int64 [n], unique item ids, in any order.
+            rows: int8 [n, D].
+            scales: float32 [n], one over the norm of the row; 0 withdraws the item's embedding.
+        Raises:
+            ValueError: lengths differ, an id is 0 or given twice, or scales are negative or not finite.
+        """
+        super().__init__()
+        ids, rows, scales = np.asarray(ids, np.int64), np.asarray(rows), np.asarray(scales, np.float32)
+        if rows.dtype != np.int8 or rows.ndim != 2 or not len(ids) == len(rows) == len(scales):
+            raise ValueError(
+                "`ids` [n], `rows` int8 [n, D] and `scales` [n] must have one length. Received: "
+                f"{ids.shape}, {rows.dtype} {rows.shape}, {scales.shape}."
+            )
+        if not np.isfinite(scales).all() or (scales < 0).any():
+            raise ValueError("`scales` must be finite and not negative.")
+        order = np.argsort(ids, kind="stable")
+        self._ids = ids[order]
+        if (self._ids[1:] == self._ids[:-1]).any() or (ids == 0).any():
+            raise ValueError("`ids` must be unique and not 0 (0 stands for padding).")
+        self._slots = np.where(scales[order] > 0, order + 1, NO_EMBEDDING).astype(np.int32)
+        self.dim = int(rows.shape[1])
+        self._rows = tf.Variable(np.concatenate([np.zeros((1, self.dim), np.int8), rows]), trainable=False)
+        self._scales = tf.Variable(np.concatenate([np.zeros(1, np.float32), scales]), trainable=False)
+
+    def slots(self, ids: np.ndarray) -> np.ndarray:
+        """Returns the slot of each id, int32 of the same shape; 0 for padding and items without an embedding."""
+        ids = np.asarray(ids, np.int64)
+        if not len(self._ids):
+            return np.zeros(ids.shape, np.int32)
+        place = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+        return np.where(self._ids[place] == ids, self._slots[place], NO_EMBEDDING).astype(np.int32)
+
+    def lookup(self, slots: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns (int8 [..., D], float32 [...], bool [...]) rows, scales and mask of int32 [...] slots."""
+        return tf.gather(self._rows, slots), tf.gather(self._scales, slots), slots != NO_EMBEDDING
+
+    def digest(self) -> str:
+        """Returns a hash of ids, rows and scales."""
+        return artifacts.fingerprint(
+            *(
+                hashlib.sha256(np.ascontiguousarray(part)).hexdigest()
+                for part in (self._ids, self._slots, self._rows.numpy(), self._scales.numpy())
+            )
+        )
