@@ -1,0 +1,180 @@
+"""A table of item vectors that is looked up and never trained: item id -> int8 row, scale and mask."""
+
+from __future__ import annotations
+
+import typing
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfmm.layers import checks
+from tfmm.layers.similarity import MAX_INT8_DIM, unit_vectors
+
+FROZEN_OUTPUTS = ("vector", "rows")
+
+
+@keras.saving.register_keras_serializable(package="tfmm")
+class FrozenEmbedding(keras.layers.Layer):
+    """Looks item ids up in a frozen table of quantised vectors.
+
+    Ids that the table lacks, and 0 (padding), give a zero row, scale 0 and False in the mask: missing is not
+    similarity 0. With `output_form="vector"` the mask travels with the output, so that the layers of this
+    package find it by themselves.
+
+    Args:
+        num_items: int, rows of the table.
+        dim: int D, values per row.
+        output_form: "vector": float32 [..., D] of norm 1; "rows": dict of "rows" int8 [..., D], "scales"
+            float32 [...] and "mask" bool [...], on which similarities are exact.
+
+    Call arguments:
+        ids: int64 or int32 [...], item ids; 0 is padding.
+
+    >>> table = FrozenEmbedding.from_table(ids=[7, 3], rows=[[3, 4], [0, 5]], scales=[0.2, 0.2])
+    >>> table(np.array([[3, 9, 0]])).numpy()
+    array([[[0., 1.],
+            [0., 0.],
+            [0., 0.]]], dtype=float32)
+    """
+
+    def __init__(self, num_items: int, dim: int, output_form: str = "vector", **kwargs: typing.Any) -> None:
+        kwargs.pop("autocast", None)
+        kwargs["trainable"] = False
+        super().__init__(autocast=False, **kwargs)
+        checks.require(num_items >= 1, "`num_items` must be at least 1.", num_items)
+        checks.require(1 <= dim <= MAX_INT8_DIM, f"`dim` must lie in 1..{MAX_INT8_DIM}.", dim)
+        checks.require(
+            output_form in FROZEN_OUTPUTS, f"`output_form` must be one of {FROZEN_OUTPUTS}.", output_form
+        )
+        self.num_items = num_items
+        self.dim = dim
+        self.output_form = output_form
+        self.supports_masking = True
+
+    def build(self, ids_shape: typing.Any = None) -> None:
+        def weight(name: str, shape: tuple[int, ...], dtype: str) -> typing.Any:
+            return self.add_weight(
+                name=name, shape=shape, dtype=dtype, initializer="zeros", trainable=False, autocast=False
+            )
+
+        self.ids = weight("ids", (self.num_items,), _id_dtype())
+        self.rows = weight("rows", (self.num_items, self.dim), "int8")
+        self.scales = weight("scales", (self.num_items,), "float32")
+        self.built = True
+
+    @classmethod
+    def from_table(
+        cls, ids: typing.Any, rows: typing.Any, scales: typing.Any, **kwargs: typing.Any
+    ) -> FrozenEmbedding:
+        """Builds the layer around a table.
+
+        Args:
+            ids: int64 [n], unique, not 0, in any order; rows: int8 [n, D]; scales: float32 [n], 1 / norm of
+                each row (0 withdraws the item).
+        Raises:
+            ValueError: a repeated id, an id of 0, other shapes or types, or a scale that is not 1 / norm.
+        """
+        rows = np.asarray(rows)
+        checks.require(rows.ndim == 2, "`rows` must have 2 axes [n, D].", rows.shape)
+        layer = cls(num_items=rows.shape[0], dim=rows.shape[1], **kwargs)
+        layer.build()
+        layer.set_table(ids, rows, scales)
+        return layer
+
+    def set_table(self, ids: typing.Any, rows: typing.Any, scales: typing.Any) -> None:
+        """Puts another table of the same size into the layer (see `from_table`)."""
+        ids, rows, scales = np.asarray(ids), np.asarray(rows), np.asarray(scales, np.float32)
+        shape = (self.num_items, self.dim)
+        checks.require(rows.shape == shape, f"`rows` must have the shape {shape}.", rows.shape)
+        checks.require(
+            ids.shape == shape[:1] and ids.dtype.kind in "iu",
+            f"`ids` must be integers [{shape[0]}].",
+            (ids.shape, str(ids.dtype)),
+        )
+        checks.require(scales.shape == shape[:1], f"`scales` must have the shape {shape[:1]}.", scales.shape)
+        checks.require(
+            rows.dtype.kind in "iu" and np.abs(rows.astype(np.int32)).max() <= 127,
+            "`rows` must be whole numbers in -127..127.",
+            str(rows.dtype),
+        )
+        checks.require(not (ids == 0).any(), "`ids` must not hold 0, which is padding.", 0)
+        order = np.argsort(ids, kind="stable")
+        ids, rows, scales = ids[order], rows[order], scales[order]
+        checks.require(
+            bool((ids[1:] != ids[:-1]).all()),
+            "`ids` must be unique.",
+            ids[1:][ids[1:] == ids[:-1]][:3].tolist(),
+        )
+        norms = np.sqrt((rows.astype(np.float32) ** 2).sum(1))
+        wrong = ~(np.abs(norms * scales - 1.0) < 1e-3) & ~((scales == 0.0) & np.isfinite(scales))
+        checks.require(
+            not wrong.any(),
+            "`scales` must be 1 / norm of each row, or 0 where an item is withdrawn.",
+            scales[wrong][:3].tolist(),
+        )
+        limits = np.iinfo(_id_dtype())
+        checks.require(
+            bool(limits.min <= ids[0] and ids[-1] <= limits.max),
+            f"`ids` must fit {_id_dtype()}; for 64-bit ids on JAX set JAX_ENABLE_X64=1 before the import.",
+            (int(ids[0]), int(ids[-1])),
+        )
+        self.ids.assign(ids.astype(_id_dtype()))
+        self.rows.assign(rows.astype(np.int8))
+        self.scales.assign(scales)
+
+    def lookup(self, ids: typing.Any) -> tuple[typing.Any, typing.Any, typing.Any]:
+        """Returns rows int8 [..., D], scales float32 [...] and mask bool [...] of ids int [...]."""
+        checks.require(
+            self.built, "The table is empty; use `FrozenEmbedding.from_table`.", "an unbuilt layer"
+        )
+        ids = ops.cast(ops.convert_to_tensor(ids), _id_dtype())
+        table = ops.convert_to_tensor(self.ids)
+        place = ops.reshape(ops.searchsorted(table, ops.reshape(ids, (-1,))), ops.shape(ids))
+        place = ops.minimum(place, self.num_items - 1)
+        scales = ops.take(ops.convert_to_tensor(self.scales), place, axis=0)
+        mask = ops.logical_and(ops.equal(ops.take(table, place, axis=0), ids), scales > 0.0)
+        rows = ops.take(ops.convert_to_tensor(self.rows), place, axis=0)
+        rows = ops.where(ops.expand_dims(mask, -1), rows, ops.zeros_like(rows))
+        return rows, ops.where(mask, scales, ops.zeros_like(scales)), mask
+
+    def call(self, ids: typing.Any) -> typing.Any:
+        rows, scales, mask = self.lookup(ids)
+        if self.output_form == "rows":
+            return {"rows": rows, "scales": scales, "mask": mask}
+        return unit_vectors(rows, scales)
+
+    def compute_mask(self, ids: typing.Any, previous_mask: typing.Any = None) -> typing.Any:
+        if self.output_form == "rows" or isinstance(ids, keras.KerasTensor):
+            return None
+        return self.lookup(ids)[2]
+
+    def compute_output_shape(self, ids_shape: typing.Any) -> typing.Any:
+        shape = tuple(ids_shape)
+        if self.output_form == "vector":
+            return (*shape, self.dim)
+        return {"rows": (*shape, self.dim), "scales": shape, "mask": shape}
+
+    def compute_output_spec(self, ids: typing.Any) -> typing.Any:
+        shapes = self.compute_output_shape(ids.shape)
+        if self.output_form == "vector":
+            return keras.KerasTensor(shapes, dtype="float32")
+        dtypes = {"rows": "int8", "scales": "float32", "mask": "bool"}
+        return {name: keras.KerasTensor(shape, dtype=dtypes[name]) for name, shape in shapes.items()}
+
+    def get_config(self) -> dict[str, typing.Any]:
+        return {
+            **super().get_config(),
+            "num_items": self.num_items,
+            "dim": self.dim,
+            "output_form": self.output_form,
+        }
+
+
+def _id_dtype() -> str:
+    """int64, or int32 where JAX runs without 64-bit types."""
+    return (
+        "int64"
+        if keras.backend.backend() != "jax"
+        else str(keras.backend.standardize_dtype(ops.convert_to_tensor(np.zeros(1, np.int64)).dtype))
+    )

@@ -1,0 +1,326 @@
+"""SimTier (section 4.2): how many of a user's behaviors are how similar to the target item."""
+
+from __future__ import annotations
+
+import math
+import typing
+
+import keras
+from keras import ops
+
+from tfmm.layers import checks
+from tfmm.layers.compilation import is_traced_for_xla
+from tfmm.layers.similarity import cosine_similarity, verify_similarity
+
+TIER_OUTPUTS = ("count", "log1p", "ratio")
+TIER_RULES = ("paper", "muse")
+MUSE_NUM_TIERS = 22
+
+
+def tier_index(similarity: typing.Any, num_tiers: int, tiers: str = "paper") -> typing.Any:
+    """Finds the tier of each similarity: floor((s + 1) * (N / 2)), s clipped to [-1, 1], the last tier
+        closed.
+
+    Float32 in exactly this form, which NumPy, plain TensorFlow and XLA round alike; the clip before the sum
+    also keeps a compiler from contracting it with the scale of `s` into one fused multiply-add, which rounds
+    once.
+
+    Args:
+        similarity: float [...]; num_tiers: int N; tiers: "paper", or "muse" for ceil(10 s) + 10 (N = 22).
+    Returns:
+        int32 [...], in [0, N).
+
+    >>> tier_index([-1.0, -0.6, 0.0, 0.5, 1.0, 1.0000002], 4).numpy()
+    array([0, 0, 2, 3, 3, 3], dtype=int32)
+    """
+    similarity = ops.clip(ops.cast(similarity, "float32"), -1.0, 1.0)
+    if tiers == "muse":
+        tier = ops.ceil(similarity * 10.0) + 10.0
+    else:
+        tier = ops.floor((similarity + 1.0) * (num_tiers / 2.0))
+    return ops.cast(ops.minimum(tier, num_tiers - 1.0), "int32")
+
+
+def tier_counts(similarity: typing.Any, mask: typing.Any, num_tiers: int, tiers: str = "paper") -> typing.Any:
+    """Counts the behaviors in each similarity tier (SimTier, section 4.2, equation 2).
+
+    Args:
+        similarity: float [B, L], cosine of target and behavior, in [-1, 1]; values outside are clipped.
+        mask: bool [B, L], True where a behavior with an embedding exists; None: everywhere.
+        num_tiers: int N > 0; tier n covers [-1 + 2n/N, -1 + 2(n+1)/N), the last one closed.
+        tiers: "paper", or "muse" (see `tier_index`).
+    Returns:
+        float32 [B, N]; row b sums to the number of True in mask[b].
+    Raises:
+        ValueError: N < 1, another rank, or a mask of another shape.
+
+    Differs from the paper: the mask and the clip are ours.
+
+    >>> tier_counts([[-1.0, 0.1, 0.2, 1.0]], [[True, True, True, False]], 2).numpy()
+    array([[1., 2.]], dtype=float32)
+    """
+    checks.require(num_tiers >= 1, "`num_tiers` must be at least 1.", num_tiers)
+    similarity = ops.convert_to_tensor(similarity)
+    checks.require_rank("similarity", similarity, 2, "[B, L]")
+    tier = tier_index(ops.stop_gradient(similarity), num_tiers, tiers)
+    if mask is not None:
+        mask = ops.cast(mask, "bool")
+        checks.require_mask("mask", mask, tuple(similarity.shape))
+        tier = ops.where(mask, tier, num_tiers)
+    if is_traced_for_xla():
+        return _packed_counts(tier, num_tiers)
+    return _segment_counts(tier, num_tiers)
+
+
+def _segment_counts(tier: typing.Any, num_tiers: int) -> typing.Any:
+    """One pass that adds each behavior to its (row, tier); the tier N collects what is masked."""
+    shape = ops.shape(tier)
+    row = ops.expand_dims(ops.arange(shape[0], dtype="int32"), -1)
+    segments = ops.reshape(row * (num_tiers + 1) + tier, (-1,))
+    ones = ops.ones_like(segments, dtype="float32")
+    counts = ops.segment_sum(ones, segments, shape[0] * (num_tiers + 1))
+    return ops.reshape(counts, (-1, num_tiers + 1))[:, :num_tiers]
+
+
+def _packed_counts(tier: typing.Any, num_tiers: int) -> typing.Any:
+    """Several counters per integer: one fused reduction counts several tiers, and no [B, L, N] exists."""
+    length = tier.shape[1]
+    word = "int32" if keras.backend.backend() == "jax" else "int64"
+    bits = 31 if word == "int32" else 63
+    width = None if length is None else max(1, math.ceil(math.log2(length + 1)))
+    if width is None or width > bits:
+        return _segment_counts(tier, num_tiers)
+    per_word = bits // width
+    one = ops.cast(1, word)
+    counts = []
+    for first in range(0, num_tiers, per_word):
+        size = min(per_word, num_tiers - first)
+        place = tier - first
+        inside = ops.logical_and(place >= 0, place < size)
+        shift = ops.cast(ops.clip(place, 0, size - 1) * width, word)
+        packed = ops.sum(ops.where(inside, ops.left_shift(one, shift), ops.cast(0, word)), axis=1)
+        counts += [
+            ops.bitwise_and(ops.right_shift(packed, ops.cast(i * width, word)), ops.cast(2**width - 1, word))
+            for i in range(size)
+        ]
+    return ops.cast(ops.stack(counts, axis=-1), "float32")
+
+
+@keras.saving.register_keras_serializable(package="tfmm")
+class SimTierLayer(keras.layers.Layer):
+    """Counts of behaviors per tier of similarity to the target (SimTier, section 4.2, equation 2).
+
+    Call it with vectors, `layer(target, behaviors, behaviors_mask=mask)`, or with similarities that are
+    ready, `layer(similarity=similarity, behaviors_mask=mask)`. Everything is computed in float32 whatever the
+    dtype policy, depends on no order of the behaviors, and passes no gradient to the vectors: a count has
+        none.
+
+    Several targets [C, D] may share one history [1, L, D] (a ranking request): one matrix product then serves
+    all.
+
+    Args:
+        num_tiers: int N > 0; tier n covers [-1 + 2n/N, -1 + 2(n+1)/N), the last one closed.
+        tier_output: "count" (the paper), "log1p" (log(1 + count)) or "ratio" (count / number of unmasked
+            behaviors).
+        coarse_num_tiers: further resolutions, each a divisor of `num_tiers`; their counts, sums of the fine
+            ones, follow after the fine ones.
+        count_missing: append one value: how many behaviors exist without having an embedding
+            (`behaviors_present` True, `behaviors_mask` False), scaled as `tier_output` says, a ratio being of
+            the behaviors present.
+        tier_embedding_dim: int E: give E values per tier, the tier's value times a learned row; None: the
+            value.
+        tiers: "paper", or "muse" for the 22 tiers ceil(10 s) + 10 of alimama-tech/MUSE.
+        check: also verify values: NaN, or vectors that are not of norm 1 (after scaling), raise a ValueError
+            where values can be read and give NaN in a compiled graph. Costs a pass over the vectors.
+
+    Call arguments:
+        target: float [B, D], vectors of norm 1; or int8 [B, D] rows with `target_scales`; or [C, D] with one
+            history.
+        behaviors: float [B, L, D] or int8 [B, L, D] with `behaviors_scales`; or [1, L, D].
+        behaviors_mask: bool [B, L], True where a behavior with an embedding exists; None: all do.
+        target_mask: bool [B], True where the target has an embedding; a row without one gives zeros.
+        target_scales: float32 [B], 1 / norm of each row; behaviors_scales: float32 [B, L].
+        behaviors_present: bool [B, L], True where a behavior exists, with or without embedding.
+        similarity: float [B, L] in [-1, 1], in place of target and behaviors; values outside are clipped.
+
+    Returns:
+        float32 [B, W]; W = N + the coarse tiers + 1 if `count_missing`, times E if there is a tier embedding
+        (the missing count is not embedded).
+
+    Differs from the paper: the body of its Algorithm 1 did not survive in our copy, so the edges follow
+    section 4.2's text, with half-open tiers and clipping (identical items land in the last tier). Masks,
+    log1p, ratio, further resolutions, the missing count and the tier embedding are ours.
+
+    >>> layer = SimTierLayer(num_tiers=4)
+    >>> similarity = ops.array([[-1.0, -0.5, 0.1, 1.0]])
+    >>> layer(similarity=similarity, behaviors_mask=ops.array([[True, True, True, False]])).numpy()
+    array([[1., 1., 1., 0.]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        num_tiers: int = 20,
+        tier_output: str = "count",
+        coarse_num_tiers: typing.Sequence[int] = (),
+        count_missing: bool = False,
+        tier_embedding_dim: int | None = None,
+        tiers: str = "paper",
+        check: bool = False,
+        **kwargs: typing.Any,
+    ) -> None:
+        kwargs.pop("autocast", None)
+        super().__init__(autocast=False, **kwargs)  # a cosine rounded to bfloat16 lands in another tier
+        checks.require(
+            isinstance(num_tiers, int) and num_tiers >= 1,
+            "`num_tiers` must be an int of at least 1.",
+            num_tiers,
+        )
+        checks.require(
+            tier_output in TIER_OUTPUTS, f"`tier_output` must be one of {TIER_OUTPUTS}.", tier_output
+        )
+        checks.require(tiers in TIER_RULES, f"`tiers` must be one of {TIER_RULES}.", tiers)
+        checks.require(
+            tiers == "paper" or num_tiers == MUSE_NUM_TIERS,
+            f"`tiers='muse'` has {MUSE_NUM_TIERS} tiers; pass that as `num_tiers`.",
+            num_tiers,
+        )
+        for coarse in coarse_num_tiers:
+            checks.require(
+                coarse >= 1 and num_tiers % coarse == 0,
+                f"`coarse_num_tiers` must divide `num_tiers` ({num_tiers}).",
+                coarse,
+            )
+        checks.require(
+            tier_embedding_dim is None or tier_embedding_dim >= 1,
+            "`tier_embedding_dim` must be None or at least 1.",
+            tier_embedding_dim,
+        )
+        self.num_tiers = num_tiers
+        self.tier_output = tier_output
+        self.coarse_num_tiers = tuple(coarse_num_tiers)
+        self.count_missing = count_missing
+        self.tier_embedding_dim = tier_embedding_dim
+        self.tiers = tiers
+        self.check = check
+        self.supports_masking = True
+
+    def build(self, target_shape: typing.Any = None, similarity_shape: typing.Any = None) -> None:
+        if self.tier_embedding_dim is not None:
+            self.tier_embedding = self.add_weight(
+                name="tier_embedding",
+                shape=(self._num_values, self.tier_embedding_dim),
+                dtype="float32",
+                initializer=keras.initializers.RandomUniform(0.0, 1.0),
+                autocast=False,
+            )
+        self.built = True
+
+    def call(
+        self,
+        target: typing.Any = None,
+        behaviors: typing.Any = None,
+        behaviors_mask: typing.Any = None,
+        target_mask: typing.Any = None,
+        target_scales: typing.Any = None,
+        behaviors_scales: typing.Any = None,
+        behaviors_present: typing.Any = None,
+        similarity: typing.Any = None,
+    ) -> typing.Any:
+        if similarity is None:
+            checks.require(
+                target is not None and behaviors is not None,
+                "Pass `target` and `behaviors`, or `similarity`.",
+                None,
+            )
+            similarity = cosine_similarity(target, behaviors, target_scales, behaviors_scales)
+        else:
+            checks.require(
+                target is None and behaviors is None,
+                "Pass either `similarity` or `target` and `behaviors`, not both.",
+                "both",
+            )
+            similarity = ops.cast(similarity, "float32")
+            checks.require_rank("similarity", similarity, 2, "[B, L]")
+        similarity = ops.stop_gradient(similarity)
+        mask = self._mask(similarity, behaviors_mask, target_mask)
+        counts = tier_counts(similarity, mask, self.num_tiers, self.tiers)
+        values = [counts]
+        for coarse in self.coarse_num_tiers:
+            values.append(ops.sum(ops.reshape(counts, (-1, coarse, self.num_tiers // coarse)), axis=-1))
+        result = self._scale(ops.concatenate(values, axis=-1), mask)
+        if self.tier_embedding_dim is not None:
+            result = ops.reshape(
+                ops.expand_dims(result, -1) * ops.cast(self.tier_embedding, "float32"),
+                (-1, self._num_values * self.tier_embedding_dim),
+            )
+        if self.count_missing:
+            result = ops.concatenate(
+                [result, self._missing(result, behaviors_mask, behaviors_present)], axis=-1
+            )
+        if self.check:
+            valid = verify_similarity(similarity, mask, target, behaviors, target_scales, behaviors_scales)
+            result = ops.where(valid, result, ops.full_like(result, float("nan")))
+        return result
+
+    @property
+    def _num_values(self) -> int:
+        return self.num_tiers + sum(self.coarse_num_tiers)
+
+    def _mask(
+        self, similarity: typing.Any, behaviors_mask: typing.Any, target_mask: typing.Any
+    ) -> typing.Any:
+        shape = tuple(similarity.shape)
+        mask = ops.ones_like(similarity, dtype="bool")
+        if behaviors_mask is not None:
+            checks.require_mask("behaviors_mask", behaviors_mask, shape)
+            mask = ops.logical_and(mask, ops.cast(behaviors_mask, "bool"))
+        if target_mask is not None:
+            checks.require_mask("target_mask", target_mask, shape[:1])
+            mask = ops.logical_and(mask, ops.expand_dims(ops.cast(target_mask, "bool"), -1))
+        return mask
+
+    def _scale(self, counts: typing.Any, mask: typing.Any) -> typing.Any:
+        if self.tier_output == "log1p":
+            return ops.log1p(counts)
+        if self.tier_output == "ratio":
+            length = ops.sum(ops.cast(mask, "float32"), axis=-1, keepdims=True)
+            return counts / ops.maximum(length, 1.0)
+        return counts
+
+    def _missing(self, result: typing.Any, behaviors_mask: typing.Any, present: typing.Any) -> typing.Any:
+        checks.require(
+            present is not None and behaviors_mask is not None,
+            "`count_missing=True` needs `behaviors_mask` and `behaviors_present`.",
+            present,
+        )
+        checks.require_mask("behaviors_present", present, tuple(behaviors_mask.shape))
+        present = ops.cast(present, "bool")
+        missing = ops.logical_and(present, ops.logical_not(ops.cast(behaviors_mask, "bool")))
+        count = ops.sum(ops.cast(missing, "float32"), axis=-1, keepdims=True)
+        count = self._scale(count, present)
+        return count + ops.zeros_like(result[:, :1])  # one shared history gives one count for all targets
+
+    def compute_output_shape(
+        self, target_shape: typing.Any = None, similarity_shape: typing.Any = None
+    ) -> tuple[int | None, int]:
+        batch = (target_shape if target_shape is not None else similarity_shape)[0]
+        return (batch, self._num_values * (self.tier_embedding_dim or 1) + int(self.count_missing))
+
+    def compute_output_spec(self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        spec = super().compute_output_spec(*args, **kwargs)
+        return keras.KerasTensor(spec.shape, dtype="float32")
+
+    def compute_mask(self, inputs: typing.Any, previous_mask: typing.Any) -> None:
+        return None
+
+    def get_config(self) -> dict[str, typing.Any]:
+        return {
+            **super().get_config(),
+            "num_tiers": self.num_tiers,
+            "tier_output": self.tier_output,
+            "coarse_num_tiers": list(self.coarse_num_tiers),
+            "count_missing": self.count_missing,
+            "tier_embedding_dim": self.tier_embedding_dim,
+            "tiers": self.tiers,
+            "check": self.check,
+        }
