@@ -1,0 +1,80 @@
+"""Which models a server holds: flags and ModelServerConfig files become typed configs."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
+
+from serving.model_server import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One model: where its numeric version folders are, and which of them are served."""
+
+    name: str
+    base_path: str
+    latest: int = 1  # the newest versions served; 0 where `versions` says it, or all
+    versions: tuple[int, ...] = ()  # exactly these
+    labels: tuple[tuple[str, int], ...] = ()  # names for versions
+
+    def wanted(self, found: typing.Iterable[int]) -> list[int]:
+        """Returns the versions to serve out of those found, ascending.
+
+        >>> ModelConfig("m", "/m", latest=2).wanted([1, 3, 2])
+        [2, 3]
+        """
+        ordered = sorted(found)
+        if self.versions:
+            return [v for v in ordered if v in self.versions]
+        return ordered[-self.latest:] if self.latest else ordered
+
+
+def from_proto(proto: model_server_config_pb2.ModelServerConfig) -> list[ModelConfig]:
+    """Reads a ModelServerConfig with a model_config_list.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT where a rule is broken.
+    """
+    if proto.WhichOneof("config") != "model_config_list":
+        raise errors.ServingError(errors.INVALID_ARGUMENT, "ModelServerConfig must hold a model_config_list.")
+    configs = [_model(entry) for entry in proto.model_config_list.config]
+    names = [config.name for config in configs]
+    if len(set(names)) < len(names):
+        raise errors.ServingError(errors.INVALID_ARGUMENT, f"Model names must be unique. Received: {names}.")
+    return configs
+
+
+def _model(entry: model_server_config_pb2.ModelConfig) -> ModelConfig:
+    if not entry.name or not entry.base_path:
+        raise errors.ServingError(errors.INVALID_ARGUMENT,
+                                  f"A model needs `name` and `base_path`. Received: {entry.name!r}, {entry.base_path!r}.")
+    if entry.model_platform not in ("", "tensorflow"):
+        raise errors.ServingError(errors.INVALID_ARGUMENT,
+                                  f"`model_platform` must be tensorflow. Received: {entry.model_platform!r}.")
+    policy = entry.model_version_policy
+    choice = policy.WhichOneof("policy_choice")
+    latest, versions = 1, ()
+    if choice == "latest":
+        latest = max(1, policy.latest.num_versions)
+    elif choice == "all":
+        latest = 0
+    elif choice == "specific":
+        latest, versions = 0, tuple(policy.specific.versions)
+    return ModelConfig(entry.name, entry.base_path, latest, versions, tuple(sorted(entry.version_labels.items())))
+
+
+def read_file(path: str) -> list[ModelConfig]:
+    """Reads a `--model_config_file`: a ModelServerConfig as text proto.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT where the text is none.
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            return from_proto(text_format.Parse(file.read(), model_server_config_pb2.ModelServerConfig()))
+        except text_format.ParseError as error:
+            raise errors.ServingError(errors.INVALID_ARGUMENT, f"{path}: {error}") from error

@@ -1,0 +1,63 @@
+"""Status codes of TensorFlow Serving, and how exceptions and HTTP map to them."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+OK = 0
+INVALID_ARGUMENT = tf.errors.INVALID_ARGUMENT
+NOT_FOUND = tf.errors.NOT_FOUND
+FAILED_PRECONDITION = tf.errors.FAILED_PRECONDITION
+RESOURCE_EXHAUSTED = tf.errors.RESOURCE_EXHAUSTED
+UNIMPLEMENTED = tf.errors.UNIMPLEMENTED
+INTERNAL = tf.errors.INTERNAL
+UNAVAILABLE = tf.errors.UNAVAILABLE
+MAX_MESSAGE_SIZE = 1024  # characters of an error message that travel
+
+_HTTP_STATUS = {
+    OK: 200,
+    tf.errors.CANCELLED: 499,
+    tf.errors.INVALID_ARGUMENT: 400,
+    tf.errors.DEADLINE_EXCEEDED: 504,
+    tf.errors.NOT_FOUND: 404,
+    tf.errors.ALREADY_EXISTS: 409,
+    tf.errors.PERMISSION_DENIED: 403,
+    tf.errors.RESOURCE_EXHAUSTED: 429,
+    tf.errors.FAILED_PRECONDITION: 400,
+    tf.errors.ABORTED: 409,
+    tf.errors.OUT_OF_RANGE: 400,
+    tf.errors.UNIMPLEMENTED: 501,
+    tf.errors.UNAVAILABLE: 503,
+    tf.errors.UNAUTHENTICATED: 401,
+}
+
+
+class ServingError(Exception):
+    """An answer other than OK: a canonical code (as in gRPC) and the message that the caller sees."""
+
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def from_exception(error: BaseException) -> ServingError:
+    """Returns `error` as a ServingError: errors of a graph keep their code, unforeseen ones are INTERNAL."""
+    if isinstance(error, ServingError):
+        result = error
+    elif isinstance(error, tf.errors.OpError):
+        result = ServingError(error.error_code, error.message)
+    else:
+        result = ServingError(INTERNAL, f"{type(error).__name__}: {error}")
+    if len(result.message) > MAX_MESSAGE_SIZE:
+        result = ServingError(result.code, result.message[:MAX_MESSAGE_SIZE] + "...TRUNCATED")
+    return result
+
+
+def http_status(code: int) -> int:
+    """Returns the HTTP status with which the REST API answers a canonical code.
+
+    >>> http_status(3), http_status(5), http_status(13)
+    (400, 404, 500)
+    """
+    return _HTTP_STATUS.get(code, 500)

@@ -1,0 +1,121 @@
+"""Small SavedModels, and servers that run inside the test process."""
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+
+import httpx
+import pytest
+import tensorflow as tf
+
+from serving.model_server.config import ModelConfig
+from serving.model_server.server import Options, serve
+from tfmm import saved_model
+
+
+class HalfPlusTwo(tf.Module):
+    """y = x / 2 + 2, as TensorFlow Serving's own tests use; and signatures of other dtypes and shapes."""
+
+    def __init__(self, offset=2.0):
+        super().__init__()
+        self.offset = tf.Variable(float(offset))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    def half_plus_two(self, x):
+        return {"y": x / 2.0 + self.offset}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32, name="x"),
+                                  tf.TensorSpec([None], tf.int64, name="n"),
+                                  tf.TensorSpec([None], tf.string, name="text")])
+    def several(self, x, n, text):
+        return {"sum": tf.reduce_sum(x, 1) + tf.cast(n, tf.float32), "n": n, "text": text, "raw_bytes": text,
+                "scalar": tf.size(n)}
+
+
+class Counter(tf.Module):
+    """A model with state: `add` counts keys in a table, `boom` fails."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, default_value=0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="keys")])
+    def add(self, keys):
+        self.table.insert(keys, self.table.lookup(keys) + 1)
+        return {"counts": self.table.lookup(keys)}
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.bool, name="fail")])
+    def boom(self, fail):
+        with tf.control_dependencies([tf.debugging.Assert(tf.logical_not(fail), ["it failed"])]):
+            return {"ok": tf.identity(fail)}
+
+
+def write_half_plus_two(path, offset=2.0):
+    module = HalfPlusTwo(offset)
+    return saved_model.save(module, {"serving_default": module.half_plus_two, "several": module.several}, path)
+
+
+def write_counter(path):
+    module = Counter()
+    return saved_model.save(module, {"serving_default": module.add, "boom": module.boom}, path)
+
+
+@contextlib.contextmanager
+def running_server(base_path, name="half_plus_two", **options):
+    """Serves in a thread; yields {"grpc": address, "rest": url} once every model is in service."""
+    base_path.mkdir(exist_ok=True)
+    ready_file = base_path / "ready.json"
+    models = options.pop("models", (ModelConfig(name, str(base_path), options.pop("latest", 1)),))
+    settings = Options(models=models, port=0, rest_api_port=0, ready_file=str(ready_file), poll_wait_s=0.1,
+                       stop_grace_s=2.0, **options)
+    state = {}
+
+    async def main():
+        state["loop"], state["stop"] = asyncio.get_running_loop(), asyncio.Event()
+        await serve(settings, state["stop"])
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while not ready_file.exists():
+            assert thread.is_alive() and time.monotonic() < deadline, "the server did not get ready"
+            time.sleep(0.02)
+        ports = json.loads(ready_file.read_text())
+        yield {"grpc": f"127.0.0.1:{ports['grpc_port']}", "rest": f"http://127.0.0.1:{ports['rest_port']}"}
+    finally:
+        state["loop"].call_soon_threadsafe(state["stop"].set)
+        thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def half_plus_two_dir(tmp_path_factory):
+    base = tmp_path_factory.mktemp("half_plus_two")
+    write_half_plus_two(base / "123")
+    return base
+
+
+@pytest.fixture(scope="module")
+def server(half_plus_two_dir):
+    with running_server(half_plus_two_dir) as addresses:
+        yield addresses
+
+
+@pytest.fixture(scope="module")
+def rest(server):
+    with httpx.Client(base_url=server["rest"] + "/v1/models", timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def write_models():
+    """The writers, for tests that make their own version folders."""
+    return {"half_plus_two": write_half_plus_two, "counter": write_counter}
+
+
+@pytest.fixture(scope="session")
+def serving_at():
+    """`running_server`, for tests that need a server of their own."""
+    return running_server
