@@ -7,8 +7,6 @@ No postponed annotations here: TFX reads the signatures.
 import dataclasses
 import json
 import pathlib
-from typing import Optional
-
 import apache_beam as beam
 from tfx import v1 as tfx
 from tfx.dsl.component.experimental.annotations import BeamComponentParameter
@@ -24,6 +22,7 @@ OutputArtifact = tfx.dsl.components.OutputArtifact
 Parameter = tfx.dsl.components.Parameter
 Examples = tfx.types.standard_artifacts.Examples
 Model = tfx.types.standard_artifacts.Model
+TransformGraph = tfx.types.standard_artifacts.TransformGraph
 
 
 def _config(kind, text):
@@ -116,10 +115,6 @@ def _patterns(examples):
     return [f"{examples.uri}/Split-{split}/*" for split in ("train", "eval")]
 
 
-def _vocabulary_dir(transform_graph):
-    return f"{transform_graph.uri}/transform_fn/assets"
-
-
 @component
 def MAKETrainer(examples: InputArtifact[Examples], snapshot: InputArtifact[IndexSnapshot], config: Parameter[str],
                 checkpoint_dir: Parameter[str], progress_path: Parameter[str], code: Parameter[str],
@@ -132,26 +127,40 @@ def MAKETrainer(examples: InputArtifact[Examples], snapshot: InputArtifact[Index
                 checkpoint_dir=checkpoint_dir, progress=progress.jsonl(progress_path))
 
 
-@component
-def CTRTrainer(examples: InputArtifact[Examples],
-               transform_graph: InputArtifact[tfx.types.standard_artifacts.TransformGraph], dataset: InputArtifact[Dataset], config: Parameter[str], export: Parameter[str],
-               max_behaviors: Parameter[int], checkpoint_dir: Parameter[str], progress_path: Parameter[str],
-               code: Parameter[str], model: OutputArtifact[Model],
-               snapshot: Optional[InputArtifact[IndexSnapshot]] = None,
-               make: Optional[InputArtifact[Make]] = None):
-    """Trains the click model for one epoch and exports it; without snapshot and MAKE it is the ID-only twin."""
+def _train_ctr(examples, transform_graph, dataset, config, export, max_behaviors, checkpoint_dir, progress_path,
+               model, snapshot_dir=None, make_dir=None):
     from tfmm.ctr import train
     from tfmm.data import schema
     from tfmm.export import saved_model
 
     train_pattern, eval_pattern = _patterns(examples)
-    model_dir = str(pathlib.Path(model.uri) / "Format-TFMM")
-    snapshot_dir = snapshot.uri if snapshot else None
-    train.train(_config(config_lib.CTRConfig, config), train_pattern, eval_pattern, _vocabulary_dir(transform_graph),
-                model_dir, snapshot_dir=snapshot_dir, make_dir=make.uri if make else None,
-                max_behaviors=max_behaviors, checkpoint_dir=checkpoint_dir, progress=progress.jsonl(progress_path))
-    saved_model.export(model_dir, _vocabulary_dir(transform_graph), snapshot_dir, schema.id_types(dataset.uri),
-                       _config(config_lib.ExportConfig, export), str(pathlib.Path(model.uri) / "Format-Serving"))
+    vocabulary_dir = f"{transform_graph.uri}/transform_fn/assets"
+    model_dir = f"{model.uri}/Format-TFMM"
+    train.train(_config(config_lib.CTRConfig, config), train_pattern, eval_pattern, vocabulary_dir, model_dir,
+                snapshot_dir=snapshot_dir, make_dir=make_dir, max_behaviors=max_behaviors,
+                checkpoint_dir=checkpoint_dir, progress=progress.jsonl(progress_path))
+    saved_model.export(model_dir, vocabulary_dir, snapshot_dir, schema.id_types(dataset.uri),
+                       _config(config_lib.ExportConfig, export), f"{model.uri}/Format-Serving")
+
+
+@component
+def IDTrainer(examples: InputArtifact[Examples], transform_graph: InputArtifact[TransformGraph],
+              dataset: InputArtifact[Dataset], config: Parameter[str], export: Parameter[str],
+              max_behaviors: Parameter[int], checkpoint_dir: Parameter[str], progress_path: Parameter[str],
+              code: Parameter[str], model: OutputArtifact[Model]):
+    """Trains the ID-only twin for one epoch and exports it."""
+    _train_ctr(examples, transform_graph, dataset, config, export, max_behaviors, checkpoint_dir, progress_path, model)
+
+
+@component
+def MultimodalTrainer(examples: InputArtifact[Examples], transform_graph: InputArtifact[TransformGraph],
+                      dataset: InputArtifact[Dataset], snapshot: InputArtifact[IndexSnapshot],
+                      make: InputArtifact[Make], config: Parameter[str], export: Parameter[str],
+                      max_behaviors: Parameter[int], checkpoint_dir: Parameter[str], progress_path: Parameter[str],
+                      code: Parameter[str], model: OutputArtifact[Model]):
+    """Trains the click model with SimTier and MAKE for one epoch and exports it with its item index."""
+    _train_ctr(examples, transform_graph, dataset, config, export, max_behaviors, checkpoint_dir, progress_path, model,
+               snapshot.uri, make.uri)
 
 
 @component
@@ -166,7 +175,7 @@ def ModelGate(examples: InputArtifact[Examples], id_model: InputArtifact[Model],
     models = {"id": f"{id_model.uri}/Format-Serving", "multimodal": f"{multimodal_model.uri}/Format-Serving"}
     in_service = environments.newest_version(serving_dir)
     if in_service is not None:
-        models["in_service"] = str(in_service)
+        models["service"] = str(in_service)
     judged = report.evaluate(models, train_pattern, eval_pattern, evaluation.uri)
     verdict = gate.decide(judged, _config(config_lib.GateConfig, config))
     (pathlib.Path(evaluation.uri) / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2))

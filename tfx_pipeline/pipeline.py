@@ -90,12 +90,11 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         "export": _json(config.export), "max_behaviors": config.data.max_behaviors, "progress_path": progress_path,
         "code": _code("ctr"),
     }
-    id_trainer = components.CTRTrainer(
-        config=_json(dataclasses.replace(config.ctr, modalities=())), checkpoint_dir=str(checkpoints / "id"),
-        **shared).with_id("IDTrainer")
-    multimodal_trainer = components.CTRTrainer(
+    id_trainer = components.IDTrainer(
+        config=_json(dataclasses.replace(config.ctr, modalities=())), checkpoint_dir=str(checkpoints / "id"), **shared)
+    multimodal_trainer = components.MultimodalTrainer(
         config=_json(dataclasses.replace(config.ctr, modalities=modalities)), snapshot=snapshot,
-        make=make.outputs["make"], checkpoint_dir=str(checkpoints / "multimodal"), **shared).with_id("MultimodalTrainer")
+        make=make.outputs["make"], checkpoint_dir=str(checkpoints / "multimodal"), **shared)
 
     gate = components.ModelGate(
         examples=examples.outputs["examples"], id_model=id_trainer.outputs["model"],

@@ -111,3 +111,13 @@ def result_table(summary: typing.Mapping[str, typing.Any]) -> rich_table.Table:
         else:
             table.add_row(title, f"{base:.4f}", f"{new:.4f}", f"{new - base:+.4f}")
     return table
+
+
+def closing_lines(summary: typing.Mapping[str, typing.Any], report: pathlib.Path) -> list[str]:
+    """Returns what stands under the closing table."""
+    lines = [f"{modality} encoder: Acc@1 {facts['acc_at_1']:.3f}, Acc@5 {facts['acc_at_5']:.3f}"
+             for modality, facts in summary["encoders"].items()]
+    lines.append(f"Predict: gRPC {summary['grpc_predict_ms']:.1f} ms, REST {summary['rest_predict_ms']:.1f} ms. A new item "
+                 f"was scored with its embedding {summary['new_item_delay_s']:.2f} s after its event.")
+    lines.append(f"{summary['total_seconds']:.0f} s, at most {summary['peak_memory_gb']:.1f} GB. Report: {report}")
+    return lines

@@ -1,0 +1,305 @@
+"""The `tfmm` command: each subcommand calls one stage's entry, and imports it only when it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import time
+import typing
+
+import click
+
+from tfmm import __version__
+
+Folder = click.Path(file_okay=False, path_type=pathlib.Path)
+ExistingFolder = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
+File = click.Path(dir_okay=False, path_type=pathlib.Path)
+
+_PRESETS = ("quickstart", "small", "paper")
+
+
+class Command(click.Command):
+    """A command whose help ends with an example that keeps its lines."""
+
+    def __init__(self, *args: typing.Any, example: str = "", **kwargs: typing.Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.example:
+            with formatter.section("Example"):
+                for line in self.example.splitlines():
+                    formatter.write(" " * formatter.current_indent + line + "\n")
+
+
+class Group(click.Group):
+    """Turns the errors that a user can mend into one line without a traceback."""
+
+    command_class = Command
+    group_class = type
+
+    def invoke(self, ctx: click.Context) -> typing.Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, FileNotFoundError, ChildProcessError, ImportError) as error:
+            if os.environ.get("TFMM_TRACEBACK"):
+                raise
+            raise click.ClickException(f"{error}\n(TFMM_TRACEBACK=1 shows where.)") from error
+
+
+def _run_options(function: typing.Callable) -> typing.Callable:
+    for option in (
+        click.option("--set", "assignments", multiple=True, metavar="STAGE.FIELD=VALUE",
+                     help="Override one setting, checked against its stage; may be repeated."),
+        click.option("--preset", type=click.Choice(_PRESETS), default="quickstart", show_default=True,
+                     help="The named run whose settings apply."),
+    ):
+        function = option(function)
+    return function
+
+
+def _config(preset: str, assignments: tuple[str, ...]) -> typing.Any:
+    from tfmm import config, presets
+
+    return config.override(presets.PRESETS[preset](), assignments)
+
+
+def _quiet_tensorflow() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _progress() -> typing.Any:
+    """A Progress that prints a line every few seconds and at the end of each unit of work."""
+    shown = {"at": 0.0}
+
+    def report(stage: str, done: int, total: int, **metrics: float) -> None:
+        if time.monotonic() - shown["at"] < 2.0 and done != total:
+            return
+        shown["at"] = time.monotonic()
+        values = " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+        click.echo(f"{stage}: {done}/{total or '?'} {values}")
+
+    return report
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="tfmm")
+def main() -> None:
+    """Multimodal representations for recommendation: from raw logs to a served score."""
+    _quiet_tensorflow()
+
+
+@main.command(example="tfmm quickstart --workdir quickstart\ntfmm quickstart --data my_tables --workdir my_run")
+@click.option("--workdir", type=Folder, default=pathlib.Path("quickstart"), show_default=True,
+              help="Everything that the run writes; run again in it to go on where it stopped.")
+@click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables of your own (`tfmm data schema`).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the marketplace and of every training.")
+@_run_options
+def quickstart(workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int, preset: str,
+               assignments: tuple[str, ...]) -> None:
+    """Run the whole road: data, encoders, index, models, gate, server, a new item in the stream, a report."""
+    from tfmm import config
+    from tfmm.quickstart import run
+
+    settings = _config(preset, ()).with_seed(seed)
+    raise SystemExit(run.main(workdir, data_dir, config.override(settings, assignments)))
+
+
+@main.group(cls=Group)
+def data() -> None:
+    """Make, check and convert data folders."""
+
+
+@data.command("schema", example="tfmm data schema")
+def data_schema() -> None:
+    """Print the tables and columns that a data folder may hold."""
+    from tfmm.data import schema
+
+    click.echo(schema.schema_text())
+
+
+@data.command("check", example="tfmm data check my_tables")
+@click.argument("data_dir", type=ExistingFolder)
+def data_check(data_dir: pathlib.Path) -> None:
+    """Check a data folder against the schema: every fault with table, row, column, rule, and a count."""
+    from rich import console, table
+
+    from tfmm.data import schema
+
+    report = schema.check(data_dir)
+    terminal = console.Console()
+    terminal.print(", ".join(f"{name}: {rows:,} rows" for name, rows in report.counts.items()))
+    if report.ok:
+        terminal.print("[green]No fault found.")
+        return
+    faults = table.Table("table", "column", "rule", "count", "first rows", "values", title="Faults")
+    for fault in report.faults:
+        faults.add_row(fault.table, fault.column, fault.rule, f"{fault.count:,}",
+                       ", ".join(map(str, fault.rows)), ", ".join(map(str, fault.values)))
+    terminal.print(faults)
+    raise SystemExit(1)
+
+
+@data.command("marketplace", example="tfmm data marketplace my_tables --preset small")
+@click.argument("output_dir", type=Folder)
+@_run_options
+def data_marketplace(output_dir: pathlib.Path, preset: str, assignments: tuple[str, ...]) -> None:
+    """Make the synthetic marketplace: images, titles, searches, purchases, a week of impressions."""
+    from tfmm.data import marketplace
+
+    marketplace.generate(_config(preset, assignments).marketplace, output_dir)
+    click.echo(f"Wrote the marketplace to {output_dir}.")
+
+
+@data.command("convert", example="tfmm data convert online-retail downloads/online_retail my_tables")
+@click.argument("source", type=click.Choice(["online-retail", "taobao-mm"]))
+@click.argument("source_dir", type=ExistingFolder)
+@click.argument("output_dir", type=Folder)
+def data_convert(source: str, source_dir: pathlib.Path, output_dir: pathlib.Path) -> None:
+    """Convert a public data set to the tables that `tfmm data schema` describes."""
+    from tfmm.data import online_retail, taobao_mm
+
+    {"online-retail": online_retail, "taobao-mm": taobao_mm}[source].convert(source_dir, output_dir)
+    click.echo(f"Wrote {source} to {output_dir}.")
+
+
+@main.command(example="tfmm pretrain --data my_tables --output run/encoders --preset small")
+@click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
+@click.option("--output", "output_dir", type=Folder, required=True, help="One encoder folder per modality.")
+@_run_options
+def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, preset: str, assignments: tuple[str, ...]) -> None:
+    """Pre-train item encoders on search query -> purchased item (SCL)."""
+    from tfmm.data import pairs, schema
+    from tfmm.pretrain import train
+
+    config = _config(preset, assignments)
+    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs")
+    for modality in schema.modalities(data_dir):
+        if modality != "vector":
+            result = train.train(getattr(config, modality), output_dir / "pairs" / modality, output_dir / modality,
+                                 checkpoint_dir=output_dir / "checkpoints" / modality, progress=_progress())
+            click.echo(f"{modality}: Acc@1 {result['acc_at_1']:.3f}, Acc@5 {result['acc_at_5']:.3f}")
+
+
+@main.command(example="tfmm embed --data my_tables --encoders run/encoders --index run/items.sqlite "
+                      "--snapshot run/snapshot")
+@click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
+@click.option("--encoders", "encoders_dir", type=Folder, required=True, help="As `tfmm pretrain` wrote them.")
+@click.option("--index", "index_path", type=File, required=True, help="SQLite file of the item index.")
+@click.option("--snapshot", "snapshot_dir", type=Folder, required=True, help="A frozen copy for training.")
+def embed(data_dir: pathlib.Path, encoders_dir: pathlib.Path, index_path: pathlib.Path,
+          snapshot_dir: pathlib.Path) -> None:
+    """Embed the catalog by Beam into the item index."""
+    from tfmm.data import schema
+    from tfmm.index import beam, item_index, snapshot
+
+    folders = {m: str(encoders_dir / m) for m in schema.modalities(data_dir) if m != "vector"}
+    beam.embed_catalog(data_dir, folders, index_path, dead_letter_dir=snapshot_dir / "dead_letter")
+    with item_index.ItemIndex(index_path) as index:
+        manifest = snapshot.write_snapshot(index, snapshot_dir)
+    for modality, facts in manifest["modalities"].items():
+        click.echo(f"{modality}: {facts['size']:,} items of dim {facts['dim']}, encoder {facts['encoder_version']}")
+
+
+@main.command(example="tfmm train --data my_tables --snapshot run/snapshot --output run/models --preset small")
+@click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
+@click.option("--snapshot", "snapshot_dir", type=ExistingFolder, required=True, help="As `tfmm embed` wrote it.")
+@click.option("--output", "output_dir", type=Folder, required=True, help="Examples, MAKE and both click models.")
+@_run_options
+def train(data_dir: pathlib.Path, snapshot_dir: pathlib.Path, output_dir: pathlib.Path, preset: str,
+          assignments: tuple[str, ...]) -> None:
+    """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
+    from tfmm.ctr import train as ctr_train
+    from tfmm.data import examples, schema
+    from tfmm.export import saved_model
+    from tfmm.make import train as make_train
+
+    config = _config(preset, assignments)
+    raw, transformed, progress = output_dir / "examples", output_dir / "transformed", _progress()
+    examples.write_examples(data_dir, config.data, raw)
+    examples.transform(raw, transformed, config.data)
+    patterns = [str(transformed / f"{split}-*") for split in ("train", "eval")]
+    make_train.train(config.make, *patterns, snapshot_dir, output_dir / "make",
+                     checkpoint_dir=output_dir / "checkpoints" / "make", progress=progress)
+    vocabulary, max_behaviors = transformed / "vocabulary", config.data.max_behaviors
+    for name, modalities in (("id", ()), ("multimodal", schema.modalities(data_dir))):
+        own = {"snapshot_dir": snapshot_dir, "make_dir": output_dir / "make"} if modalities else {}
+        ctr_train.train(dataclasses.replace(config.ctr, modalities=modalities), *patterns, vocabulary,
+                        output_dir / name / "Format-TFMM", max_behaviors=max_behaviors,
+                        checkpoint_dir=output_dir / "checkpoints" / name, progress=progress, **own)
+        saved_model.export(output_dir / name / "Format-TFMM", vocabulary, own.get("snapshot_dir"),
+                           schema.id_types(data_dir), config.export, output_dir / name / "Format-Serving")
+
+
+@main.command(example="tfmm evaluate --models run/models --output run/evaluation")
+@click.option("--models", "models_dir", type=ExistingFolder, required=True, help="As `tfmm train` wrote them.")
+@click.option("--in-service", "in_service_dir", type=ExistingFolder, help="SavedModel in service, to be compared.")
+@click.option("--output", "output_dir", type=Folder, required=True, help="report.json, verdict.json.")
+@_run_options
+def evaluate(models_dir: pathlib.Path, in_service_dir: pathlib.Path | None, output_dir: pathlib.Path, preset: str,
+             assignments: tuple[str, ...]) -> None:
+    """Score held-out impressions with the exported models and judge them; exit 1 where the gate refuses."""
+    from tfmm.evaluate import gate, report
+
+    models = {name: str(models_dir / name / "Format-Serving") for name in ("id", "multimodal")}
+    if in_service_dir is not None:
+        models["service"] = str(in_service_dir)
+    judged = report.evaluate(models, *(str(models_dir / "examples" / f"{split}-*") for split in ("train", "eval")),
+                             output_dir)
+    verdict = gate.decide(judged, _config(preset, assignments).gate)
+    (output_dir / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2) + "\n")
+    for name in models:
+        values = ", ".join(f"{key} {judged['models'][name][key]:.4f}" for key in ("auc", "gauc", "logloss"))
+        click.echo(f"{name}: {values}")
+    click.echo(f"The gate {'passed' if verdict.passed else 'refused'}. {' '.join(verdict.reasons)}")
+    raise SystemExit(0 if verdict.passed else 1)
+
+
+@main.command(example="tfmm export --models run/models --snapshot run/snapshot --data my_tables "
+                      "--output run/serving/tfmm")
+@click.option("--models", "models_dir", type=ExistingFolder, required=True, help="As `tfmm train` wrote them.")
+@click.option("--snapshot", "snapshot_dir", type=ExistingFolder, required=True, help="The index to start from.")
+@click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables: the types of ids.")
+@click.option("--output", "output_dir", type=Folder, required=True, help="A new version is made in this folder.")
+@_run_options
+def export(models_dir: pathlib.Path, snapshot_dir: pathlib.Path, data_dir: pathlib.Path, output_dir: pathlib.Path,
+           preset: str, assignments: tuple[str, ...]) -> None:
+    """Write the multimodal model as a new version that TF Serving loads."""
+    from tfmm.data import schema
+    from tfmm.export import saved_model
+
+    version = output_dir / str(int(time.time()))
+    saved_model.export(models_dir / "multimodal" / "Format-TFMM", models_dir / "transformed" / "vocabulary",
+                       snapshot_dir, schema.id_types(data_dir), _config(preset, assignments).export, version)
+    click.echo(f"Wrote version {version}.")
+
+
+@main.command(example="tfmm serve --model-base-path run/serving/tfmm --rest-api-port 8501")
+@click.option("--model-base-path", type=Folder, required=True, help="Folder of numbered versions.")
+@click.option("--model-name", default="tfmm", show_default=True)
+@click.option("--port", type=int, default=8500, show_default=True, help="gRPC; 0 takes a free one.")
+@click.option("--rest-api-port", type=int, default=8501, show_default=True, help="REST; 0 takes a free one.")
+@click.option("--index", "index_path", type=File, help="Follow this item index: new items are served in seconds.")
+def serve(model_base_path: pathlib.Path, model_name: str, port: int, rest_api_port: int,
+          index_path: pathlib.Path | None) -> None:
+    """Serve the newest version over TF Serving's gRPC and REST, on this machine."""
+    from tfmm.quickstart import run
+
+    run.serve(model_base_path, model_name, port, rest_api_port, index_path)
+
+
+@main.command(example="tfmm stream --events run/events.sqlite --index run/items.sqlite --encoders run/encoders")
+@click.option("--events", "events_path", type=File, required=True, help="SQLite file of new item events.")
+@click.option("--index", "index_path", type=File, required=True, help="SQLite file of the item index.")
+@click.option("--encoders", "encoders_dir", type=ExistingFolder, required=True, help="As `tfmm pretrain` wrote them.")
+def stream(events_path: pathlib.Path, index_path: pathlib.Path, encoders_dir: pathlib.Path) -> None:
+    """Embed new items as their events arrive, by a streaming Beam job."""
+    from tfmm.quickstart import run
+
+    run.stream(events_path, index_path, encoders_dir)
+
+
+if __name__ == "__main__":
+    main()

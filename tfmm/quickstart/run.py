@@ -1,0 +1,158 @@
+"""Drives the DAG, the server and the stream as processes, and writes down what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import signal
+import time
+import typing
+
+import pyarrow.parquet as pq
+from rich import console as rich_console
+
+from tfmm import config as config_lib
+from tfmm.data import schema
+from tfmm.quickstart import html_report, live, processes, terminal
+
+SUMMARY, REPORT = "summary.json", "report.html"
+
+
+class GateRefused(Exception):
+    """The gate did not let the new model pass, and no model is in service."""
+
+
+def main(workdir: pathlib.Path, data_dir: pathlib.Path | None, config: config_lib.RunConfig) -> int:
+    """Runs the whole road for the command line; returns the exit code."""
+    console = rich_console.Console()
+    try:
+        with _terminate_as_interrupt():
+            run(workdir, data_dir, config, console)
+    except KeyboardInterrupt:
+        console.print(f"[yellow]Stopped. `tfmm quickstart --workdir {workdir}` goes on from here.")
+        return 130
+    except (ChildProcessError, TimeoutError, GateRefused) as error:
+        console.print(f"[red]{error}", markup=True, highlight=False)
+        return 1
+    return 0
+
+
+def run(workdir: pathlib.Path, data_dir: pathlib.Path | None, config: config_lib.RunConfig,
+        console: rich_console.Console) -> dict[str, typing.Any]:
+    """Runs the DAG, serves its model, streams a new item into it, and writes summary and report.
+
+    Args:
+        workdir: everything that the run writes. What an earlier run in it finished is not done again.
+        data_dir: Parquet tables, or None for the synthetic marketplace.
+        config: the settings of every stage.
+        console: where progress and the closing table are shown.
+    Returns:
+        The summary, as in summary.json.
+    Raises:
+        ChildProcessError: the DAG, the server or the stream failed; the message ends with its log.
+        GateRefused: the gate refused the model, so that there is nothing to serve.
+        TimeoutError: a process was not ready in time, or the new item was not served in time.
+    """
+    from tfx_pipeline import environments
+
+    started = time.monotonic()
+    environment = environments.Environment(workdir.resolve(), data_dir and data_dir.resolve(), config)
+    with processes.PeakMemory() as memory, terminal.StageLines(console) as lines:
+        _run_dag(environment, lines)
+        outputs = environments.latest_outputs(environment.metadata_path)
+        verdict = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / "verdict.json").read_text())
+        if environments.newest_version(environment.serving_dir) is None:
+            raise GateRefused("The gate refused the model: " + "; ".join(verdict["reasons"]))
+        figures = live.serve_and_stream(environment, outputs, lines)
+    seconds = _stage_seconds(environment.progress_path, lines.seconds)
+    data = environment.data_dir or pathlib.Path(outputs["Marketplace.dataset"])
+    summary = _summary(data, outputs, verdict, figures, seconds, memory.gb)
+    summary["total_seconds"] = round(time.monotonic() - started, 1)
+    _write_report(environment.workdir / REPORT, data, outputs, summary, verdict)
+    (environment.workdir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    console.print(terminal.result_table(summary))
+    for line in terminal.closing_lines(summary, environment.workdir / REPORT):
+        console.print(line)
+    return summary
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> typing.Iterator[None]:
+    """Lets SIGTERM end the run as Ctrl-C does, children first."""
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_dag(environment: typing.Any, lines: terminal.StageLines) -> None:
+    variables = environment.to_variables()
+    events = terminal.Events(environment.progress_path)
+    log = environment.workdir / "logs" / "pipeline.log"
+    with processes.Child("The pipeline", ["tfx_pipeline.local_runner"], log, variables) as dag:
+        running = True
+        while running:
+            running = dag.process.poll() is None
+            for event in events.new():
+                lines.show(event)
+            time.sleep(0.2)
+        dag.check()
+
+
+def _stage_seconds(progress_path: pathlib.Path, own: typing.Mapping[str, float]) -> dict[str, float]:
+    """Returns the seconds of each stage; a node that the cache answered keeps the time of its real run."""
+    begun: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for line in progress_path.read_text().splitlines():
+        event = json.loads(line)
+        node = event["stage"].removeprefix("node:")
+        if node == event["stage"]:
+            continue
+        if not event["done"]:
+            begun[node] = event["time"]
+        elif node in begun:
+            seconds[node] = max(seconds.get(node, 0.0), event["time"] - begun[node])
+    return {stage: round(value, 2) for stage, value in {**own, **seconds}.items()}
+
+
+def _summary(data: pathlib.Path, outputs: typing.Mapping[str, str], verdict: typing.Mapping[str, typing.Any],
+             figures: typing.Mapping[str, float], seconds: typing.Mapping[str, float],
+             peak_memory_gb: float) -> dict[str, typing.Any]:
+    judged = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / "report.json").read_text())["models"]
+    encoders = {}
+    for manifest in sorted(pathlib.Path(outputs["SCLTrainer.encoders"]).glob("*/manifest.json")):
+        facts = json.loads(manifest.read_text())
+        encoders[facts["modality"]] = {name: facts[name] for name in ("acc_at_1", "acc_at_5")}
+    first = encoders.get("image") or encoders.get("text") or {"acc_at_1": None, "acc_at_5": None}
+    keys = ("auc", "gauc", "logloss", "gauc_new_items")
+    return {
+        "data": {name: sum(pq.ParquetFile(file).metadata.num_rows for file in schema.table_files(data, name))
+                 for name in schema.TABLES if schema.has_table(data, name)},
+        **first,
+        "encoders": encoders,
+        **{name: {key: judged[name][key] for key in keys} for name in ("id", "multimodal")},
+        "gate": dict(verdict),
+        **figures,
+        "stages": dict(seconds),
+        "peak_memory_gb": round(peak_memory_gb, 2),
+    }
+
+
+def _write_report(path: pathlib.Path, data: pathlib.Path, outputs: typing.Mapping[str, str],
+                  summary: typing.Mapping[str, typing.Any], verdict: typing.Mapping[str, typing.Any]) -> None:
+    from tfmm.index import snapshot as snapshot_lib
+
+    items = schema.read_table(data, "items")
+    snapshot = snapshot_lib.load_snapshot(outputs["CatalogEmbedder.snapshot"])
+    galleries = {modality: html_report.gallery(snapshot, modality, items) for modality in snapshot.modalities}
+    places = {"MAKE": pathlib.Path(outputs["MAKETrainer.make"]) / "history.json"}
+    for place in sorted(pathlib.Path(outputs["SCLTrainer.encoders"]).glob("*/history.json")):
+        places[f"SCL {place.parent.name}"] = place
+    histories = {name: json.loads(place.read_text()) for name, place in places.items() if place.exists()}
+    html_report.write_report(path, summary, galleries, html_report.curves(histories), verdict)
+
