@@ -24,7 +24,7 @@ WEEK_START_US = 1_709_510_400_000_000  # Monday 2024-03-04 00:00 UTC
 FIRST_ITEM_ID, FIRST_USER_ID, FIRST_SEARCH_ID = 1_000_001, 500_001, 9_000_001
 _HOUR_US, _DAY_US = 3_600_000_000, 86_400_000_000
 _PAST_DAYS = 60  # of searches, clicks and purchases before the week
-_PAST_CLICKS = 18  # mean, per user
+_PAST_CLICKS = 25  # mean, per user
 _POOL, _NEW_IN_POOL = 64, 12  # candidates per user and day, and those among them that entered the catalog that day
 
 

@@ -12,10 +12,10 @@ from tfmm.data import wording
 LIKED = 2  # looks, and themes, that each shopper likes
 SAME_BOTH, SAME_ONE = 1.0, 0.35  # affinity of an item that shares both attributes of a liked pair, or one of them
 
-VISUAL_WEIGHT, TEXTUAL_WEIGHT = 3.0, 2.8  # of the affinities in the click's logit
-POPULARITY_WEIGHT, CATEGORY_WEIGHT, NOISE = .40, .20, .30
+VISUAL_WEIGHT, TEXTUAL_WEIGHT = 3.6, 3.6  # of the affinities in the click's logit
+POPULARITY_WEIGHT, CATEGORY_WEIGHT, NOISE = .55, .20, .30
 SHOWN_WEIGHT = 2.2  # of the affinities in what is shown: the shop knows a little of the taste
-BASE_LOGIT = -3.4
+BASE_LOGIT = -3.8
 
 
 @dataclasses.dataclass(frozen=True)
