@@ -124,9 +124,8 @@ class CTRModel(keras.Model):
 
     def build(self, input_shape: typing.Any = None) -> None:
         """Makes every weight, by one pass over a row of padding; the input shape is not needed."""
-        if not self.built:
-            self.built = True
-            self(padding_inputs(self.dims, self.max_behaviors))
+        self.built = True
+        self(padding_inputs(self.dims, self.max_behaviors))
 
     def call(
         self, inputs: typing.Mapping[str, typing.Any], training: bool | None = None

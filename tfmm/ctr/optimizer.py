@@ -15,7 +15,7 @@ class TwoRateAdam(keras.optimizers.Adam):
     """Adam whose embedding tables have a rate of their own and are updated only where a batch touched them.
 
     In one epoch an embedding row is seen a few times, a dense weight at every step: one rate serves neither.
-    Rows that a batch does not touch keep their value and their moments, so the cost of a step follows the batch
+    Rows that a batch does not touch keep their value and moments, so the cost of a step follows the batch
     and not the vocabulary.
 
     >>> optimizer = TwoRateAdam(learning_rate=0.1, embedding_learning_rate=0.5)

@@ -31,8 +31,8 @@ COLUMNS = ("user_id", "item_id", "behavior_item_ids", "timestamp", features.LABE
 
 def train(
     config: config_lib.CTRConfig,
-    train_pattern: make_train.Patterns,
-    eval_pattern: make_train.Patterns,
+    train_pattern: examples_lib.Patterns,
+    eval_pattern: examples_lib.Patterns,
     vocabulary_dir: str | pathlib.Path,
     output_dir: str | pathlib.Path,
     *,

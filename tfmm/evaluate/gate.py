@@ -41,8 +41,8 @@ def decide(
         baseline: its ID-only twin; the rule is left out where the candidate is that twin.
         service: the model in service; the rule is left out where the report has none (the first run).
     Returns:
-        The verdict. A metric that does not exist (a single class in the rows) fails its rule: a model that could
-        not be judged is not pushed.
+        The verdict. A metric that does not exist (a single class in the rows) fails its rule: a model that
+        could not be judged is not pushed.
     Raises:
         ValueError: the report lacks the candidate or its twin.
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfmm import features
 
 Columns = dict[str, np.ndarray]
+Patterns = str | os.PathLike[str] | typing.Sequence[str | os.PathLike[str]]
 _NARROW = (
     features.LABEL,
     "item_index",
@@ -23,7 +24,7 @@ _NARROW = (
 )
 
 
-def example_files(pattern: str | os.PathLike[str] | typing.Sequence[str | os.PathLike[str]]) -> list[str]:
+def example_files(pattern: Patterns) -> list[str]:
     """Returns the sorted files that a glob pattern, or several, name.
 
     Raises:
@@ -157,5 +158,5 @@ def digest(columns: Columns) -> str:
     total = hashlib.sha256()
     for name in sorted(columns):
         total.update(name.encode())
-        total.update(np.ascontiguousarray(columns[name]))
+        total.update(columns[name].tobytes())
     return total.hexdigest()[:16]

@@ -53,7 +53,7 @@ class ItemVectors(tf.Module):
         self._scales = tf.Variable(np.concatenate([np.zeros(1, np.float32), scales]), trainable=False)
 
     def slots(self, ids: np.ndarray) -> np.ndarray:
-        """Returns the slot of each id, int32 of the same shape; 0 for padding and items without an embedding."""
+        """Returns the slot of each id, int32 of the same shape; 0 for padding and for no embedding."""
         ids = np.asarray(ids, np.int64)
         if not len(self._ids):
             return np.zeros(ids.shape, np.int32)
@@ -68,7 +68,7 @@ class ItemVectors(tf.Module):
         """Returns a hash of ids, rows and scales."""
         return artifacts.fingerprint(
             *(
-                hashlib.sha256(np.ascontiguousarray(part)).hexdigest()
+                hashlib.sha256(part.tobytes()).hexdigest()
                 for part in (self._ids, self._slots, self._rows.numpy(), self._scales.numpy())
             )
         )

@@ -24,13 +24,12 @@ from tfmm.training import progress as progress_lib
 
 COLUMNS = ("user_id", "item_id", "behavior_item_ids", "timestamp", "label")
 EVAL_BATCH_SIZE = 2048
-Patterns = str | pathlib.Path | typing.Sequence[str | pathlib.Path]
 
 
 def train(
     config: config_lib.MAKEConfig,
-    train_pattern: Patterns,
-    eval_pattern: Patterns,
+    train_pattern: examples_lib.Patterns,
+    eval_pattern: examples_lib.Patterns,
     snapshot_dir: str | pathlib.Path,
     output_dir: str | pathlib.Path,
     *,

@@ -1,0 +1,266 @@
+"""The report on click models: what each scores on all rows, on new items and per group of item frequency.
+
+Predictions come from exported SavedModels (`serve_examples`), so that what is judged is what is served.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import typing
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from tfmm import artifacts, metrics
+from tfmm.make import examples as examples_lib
+from tfmm.training.progress import Progress, silent
+
+KIND = "evaluation"
+NUM_GROUPS = 8  # of items, by how often training showed them (section 6.3.3)
+COLUMNS = ("user_id", "item_id", "timestamp", "label")
+Folder = str | os.PathLike[str]
+
+
+def evaluate(
+    models: typing.Mapping[str, Folder],
+    train_pattern: examples_lib.Patterns,
+    eval_pattern: examples_lib.Patterns,
+    output_dir: Folder,
+    *,
+    baseline: str = "id",
+    progress: Progress = silent,
+) -> dict[str, typing.Any]:
+    """Scores the evaluation rows with each exported model and reports how they compare.
+
+    Args:
+        models: SavedModel folder by name, such as `id`, `multimodal` and, where there is one, `in_service`.
+        train_pattern: glob pattern(s) of training examples: they say how often an item was shown in training.
+        eval_pattern: the same for evaluation.
+        output_dir: gets `report.json`, `predictions.parquet` (one row per impression, one score per model)
+            and a manifest.
+        baseline: the model that others are compared with.
+        progress: called with the rows scored.
+    Returns:
+        The report, see `compare`.
+    Raises:
+        FileNotFoundError: no example file matches a pattern.
+        ValueError: `baseline` is not among the models, or a SavedModel lacks `serve_examples`.
+    """
+    eval_files = examples_lib.example_files(eval_pattern)
+    rows = examples_lib.read_columns(eval_files, COLUMNS)
+    shown = examples_lib.read_columns(examples_lib.example_files(train_pattern), ("item_id",))["item_id"]
+    scores = {}
+    for i, (name, folder) in enumerate(models.items()):
+        scores[name] = score_examples(folder, eval_files)["score"]
+        progress("evaluate", (i + 1) * len(shown), len(models) * len(shown))
+    counts = item_counts(shown, rows["item_id"])
+    report = compare(scores, rows["label"], rows["user_id"], rows["item_id"], counts, baseline)
+    folder = pathlib.Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = {
+        **rows,
+        "is_new_item": counts == 0,
+        **{f"score_{name}": values for name, values in scores.items()},
+    }
+    pq.write_table(pa.table(table), folder / "predictions.parquet")
+    (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    parents = [
+        os.fspath(model) for model in models.values() if (pathlib.Path(model) / artifacts.MANIFEST).exists()
+    ]
+    artifacts.write_manifest(folder, KIND, None, parents, models=sorted(models))
+    return report
+
+
+def score_examples(
+    saved_model_dir: Folder, files: typing.Sequence[str], batch_size: int = 512
+) -> dict[str, np.ndarray]:
+    """Scores raw or transformed examples through a SavedModel's `serve_examples` signature.
+
+    Args:
+        saved_model_dir: folder of the SavedModel.
+        files: TFRecord files of tf.Example, see `make.examples.example_files`.
+        batch_size: rows per call.
+    Returns:
+        `score` and `logit`, float32 [n] each, in the order of the files.
+    Raises:
+        ValueError: the SavedModel has no such signature.
+    """
+    loaded = tf.saved_model.load(os.fspath(saved_model_dir))
+    if "serve_examples" not in loaded.signatures:
+        raise ValueError(
+            f"{saved_model_dir} must have the signature `serve_examples` (export it with `tfmm export`). "
+            f"Received: {sorted(loaded.signatures)}."
+        )
+    serve = loaded.signatures["serve_examples"]
+    outputs = [serve(examples=batch) for batch in examples_lib.open_records(files).batch(batch_size)]
+    return {
+        name: np.concatenate([output[name].numpy().reshape(-1) for output in outputs])
+        for name in ("score", "logit")
+    }
+
+
+def item_counts(shown: np.ndarray, item_ids: np.ndarray) -> np.ndarray:
+    """Returns how often training showed the item of each row.
+
+    >>> item_counts(np.array([5, 7, 5]), np.array([5, 6, 7])).tolist()
+    [2, 0, 1]
+    """
+    ids, counts = np.unique(shown, return_counts=True)
+    if not len(ids):
+        return np.zeros(item_ids.shape, np.int64)
+    place = np.minimum(np.searchsorted(ids, item_ids), len(ids) - 1)
+    return np.where(ids[place] == item_ids, counts[place], 0)
+
+
+def compare(
+    scores: typing.Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    user_ids: np.ndarray,
+    item_ids: np.ndarray,
+    train_counts: np.ndarray,
+    baseline: str = "id",
+) -> dict[str, typing.Any]:
+    """Compares models on the same impressions.
+
+    Args:
+        scores: probability float [n] per model.
+        labels: int [n], 0 or 1.
+        user_ids: int64 [n].
+        item_ids: int64 [n].
+        train_counts: int [n], how often training showed the row's item; 0 makes it a new item.
+        baseline: the model that others are compared with.
+    Returns:
+        JSON values: `rows` (counts), `models` (per model `auc`, `gauc`, `gauc_users`, `logloss`,
+        `normalized_entropy`, `calibration`, the first four also as `*_new_items`, and `undefined`: the reason
+        of each metric that is None), `gains` (per other model, its metric minus the baseline's) and `groups`
+        (8 groups of equally many items, the least shown first, see `frequency_groups`).
+    Raises:
+        ValueError: `baseline` is not among the models, or lengths differ.
+    """
+    if baseline not in scores:
+        raise ValueError(f"`baseline` must be one of the models {sorted(scores)}. Received: {baseline!r}.")
+    for name, values in scores.items():
+        if len(values) != len(labels):
+            raise ValueError(
+                f"Model {name!r} must score each of the {len(labels)} rows. Received: {len(values)}."
+            )
+    is_new_item = train_counts == 0
+    models = {name: _metrics(values, labels, user_ids, is_new_item) for name, values in scores.items()}
+    gains = {
+        name: {key: _minus(values[key], models[baseline][key]) for key in _GAINS}
+        for name, values in models.items()
+        if name != baseline
+    }
+    rows = {
+        "eval": len(labels),
+        "clicks": int(labels.sum()),
+        "users": len(np.unique(user_ids)),
+        "items": len(np.unique(item_ids)),
+        "new_items": len(np.unique(item_ids[is_new_item])),
+        "new_item_rows": int(is_new_item.sum()),
+        "new_item_clicks": int(labels[is_new_item].sum()),
+    }
+    groups = frequency_groups(scores, labels, item_ids, train_counts, baseline)
+    return {"baseline": baseline, "rows": rows, "models": models, "gains": gains, "groups": groups}
+
+
+_GAINS = ("auc", "gauc", "logloss", "auc_new_items", "gauc_new_items", "logloss_new_items")
+
+
+def _metrics(
+    scores: np.ndarray, labels: np.ndarray, user_ids: np.ndarray, is_new_item: np.ndarray
+) -> dict[str, typing.Any]:
+    result: dict[str, typing.Any] = {"undefined": {}}
+    for suffix, chosen in (("", slice(None)), ("_new_items", is_new_item)):
+        label, score, user = labels[chosen], scores[chosen], user_ids[chosen]
+        has_rows, clicks = len(label) > 0, int(label.sum())
+        has_classes = 0 < clicks < len(label)
+        users = metrics.user_aucs(label, score, user) if has_rows else None
+        has_users = users is not None and not np.isnan(users.auc).all()
+        gauc = users.gauc() if users is not None and has_users else None
+        found: dict[str, tuple[typing.Any, str]] = {
+            "auc": (metrics.auc(label, score) if has_classes else None, "the rows are of one class"),
+            "gauc": (gauc and gauc.value, "no user has both a click and a non-click"),
+            "gauc_users": (gauc.users if gauc else 0, ""),
+            "logloss": (metrics.log_loss(label, score) if has_rows else None, "there is no row"),
+        }
+        if not suffix:
+            found["normalized_entropy"] = (
+                metrics.normalized_entropy(label, score) if has_classes else None,
+                "the rows are of one class",
+            )
+            found["calibration"] = (
+                metrics.calibration(label, score) if clicks else None,
+                "there is no click",
+            )
+        for key, (value, reason) in found.items():
+            result[key + suffix] = value
+            if value is None:
+                result["undefined"][key + suffix] = reason
+    return result
+
+
+def frequency_groups(
+    scores: typing.Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    item_ids: np.ndarray,
+    train_counts: np.ndarray,
+    baseline: str,
+    num_groups: int = NUM_GROUPS,
+) -> list[dict[str, typing.Any]]:
+    """Compares models inside groups of items by how often training showed them (section 6.3.3, figure 6b).
+
+    Items that evaluation shows are sorted by that count (ties by id) and cut into groups of equally many.
+
+    Returns:
+        Per group: `group` (1 is the least shown), `items`, `rows`, `clicks`, `min_count`, `max_count`, and per
+        model `auc` and `logloss`; for the others also `relative_auc` = (auc - baseline's) / baseline's and
+        `relative_logloss` = (baseline's - logloss) / baseline's, so that positive is better; None where a group
+        has one class only.
+    """
+    items, first, place = np.unique(item_ids, return_index=True, return_inverse=True)
+    order = np.argsort(train_counts[first], kind="stable")
+    group_of_item = np.empty(len(items), np.int64)
+    group_of_item[order] = np.arange(len(items)) * num_groups // max(len(items), 1)
+    group_of_row = group_of_item[place]
+    groups = []
+    for group in range(num_groups):
+        chosen = group_of_row == group
+        label, counts = labels[chosen], train_counts[chosen]
+        line: dict[str, typing.Any] = {
+            "group": group + 1,
+            "items": int((group_of_item == group).sum()),
+            "rows": len(label),
+            "clicks": int(label.sum()),
+            "min_count": int(counts.min()) if len(counts) else None,
+            "max_count": int(counts.max()) if len(counts) else None,
+            "models": {},
+        }
+        for name in (baseline, *sorted(set(scores) - {baseline})):
+            line["models"][name] = _group_metrics(scores[name][chosen], label, line["models"].get(baseline))
+        groups.append(line)
+    return groups
+
+
+def _group_metrics(
+    scores: np.ndarray, labels: np.ndarray, base: typing.Mapping[str, float | None] | None
+) -> dict[str, float | None]:
+    has_classes = 0 < labels.sum() < len(labels)
+    result: dict[str, float | None] = {
+        "auc": metrics.auc(labels, scores) if has_classes else None,
+        "logloss": metrics.log_loss(labels, scores) if len(labels) else None,
+    }
+    if base is not None:
+        for key, sign in (("auc", 1.0), ("logloss", -1.0)):
+            value, reference = result[key], base[key]
+            is_defined = value is not None and reference
+            result[f"relative_{key}"] = sign * (value - reference) / reference if is_defined else None
+    return result
+
+
+def _minus(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
