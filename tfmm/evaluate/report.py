@@ -217,10 +217,10 @@ def frequency_groups(
     Items that evaluation shows are sorted by that count (ties by id) and cut into groups of equally many.
 
     Returns:
-        Per group: `group` (1 is the least shown), `items`, `rows`, `clicks`, `min_count`, `max_count`, and per
-        model `auc` and `logloss`; for the others also `relative_auc` = (auc - baseline's) / baseline's and
-        `relative_logloss` = (baseline's - logloss) / baseline's, so that positive is better; None where a group
-        has one class only.
+        Per group: `group` (1 is the least shown), `items`, `rows`, `clicks`, `min_count`, `max_count`, and
+        per model `auc` and `logloss`; for the others also `relative_auc` = (auc - baseline's) / baseline's
+        and `relative_logloss` = (baseline's - logloss) / baseline's, so that positive is better; None where a
+        group has one class only.
     """
     items, first, place = np.unique(item_ids, return_index=True, return_inverse=True)
     order = np.argsort(train_counts[first], kind="stable")
@@ -257,8 +257,8 @@ def _group_metrics(
     if base is not None:
         for key, sign in (("auc", 1.0), ("logloss", -1.0)):
             value, reference = result[key], base[key]
-            is_defined = value is not None and reference
-            result[f"relative_{key}"] = sign * (value - reference) / reference if is_defined else None
+            has_gain = value is not None and reference is not None and reference > 0
+            result[f"relative_{key}"] = sign * (value / reference - 1.0) if has_gain else None
     return result
 
 
