@@ -1,0 +1,43 @@
+import types
+
+import numpy as np
+import pyarrow as pa
+
+from tfmm.quickstart import html_report
+
+ROWS = np.array([[10, 0], [9, 1], [0, 7], [0, 0]], np.int8)
+SCALES = np.array([0.1, 1 / np.sqrt(82), 1 / 7, 0.0], np.float32)
+
+
+def test_neighbors_are_the_most_similar_others():
+    order, similarity = html_report.nearest_neighbors(ROWS, SCALES, np.array([0]), 2)
+    assert order[0].tolist() == [1, 2]
+    np.testing.assert_allclose(similarity[0], [9 / np.sqrt(82), 0.0], atol=1e-6)
+
+
+def _snapshot():
+    return {"text": types.SimpleNamespace(ids=np.array([1, 2, 3, 4]), rows=ROWS, scales=SCALES)}
+
+
+def test_gallery_leaves_out_withdrawn_items_and_names_cards():
+    items = pa.table({"item_id": [1, 2, 3, 4], "title": ["red", "rose", None, "gone"]})
+    rows = html_report.gallery(_snapshot(), "text", items)
+    assert [row["item"]["title"] for row in rows] == ["red", "rose", "item 3"]
+    assert rows[0]["neighbors"][0]["title"] == "rose"
+
+
+def test_report_is_one_escaped_file(tmp_path):
+    items = pa.table({"item_id": [1, 2, 3, 4], "title": ["<b>red</b>", "rose", "blue", "gone"],
+                      "image": [b"\x89PNG", None, None, None]})
+    models = {name: {"auc": 0.6, "gauc": 0.6, "logloss": 0.5, "gauc_new_items": None} for name in ("id", "multimodal")}
+    summary = {**models, "encoders": {"text": {"acc_at_1": 0.4, "acc_at_5": 0.7}}, "grpc_predict_ms": 3.0,
+               "rest_predict_ms": 4.0, "new_item_delay_s": 0.2, "peak_memory_gb": 3.0, "data": {"items": 4},
+               "stages": {"Push": 1.0}}
+    svg = html_report.curves({"MAKE": [{"epoch": 0, "loss": 0.7}, {"epoch": 1, "loss": 0.6}], "one": [{"loss": 1.0}]})
+    html_report.write_report(tmp_path / "report.html", summary, {"text": html_report.gallery(_snapshot(), "text", items)},
+                             svg, {"passed": False, "reasons": ["AUC is 0.5"]})
+    text = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;red" in text and "<b>red" not in text
+    assert "data:image/png;base64,iVBORw" in text
+    assert "refused the multimodal model: AUC is 0.5" in text
+    assert text.count("<svg") == 1 and "http://" not in text.split("<svg")[0]

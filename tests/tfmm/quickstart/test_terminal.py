@@ -1,0 +1,61 @@
+import io
+
+from rich import console as rich_console
+
+from tfmm.quickstart import terminal
+from tfmm.training import progress
+
+
+def test_events_are_read_once_and_only_when_complete(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    events = terminal.Events(path)
+    assert events.new() == []
+    report = progress.jsonl(path)
+    report("node:SCLTrainer", 0, 1)
+    with path.open("a") as file:
+        file.write('{"stage": "half')
+    assert [event["stage"] for event in events.new()] == ["node:SCLTrainer"]
+    with path.open("a") as file:
+        file.write('", "done": 1, "total": 1}\n')
+    assert [event["stage"] for event in events.new()] == ["half"]
+
+
+def test_events_of_an_earlier_run_are_left_out(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    progress.jsonl(path)("old", 1, 1)
+    assert terminal.Events(path).new() == []
+
+
+def test_stage_lines_keep_the_seconds_of_finished_nodes_and_show_metrics():
+    text = io.StringIO()
+    console = rich_console.Console(file=text, force_terminal=True, width=160)
+    with terminal.StageLines(console) as lines:
+        lines.show({"stage": "node:SCLTrainer", "done": 0, "total": 1})
+        lines.show({"stage": "pretrain_image", "done": 3, "total": 10, "loss": 0.5, "time": 1.0})
+        lines.show({"stage": "node:SCLTrainer", "done": 1, "total": 1})
+    assert list(lines.seconds) == ["SCLTrainer"]
+    assert "Pre-train the encoders (SCL)" in text.getvalue()
+    assert "loss 0.5" in text.getvalue()
+
+
+def _summary(new_items):
+    models = {name: {"auc": auc, "gauc": auc, "logloss": 0.5, "gauc_new_items": new_items}
+              for name, auc in (("id", 0.6), ("multimodal", 0.65))}
+    return {**models, "encoders": {"image": {"acc_at_1": 0.4, "acc_at_5": 0.7}}, "grpc_predict_ms": 3.0,
+            "rest_predict_ms": 4.0, "new_item_delay_s": 0.2, "total_seconds": 100.0, "peak_memory_gb": 3.0}
+
+
+def test_result_table_shows_differences(tmp_path):
+    text = io.StringIO()
+    console = rich_console.Console(file=text, width=120)
+    console.print(terminal.result_table(_summary(0.55)))
+    for line in terminal.closing_lines(_summary(0.55), tmp_path / "report.html"):
+        console.print(line)
+    assert "+0.0500" in text.getvalue()
+    assert "Acc@1 0.400" in text.getvalue()
+
+
+def test_metric_that_does_not_exist_is_said():
+    text = io.StringIO()
+    rich_console.Console(file=text, width=120).print(terminal.result_table(_summary(None)))
+    assert "too few rows" in text.getvalue()

@@ -1,0 +1,39 @@
+import json
+
+import pytest
+
+from tfmm import artifacts, config
+
+
+def test_manifest_says_config_parents_and_facts(tmp_path):
+    parent = artifacts.write_manifest(tmp_path / "pairs", "pairs", rows=3)
+    artifacts.write_manifest(tmp_path / "encoder", "encoder", config.SCLConfig(), [tmp_path / "pairs"], dim=64)
+    manifest = artifacts.read_manifest(tmp_path / "encoder", "encoder")
+    assert manifest["parents"] == [parent["id"]]
+    assert manifest["dim"] == 64
+    assert manifest["config"]["modality"] == "image"
+
+
+def test_id_depends_on_content_and_not_on_time(tmp_path):
+    first, second, other = (artifacts.write_manifest(tmp_path / name, "pairs", rows=rows)
+                            for name, rows in (("a", 3), ("b", 3), ("c", 4)))
+    assert first["id"] == second["id"] != other["id"]
+
+
+def test_unfinished_stage_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="did not finish"):
+        artifacts.read_manifest(tmp_path)
+
+
+def test_other_kind_is_refused(tmp_path):
+    artifacts.write_manifest(tmp_path, "pairs")
+    with pytest.raises(ValueError, match="must hold an artifact of kind 'encoder'"):
+        artifacts.read_manifest(tmp_path, "encoder")
+
+
+def test_newer_format_is_refused(tmp_path):
+    artifacts.write_manifest(tmp_path, "pairs")
+    path = tmp_path / artifacts.MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    with pytest.raises(ValueError, match="Upgrade tfmm"):
+        artifacts.read_manifest(tmp_path)
