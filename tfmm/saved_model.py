@@ -14,14 +14,16 @@ import tensorflow as tf
 SERVE_TAG = tf.saved_model.SERVING
 
 
-def save(module: tf.Module, signatures: typing.Mapping[str, typing.Any], output_dir: str | os.PathLike) -> str:
+def save(
+    module: tf.Module, signatures: typing.Mapping[str, typing.Any], output_dir: str | os.PathLike
+) -> str:
     """Writes `module` with explicit signatures, and proves that the C++ loader restores all of its variables.
 
-    `tf.saved_model.save` of a tf.Module that holds a Keras 3 model loads in Python and fails in C++ ("Could not find
-    variable"); here the raw `.value` of every Keras variable found in the module is tracked as well.
+    `tf.saved_model.save` of a tf.Module that holds a Keras 3 model loads in Python and fails in C++ ("Could
+    not find variable"); here the raw `.value` of every Keras variable in the module is tracked as well.
 
     Args:
-        module: holds everything that the signatures use: Keras layers, tf.Variables and tables as attributes, also
+        module: holds all that the signatures use: Keras layers, tf.Variables and tables as attributes, also
             inside lists, tuples, dicts and other modules.
         signatures: per name, a tf.function with an `input_signature`, or a concrete function.
         output_dir: the folder to write, for TF Serving a numeric version folder.
@@ -35,13 +37,15 @@ def save(module: tf.Module, signatures: typing.Mapping[str, typing.Any], output_
     tf.saved_model.save(module, path, signatures=dict(signatures))
     lost = uninitialized_variables(path)
     if lost:
-        raise ValueError(f"`module` must track every variable that its signatures use. Not restored by the C++ "
-                         f"loader: {lost}. Make them attributes of the module, and read each one inside a signature.")
+        raise ValueError(
+            f"`module` must track every variable that its signatures use. Not restored by the C++ "
+            f"loader: {lost}. Make them attributes of the module, and read each one inside a signature."
+        )
     return path
 
 
 def keras_variables(root: object) -> list[keras.Variable]:
-    """Returns the Keras variables reachable from `root` through attributes, lists, tuples and dicts, each once."""
+    """Returns the Keras variables that `root` reaches by attributes, lists, tuples and dicts, each once."""
     found: dict[int, keras.Variable] = {}
     seen: set[int] = set()
     stack = [root]
@@ -64,7 +68,7 @@ def keras_variables(root: object) -> list[keras.Variable]:
 
 
 def uninitialized_variables(model_dir: str | os.PathLike) -> list[str]:
-    """Returns the names of the variables that a SavedModel's signatures use and the C++ loader leaves without value."""
+    """Returns the variables that a SavedModel's signatures use and the C++ loader leaves without a value."""
     with load_session(model_dir) as loaded:
         graph = loaded.session.graph
         outputs = [t.name for s in loaded.signatures.values() for t in s.outputs.values()]
@@ -96,13 +100,16 @@ class LoadedModel:
     """
 
     def __init__(self, model_dir: str | os.PathLike, *, inter_op_threads: int = 0, intra_op_threads: int = 0):
-        config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=inter_op_threads,
-                                          intra_op_parallelism_threads=intra_op_threads)
+        config = tf.compat.v1.ConfigProto(
+            inter_op_parallelism_threads=inter_op_threads, intra_op_parallelism_threads=intra_op_threads
+        )
         config.gpu_options.allow_growth = True
         self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
             with self.session.graph.as_default():
-                self.meta_graph = tf.compat.v1.saved_model.loader.load(self.session, [SERVE_TAG], os.fspath(model_dir))
+                self.meta_graph = tf.compat.v1.saved_model.loader.load(
+                    self.session, [SERVE_TAG], os.fspath(model_dir)
+                )
         except Exception:
             self.session.close()
             raise
@@ -110,13 +117,17 @@ class LoadedModel:
         self._calls: dict[tuple, typing.Callable] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, signature: str, inputs: typing.Mapping[str, typing.Any],
-                 outputs: typing.Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def __call__(
+        self,
+        signature: str,
+        inputs: typing.Mapping[str, typing.Any],
+        outputs: typing.Sequence[str] | None = None,
+    ) -> dict[str, np.ndarray]:
         """Runs one signature.
 
         Args:
             signature: its name, such as "serving_default".
-            inputs: every input of the signature by name, as NumPy arrays of its dtype or as what converts to them.
+            inputs: every input of the signature by name, as arrays of its dtype or as what converts to them.
             outputs: the outputs wanted; None for all.
         Returns:
             NumPy arrays by output name; strings as object arrays of bytes.
@@ -131,8 +142,10 @@ class LoadedModel:
         call = self._calls.get(key)
         if call is None:
             with self._lock:
-                call = self.session.make_callable([definition.outputs[o].name for o in wanted],
-                                                  feed_list=[definition.inputs[i].name for i in names])
+                call = self.session.make_callable(
+                    [definition.outputs[o].name for o in wanted],
+                    feed_list=[definition.inputs[i].name for i in names],
+                )
                 self._calls[key] = call
         feeds = [_as_array(inputs[i], definition.inputs[i].dtype) for i in names]
         return dict(zip(wanted, call(*feeds)))
@@ -154,5 +167,5 @@ def _as_array(value: typing.Any, dtype: int) -> np.ndarray:
 
 
 def load_session(model_dir: str | os.PathLike) -> LoadedModel:
-    """Loads a SavedModel through the C++ loader that TF Serving uses; call the result as `loaded(signature, inputs)`."""
+    """Loads a SavedModel as TF Serving does; call the result as `loaded(signature, inputs)`."""
     return LoadedModel(model_dir)

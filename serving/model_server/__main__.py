@@ -8,14 +8,15 @@ import logging
 import os
 import signal
 import sys
+import typing
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 EXAMPLE = """example:
-  python -m serving.model_server --model_name=tfmm --model_base_path=/models/tfmm --port=8500 --rest_api_port=8501
+  python -m serving.model_server --model_name=tfmm --model_base_path=/models/tfmm --rest_api_port=8501
 
-Differs from tensorflow_model_server: binds 127.0.0.1 unless --host says otherwise; port 0 is any free port, and
---rest_api_port=-1 switches REST off; XLA is always on; --ready-file tells when, and on which ports, it serves.
+Differs from tensorflow_model_server: binds 127.0.0.1 unless --host says otherwise; port 0 is any free port,
+--rest_api_port=-1 switches REST off; XLA is always on; --ready-file tells when and on which ports it serves.
 """
 
 
@@ -27,14 +28,19 @@ def _boolean(text: str) -> bool:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the command line; every flag may be written with `_` or with `-`."""
-    result = argparse.ArgumentParser(prog="python -m serving.model_server", epilog=EXAMPLE, description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    result = argparse.ArgumentParser(
+        prog="python -m serving.model_server",
+        epilog=EXAMPLE,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
-    def flag(name: str, kind: object, default: object, text: str) -> None:
+    def flag(name: str, kind: typing.Callable[[str], object], default: object, text: str) -> None:
         names = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
-        options = {"nargs": "?", "const": True} if kind is _boolean else {}
-        result.add_argument(*names, type=kind, default=default, help=f"{text} (default: %(default)s)",  # type: ignore
-                            **options)
+        options: dict[str, typing.Any] = {"nargs": "?", "const": True} if kind is _boolean else {}
+        result.add_argument(
+            *names, type=kind, default=default, help=f"{text} (default: %(default)s)", **options
+        )
 
     flag("model_name", str, "default", "name of the one model")
     flag("model_base_path", str, "", "folder of its numeric version folders")
@@ -42,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
     flag("host", str, "127.0.0.1", "address to bind")
     flag("port", int, 8500, "gRPC port, 0 for any free one")
     flag("rest_api_port", int, -1, "REST port, 0 for any free one, -1 for none")
-    flag("ready_file", str, "", "gets {pid, grpc_port, rest_port} once a version of every model is in service")
+    flag(
+        "ready_file", str, "", "gets {pid, grpc_port, rest_port} once a version of every model is in service"
+    )
     flag("file_system_poll_wait_seconds", float, 1.0, "how often version folders are looked at")
     flag("max_num_load_retries", int, 5, "how often a version that fails to load is tried again")
     flag("load_retry_interval_micros", int, 60_000_000, "wait between those tries")
@@ -60,22 +68,35 @@ def main(arguments: list[str] | None = None) -> int:
     if not flags.model_config_file and not flags.model_base_path:
         command_line.error("--model_base_path or --model_config_file is needed")
     if not flags.xla_cpu_compilation_enabled:
-        command_line.error("--xla_cpu_compilation_enabled must be true here; export with jit_compile=False instead")
+        command_line.error(
+            "--xla_cpu_compilation_enabled must be true here; export with jit_compile=False instead"
+        )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     from serving.model_server import config, errors
     from serving.model_server.server import Options, serve
 
     try:
-        models = (config.read_file(flags.model_config_file) if flags.model_config_file
-                  else [config.ModelConfig(flags.model_name, flags.model_base_path)])
+        models = (
+            config.read_file(flags.model_config_file)
+            if flags.model_config_file
+            else [config.ModelConfig(flags.model_name, flags.model_base_path)]
+        )
     except (errors.ServingError, OSError) as error:
         command_line.error(str(error))
     options = Options(
-        models=tuple(models), host=flags.host, port=flags.port, rest_api_port=flags.rest_api_port,
-        ready_file=flags.ready_file, poll_wait_s=flags.file_system_poll_wait_seconds,
-        max_load_retries=flags.max_num_load_retries, load_retry_interval_s=flags.load_retry_interval_micros / 1e6,
-        warm_up=flags.enable_model_warmup, as_tensor_content=flags.enable_serialization_as_tensor_content,
-        num_threads=flags.num_threads, max_waiting=flags.max_waiting)
+        models=tuple(models),
+        host=flags.host,
+        port=flags.port,
+        rest_api_port=flags.rest_api_port,
+        ready_file=flags.ready_file,
+        poll_wait_s=flags.file_system_poll_wait_seconds,
+        max_load_retries=flags.max_num_load_retries,
+        load_retry_interval_s=flags.load_retry_interval_micros / 1e6,
+        warm_up=flags.enable_model_warmup,
+        as_tensor_content=flags.enable_serialization_as_tensor_content,
+        num_threads=flags.num_threads,
+        max_waiting=flags.max_waiting,
+    )
 
     async def run() -> None:
         stop = asyncio.Event()

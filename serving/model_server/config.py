@@ -30,7 +30,7 @@ class ModelConfig:
         ordered = sorted(found)
         if self.versions:
             return [v for v in ordered if v in self.versions]
-        return ordered[-self.latest:] if self.latest else ordered
+        return ordered[-self.latest :] if self.latest else ordered
 
 
 def from_proto(proto: model_server_config_pb2.ModelServerConfig) -> list[ModelConfig]:
@@ -50,11 +50,15 @@ def from_proto(proto: model_server_config_pb2.ModelServerConfig) -> list[ModelCo
 
 def _model(entry: model_server_config_pb2.ModelConfig) -> ModelConfig:
     if not entry.name or not entry.base_path:
-        raise errors.ServingError(errors.INVALID_ARGUMENT,
-                                  f"A model needs `name` and `base_path`. Received: {entry.name!r}, {entry.base_path!r}.")
+        raise errors.ServingError(
+            errors.INVALID_ARGUMENT,
+            f"A model needs `name` and `base_path`. Received: {entry.name!r}, {entry.base_path!r}.",
+        )
     if entry.model_platform not in ("", "tensorflow"):
-        raise errors.ServingError(errors.INVALID_ARGUMENT,
-                                  f"`model_platform` must be tensorflow. Received: {entry.model_platform!r}.")
+        raise errors.ServingError(
+            errors.INVALID_ARGUMENT,
+            f"`model_platform` must be tensorflow. Received: {entry.model_platform!r}.",
+        )
     policy = entry.model_version_policy
     choice = policy.WhichOneof("policy_choice")
     latest, versions = 1, ()
@@ -64,7 +68,9 @@ def _model(entry: model_server_config_pb2.ModelConfig) -> ModelConfig:
         latest = 0
     elif choice == "specific":
         latest, versions = 0, tuple(policy.specific.versions)
-    return ModelConfig(entry.name, entry.base_path, latest, versions, tuple(sorted(entry.version_labels.items())))
+    return ModelConfig(
+        entry.name, entry.base_path, latest, versions, tuple(sorted(entry.version_labels.items()))
+    )
 
 
 def read_file(path: str) -> list[ModelConfig]:

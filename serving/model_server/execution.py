@@ -1,4 +1,4 @@
-"""A bounded pool for model calls: as many run as there are cores, a limited number wait, the rest are refused."""
+"""A bounded pool for model calls: one runs per core, a limited number wait, the rest are refused."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ class Executor:
             ServingError: RESOURCE_EXHAUSTED where too many calls wait already.
         """
         if self._held >= self._limit:
-            raise errors.ServingError(errors.RESOURCE_EXHAUSTED,
-                                      f"{self._held} requests wait already; try again later or add a replica.")
+            raise errors.ServingError(
+                errors.RESOURCE_EXHAUSTED,
+                f"{self._held} requests wait already; try again later or add a replica.",
+            )
         loop = asyncio.get_running_loop()
         future = self._pool.submit(call, *arguments)
         self._held += 1

@@ -24,8 +24,13 @@ from serving.model_server.responses import metadata_response, status_response
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3  # grpc.health.v1.HealthCheckResponse
-_HEALTH_NAMES = ("", "ModelService", "PredictionService", "tensorflow.serving.ModelService",
-                 "tensorflow.serving.PredictionService")
+_HEALTH_NAMES = (
+    "",
+    "ModelService",
+    "PredictionService",
+    "tensorflow.serving.ModelService",
+    "tensorflow.serving.PredictionService",
+)
 _HEALTH_POLL_S = 0.2
 
 
@@ -57,13 +62,15 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         with self._manager.lend(*_target(request.model_spec)) as servable:
             return predict.predict(servable, request, as_tensor_content=self._as_tensor_content)
 
-    async def GetModelMetadata(self, request: get_model_metadata_pb2.GetModelMetadataRequest,
-                               context: grpc.aio.ServicerContext):
+    async def GetModelMetadata(
+        self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.aio.ServicerContext
+    ):
         try:
             unknown = [f for f in request.metadata_field if f != "signature_def"]
             if unknown or not request.metadata_field:
-                raise errors.ServingError(errors.INVALID_ARGUMENT,
-                                          f"Metadata field {(unknown or [''])[0]} is not supported")
+                raise errors.ServingError(
+                    errors.INVALID_ARGUMENT, f"Metadata field {(unknown or [''])[0]} is not supported"
+                )
             return metadata_response(self._manager, *_target(request.model_spec))
         except Exception as error:  # every failure becomes a status
             await _abort(context, error)
@@ -75,15 +82,17 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     def __init__(self, manager: ModelManager):
         self._manager = manager
 
-    async def GetModelStatus(self, request: get_model_status_pb2.GetModelStatusRequest,
-                             context: grpc.aio.ServicerContext):
+    async def GetModelStatus(
+        self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.aio.ServicerContext
+    ):
         try:
             return status_response(self._manager, *_target(request.model_spec))
         except Exception as error:  # every failure becomes a status
             await _abort(context, error)
 
-    async def HandleReloadConfigRequest(self, request: model_management_pb2.ReloadConfigRequest,
-                                        context: grpc.aio.ServicerContext):
+    async def HandleReloadConfigRequest(
+        self, request: model_management_pb2.ReloadConfigRequest, context: grpc.aio.ServicerContext
+    ):
         response = model_management_pb2.ReloadConfigResponse()
         try:
             configs = config.from_proto(request.config)
@@ -117,18 +126,25 @@ def health_handler(manager: ModelManager) -> grpc.GenericRpcHandler:
             last = now
             await asyncio.sleep(_HEALTH_POLL_S)
 
-    coding = {"request_deserializer": wrappers_pb2.StringValue.FromString,
-              "response_serializer": wrappers_pb2.Int32Value.SerializeToString}
-    return grpc.method_handlers_generic_handler("grpc.health.v1.Health", {
-        "Check": grpc.unary_unary_rpc_method_handler(check, **coding),
-        "Watch": grpc.unary_stream_rpc_method_handler(watch, **coding),
-    })
+    coding = {
+        "request_deserializer": wrappers_pb2.StringValue.FromString,
+        "response_serializer": wrappers_pb2.Int32Value.SerializeToString,
+    }
+    return grpc.method_handlers_generic_handler(
+        "grpc.health.v1.Health",
+        {
+            "Check": grpc.unary_unary_rpc_method_handler(check, **coding),
+            "Watch": grpc.unary_stream_rpc_method_handler(watch, **coding),
+        },
+    )
 
 
-def add_services(server: grpc.aio.Server, manager: ModelManager, executor: Executor, *,
-                 as_tensor_content: bool) -> None:
+def add_services(
+    server: grpc.aio.Server, manager: ModelManager, executor: Executor, *, as_tensor_content: bool
+) -> None:
     """Registers every service with a server."""
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionService(manager, executor, as_tensor_content=as_tensor_content), server)
+        PredictionService(manager, executor, as_tensor_content=as_tensor_content), server
+    )
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(manager), server)
     server.add_generic_rpc_handlers((health_handler(manager),))

@@ -29,7 +29,9 @@ def parse_request(body: bytes) -> tuple[str, str, typing.Any]:
     """
     try:
         text = body.decode("utf-8").lstrip()
-        request, _ = json.JSONDecoder().raw_decode(text)  # NaN and Infinity are read; trailing bytes are not looked at
+        request, _ = json.JSONDecoder().raw_decode(
+            text
+        )  # NaN and Infinity are read; trailing bytes are not looked at
     except (ValueError, RecursionError) as error:
         raise ServingError(INVALID_ARGUMENT, f"JSON Parse error: {error}") from error
     if not isinstance(request, dict):
@@ -38,7 +40,9 @@ def parse_request(body: bytes) -> tuple[str, str, typing.Any]:
     if not isinstance(signature, str):
         raise ServingError(INVALID_ARGUMENT, "'signature_name' key must be a string value.")
     if ("instances" in request) == ("inputs" in request):
-        raise ServingError(INVALID_ARGUMENT, "Request must hold exactly one of the keys 'instances' and 'inputs'.")
+        raise ServingError(
+            INVALID_ARGUMENT, "Request must hold exactly one of the keys 'instances' and 'inputs'."
+        )
     if "inputs" in request:
         return signature, "columnar", request["inputs"]
     if not isinstance(request["instances"], list) or not request["instances"]:
@@ -59,22 +63,30 @@ def decode(kind: str, value: typing.Any, definition: typing.Any) -> dict[str, np
     named = value if kind == "columnar" else value[0]
     if not isinstance(named, dict) or _is_base64(named):
         if len(definition.inputs) != 1:
-            raise ServingError(INVALID_ARGUMENT, f"Inputs must be named, as the signature has "
-                                                 f"{len(definition.inputs)}: {sorted(definition.inputs)}.")
+            raise ServingError(
+                INVALID_ARGUMENT,
+                f"Inputs must be named, as the signature has "
+                f"{len(definition.inputs)}: {sorted(definition.inputs)}.",
+            )
         columns = {next(iter(definition.inputs)): value}
     elif kind == "columnar":
         columns = value
     else:
         for position, row in enumerate(value):
             if not isinstance(row, dict) or row.keys() != named.keys():
-                raise ServingError(INVALID_ARGUMENT,
-                                   f"Every instance must be an object with the keys {sorted(named)}. "
-                                   f"Instance {position} is not.")
+                raise ServingError(
+                    INVALID_ARGUMENT,
+                    f"Every instance must be an object with the keys {sorted(named)}. "
+                    f"Instance {position} is not.",
+                )
         columns = {name: [row[name] for row in value] for name in named}
     unknown = sorted(set(columns) - set(definition.inputs))
     if unknown:
-        raise ServingError(INVALID_ARGUMENT, f"JSON object: does not have named input: {unknown}. The signature has "
-                                             f"{sorted(definition.inputs)}.")
+        raise ServingError(
+            INVALID_ARGUMENT,
+            f"JSON object: does not have named input: {unknown}. The signature has "
+            f"{sorted(definition.inputs)}.",
+        )
     return {name: to_array(name, column, definition.inputs[name].dtype) for name, column in columns.items()}
 
 
@@ -91,8 +103,9 @@ def to_array(name: str, value: typing.Any, dtype: int) -> np.ndarray:
     while level and isinstance(level[0], list):
         size = len(level[0])
         if any(not isinstance(element, list) or len(element) != size for element in level):
-            raise ServingError(INVALID_ARGUMENT, f"input {name}: lists at level {len(shape)} must all have "
-                                                 f"{size} elements.")
+            raise ServingError(
+                INVALID_ARGUMENT, f"input {name}: lists at level {len(shape)} must all have {size} elements."
+            )
         shape.append(size)
         level = list(itertools.chain.from_iterable(level))
     if kind == tf.string:
@@ -103,10 +116,17 @@ def to_array(name: str, value: typing.Any, dtype: int) -> np.ndarray:
     allowed = {bool} if kind.is_bool else {int} if kind.is_integer else {int, float}
     wrong = set(map(type, level)) - allowed
     if wrong:
-        raise ServingError(INVALID_ARGUMENT, f"input {name}: a value of JSON type {sorted(t.__name__ for t in wrong)} "
-                                             f"is not of expected type: {kind.name}.")
+        raise ServingError(
+            INVALID_ARGUMENT,
+            f"input {name}: a value of JSON type {sorted(t.__name__ for t in wrong)} "
+            f"is not of expected type: {kind.name}.",
+        )
     try:
-        wide = np.array(level, np.uint64 if kind == tf.uint64 else np.int64) if kind.is_integer else np.array(level)
+        wide = (
+            np.array(level, np.uint64 if kind == tf.uint64 else np.int64)
+            if kind.is_integer
+            else np.array(level)
+        )
     except OverflowError as error:
         raise ServingError(INVALID_ARGUMENT, f"input {name}: {error}") from error
     return wide.astype(kind.as_numpy_dtype).reshape(shape)
@@ -123,8 +143,12 @@ def _to_bytes(name: str, value: typing.Any) -> bytes:
         try:
             return base64.b64decode(value["b64"], validate=True)
         except binascii.Error as error:
-            raise ServingError(INVALID_ARGUMENT, f"input {name}: unable to base64 decode ({error})") from error
-    raise ServingError(INVALID_ARGUMENT, f'input {name}: a string tensor takes strings and {{"b64": ...}} objects.')
+            raise ServingError(
+                INVALID_ARGUMENT, f"input {name}: unable to base64 decode ({error})"
+            ) from error
+    raise ServingError(
+        INVALID_ARGUMENT, f'input {name}: a string tensor takes strings and {{"b64": ...}} objects.'
+    )
 
 
 def encode_response(kind: str, outputs: dict[str, np.ndarray]) -> bytes:
@@ -140,7 +164,9 @@ def encode_response(kind: str, outputs: dict[str, np.ndarray]) -> bytes:
         return _dump({"outputs": result})
     sizes = {name: np.shape(array)[0] if np.ndim(array) else None for name, array in outputs.items()}
     if None in sizes.values() or len(set(sizes.values())) > 1:
-        raise ServingError(INVALID_ARGUMENT, f"Outputs have no common batch size: {sizes}. Use the columnar format.")
+        raise ServingError(
+            INVALID_ARGUMENT, f"Outputs have no common batch size: {sizes}. Use the columnar format."
+        )
     if len(values) == 1:
         result = next(iter(values.values()))
     else:

@@ -1,4 +1,4 @@
-"""Watches version folders, loads and warms new versions before the old ones go, and lends them to requests."""
+"""Watches version folders, loads and warms new versions before old ones go, and lends them to requests."""
 
 from __future__ import annotations
 
@@ -36,12 +36,19 @@ class Version:
 class ModelManager:
     """Keeps the wanted versions of every configured model loaded.
 
-    A version is served once it has loaded and its warm-up requests have run; the versions that it replaces are then
-    closed after their last request. Where no version folder is left, the version in service stays.
+    A version is served once it has loaded and its warm-up requests have run; the versions that it replaces
+    are then closed after their last request. Where no version folder is left, the version in service stays.
     """
 
-    def __init__(self, configs: typing.Iterable[ModelConfig], *, poll_wait_s: float = 1.0, max_load_retries: int = 5,
-                 load_retry_interval_s: float = 60.0, warm_up: bool = True):
+    def __init__(
+        self,
+        configs: typing.Iterable[ModelConfig],
+        *,
+        poll_wait_s: float = 1.0,
+        max_load_retries: int = 5,
+        load_retry_interval_s: float = 60.0,
+        warm_up: bool = True,
+    ):
         self._poll_wait_s = poll_wait_s
         self._max_load_retries = max_load_retries
         self._load_retry_interval_s = load_retry_interval_s
@@ -122,8 +129,13 @@ class ModelManager:
         with self._changed:
             version.servable = servable
         self._set(version, AVAILABLE)
-        _log.info("%s version %d is available after %.1f s and %d warm-up requests", config.name, version.version,
-                  time.monotonic() - started, records)
+        _log.info(
+            "%s version %d is available after %.1f s and %d warm-up requests",
+            config.name,
+            version.version,
+            time.monotonic() - started,
+            records,
+        )
 
     def _unload(self, version: Version) -> None:
         servable = version.servable
@@ -141,7 +153,9 @@ class ModelManager:
             self._changed.notify_all()
 
     @contextlib.contextmanager
-    def lend(self, name: str, version: int | None = None, label: str | None = None) -> typing.Iterator[Servable]:
+    def lend(
+        self, name: str, version: int | None = None, label: str | None = None
+    ) -> typing.Iterator[Servable]:
         """Lends a loaded version, which stays loaded until the block ends.
 
         Args:
@@ -164,10 +178,13 @@ class ModelManager:
             if label:
                 labels = dict(self._configs[name].labels) if name in self._configs else {}
                 if label not in labels:
-                    raise errors.ServingError(errors.INVALID_ARGUMENT,
-                                              f"Unrecognized servable version label: {label}")
+                    raise errors.ServingError(
+                        errors.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}"
+                    )
                 version = labels[label]
-            available = {v.version: v.servable for v in self._models.get(name, {}).values() if v.state == AVAILABLE}
+            available = {
+                v.version: v.servable for v in self._models.get(name, {}).values() if v.state == AVAILABLE
+            }
             chosen = available.get(max(available, default=0) if version is None else version)
             if chosen is None or not chosen.enter():
                 wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
@@ -187,15 +204,19 @@ class ModelManager:
             if not model:
                 raise errors.ServingError(errors.NOT_FOUND, f"Could not find any versions of model {name}")
             if version is not None and version not in model:
-                raise errors.ServingError(errors.NOT_FOUND, f"Could not find version {version} of model {name}")
+                raise errors.ServingError(
+                    errors.NOT_FOUND, f"Could not find version {version} of model {name}"
+                )
             chosen = sorted(model.values(), key=lambda v: -v.version) if version is None else [model[version]]
             return [dataclasses.replace(v) for v in chosen]
 
     def is_ready(self) -> bool:
         """Whether every configured model has a version in service."""
         with self._changed:
-            return all(any(v.state == AVAILABLE for v in self._models.get(name, {}).values())
-                       for name in self._configs)
+            return all(
+                any(v.state == AVAILABLE for v in self._models.get(name, {}).values())
+                for name in self._configs
+            )
 
     def wait_ready(self, timeout_s: float | None = None) -> bool:
         """Waits until `is_ready`, or until the manager stops."""
@@ -211,8 +232,8 @@ class ModelManager:
         """Replaces the set of models, and returns when every one of them is in service.
 
         Raises:
-            ServingError: a label names a version that is not available (FAILED_PRECONDITION; the old set stays), or
-                a model could not be loaded.
+            ServingError: FAILED_PRECONDITION where a label names a version that is not available (the old set
+                stays), or a model could not be loaded.
         """
         wanted = {config.name: config for config in configs}
         with self._changed:
@@ -222,14 +243,17 @@ class ModelManager:
                     raise errors.ServingError(
                         errors.FAILED_PRECONDITION,
                         f"Labels of model {name} must name available versions {sorted(loaded)}. "
-                        f"Received: {dict(config.labels)}.")
+                        f"Received: {dict(config.labels)}.",
+                    )
             self._configs = wanted
         self.poll()
         for name in wanted:
             if not any(v.state == AVAILABLE for v in self._models.get(name, {}).values()):
                 reasons = [v.message for v in self._models.get(name, {}).values() if v.message]
-                raise errors.ServingError(errors.FAILED_PRECONDITION,
-                                          f"Model {name} has no version in service. {' '.join(reasons)}".strip())
+                raise errors.ServingError(
+                    errors.FAILED_PRECONDITION,
+                    f"Model {name} has no version in service. {' '.join(reasons)}".strip(),
+                )
 
 
 def _versions_in(base_path: str) -> list[int]:
@@ -243,4 +267,6 @@ def _versions_in(base_path: str) -> list[int]:
 
 
 def _holds_model(path: str) -> bool:
-    return any(tf.io.gfile.exists(os.path.join(path, name)) for name in ("saved_model.pb", "saved_model.pbtxt"))
+    return any(
+        tf.io.gfile.exists(os.path.join(path, name)) for name in ("saved_model.pb", "saved_model.pbtxt")
+    )

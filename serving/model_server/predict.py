@@ -23,8 +23,9 @@ _VALUE_FIELDS = {
 }  # fmt: skip
 
 
-def predict(servable: Servable, request: predict_pb2.PredictRequest, *,
-            as_tensor_content: bool = False) -> predict_pb2.PredictResponse:
+def predict(
+    servable: Servable, request: predict_pb2.PredictRequest, *, as_tensor_content: bool = False
+) -> predict_pb2.PredictResponse:
     """Answers a PredictRequest.
 
     Args:
@@ -51,7 +52,9 @@ def encode(value: np.ndarray, *, as_tensor_content: bool) -> tensor_pb2.TensorPr
     """Returns an array as a TensorProto, as raw bytes or as a typed value list; strings are always a list."""
     array = np.asarray(value)
     dtype = tf.string if array.dtype.kind in "OSU" else tf.as_dtype(array.dtype)
-    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=tf.TensorShape(array.shape).as_proto())
+    proto = tensor_pb2.TensorProto(
+        dtype=dtype.as_datatype_enum, tensor_shape=tf.TensorShape(array.shape).as_proto()
+    )
     field = _VALUE_FIELDS.get(dtype)
     if field is None or (as_tensor_content and dtype != tf.string):
         proto.tensor_content = array.tobytes()
@@ -67,7 +70,9 @@ def _decode(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
             raise ValueError(f"shape {shape}")
         return tf.make_ndarray(proto)
     except (ValueError, TypeError, KeyError) as error:
-        raise errors.ServingError(errors.INVALID_ARGUMENT, f"tensor parsing error: {name} ({error})") from error
+        raise errors.ServingError(
+            errors.INVALID_ARGUMENT, f"tensor parsing error: {name} ({error})"
+        ) from error
 
 
 def warm(servable: Servable) -> int:

@@ -7,8 +7,9 @@ from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
 from serving.model_server.manager import ModelManager
 
 
-def status_response(manager: ModelManager, name: str, version: int | None,
-                    label: str | None) -> get_model_status_pb2.GetModelStatusResponse:
+def status_response(
+    manager: ModelManager, name: str, version: int | None, label: str | None
+) -> get_model_status_pb2.GetModelStatusResponse:
     """Returns the state of one or all versions of a model.
 
     Raises:
@@ -22,8 +23,9 @@ def status_response(manager: ModelManager, name: str, version: int | None,
     return response
 
 
-def metadata_response(manager: ModelManager, name: str, version: int | None,
-                      label: str | None) -> get_model_metadata_pb2.GetModelMetadataResponse:
+def metadata_response(
+    manager: ModelManager, name: str, version: int | None, label: str | None
+) -> get_model_metadata_pb2.GetModelMetadataResponse:
     """Returns the signatures of a model.
 
     Raises:

@@ -17,8 +17,11 @@ from serving.model_server.execution import Executor
 from serving.model_server.manager import ModelManager
 from serving.model_server.responses import metadata_response, status_response
 
-_PATH = re.compile(r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
-                   r"(?P<rest>/metadata|:predict|:classify|:regress)?", re.IGNORECASE)
+_PATH = re.compile(
+    r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+    r"(?P<rest>/metadata|:predict|:classify|:regress)?",
+    re.IGNORECASE,
+)
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
@@ -47,7 +50,9 @@ def _answer(manager: ModelManager, method: str, path: str, body: bytes) -> bytes
         raise errors.ServingError(errors.INVALID_ARGUMENT, f"Malformed request: {method} {path}")
     version = int(match["version"]) if match["version"] else None
     if version is not None and version >= 1 << 63:
-        raise errors.ServingError(errors.INVALID_ARGUMENT, f"Failed to convert version: {match['version']} to numeric.")
+        raise errors.ServingError(
+            errors.INVALID_ARGUMENT, f"Failed to convert version: {match['version']} to numeric."
+        )
     name, label = match["name"], match["label"]
     if action == ":predict":
         return _predict(manager, name, version, label, body)

@@ -1,4 +1,4 @@
-"""One loaded version of one model: checks a request against a signature, runs it, and counts who is inside."""
+"""One loaded version of one model: checks a request against a signature, runs it, counts who is inside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT_SIGNATURE = "serving_default"
 
 
 class Servable:
-    """A SavedModel in a Session, with a count of the requests inside so that it is closed after the last one."""
+    """A SavedModel in a Session, and a count of the requests inside, so that it is closed after the last."""
 
     def __init__(self, name: str, version: int, path: str):
         self.name = name
@@ -42,11 +42,13 @@ class Servable:
             raise errors.ServingError(
                 errors.FAILED_PRECONDITION,
                 f'Serving signature key "{name or DEFAULT_SIGNATURE}" not found. Model {self.name} version '
-                f"{self.version} has {sorted(self.signatures)}.")
+                f"{self.version} has {sorted(self.signatures)}.",
+            )
         return definition
 
-    def run(self, signature: str, inputs: dict[str, np.ndarray],
-            output_filter: typing.Sequence[str] = ()) -> dict[str, np.ndarray]:
+    def run(
+        self, signature: str, inputs: dict[str, np.ndarray], output_filter: typing.Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
         """Runs a signature on arrays that `check_inputs` has passed.
 
         Raises:
@@ -83,19 +85,26 @@ def check_inputs(definition: typing.Any, inputs: dict[str, np.ndarray]) -> None:
     if sent != wanted:
         raise errors.ServingError(
             errors.INVALID_ARGUMENT,
-            f"input size does not match signature: {len(sent)}!={len(wanted)} len({{{','.join(sorted(sent))}}}) != "
-            f"len({{{','.join(sorted(wanted))}}}). Sent extra: {{{','.join(sorted(sent - wanted))}}}. Missing but "
-            f"required: {{{','.join(sorted(wanted - sent))}}}.")
+            f"input size does not match signature: {len(sent)}!={len(wanted)} len({_names(sent)}) != "
+            f"len({_names(wanted)}). Sent extra: {_names(sent - wanted)}. Missing but required: "
+            f"{_names(wanted - sent)}.",
+        )
     for name, info in definition.inputs.items():
         value, dtype = inputs[name], tf.as_dtype(info.dtype)
         found = tf.string if value.dtype.kind in "OSU" else tf.as_dtype(value.dtype)
         if found != dtype:
-            raise errors.ServingError(errors.INVALID_ARGUMENT,
-                                      f"input {name} expects {dtype.name}, got {found.name}.")
+            raise errors.ServingError(
+                errors.INVALID_ARGUMENT, f"input {name} expects {dtype.name}, got {found.name}."
+            )
         shape = tf.TensorShape(info.tensor_shape)
         if not shape.is_compatible_with(value.shape):
-            raise errors.ServingError(errors.INVALID_ARGUMENT,
-                                      f"input {name} expects shape {shape}, got {tuple(value.shape)}.")
+            raise errors.ServingError(
+                errors.INVALID_ARGUMENT, f"input {name} expects shape {shape}, got {tuple(value.shape)}."
+            )
+
+
+def _names(names: typing.Iterable[str]) -> str:
+    return "{" + ",".join(sorted(names)) + "}"
 
 
 def check_outputs(definition: typing.Any, output_filter: typing.Sequence[str]) -> list[str]:
@@ -108,8 +117,10 @@ def check_outputs(definition: typing.Any, output_filter: typing.Sequence[str]) -
     for position, name in enumerate(output_filter):
         if name not in known:
             raise errors.ServingError(
-                errors.INVALID_ARGUMENT, f"output tensor alias not found in signature: {name} Outputs expected to be "
-                                         f"in the set {{{','.join(known)}}}.")
+                errors.INVALID_ARGUMENT,
+                f"output tensor alias not found in signature: {name} Outputs expected to be "
+                f"in the set {{{','.join(known)}}}.",
+            )
         if name in output_filter[:position]:
             raise errors.ServingError(errors.INVALID_ARGUMENT, f"duplicate output tensor alias: {name}")
     return list(output_filter) or known

@@ -46,7 +46,7 @@ class Options:
 class _Uvicorn(uvicorn.Server):
     """Leaves signals to the caller of `serve`."""
 
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:
+    def capture_signals(self):  # type: ignore[no-untyped-def]
         return contextlib.nullcontext()
 
 
@@ -58,8 +58,13 @@ async def serve(options: Options, stop: asyncio.Event) -> None:
     Raises:
         OSError, RuntimeError: a port is taken.
     """
-    manager = ModelManager(options.models, poll_wait_s=options.poll_wait_s, max_load_retries=options.max_load_retries,
-                           load_retry_interval_s=options.load_retry_interval_s, warm_up=options.warm_up)
+    manager = ModelManager(
+        options.models,
+        poll_wait_s=options.poll_wait_s,
+        max_load_retries=options.max_load_retries,
+        load_retry_interval_s=options.load_retry_interval_s,
+        warm_up=options.warm_up,
+    )
     executor = Executor(options.num_threads or os.cpu_count() or 1, options.max_waiting)
     grpc_server = grpc.aio.server(options=_UNLIMITED)
     add_services(grpc_server, manager, executor, as_tensor_content=options.as_tensor_content)
@@ -73,12 +78,23 @@ async def serve(options: Options, stop: asyncio.Event) -> None:
         manager.start()
         tasks.append(asyncio.create_task(_announce(manager, options.ready_file, grpc_port, rest_port)))
         if listener:
-            rest = _Uvicorn(uvicorn.Config(application(manager, executor), log_config=None, access_log=False,
-                                           timeout_keep_alive=_KEEP_ALIVE_S, lifespan="off",
-                                           timeout_graceful_shutdown=int(options.stop_grace_s)))
+            rest = _Uvicorn(
+                uvicorn.Config(
+                    application(manager, executor),
+                    log_config=None,
+                    access_log=False,
+                    timeout_keep_alive=_KEEP_ALIVE_S,
+                    lifespan="off",
+                    timeout_graceful_shutdown=int(options.stop_grace_s),
+                )
+            )
             tasks.append(asyncio.create_task(rest.serve(sockets=[listener])))
-        _log.info("listening: gRPC on %s:%d, REST on %s", options.host, grpc_port,
-                  f"{options.host}:{rest_port}" if listener else "no port")
+        _log.info(
+            "listening: gRPC on %s:%d, REST on %s",
+            options.host,
+            grpc_port,
+            f"{options.host}:{rest_port}" if listener else "no port",
+        )
         await stop.wait()
     finally:
         tasks[0].cancel()

@@ -26,12 +26,21 @@ class HalfPlusTwo(tf.Module):
     def half_plus_two(self, x):
         return {"y": x / 2.0 + self.offset}
 
-    @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32, name="x"),
-                                  tf.TensorSpec([None], tf.int64, name="n"),
-                                  tf.TensorSpec([None], tf.string, name="text")])
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, 2], tf.float32, name="x"),
+            tf.TensorSpec([None], tf.int64, name="n"),
+            tf.TensorSpec([None], tf.string, name="text"),
+        ]
+    )
     def several(self, x, n, text):
-        return {"sum": tf.reduce_sum(x, 1) + tf.cast(n, tf.float32), "n": n, "text": text, "raw_bytes": text,
-                "scalar": tf.size(n)}
+        return {
+            "sum": tf.reduce_sum(x, 1) + tf.cast(n, tf.float32),
+            "n": n,
+            "text": text,
+            "raw_bytes": text,
+            "scalar": tf.size(n),
+        }
 
 
 class Counter(tf.Module):
@@ -54,7 +63,9 @@ class Counter(tf.Module):
 
 def write_half_plus_two(path, offset=2.0):
     module = HalfPlusTwo(offset)
-    return saved_model.save(module, {"serving_default": module.half_plus_two, "several": module.several}, path)
+    return saved_model.save(
+        module, {"serving_default": module.half_plus_two, "several": module.several}, path
+    )
 
 
 def write_counter(path):
@@ -68,8 +79,15 @@ def running_server(base_path, name="half_plus_two", **options):
     base_path.mkdir(exist_ok=True)
     ready_file = base_path / "ready.json"
     models = options.pop("models", (ModelConfig(name, str(base_path), options.pop("latest", 1)),))
-    settings = Options(models=models, port=0, rest_api_port=0, ready_file=str(ready_file), poll_wait_s=0.1,
-                       stop_grace_s=2.0, **options)
+    settings = Options(
+        models=models,
+        port=0,
+        rest_api_port=0,
+        ready_file=str(ready_file),
+        poll_wait_s=0.1,
+        stop_grace_s=2.0,
+        **options,
+    )
     state = {}
 
     async def main():

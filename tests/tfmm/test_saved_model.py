@@ -13,7 +13,9 @@ class Scorer(tf.Module):
 
     def __init__(self):
         super().__init__()
-        self.models = {"dense": keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, bias_initializer="ones")])}
+        self.models = {
+            "dense": keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, bias_initializer="ones")])
+        }
         self.offset = tf.Variable(1.5)
         self.counts = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, default_value=0)
         self.counts.insert(tf.constant([7], tf.int64), tf.constant([70], tf.int64))
@@ -31,8 +33,9 @@ class Scorer(tf.Module):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     module = Scorer()
-    path = saved_model.save(module, {"score": module.score, "count": module.count},
-                            tmp_path_factory.mktemp("model") / "1")
+    path = saved_model.save(
+        module, {"score": module.score, "count": module.count}, tmp_path_factory.mktemp("model") / "1"
+    )
     return module, path
 
 

@@ -19,13 +19,22 @@ def test_policies_and_labels_are_read(tmp_path):
     assert c.labels == (("stable", 4),)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("nonsense", "models.config"),
-    ("", "model_config_list"),
-    ('model_config_list { config { name: "a" } }', "needs `name` and `base_path`"),
-    ('model_config_list { config { name: "a" base_path: "/a" model_platform: "other" } }', "must be tensorflow"),
-    ('model_config_list { config { name: "a" base_path: "/a" } config { name: "a" base_path: "/b" } }', "unique"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense", "models.config"),
+        ("", "model_config_list"),
+        ('model_config_list { config { name: "a" } }', "needs `name` and `base_path`"),
+        (
+            'model_config_list { config { name: "a" base_path: "/a" model_platform: "other" } }',
+            "must be tensorflow",
+        ),
+        (
+            'model_config_list { config { name: "a" base_path: "/a" } config { name: "a" base_path: "/b" } }',
+            "unique",
+        ),
+    ],
+)
 def test_bad_configs_are_refused(tmp_path, text, message):
     path = tmp_path / "models.config"
     path.write_text(text)

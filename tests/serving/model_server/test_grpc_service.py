@@ -40,12 +40,17 @@ def request(inputs, signature="", name="half_plus_two", output_filter=(), versio
     if version is not None:
         result.model_spec.version.value = version
     for key, value in inputs.items():
-        result.inputs[key].CopyFrom(value if isinstance(value, tensor_pb2.TensorProto)
-                                    else tf.make_tensor_proto(value))
+        result.inputs[key].CopyFrom(
+            value if isinstance(value, tensor_pb2.TensorProto) else tf.make_tensor_proto(value)
+        )
     return result
 
 
-SEVERAL = {"x": np.ones([3, 2], np.float32), "n": np.arange(3, dtype=np.int64), "text": np.array([b"a", b"", b"\xff"])}
+SEVERAL = {
+    "x": np.ones([3, 2], np.float32),
+    "n": np.arange(3, dtype=np.int64),
+    "text": np.array([b"a", b"", b"\xff"]),
+}
 
 
 def test_predict_echoes_the_version(prediction):
@@ -65,8 +70,13 @@ def test_typed_value_lists_are_read(prediction):
 def test_every_dtype_comes_back(prediction):
     response = prediction.Predict(request(SEVERAL, "several"), timeout=10)
     outputs = {name: tf.make_ndarray(proto).tolist() for name, proto in response.outputs.items()}
-    assert outputs == {"sum": [2.0, 3.0, 4.0], "n": [0, 1, 2], "text": [b"a", b"", b"\xff"],
-                       "raw_bytes": [b"a", b"", b"\xff"], "scalar": 3}
+    assert outputs == {
+        "sum": [2.0, 3.0, 4.0],
+        "n": [0, 1, 2],
+        "text": [b"a", b"", b"\xff"],
+        "raw_bytes": [b"a", b"", b"\xff"],
+        "scalar": 3,
+    }
 
 
 def test_output_filter_picks(prediction):
@@ -80,18 +90,21 @@ def wrong_size():
     return proto
 
 
-@pytest.mark.parametrize(("message", "code", "text"), [
-    (request({}, name=""), "INVALID_ARGUMENT", "Missing ModelSpec"),
-    (request({}, name="nowhere"), "NOT_FOUND", "Servable not found"),
-    (request({"x": np.float32([1])}, version=9), "NOT_FOUND", "Specific"),
-    (request({"x": np.float32([1])}, "nothing"), "FAILED_PRECONDITION", "not found"),
-    (request({"z": np.float32([1])}), "INVALID_ARGUMENT", "Sent extra: {z}. Missing but required: {x}"),
-    (request({"x": np.int64([1])}), "INVALID_ARGUMENT", "expects float32, got int64"),
-    (request({"x": np.float32([[1]])}), "INVALID_ARGUMENT", "expects shape"),
-    (request({"x": wrong_size()}), "INVALID_ARGUMENT", "tensor parsing error: x"),
-    (request(SEVERAL, "several", output_filter=["w"]), "INVALID_ARGUMENT", "alias not found"),
-    (request(SEVERAL, "several", output_filter=["n", "n"]), "INVALID_ARGUMENT", "duplicate"),
-])
+@pytest.mark.parametrize(
+    ("message", "code", "text"),
+    [
+        (request({}, name=""), "INVALID_ARGUMENT", "Missing ModelSpec"),
+        (request({}, name="nowhere"), "NOT_FOUND", "Servable not found"),
+        (request({"x": np.float32([1])}, version=9), "NOT_FOUND", "Specific"),
+        (request({"x": np.float32([1])}, "nothing"), "FAILED_PRECONDITION", "not found"),
+        (request({"z": np.float32([1])}), "INVALID_ARGUMENT", "Sent extra: {z}. Missing but required: {x}"),
+        (request({"x": np.int64([1])}), "INVALID_ARGUMENT", "expects float32, got int64"),
+        (request({"x": np.float32([[1]])}), "INVALID_ARGUMENT", "expects shape"),
+        (request({"x": wrong_size()}), "INVALID_ARGUMENT", "tensor parsing error: x"),
+        (request(SEVERAL, "several", output_filter=["w"]), "INVALID_ARGUMENT", "alias not found"),
+        (request(SEVERAL, "several", output_filter=["n", "n"]), "INVALID_ARGUMENT", "duplicate"),
+    ],
+)
 def test_bad_requests(prediction, message, code, text):
     with pytest.raises(grpc.RpcError, match=code) as caught:
         prediction.Predict(message, timeout=10)
@@ -119,13 +132,19 @@ def test_status_and_metadata(prediction, models):
 
 
 def test_health(channel):
-    check = channel.unary_unary("/grpc.health.v1.Health/Check", wrappers_pb2.StringValue.SerializeToString,
-                                wrappers_pb2.Int32Value.FromString)
+    check = channel.unary_unary(
+        "/grpc.health.v1.Health/Check",
+        wrappers_pb2.StringValue.SerializeToString,
+        wrappers_pb2.Int32Value.FromString,
+    )
     assert check(wrappers_pb2.StringValue(value=""), timeout=10).value == 1
     with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
         check(wrappers_pb2.StringValue(value="other"), timeout=10)
-    watch = channel.unary_stream("/grpc.health.v1.Health/Watch", wrappers_pb2.StringValue.SerializeToString,
-                                 wrappers_pb2.Int32Value.FromString)
+    watch = channel.unary_stream(
+        "/grpc.health.v1.Health/Watch",
+        wrappers_pb2.StringValue.SerializeToString,
+        wrappers_pb2.Int32Value.FromString,
+    )
     stream = watch(wrappers_pb2.StringValue(value="PredictionService"), timeout=10)
     assert next(stream).value == 1
     stream.cancel()
@@ -137,11 +156,14 @@ def test_reload_swaps_models_and_labels_versions(tmp_path, half_plus_two_dir, wr
         stub = model_service_pb2_grpc.ModelServiceStub(channel)
         predict = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         reload = model_management_pb2.ReloadConfigRequest()
-        text_format.Parse(f"""model_config_list {{
+        text_format.Parse(
+            f"""model_config_list {{
             config {{ name: "half_plus_two" base_path: "{half_plus_two_dir}" model_platform: "tensorflow"
                       version_labels {{ key: "stable" value: 123 }} }}
-            config {{ name: "counter" base_path: "{tmp_path / 'counter'}" model_platform: "tensorflow" }}
-        }}""", reload.config)
+            config {{ name: "counter" base_path: "{tmp_path / "counter"}" model_platform: "tensorflow" }}
+        }}""",
+            reload.config,
+        )
         assert stub.HandleReloadConfigRequest(reload, timeout=30).status.error_code == 0
         labelled = request({"x": np.float32([1])})
         labelled.model_spec.version_label = "stable"

@@ -16,8 +16,11 @@ from serving.model_server.__main__ import main, parser
 
 @contextlib.contextmanager
 def command(root, *flags):
-    process = subprocess.Popen([sys.executable, "-m", "serving.model_server", *flags], cwd=root,
-                               env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving.model_server", *flags],
+        cwd=root,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
     try:
         yield process
     finally:
@@ -30,8 +33,17 @@ def command(root, *flags):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serves_until_a_signal_and_leaves_nothing(root, tmp_path, half_plus_two_dir, number):
     ready_file = tmp_path / "ready.json"
-    with command(root, "--model-name", "half", "--model_base_path", str(half_plus_two_dir), "--port=0",
-                 "--rest-api-port=0", "--ready-file", str(ready_file)) as process:
+    with command(
+        root,
+        "--model-name",
+        "half",
+        "--model_base_path",
+        str(half_plus_two_dir),
+        "--port=0",
+        "--rest-api-port=0",
+        "--ready-file",
+        str(ready_file),
+    ) as process:
         deadline = time.monotonic() + 60
         while not ready_file.exists() and time.monotonic() < deadline:
             assert process.poll() is None
@@ -47,18 +59,22 @@ def test_serves_until_a_signal_and_leaves_nothing(root, tmp_path, half_plus_two_
 
 
 def test_flags_have_the_official_names_and_take_dashes():
-    flags = parser().parse_args(["--model-base-path=/m", "--enable_model_warmup=false",
-                                 "--enable_serialization_as_tensor_content"])
+    flags = parser().parse_args(
+        ["--model-base-path=/m", "--enable_model_warmup=false", "--enable_serialization_as_tensor_content"]
+    )
     assert flags.model_base_path == "/m" and not flags.enable_model_warmup
     assert flags.enable_serialization_as_tensor_content
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ([], "--model_base_path or --model_config_file"),
-    (["--model_base_path=/m", "--xla_cpu_compilation_enabled=false"], "must be true here"),
-    (["--model_base_path=/m", "--enable_model_warmup=maybe"], "must be true or false"),
-    (["--model_config_file=/nowhere/models.config"], "No such file"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--model_base_path or --model_config_file"),
+        (["--model_base_path=/m", "--xla_cpu_compilation_enabled=false"], "must be true here"),
+        (["--model_base_path=/m", "--enable_model_warmup=maybe"], "must be true or false"),
+        (["--model_config_file=/nowhere/models.config"], "No such file"),
+    ],
+)
 def test_bad_flags_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)

@@ -35,8 +35,13 @@ def test_version_in_the_path_and_any_case_of_the_method(rest, path):
 def test_columnar_outputs_are_named_and_bytes_are_base64(rest):
     status, body = ask(rest, several())
     assert status == 200
-    assert body["outputs"] == {"sum": [13.0, 27.5], "n": [10, 20], "scalar": 2, "text": ["a", "�"],
-                               "raw_bytes": [{"b64": "YQ=="}, {"b64": "/w=="}]}
+    assert body["outputs"] == {
+        "sum": [13.0, 27.5],
+        "n": [10, 20],
+        "scalar": 2,
+        "text": ["a", "�"],
+        "raw_bytes": [{"b64": "YQ=="}, {"b64": "/w=="}],
+    }
 
 
 def test_row_format_needs_a_batch_dimension_in_every_output(rest):
@@ -78,19 +83,22 @@ def test_bad_requests_are_400_with_the_reason(rest, body, message):
     assert any(part in answer["error"] for part in message.split("|")), answer
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [
-    ("GET", "/nowhere", 404),
-    ("GET", "/half_plus_two/versions/7", 404),
-    ("POST", "/nowhere:predict", 404),
-    ("POST", "/half_plus_two/versions/7:predict", 404),
-    ("POST", "/half_plus_two/labels/stable:predict", 400),
-    ("POST", "/half_plus_two:classify", 501),
-    ("GET", "/half_plus_two:predict", 400),
-    ("POST", "/half_plus_two", 400),
-    ("DELETE", "/half_plus_two", 400),
-    ("GET", "/half_plus_two/versions/x", 400),
-    ("GET", "/half_plus_two/versions/99999999999999999999", 400),
-])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/half_plus_two/versions/7", 404),
+        ("POST", "/nowhere:predict", 404),
+        ("POST", "/half_plus_two/versions/7:predict", 404),
+        ("POST", "/half_plus_two/labels/stable:predict", 400),
+        ("POST", "/half_plus_two:classify", 501),
+        ("GET", "/half_plus_two:predict", 400),
+        ("POST", "/half_plus_two", 400),
+        ("DELETE", "/half_plus_two", 400),
+        ("GET", "/half_plus_two/versions/x", 400),
+        ("GET", "/half_plus_two/versions/99999999999999999999", 400),
+    ],
+)
 def test_paths_and_methods(rest, method, path, status):
     response = rest.request(method, path, content='{"inputs": [1]}')
     assert response.status_code == status
@@ -102,8 +110,11 @@ def test_outside_v1_is_404(rest):
 
 
 def test_status_names_the_version(rest):
-    assert rest.get("/half_plus_two").json() == {"model_version_status": [
-        {"version": "123", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}]}
+    assert rest.get("/half_plus_two").json() == {
+        "model_version_status": [
+            {"version": "123", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+        ]
+    }
 
 
 def test_metadata_shows_the_signatures(rest):
