@@ -257,8 +257,9 @@ def _group_metrics(
     if base is not None:
         for key, sign in (("auc", 1.0), ("logloss", -1.0)):
             value, reference = result[key], base[key]
-            has_gain = value is not None and reference is not None and reference > 0
-            result[f"relative_{key}"] = sign * (value / reference - 1.0) if has_gain else None
+            result[f"relative_{key}"] = None
+            if value is not None and reference:
+                result[f"relative_{key}"] = sign * (value / reference - 1.0)
     return result
 
 
