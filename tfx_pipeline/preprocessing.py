@@ -20,6 +20,6 @@ def preprocessing_fn(inputs, custom_config):
     lookups = {}
     for name, parts in columns.items():
         path = tft.vocabulary(tf.concat(parts, 0), frequency_threshold=custom_config["min_id_count"],
-                              vocab_filename=f"{name}.txt")
+                              vocab_filename=name)
         lookups[name] = lambda ids, path=path: tft.apply_vocabulary(ids, path, default_value=-1)
     return features.preprocess(inputs, lookups)

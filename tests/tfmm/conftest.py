@@ -69,7 +69,7 @@ def write_shop(folder: pathlib.Path, seed: int = 0, num_train: int = 3000, num_e
     }
     (folder / "vocabulary").mkdir()
     for name, values in seen.items():
-        (folder / "vocabulary" / f"{name}.txt").write_text("".join(f"{v}\n" for v in values))
+        (folder / "vocabulary" / name).write_text("".join(f"{v}\n" for v in values))
     index_of = {name: {v: i + 2 for i, v in enumerate(values)} for name, values in seen.items()}
     (folder / "examples").mkdir()
     splits = {

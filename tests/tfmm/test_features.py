@@ -21,7 +21,7 @@ def test_target_and_behaviors_share_the_item_vocabulary():
 
 
 def test_vocabulary_file_reads_as_its_ids(tmp_path):
-    path = tmp_path / "item_id.txt"
+    path = tmp_path / "item_id"
     path.write_text("-7\n12\n")
     lookup, size = features.vocabulary_lookup(str(path))
     assert lookup(tf.constant([12, -7, 1], tf.int64)).numpy().tolist() == [1, 0, -1]

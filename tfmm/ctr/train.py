@@ -49,7 +49,7 @@ def train(
         config: the settings; `modalities=()` is the ID-only twin, which reads neither snapshot nor MAKE.
         train_pattern: glob pattern(s) of transformed training examples.
         eval_pattern: the same for evaluation.
-        vocabulary_dir: `user_id.txt`, `item_id.txt`, `category.txt`, one id a line.
+        vocabulary_dir: `user_id`, `item_id`, `category`, one id a line.
         output_dir: gets `ctr.weights.h5`, `history.json` and `manifest.json`.
         max_behaviors: L of the examples.
         snapshot_dir: the index snapshot with the vectors of `config.modalities`.
@@ -149,7 +149,7 @@ def vocabulary_sizes(vocabulary_dir: str | pathlib.Path) -> dict[str, int]:
     """Returns the number of indices per vocabulary: its lines, and 2 for padding and unknown ids."""
     sizes = {}
     for name in features.VOCABULARIES:
-        path = pathlib.Path(vocabulary_dir) / f"{name}.txt"
+        path = pathlib.Path(vocabulary_dir) / name
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing. Transform the examples first; that writes the vocabularies."

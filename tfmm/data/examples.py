@@ -158,7 +158,7 @@ def transform(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path,
               config: DataConfig | None = None) -> dict[str, typing.Any]:
     """Adds index columns, as TFX's Transform does, without TFX.
 
-    Writes `{train,eval}-*.tfrecord.gz` and `vocabulary/{user_id,item_id,category}.txt`, made from the train split.
+    Writes `{train,eval}-*.tfrecord.gz` and `vocabulary/{user_id,item_id,category}`, made from the train split.
 
     Args:
         examples_dir: as `write_examples` left it.
@@ -176,7 +176,7 @@ def transform(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path,
     lookups, sizes = {}, {}
     (folder / "vocabulary").mkdir(parents=True, exist_ok=True)
     for name, ids in vocabularies(splits["train"], config.min_id_count).items():
-        (folder / "vocabulary" / f"{name}.txt").write_text("".join(f"{i}\n" for i in ids.tolist()))
+        (folder / "vocabulary" / name).write_text("".join(f"{i}\n" for i in ids.tolist()))
         lookups[name], sizes[name] = features.lookup_from_ids(ids)
     for split, columns in splits.items():
         indexed = features.preprocess({name: tf.constant(values) for name, values in columns.items()}, lookups)
