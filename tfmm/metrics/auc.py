@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import typing
+
+import keras
 import numpy as np
 import numpy.typing as npt
 
 from tfmm.metrics.inputs import binary_labels, finite_scores, sample_weights
+from tfmm.metrics.state import RowsMetric, host_array
 
 
 def auc(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
@@ -88,3 +92,40 @@ def _auc_of_keys(keys: np.ndarray) -> float:
     others_before = np.concatenate(([0], others_to_end[:-1]))
     twice_won = np.dot(clicked_here, others_before + others_to_end)
     return float(twice_won / (2 * int(clicked_to_end[-1]) * int(others_to_end[-1])))
+
+
+@keras.saving.register_keras_serializable("tfmm")
+class AUC(RowsMetric):
+    """Exact AUC over all batches, ties averaged; keeps label and score of every row in host memory.
+
+    Call `update_state(labels, scores, sample_weight=None)` eagerly, or read the predictions and call `auc`.
+    `BinnedAUC` is the one for `compile(metrics=[...])`. `result()` is NaN while one class is missing.
+
+    >>> metric = AUC()
+    >>> metric.update_state([0, 1], [0.1, 0.4])
+    >>> metric.update_state([0, 1], [0.4, 0.8])
+    >>> metric.result()
+    0.875
+    """
+
+    def __init__(self, name: str = "auc", dtype: typing.Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+
+    def update_state(self, labels, scores, sample_weight=None) -> None:
+        """Adds a batch: labels 0 or 1, [n] or [n, 1]; scores [n] or [n, 1]; weights [n]."""
+        way_out = "Use BinnedAUC in `compile`, or `compile(run_eagerly=True)`."
+        labels, scores = (host_array(self, values, way_out) for values in (labels, scores))
+        clicked = binary_labels(labels)
+        batch = {"labels": clicked, "scores": finite_scores("scores", scores, clicked.size)}
+        if sample_weight is not None:
+            weights = host_array(self, sample_weight, way_out)
+            batch["weights"] = typing.cast(np.ndarray, sample_weights(weights, clicked.size))
+        self.add_state(batch)
+
+    def result(self) -> float:
+        state = self.state()
+        if not state:
+            return float("nan")
+        clicked, weights = state["labels"], state.get("weights")
+        counted = clicked if weights is None else clicked[weights > 0]
+        return auc(clicked, state["scores"], weights) if counted.any() and not counted.all() else float("nan")

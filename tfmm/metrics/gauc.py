@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 
+import keras
 import numpy as np
 import numpy.typing as npt
 
 from tfmm.metrics.auc import score_keys
-from tfmm.metrics.inputs import binary_labels, finite_scores
+from tfmm.metrics.inputs import binary_labels, finite_scores, id_column
+from tfmm.metrics.state import RowsMetric, host_array
 
 WEIGHTINGS = ("impressions", "users", "clicks")
 
@@ -144,17 +147,7 @@ def user_index(user_ids: npt.ArrayLike, size: int) -> tuple[np.ndarray, np.ndarr
     Raises:
         ValueError: another length, or ids that are neither integers nor strings.
     """
-    array = np.asarray(user_ids)
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.shape != (size,):
-        raise ValueError(f"`user_ids` must have one id per label, {size}. Received: shape {array.shape}.")
-    if array.dtype.kind not in "iuUSO":
-        raise ValueError(
-            f"`user_ids` must be integers or strings. Received: {array.dtype}. Floats cannot hold "
-            "64-bit ids; keep them integers."
-        )
-    ids, index = np.unique(array, return_inverse=True)
+    ids, index = np.unique(id_column(user_ids, size), return_inverse=True)
     return ids, index
 
 
@@ -162,3 +155,44 @@ def check_weighting(weighting: str) -> None:
     """Refuses an unknown GAUC weighting."""
     if weighting not in WEIGHTINGS:
         raise ValueError(f"`weighting` must be one of {', '.join(WEIGHTINGS)}. Received: {weighting!r}.")
+
+
+@keras.saving.register_keras_serializable("tfmm")
+class GAUC(RowsMetric):
+    """GAUC over all batches, however a user's rows are spread; keeps every row in host memory.
+
+    Call `update_state(labels, scores, user_ids)` eagerly. `result()` is NaN while no user has both classes.
+
+    Args:
+        weighting: "impressions", "clicks" or "users", as in `gauc`.
+    """
+
+    def __init__(self, weighting: str = "impressions", name: str = "gauc", dtype: typing.Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        check_weighting(weighting)
+        self.weighting = weighting
+
+    def update_state(self, labels, scores, user_ids) -> None:
+        """Adds a batch: labels 0 or 1, scores, and integer or string ids, each [n] or [n, 1]."""
+        way_out = "Read the predictions and call `gauc`, or use `compile(run_eagerly=True)`."
+        labels, scores, user_ids = (
+            host_array(self, values, way_out) for values in (labels, scores, user_ids)
+        )
+        clicked = binary_labels(labels)
+        scores = finite_scores("scores", scores, clicked.size)
+        self.add_state({"labels": clicked, "scores": scores, "user_ids": id_column(user_ids, clicked.size)})
+
+    def result(self) -> float:
+        result = self.details()
+        return float("nan") if result is None else result.value
+
+    def details(self) -> GAUCResult | None:
+        """Returns GAUC with the users counted and left out; None while no user has both classes."""
+        state = self.state()
+        users = user_aucs(state["labels"], state["scores"], state["user_ids"]) if state else None
+        if users is None or np.isnan(users.auc).all():
+            return None
+        return users.gauc(self.weighting)
+
+    def get_config(self) -> dict[str, typing.Any]:
+        return {**super().get_config(), "weighting": self.weighting}

@@ -73,6 +73,23 @@ def sample_weights(weights: npt.ArrayLike | None, size: int) -> np.ndarray | Non
     return array
 
 
+def id_column(user_ids: npt.ArrayLike, size: int) -> np.ndarray:
+    """Returns integers or strings [n].
+
+    Raises:
+        ValueError: another length than `size`, or ids that are neither integers nor strings.
+    """
+    array = _column("user_ids", user_ids)
+    if array.shape != (size,):
+        raise ValueError(f"`user_ids` must have one id per label, {size}. Received: {array.shape[0]}.")
+    if array.dtype.kind not in "iuUSO":
+        raise ValueError(
+            f"`user_ids` must be integers or strings. Received: {array.dtype}. Floats cannot hold "
+            "64-bit ids; keep them integers."
+        )
+    return array
+
+
 def _column(name: str, values: npt.ArrayLike) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim == 2 and array.shape[1] == 1:

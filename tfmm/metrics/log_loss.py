@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import typing
+
+import keras
 import numpy as np
 import numpy.typing as npt
+from keras import ops
 
 from tfmm.metrics.inputs import binary_labels, probabilities, sample_weights
+from tfmm.metrics.state import SumMetric, checked_batch
 
 EPSILON = float(
     np.finfo(np.float32).eps
@@ -95,3 +100,71 @@ def _read(labels, scores, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray |
     if clicked.size == 0 or (row_weights is not None and row_weights.sum() == 0.0):
         raise ValueError(f"At least one row with a weight above 0 is needed. Received: {clicked.size} rows.")
     return clicked, predicted, row_weights
+
+
+class _ProbabilityMetric(SumMetric):
+    """Sums of weight, loss, clicks and predicted clicks.
+
+    `result()` is NaN while it has no value, and after a label other than 0 and 1, or a score outside [0, 1],
+    in a compiled step, where nothing can be raised; an eager step raises ValueError.
+    """
+
+    def __init__(self, name: str, dtype: typing.Any) -> None:
+        super().__init__(4, name=name, dtype=dtype)
+
+    def update_state(self, labels, scores, sample_weight=None) -> None:
+        """Adds a batch: labels 0 or 1, probabilities, weights, each [n] or [n, 1]."""
+        labels, scores, weights = checked_batch(labels, scores, sample_weight)
+        clipped = ops.clip(scores, EPSILON, 1.0 - EPSILON)
+        losses = -ops.where(labels > 0.5, ops.log(clipped), ops.log1p(-clipped))
+        rows = ops.stack([ops.ones_like(losses), losses, labels, scores])  # [4, n]
+        self.sums.assign_add(ops.sum(rows * weights[None, :], axis=-1))
+
+    def _ratio(self, numerator, denominator):
+        return ops.where(
+            denominator == 0, float("nan"), numerator / ops.where(denominator == 0, 1.0, denominator)
+        )
+
+
+@keras.saving.register_keras_serializable("tfmm")
+class LogLoss(_ProbabilityMetric):
+    """Log loss over all batches, in nats, as `log_loss`.
+
+    >>> metric = LogLoss()
+    >>> metric.update_state([1], [0.5])
+    >>> metric.update_state([0], [0.75])
+    >>> round(float(metric.result()), 4)
+    1.0397
+    """
+
+    def __init__(self, name: str = "log_loss", dtype: typing.Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+
+    def result(self):
+        weight, loss, _, _ = ops.unstack(self.sums)
+        return self._ratio(loss, weight)
+
+
+@keras.saving.register_keras_serializable("tfmm")
+class NormalizedEntropy(_ProbabilityMetric):
+    """Normalized entropy over all batches, as `normalized_entropy`."""
+
+    def __init__(self, name: str = "normalized_entropy", dtype: typing.Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+
+    def result(self):
+        weight, loss, clicks, _ = ops.unstack(self.sums)
+        rate = self._ratio(clicks, weight)
+        return -loss / weight / (rate * ops.log(rate) + (1.0 - rate) * ops.log1p(-rate))  # 0 log 0: NaN
+
+
+@keras.saving.register_keras_serializable("tfmm")
+class Calibration(_ProbabilityMetric):
+    """Predicted clicks over observed clicks over all batches, as `calibration`."""
+
+    def __init__(self, name: str = "calibration", dtype: typing.Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+
+    def result(self):
+        _, _, clicks, predicted = ops.unstack(self.sums)
+        return self._ratio(predicted, clicks)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import typing
 
+import keras
 import numpy as np
 import numpy.typing as npt
+
+from tfmm.metrics.state import RowsMetric, host_array
 
 TIE = 1e-6  # cosines closer than this tie: one dot differs by about 1e-7 between two GEMMs
 
@@ -40,9 +43,7 @@ def top_n_accuracy(
     >>> top_n_accuracy(queries, [[1.0, 1.0], [1.0, 1.0]], ns=(1,))       # collapsed: all tie
     {1: 0.0}
     """
-    for n in ns:
-        if int(n) != n or n < 1:
-            raise ValueError(f"`ns` must hold whole numbers >= 1. Received: {n!r}.")
+    check_ns(ns)
     ranks = positive_ranks(queries, positives, chunk, positive_ids)
     return {int(n): float(np.mean(ranks <= n)) for n in ns}
 
@@ -84,6 +85,13 @@ def positive_ranks(
     return ranks
 
 
+def check_ns(ns: typing.Sequence[int]) -> None:
+    """Refuses an N that is not a whole number of at least 1."""
+    for n in ns:
+        if int(n) != n or n < 1:
+            raise ValueError(f"`ns` must hold whole numbers >= 1. Received: {n!r}.")
+
+
 def _unit_rows(name: str, vectors: npt.ArrayLike) -> np.ndarray:
     rows = np.asarray(vectors, np.float32)
     if rows.ndim != 2:
@@ -114,3 +122,56 @@ def _distinct(candidates: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.n
             f"{ids[row]!r} (row {row}). Embed each item once, without augmentation."
         )
     return distinct, own
+
+
+@keras.saving.register_keras_serializable("tfmm")
+class TopNAccuracy(RowsMetric):
+    """Acc@N over all batches: every positive of every batch is a candidate; keeps the vectors in host memory.
+
+    Call `update_state(queries, positives, positive_ids=None)` eagerly. `result()` is {"acc_at_1": ..., ...},
+    NaN while there are no rows.
+
+    Args:
+        ns: the N to report.
+        chunk: queries per similarity block.
+    """
+
+    def __init__(
+        self,
+        ns: typing.Sequence[int] = (1, 5),
+        chunk: int = 1024,
+        name: str = "top_n_accuracy",
+        dtype: typing.Any = None,
+    ) -> None:
+        super().__init__(name=name, dtype=dtype)
+        check_ns(ns)
+        self.ns = tuple(int(n) for n in ns)
+        self.chunk = chunk
+
+    def update_state(self, queries, positives, positive_ids=None) -> None:
+        """Adds a batch: queries and positives float [B, dim], optionally the item ids of the positives."""
+        way_out = "Encode the test set first and call `top_n_accuracy`."
+        batch = {
+            "queries": host_array(self, queries, way_out),
+            "positives": host_array(self, positives, way_out),
+        }
+        if batch["queries"].shape != batch["positives"].shape or batch["queries"].ndim != 2:
+            raise ValueError(
+                "`queries` and `positives` must both be [B, dim], one positive per query. "
+                f"Received: {batch['queries'].shape} and {batch['positives'].shape}."
+            )
+        if positive_ids is not None:
+            batch["positive_ids"] = host_array(self, positive_ids, way_out)
+        self.add_state(batch)
+
+    def result(self) -> dict[str, float]:
+        state = self.state()
+        if not state:
+            return {f"acc_at_{n}": float("nan") for n in self.ns}
+        accuracy = top_n_accuracy(
+            state["queries"], state["positives"], self.ns, self.chunk, state.get("positive_ids")
+        )
+        return {f"acc_at_{n}": value for n, value in accuracy.items()}
+
+    def get_config(self) -> dict[str, typing.Any]:
+        return {**super().get_config(), "ns": self.ns, "chunk": self.chunk}

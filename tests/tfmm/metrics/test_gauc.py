@@ -69,7 +69,7 @@ def test_user_aucs_come_in_order_of_id():
     [
         ([0, 1], [1, 2], "impressions", "both a click and a non-click. Received: 2 users with one class"),
         ([0, 1], [1, 1], "sessions", "one of impressions, users, clicks. Received: 'sessions'"),
-        ([0, 1], [1], "users", "one id per label, 2. Received: shape"),
+        ([0, 1], [1], "users", "one id per label, 2. Received: 1"),
         ([0, 1], [1.0, 1.0], "users", "integers or strings. Received: float64"),
         ([0, 3], [1, 1], "users", "`labels` must be 0 or 1. Received: 3"),
         ([], np.zeros(0, int), "users", "at least one row. Received: 0 rows"),

@@ -1,0 +1,195 @@
+"""The metric classes: they equal the functions over any split into batches and workers, and merge exactly."""
+
+import copy
+import pickle
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmm import metrics
+
+FUNCTIONS = {
+    metrics.AUC: metrics.auc,
+    metrics.LogLoss: metrics.log_loss,
+    metrics.NormalizedEntropy: metrics.normalized_entropy,
+    metrics.Calibration: metrics.calibration,
+}
+CLASSES = [*FUNCTIONS, metrics.BinnedAUC]
+
+
+@pytest.fixture
+def sample():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, 300)
+    scores = np.round(rng.uniform(0.01, 0.99, 300), 2).astype(np.float32)
+    return labels, scores, rng.integers(0, 3, 300).astype(float), rng.integers(0, 20, 300)
+
+
+def parts(*columns):
+    return zip(*(np.split(column, [1, 40, 41, 200]) for column in columns))
+
+
+@pytest.mark.parametrize("metric_class", FUNCTIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_batches_add_up_to_the_function(metric_class, weighted, sample):
+    columns = sample[: 3 if weighted else 2]
+    metric = metric_class()
+    for batch in parts(*columns):
+        metric.update_state(*batch)
+    # sums in float64; the order of addition differs
+    assert float(metric.result()) == pytest.approx(FUNCTIONS[metric_class](*columns), rel=1e-12)
+
+
+@pytest.mark.parametrize("metric_class", CLASSES)
+def test_workers_merge_to_one_in_any_order(metric_class, sample):
+    whole = metric_class(name="whole")
+    whole.update_state(*sample[:3])
+    workers = []
+    for batch in parts(*sample[:3]):
+        worker = metric_class.from_config(whole.get_config())
+        worker.update_state(*batch)
+        workers.append(pickle.loads(pickle.dumps(worker)))
+    for order in (workers, workers[::-1]):
+        merged = metric_class()
+        merged.merge_state(order)
+        assert float(merged.result()) == pytest.approx(float(whole.result()), rel=1e-12)
+
+
+@pytest.mark.parametrize("metric_class", [*CLASSES, metrics.GAUC])
+def test_reset_forgets_and_no_rows_are_nan(metric_class, sample):
+    metric = metric_class()
+    assert np.isnan(float(metric.result()))
+    metric.update_state(*sample[:2], *([sample[3]] if metric_class is metrics.GAUC else []))
+    assert np.isfinite(float(metric.result()))
+    metric.reset_state()
+    assert np.isnan(float(metric.result()))
+    assert metric.update_state([1], [0.5], *([[3]] if metric_class is metrics.GAUC else [])) is None
+    assert np.isnan(float(metric.result())) == (
+        metric_class not in (metrics.LogLoss, metrics.Calibration)
+    )  # one class
+
+
+def test_gauc_joins_the_rows_of_a_user_across_batches(sample):
+    labels, scores, _, users = sample
+    metric = metrics.GAUC(weighting="clicks")
+    halves = metrics.GAUC(weighting="clicks"), metrics.GAUC(weighting="clicks")
+    for i, batch in enumerate(parts(labels, scores, users)):
+        halves[i % 2].update_state(*batch)
+    metric.merge_state(copy.deepcopy(halves))
+    expected = metrics.gauc(labels, scores, users, "clicks")
+    assert metric.details() == expected
+    assert metric.result() == expected.value
+
+
+def test_top_n_accuracy_ranks_over_every_batch():
+    rng = np.random.default_rng(0)
+    queries = rng.normal(size=(90, 4)).astype(np.float32)
+    positives = (queries + rng.normal(size=(90, 4))).astype(np.float32)
+    metric = metrics.TopNAccuracy(ns=(1, 10), chunk=8)
+    for batch in zip(np.split(queries, 3), np.split(positives, 3)):
+        metric.update_state(*(tf.constant(vectors) for vectors in batch))
+    assert metric.result() == {
+        f"acc_at_{n}": value for n, value in metrics.top_n_accuracy(queries, positives, (1, 10)).items()
+    }
+    assert metrics.TopNAccuracy.from_config(metric.get_config()).get_config() == metric.get_config()
+
+
+def test_top_n_accuracy_takes_ids_and_is_nan_without_rows():
+    metric = metrics.TopNAccuracy(ns=(1,))
+    assert np.isnan(metric.result()["acc_at_1"])
+    metric.update_state([[1.0, 0.1]], [[1.0, 0.0]], [5])
+    metric.update_state([[1.0, 0.2]], [[1.0, 0.0]], [5])
+    assert metric.result() == {"acc_at_1": 1.0}
+
+
+@pytest.mark.parametrize("metric_class", [metrics.LogLoss, metrics.BinnedAUC, metrics.Calibration])
+def test_compiled_steps_agree_with_eager_ones(metric_class, sample):
+    eager, compiled = metric_class(), metric_class()
+    step = tf.function(lambda *batch: compiled.update_state(*batch), reduce_retracing=True)
+    for batch in parts(*sample[:3]):
+        eager.update_state(*batch)
+        step(*(tf.constant(column)[:, None] for column in batch))
+    assert float(compiled.result()) == pytest.approx(float(eager.result()), rel=1e-12)
+
+
+def test_model_fit_reports_them():
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(64, 3)).astype(np.float32)
+    labels = (inputs[:, 0] > 0).astype(np.float32)
+    model = keras.Sequential([keras.layers.Dense(1, activation="sigmoid")])
+    model.compile(
+        loss="binary_crossentropy", metrics=[metrics.BinnedAUC(), metrics.LogLoss(), metrics.Calibration()]
+    )
+    reported = model.evaluate(inputs, labels, batch_size=16, verbose=0, return_dict=True)
+    scores = model.predict(inputs, verbose=0)[:, 0]
+    assert reported["log_loss"] == pytest.approx(metrics.log_loss(labels, scores), rel=1e-6)
+    assert reported["auc"] == pytest.approx(metrics.auc(labels, scores), abs=1e-3)
+    model.compile(loss="binary_crossentropy", metrics=[metrics.AUC()])
+    with pytest.raises(TypeError, match=r"AUC keeps every row on the host.*Use BinnedAUC in `compile`"):
+        model.evaluate(inputs, labels, verbose=0)
+    model.compile(loss="binary_crossentropy", metrics=[metrics.AUC()], run_eagerly=True)
+    reported = model.evaluate(inputs, labels, batch_size=16, verbose=0, return_dict=True)
+    assert reported["auc"] == pytest.approx(metrics.auc(labels, scores), abs=1e-12)
+
+
+def test_twenty_thousand_bins_are_close_at_low_click_rates():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-4, 1, 50_000)
+    scores = 1 / (1 + np.exp(-logits))
+    labels = rng.random(50_000) < scores
+    exact = metrics.auc(labels, scores)
+    errors = {}
+    for name, metric in (("binned", metrics.BinnedAUC()), ("keras", keras.metrics.AUC())):
+        metric.update_state(labels, scores)
+        errors[name] = abs(float(metric.result()) - exact)
+    assert errors["binned"] < 2e-5 < 1e-4 < errors["keras"]
+
+
+@pytest.mark.parametrize("metric_class", [metrics.LogLoss, metrics.NormalizedEntropy, metrics.BinnedAUC])
+@pytest.mark.parametrize(("label", "score"), [(2.0, 0.5), (1.0, 1.5), (1.0, float("nan"))])
+def test_wrong_rows_raise_in_eager_steps_and_give_nan_in_compiled_ones(metric_class, label, score):
+    metric = metric_class()
+    with pytest.raises(ValueError, match=r"`labels` must be 0 or 1|`scores` must be"):
+        metric.update_state([0.0, label], [0.5, score])
+    tf.function(metric.update_state)(tf.constant([0.0, label, 1.0]), tf.constant([0.5, score, 0.5]))
+    assert np.isnan(float(metric.result()))
+
+
+@pytest.mark.parametrize(
+    "metric", [*(each() for each in CLASSES), metrics.GAUC("users"), metrics.BinnedAUC(7)]
+)
+def test_config_round_trips_and_classes_are_registered(metric):
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(metric))
+    assert again.get_config() == metric.get_config()
+    assert keras.saving.get_registered_name(type(metric)) == f"tfmm>{type(metric).__name__}"
+
+
+def test_refuses_to_merge_what_does_not_fit(sample):
+    with pytest.raises(ValueError, match=r"Only metrics of one class and one configuration merge"):
+        metrics.BinnedAUC(10).merge_state([metrics.BinnedAUC(20)])
+    with pytest.raises(ValueError, match=r"Only metrics of one class and one configuration merge"):
+        metrics.AUC().merge_state([metrics.GAUC()])
+    mixed = metrics.AUC()
+    mixed.update_state([0, 1], [0.1, 0.2])
+    mixed.update_state([0, 1], [0.1, 0.2], [1.0, 2.0])
+    with pytest.raises(ValueError, match="`weights` must be given with every batch or with none"):
+        mixed.result()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: metrics.BinnedAUC(1), "`num_bins` must be at least 2. Received: 1"),
+        (lambda: metrics.GAUC("rows"), "one of impressions, users, clicks. Received: 'rows'"),
+        (lambda: metrics.TopNAccuracy(ns=(0,)), "whole numbers >= 1. Received: 0"),
+        (
+            lambda: metrics.TopNAccuracy().update_state(np.ones((2, 3)), np.ones((2, 4))),
+            "one positive per query",
+        ),
+    ],
+)
+def test_refuses(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
