@@ -1,0 +1,66 @@
+"""What a batch of events leads to: embeddings, withdrawals and dead letters; no state and no output."""
+
+from __future__ import annotations
+
+import typing
+
+from serving.streaming import event_log, events
+from tfmm.index import encode, item_index
+
+
+class EventBatch(typing.NamedTuple):
+    """Events that are embedded together."""
+
+    source: str
+    events: list[event_log.Event]
+
+
+class Outcome(typing.NamedTuple):
+    """What the index takes for a batch of events."""
+
+    items: list[encode.Item]  # with an embedding or without
+    withdrawn: list[encode.Item]
+    embedded: list[tuple[encode.AnyEncoder, item_index.IndexRows]]
+    dead: list[tuple[event_log.Event, str]]  # with the reason
+
+
+def embed_events(batch: typing.Sequence[event_log.Event],
+                 encoders: typing.Sequence[encode.AnyEncoder]) -> Outcome:
+    """Parses events and embeds their items with every encoder whose content they bring."""
+    parsed: list[tuple[event_log.Event, events.NewItem]] = []
+    dead: list[tuple[event_log.Event, str]] = []
+    for event, result in zip(batch, events.parse_events([event.payload for event in batch])):
+        if isinstance(result, events.EventError):
+            dead.append((event, str(result)))
+        else:
+            parsed.append((event, result))
+    new = [(event, result.item) for event, result in parsed if not result.is_withdrawn]
+    embedded = []
+    for encoder in encoders:
+        rows, rejected = _embed([item for _, item in new], encoder)
+        embedded.append((encoder, rows))
+        reasons = {item_id: reason for item_id, _, reason in rejected}
+        dead += [(event, reasons[item.item_id]) for event, item in new if item.item_id in reasons]
+    return Outcome([item for _, item in new], [result.item for _, result in parsed if result.is_withdrawn], embedded,
+                   dead)
+
+
+def _embed(items: list[encode.Item],
+           encoder: encode.AnyEncoder) -> tuple[item_index.IndexRows, list[encode.Rejected]]:
+    try:
+        rows, rejected, _ = encode.embed(items, encoder)
+        return rows, rejected
+    except Exception as error:  # one content that an encoder cannot take must not stop the stream at every start
+        if len(items) > 1:
+            parts = [_embed([item], encoder) for item in items]
+            return item_index.concatenate([rows for rows, _ in parts]), [one for _, found in parts for one in found]
+        if not items:
+            raise
+        reason = f"{encode.CONTENT_FIELDS[encoder.modality]}: the encoder fails: {str(error)[:500]}"
+        return encode.embed([], encoder)[0], [encode.Rejected(items[0].item_id, encoder.modality, reason)]
+
+
+def warm_up(encoders: typing.Sequence[encode.AnyEncoder]) -> None:
+    """Makes the first event as fast as later ones."""
+    payload = events.make_event("warm-up", title="warm-up", image=b"warm-up", category="warm-up")
+    embed_events([event_log.Event(0, payload)], encoders)

@@ -1,0 +1,164 @@
+"""The streaming job (section 5): new item event -> encoder -> item index, as one Beam pipeline."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import threading
+import time
+import typing
+
+import apache_beam as beam
+from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.utils.timestamp import Duration
+
+from serving.streaming import embedding, event_log
+from tfmm.index import beam as index_beam
+from tfmm.index import item_index
+
+PIPELINE_ARGS = ("--runner=FnApiRunner", "--streaming", "--direct_running_mode=in_memory", "--direct_num_workers=1")
+MAX_BATCH = 32  # events embedded together
+_END = (1 << 63) - 1
+_METRICS = "streaming"
+
+stop_requested = threading.Event()  # set it, and the job ends after the batch at hand (in-process runners)
+
+
+class _Tracker(OffsetRestrictionTracker):
+    def is_bounded(self) -> bool:
+        return False
+
+
+class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
+    """Splittable: turns a source into an endless stream of `embedding.EventBatch`, from the index's position on.
+
+    On FnApiRunner the index's position is the checkpoint; on Flink, Flink's own. Draining stops at once, as what is
+    left stays in the log.
+
+    Batches go on at once, not at the end of a bundle. FnApiRunner keeps about 24 KB for every bundle of a job and
+    grows slower with each, so bundles are long there; an engine that takes checkpoints between bundles wants short
+    ones.
+
+    Args:
+        index_path: the item index, which knows from where to read.
+        poll_s: seconds between looks at an idle source.
+        bundle_s: seconds until a bundle ends.
+        ready_file: JSON file written at the first look, when encoders are loaded; None: none.
+    """
+
+    def __init__(self, index_path: str, poll_s: float, bundle_s: float, ready_file: str | None):
+        self._index_path, self._poll_s, self._bundle_s, self._ready_file = index_path, poll_s, bundle_s, ready_file
+
+    def initial_restriction(self, source: event_log.EventSource) -> OffsetRange:
+        with item_index.ItemIndex(self._index_path) as index:
+            return OffsetRange(index.position(source.name) + 1, _END)
+
+    def create_tracker(self, restriction: OffsetRange) -> _Tracker:
+        return _Tracker(restriction)
+
+    def restriction_size(self, source: event_log.EventSource, restriction: OffsetRange) -> int:
+        return 1
+
+    def truncate(self, source: event_log.EventSource, restriction: OffsetRange) -> None:
+        return None
+
+    @beam.DoFn.unbounded_per_element()
+    def process(self, source: event_log.EventSource,
+                tracker: typing.Any = beam.DoFn.RestrictionParam()) -> typing.Iterator[embedding.EventBatch]:
+        position = tracker.current_restriction().start - 1
+        if self._ready_file is not None:
+            write_json(self._ready_file, {"pid": os.getpid(), "source": source.name, "position": position})
+            self._ready_file = None
+        end = time.monotonic() + self._bundle_s
+        while time.monotonic() < end:
+            if stop_requested.is_set():
+                tracker.try_claim(_END - 1)  # nothing is left to do here; the log keeps it for the next start
+                return
+            batch = source.read(position, MAX_BATCH)
+            if not batch:
+                stop_requested.wait(self._poll_s)
+                continue
+            position = batch[-1].offset
+            if not tracker.try_claim(position):
+                return
+            yield embedding.EventBatch(source.name, batch)
+        tracker.defer_remainder(Duration(seconds=0))
+
+
+class EmbedEvents(beam.DoFn):
+    """Embeds batches of events; rows, categories, dead letters and the position take effect in one transaction.
+
+    Args:
+        encoder_dirs: pre-training's output folder by modality.
+        index_path: the item index.
+    """
+
+    def __init__(self, encoder_dirs: typing.Mapping[str, str], index_path: str):
+        self._encoder_dirs, self._index_path = dict(encoder_dirs), index_path
+
+    def setup(self) -> None:
+        self._index = item_index.ItemIndex(self._index_path)
+        given = self._index.active_encoders().get("vector")
+        self._encoders = index_beam.load_encoders(self._encoder_dirs, None if given is None else given.dim)
+        for encoder in self._encoders:
+            self._index.register_encoder(encoder.modality, encoder.version, encoder.dim)
+        embedding.warm_up(self._encoders)
+
+    def process(self, batch: embedding.EventBatch) -> None:
+        outcome = embedding.embed_events(batch.events, self._encoders)
+        items, withdrawn = outcome.items, outcome.withdrawn
+        with self._index.transaction():
+            self._index.write_items([item.item_id for item in items], [item.category for item in items],
+                                    [item.event_time_us for item in items])
+            for encoder, rows in outcome.embedded:
+                self._index.write(encoder.modality, encoder.version, rows.ids, rows.rows, rows.scales,
+                                  rows.event_times_us)
+            self._index.withdraw([item.item_id for item in withdrawn], [item.event_time_us for item in withdrawn])
+            for event, reason in outcome.dead:
+                self._index.write_dead_letter(batch.source, event.offset, reason, event.payload)
+            self._index.commit_position(batch.source, batch.events[-1].offset)
+        for name, count in (("events", len(batch.events)), ("dead_letters", len(outcome.dead))):
+            beam.metrics.Metrics.counter(_METRICS, name).inc(count)
+        newest_us = max((item.event_time_us for item in [*items, *withdrawn]), default=0)
+        logging.info("offset %d: %d items, %d withdrawn, %d dead letters, the newest %.0f ms old",
+                     batch.events[-1].offset, len(items), len(withdrawn), len(outcome.dead),
+                     (time.time_ns() // 1000 - newest_us) / 1000)
+
+    def teardown(self) -> None:
+        self._index.close()
+
+
+def run(source: event_log.EventSource, encoder_dirs: typing.Mapping[str, str], index_path: str | pathlib.Path,
+        ready_file: str | pathlib.Path | None = None, poll_s: float = 0.005,
+        bundle_s: float = 60.0, pipeline_args: typing.Sequence[str] = PIPELINE_ARGS) -> None:
+    """Runs the job until `stop_requested` is set.
+
+    Each event takes effect once, however often the job is killed: the position lies in the index, written in the
+    same transaction as what the events led to.
+
+    Args:
+        source: where events come from.
+        encoder_dirs: pre-training's output folder by modality; items' own vectors need none.
+        index_path: the SQLite file of the item index; made where missing.
+        ready_file: JSON file that says when the job polls; None: none.
+        poll_s: seconds between looks at an idle source.
+        bundle_s: seconds until a bundle ends; take less than a second on Flink.
+        pipeline_args: Beam's options.
+    """
+    index_path, ready = str(index_path), None if ready_file is None else str(ready_file)
+    pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
+    _ = (pipeline | "Source" >> beam.Create([source])
+         | "Read" >> beam.ParDo(ReadEvents(index_path, poll_s, bundle_s, ready))
+         | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, index_path)))
+    pipeline.run().wait_until_finish()
+
+
+def write_json(path: str | pathlib.Path, values: typing.Mapping[str, typing.Any]) -> None:
+    """Writes a JSON file so that a reader sees all of it or none."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(values) + "\n")
+    temporary.replace(path)
