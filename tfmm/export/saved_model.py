@@ -1,0 +1,135 @@
+"""Writes the trained click model as the SavedModel that TF Serving loads, with its index inside."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import shutil
+import typing
+
+from tfmm import artifacts, features
+from tfmm import config as config_lib
+from tfmm import saved_model as saved_model_lib
+from tfmm.ctr import model as model_lib
+from tfmm.export import serving_module, warmup
+from tfmm.index import graph_table, snapshot
+
+KIND = "saved_model"
+EXTRA = "assets.extra"  # TF Serving leaves this folder alone
+ROOM = 1.25  # of the snapshot's size, where the configured capacity is smaller
+
+Path = str | os.PathLike[str]
+
+
+def export(
+    model_dir: Path,
+    vocabulary_dir: Path,
+    snapshot_dir: Path | None,
+    id_types: typing.Mapping[str, str],
+    config: config_lib.ExportConfig,
+    output_dir: Path,
+) -> dict[str, typing.Any]:
+    """Writes a version folder: signatures, index tables, warm-up requests and a manifest.
+
+    The folder appears at once when it is complete, so that a server that watches its parent never sees a part.
+    A snapshot larger than `config.index_capacity` gets a table with a quarter more room than it needs.
+
+    Args:
+        model_dir: the click model, see `ctr.train.train`.
+        vocabulary_dir: the vocabularies that it was trained with.
+        snapshot_dir: the index snapshot whose rows the tables start from; not read for a model of ids alone.
+        id_types: "int64" or "string" for user_id, item_id and category: what callers send.
+        config: capacity, buckets and whether XLA compiles the scoring core.
+        output_dir: the version folder, such as `models/tfmm/17`; an earlier export there is replaced.
+    Returns:
+        The manifest, which lies in `assets.extra/manifest.json`.
+    Raises:
+        FileNotFoundError: an artifact is missing or not complete.
+        ValueError: the snapshot lacks a modality of the model, or its rows have another dim.
+    """
+    model = model_lib.load_model(model_dir)
+    lookups = _lookups(vocabulary_dir, model)
+    tables = _tables(model, snapshot_dir, config)
+    module = serving_module.ServingModule(model, lookups, tables, id_types, config)
+    functions = module.signatures()
+    target = pathlib.Path(output_dir)
+    building = target.parent / f".building-{target.name}-{os.getpid()}"
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        saved_model_lib.save(module, functions, building)
+        (building / EXTRA).mkdir(exist_ok=True)
+        num_warmup = warmup.write(building / EXTRA / warmup.FILE, id_types, model.max_behaviors, config)
+        manifest = artifacts.write_manifest(
+            building / EXTRA,
+            KIND,
+            config,
+            [path for path in (model_dir, snapshot_dir if tables else None) if path is not None],
+            signatures=sorted(functions),
+            id_types=dict(id_types),
+            max_behaviors=model.max_behaviors,
+            warmup_requests=num_warmup,
+            index={
+                name: {
+                    "dim": table.dim,
+                    "capacity": table.capacity,
+                    "encoder_version": table.encoder_version,
+                    "watermark": int(table.status()["watermark"]),
+                }
+                for name, table in tables.items()
+            },
+        )
+        if target.exists():
+            shutil.rmtree(target)
+        building.replace(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return manifest
+
+
+def read_manifest(version_dir: Path) -> dict[str, typing.Any]:
+    """Reads the manifest of an exported version.
+
+    Raises:
+        FileNotFoundError: the folder is no complete export.
+    """
+    return artifacts.read_manifest(pathlib.Path(version_dir) / EXTRA, KIND)
+
+
+def _lookups(vocabulary_dir: Path, model: model_lib.CTRModel) -> dict[str, typing.Callable]:
+    lookups = {}
+    for name in features.VOCABULARIES:
+        path = pathlib.Path(vocabulary_dir) / name
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing. `vocabulary_dir` must be the one of Transform.")
+        lookups[name], size = features.vocabulary_lookup(str(path))
+        if size != model.vocabulary_sizes[name]:
+            raise ValueError(
+                f"`vocabulary_dir` must be the one that the model was trained with: {name} has {size} indices "
+                f"there, the model {model.vocabulary_sizes[name]}."
+            )
+    return lookups
+
+
+def _tables(
+    model: model_lib.CTRModel, snapshot_dir: Path | None, config: config_lib.ExportConfig
+) -> dict[str, graph_table.GraphTable]:
+    if not model.modalities:
+        return {}
+    if snapshot_dir is None:
+        raise ValueError(f"`snapshot_dir` must be given for a model with modalities {model.modalities}.")
+    rows = snapshot.load_snapshot(snapshot_dir)
+    missing = [m for m in model.modalities if m not in rows.modalities]
+    if missing:
+        raise ValueError(f"`snapshot_dir` must hold the model's modalities {model.modalities}. Missing: {missing}.")
+    tables = {}
+    for modality in model.modalities:
+        table = rows[modality]
+        if table.dim != model.dims[modality]:
+            raise ValueError(
+                f"The snapshot's {modality} rows must have {model.dims[modality]} values, as the model was "
+                f"trained with. Received: {table.dim}."
+            )
+        capacity = max(config.index_capacity, math.ceil(ROOM * len(table)))
+        tables[modality] = graph_table.GraphTable(modality, table, table.dim, capacity, table.encoder_version)
+    return tables

@@ -1,0 +1,64 @@
+"""Warm-up requests of an export: one per bucket, so that XLA compiles before the version serves."""
+
+from __future__ import annotations
+
+import os
+import typing
+
+import numpy as np
+import tensorflow as tf
+
+from tfmm import config as config_lib
+from tfmm import extras
+from tfmm.export import signatures
+
+FILE = "tf_serving_warmup_requests"  # under assets.extra of the version folder
+_FILLER = {"int64": np.int64(1), "string": b"warm-up"}
+
+
+def requests(
+    id_types: typing.Mapping[str, str], max_behaviors: int, config: config_lib.ExportConfig
+) -> list[tuple[str, dict[str, np.ndarray]]]:
+    """Returns (signature, inputs) per bucket of the two signatures that users wait for; never an upsert.
+
+    `serve_examples` and `score_vectors` run the cores that these compile.
+    """
+    result = []
+    for signature, num_users, buckets in (
+        (signatures.POINTWISE, None, config.batch_buckets),
+        (signatures.RANK, 1, config.candidate_buckets),
+    ):
+        specs = signatures.raw_specs(id_types, num_users)
+        for size in buckets:
+            inputs = {}
+            for feature in signatures.RAW:
+                shape = [specs[feature.name].shape[0] or size] + [max_behaviors] * feature.is_sequence
+                filler = _FILLER[id_types[str(feature.vocabulary)]]
+                inputs[feature.name] = np.full(shape, filler, object if isinstance(filler, bytes) else np.int64)
+            result.append((signature, inputs))
+    return result
+
+
+def write(
+    path: str | os.PathLike[str],
+    id_types: typing.Mapping[str, str],
+    max_behaviors: int,
+    config: config_lib.ExportConfig,
+) -> int:
+    """Writes the requests as the TFRecord of PredictionLog that TF Serving replays before a version serves.
+
+    Returns:
+        How many there are.
+    Raises:
+        MissingExtraError: tensorflow-serving-api is not installed.
+    """
+    logs = extras.require("tensorflow_serving.apis.prediction_log_pb2", "serving")
+    records = requests(id_types, max_behaviors, config)
+    with tf.io.TFRecordWriter(os.fspath(path)) as writer:
+        for signature, inputs in records:
+            log = logs.PredictionLog()
+            log.predict_log.request.model_spec.signature_name = signature
+            for name, value in inputs.items():
+                log.predict_log.request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+            writer.write(log.SerializeToString())
+    return len(records)
