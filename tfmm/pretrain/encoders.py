@@ -60,8 +60,11 @@ class Encoder(tf.Module):
 
     def version(self) -> str:
         """Returns 16 hex digits that change with any weight or setting that changes a vector."""
-        settings = {name: value for name, value in config_lib.to_dict(self.config).items()
-                    if name in ("modality", "dim", "image_size", "width", "text_buckets")}
+        settings = {
+            name: value
+            for name, value in config_lib.to_dict(self.config).items()
+            if name in ("modality", "dim", "image_size", "width", "text_buckets")
+        }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for weight in self.model.get_weights():
             digest.update(np.ascontiguousarray(weight).tobytes())
@@ -75,8 +78,8 @@ class Encoder(tf.Module):
 class ImageEncoder(Encoder):
     """A small pre-activation ResNet with a flat head: where in the picture something is counts.
 
-    Three stages of one basic block each, of `width`, 2 `width` and 4 `width` channels; then 1x1 convolution to 32,
-    flatten, dense to D.
+    Three stages of one basic block each, of `width`, 2 `width` and 4 `width` channels; then 1x1 convolution
+    to 32, flatten, dense to D.
     """
 
     def build_model(self) -> keras.Model:
@@ -84,8 +87,9 @@ class ImageEncoder(Encoder):
 
         def conv(x, channels, kernel, strides=1):
             initializer = keras.initializers.HeNormal(seed=next(seeds))
-            return keras.layers.Conv2D(channels, kernel, strides, "same", use_bias=False,
-                                       kernel_initializer=initializer)(x)
+            return keras.layers.Conv2D(
+                channels, kernel, strides, "same", use_bias=False, kernel_initializer=initializer
+            )(x)
 
         def activate(x):
             # The moving mean must follow within one epoch of a small catalog.
@@ -100,8 +104,9 @@ class ImageEncoder(Encoder):
             shortcut = x if x.shape[-1] == channels and strides == 1 else conv(y, channels, 1, strides)
             x = keras.layers.Add()([shortcut, conv(activate(conv(y, channels, 3, strides)), channels, 3)])
         x = activate(conv(activate(x), HEAD_CHANNELS, 1))
-        x = keras.layers.Dense(self.config.dim, kernel_initializer=keras.initializers.GlorotUniform(next(seeds)))(
-            keras.layers.Flatten()(x))
+        x = keras.layers.Dense(
+            self.config.dim, kernel_initializer=keras.initializers.GlorotUniform(next(seeds))
+        )(keras.layers.Flatten()(x))
         return keras.Model([pixels], keras.layers.UnitNormalization(name="vector")(x), name="image_encoder")
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
@@ -124,11 +129,13 @@ class TextEncoder(Encoder):
         tokens = keras.Input((None,), dtype="int32", name="tokens")
         weights = keras.Input((None,), name="weights")
         initializer = keras.initializers.RandomNormal(stddev=dim**-0.5, seed=self.config.seed)
-        vectors = keras.layers.Embedding(self.config.text_buckets + 1, dim, embeddings_initializer=initializer,
-                                         name="token_embedding")(tokens)
+        vectors = keras.layers.Embedding(
+            self.config.text_buckets + 1, dim, embeddings_initializer=initializer, name="token_embedding"
+        )(tokens)
         total = ops.einsum("bt,btd->bd", weights, vectors)
-        return keras.Model([tokens, weights], keras.layers.UnitNormalization(name="vector")(total),
-                           name="text_encoder")
+        return keras.Model(
+            [tokens, weights], keras.layers.UnitNormalization(name="vector")(total), name="text_encoder"
+        )
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:

@@ -10,9 +10,9 @@ import tensorflow as tf
 def decode_images(contents: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes PNG, JPEG, GIF or BMP files to squares of inverted pixels, so that padding (0) is white.
 
-    Transparency is laid on white; an image that is not square is fitted inside and padded. One bad file leaves the
-    others alone: the rows are decoded inside a tf.data pipeline that drops what fails, which also works in a
-    SavedModel served from C++.
+    Transparency is laid on white; an image that is not square is fitted inside and padded. One bad file
+    leaves the others alone: the rows are decoded inside a tf.data pipeline that drops what fails, which also
+    works in a SavedModel served from C++.
 
     Args:
         contents: string [B], encoded files.
@@ -34,7 +34,9 @@ def decode_images(contents: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]
 
 
 def _decode_image(content: tf.Tensor, size: int) -> tf.Tensor:
-    image = tf.cast(tf.io.decode_image(content, channels=0, expand_animations=False), tf.float32)  # [h, w, 1..4]
+    image = tf.cast(
+        tf.io.decode_image(content, channels=0, expand_animations=False), tf.float32
+    )  # [h, w, 1..4]
     shape = tf.shape(image)
     color_channels = tf.where(shape[2] >= 3, 3, 1)
     opaque = tf.fill([shape[0], shape[1], 1], 255.0)
@@ -44,8 +46,11 @@ def _decode_image(content: tf.Tensor, size: int) -> tf.Tensor:
     # Not resize_with_pad: without antialiasing a photograph turns to noise at these sizes.
     scale = tf.cast(size, tf.float32) / tf.cast(tf.maximum(shape[0], shape[1]), tf.float32)
     fitted = tf.clip_by_value(tf.cast(tf.round(tf.cast(shape[:2], tf.float32) * scale), tf.int32), 1, size)
-    inverted = tf.cond(tf.reduce_all(fitted == shape[:2]), lambda: inverted,
-                       lambda: tf.image.resize(inverted, fitted, antialias=True))
+    inverted = tf.cond(
+        tf.reduce_all(fitted == shape[:2]),
+        lambda: inverted,
+        lambda: tf.image.resize(inverted, fitted, antialias=True),
+    )
     before = (size - fitted) // 2
     after = size - fitted - before
     inverted = tf.pad(inverted, [[before[0], after[0]], [before[1], after[1]], [0, 0]])
@@ -60,8 +65,9 @@ def augment_images(pixels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         pixels: float32 [B, S, S, 3], inverted colors in [0, 1].
         seed: int [2]; the same seed gives the same images.
     Returns:
-        float32 [B, S, S, 3] in [0, 1]: turned by up to 15 degrees, scaled by 0.8 to 1.25, shifted by up to 10 % of
-        the side, contrast by 0.8 to 1.25 and each channel by up to 0.05; what comes in from outside is white (0).
+        float32 [B, S, S, 3] in [0, 1]: turned by up to 15 degrees, scaled by 0.8 to 1.25, shifted by up to 10
+        % of the side, contrast by 0.8 to 1.25 and each channel by up to 0.05; what comes in from outside is
+        white (0).
     """
     batch, side = tf.shape(pixels)[0], tf.cast(tf.shape(pixels)[1], tf.float32)
     draws = tf.random.stateless_uniform([8, batch], seed, -1.0, 1.0)
@@ -69,11 +75,27 @@ def augment_images(pixels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     cos, sin, center = tf.cos(angle) / zoom, tf.sin(angle) / zoom, (side - 1.0) / 2.0
     shift_x, shift_y = center + draws[2] * 0.1 * side, center + draws[3] * 0.1 * side
     zeros = tf.zeros_like(angle)
-    transforms = tf.stack([cos, -sin, center - cos * shift_x + sin * shift_y,
-                           sin, cos, center - sin * shift_x - cos * shift_y, zeros, zeros], axis=1)
+    transforms = tf.stack(
+        [
+            cos,
+            -sin,
+            center - cos * shift_x + sin * shift_y,
+            sin,
+            cos,
+            center - sin * shift_x - cos * shift_y,
+            zeros,
+            zeros,
+        ],
+        axis=1,
+    )
     moved = tf.raw_ops.ImageProjectiveTransformV3(
-        images=pixels, transforms=transforms, output_shape=tf.shape(pixels)[1:3], fill_value=0.0,
-        interpolation="BILINEAR", fill_mode="CONSTANT")
+        images=pixels,
+        transforms=transforms,
+        output_shape=tf.shape(pixels)[1:3],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
     contrast = tf.exp(draws[4] * math.log(1.25))[:, None, None, None]
     tint = 0.05 * tf.transpose(draws[5:8])[:, None, None, :]
     drawn = tf.cast(moved > 0.02, tf.float32)  # the white ground stays white

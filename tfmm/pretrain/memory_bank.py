@@ -19,8 +19,8 @@ def ring_slots(position: tf.Tensor, count: tf.Tensor, size: int) -> tf.Tensor:
 class MemoryBank(tf.Module):
     """Keeps the newest K keys with their item ids; any K, also one that the batch size does not divide.
 
-    The item ids mask false negatives: older copies of a query's own positive. Under tf.distribute every replica
-    holds the same bank and adds the keys of all replicas.
+    The item ids mask false negatives: older copies of a query's own positive. Under tf.distribute every
+    replica holds the same bank and adds the keys of all replicas.
 
     Args:
         size: int K >= 1.
@@ -34,8 +34,9 @@ class MemoryBank(tf.Module):
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         if size < 1:
-            raise ValueError(f"`size` must be at least 1. Received: {size}. Train without a bank instead of an empty "
-                             "one.")
+            raise ValueError(
+                f"`size` must be at least 1. Received: {size}. Train without a bank instead of an empty one."
+            )
         self.size = size
         options = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
         self.keys = tf.Variable(tf.zeros([size, dim]), name="keys", **options)
@@ -70,4 +71,6 @@ class MemoryBank(tf.Module):
         if isinstance(variable, tf.distribute.DistributedValues):
             variable.assign(tf.tensor_scatter_nd_update(variable, slots, rows))
         else:
-            variable.scatter_nd_update(slots, rows)  # in place: a bank of 196,800 keys is not copied each step
+            variable.scatter_nd_update(
+                slots, rows
+            )  # in place: a bank of 196,800 keys is not copied each step

@@ -48,8 +48,13 @@ class PairTable:
         """Leaves out the pairs whose query or positive is unusable, and unusable negatives; bool [contents]."""
         kept = ~(unusable[self.query] | unusable[self.positive])
         negative = np.where((self.negative != NONE) & unusable[self.negative], NONE, self.negative)
-        return dataclasses.replace(self, query=self.query[kept], positive=self.positive[kept],
-                                   negative=negative[kept], item_ids=self.item_ids[kept])
+        return dataclasses.replace(
+            self,
+            query=self.query[kept],
+            positive=self.positive[kept],
+            negative=negative[kept],
+            item_ids=self.item_ids[kept],
+        )
 
 
 def read_pairs(path: pathlib.Path) -> PairTable:
@@ -60,17 +65,27 @@ def read_pairs(path: pathlib.Path) -> PairTable:
         ValueError: a column is missing, or a query, positive or item id is null.
     """
     if not path.exists():
-        raise ValueError(f"`pairs_dir` must hold train.parquet and heldout.parquet, as build_pairs writes them. "
-                         f"Missing: {path}.")
+        raise ValueError(
+            f"`pairs_dir` must hold train.parquet and heldout.parquet, as build_pairs writes them. "
+            f"Missing: {path}."
+        )
     table = pq.read_table(path)
     missing = [name for name in (*COLUMNS[:2], "positive_item_id") if name not in table.column_names]
     if missing:
-        raise ValueError(f"{path} must have the columns query, positive and positive_item_id. Missing: {missing}.")
+        raise ValueError(
+            f"{path} must have the columns query, positive and positive_item_id. Missing: {missing}."
+        )
     for name in ("query", "positive", "positive_item_id"):
         if table[name].null_count:
-            raise ValueError(f"{path}: column {name!r} must have no null. Received: {table[name].null_count} nulls.")
-    columns = [table[name].combine_chunks().cast(pa.large_binary()) if name in table.column_names
-               else pa.nulls(len(table), pa.large_binary()) for name in COLUMNS]
+            raise ValueError(
+                f"{path}: column {name!r} must have no null. Received: {table[name].null_count} nulls."
+            )
+    columns = [
+        table[name].combine_chunks().cast(pa.large_binary())
+        if name in table.column_names
+        else pa.nulls(len(table), pa.large_binary())
+        for name in COLUMNS
+    ]
     encoded = pa.concat_arrays(columns).dictionary_encode()
     rows = encoded.indices.fill_null(NONE).to_numpy().astype(np.int64).reshape(len(COLUMNS), len(table))
     item_ids = table["positive_item_id"].to_numpy().astype(np.int64)
@@ -88,19 +103,25 @@ class ContentTable:
         valid: bool [n], True where a content can be used.
     """
 
-    def __init__(self, encoder: Encoder, contents: list[bytes], max_prepared_bytes: int = MAX_PREPARED_BYTES) -> None:
+    def __init__(
+        self, encoder: Encoder, contents: list[bytes], max_prepared_bytes: int = MAX_PREPARED_BYTES
+    ) -> None:
         self.encoder = encoder
         self._contents = contents
         chunks, valid, size = [], [], 0
         for start in range(0, len(contents), PREPARE_CHUNK):
-            features, usable = encoder.prepare(tf.constant(contents[start:start + PREPARE_CHUNK], tf.string))
+            features, usable = encoder.prepare(
+                tf.constant(contents[start : start + PREPARE_CHUNK], tf.string)
+            )
             valid.append(usable.numpy())
             size += sum(feature.numpy().nbytes for feature in features)
             if size <= max_prepared_bytes:
                 chunks.append([feature.numpy() for feature in features])
         self.valid = np.concatenate(valid) if valid else np.zeros(0, bool)
         self.is_prepared = size <= max_prepared_bytes
-        self._prepared = tuple(tf.constant(_stack(columns)) for columns in zip(*chunks)) if self.is_prepared else ()
+        self._prepared = (
+            tuple(tf.constant(_stack(columns)) for columns in zip(*chunks)) if self.is_prepared else ()
+        )
         self._raw = None if self.is_prepared else tf.constant(contents, tf.string)
 
     def fetch(self, rows: tf.Tensor) -> Features:

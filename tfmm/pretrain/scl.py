@@ -1,9 +1,10 @@
 """Semantic-aware contrastive learning: InfoNCE over a memory bank, and a triplet loss on hard negatives (section 3).
 
-Differs from the paper: with `in_batch_negatives` (the default) the positive and the other positives of the batch
-come from the encoder that is trained and get a gradient, and only the bank holds keys of the momentum encoder. In
-`in_batch_negatives=False` all keys are the momentum encoder's, as in MoCo. Hard negatives enter by the triplet loss
-alone. Negatives with the positive's own item id are left out: an item is bought after several queries.
+Differs from the paper: with `in_batch_negatives` (the default) the positive and the other positives of the
+batch come from the encoder that is trained and get a gradient, and only the bank holds keys of the momentum
+encoder. In `in_batch_negatives=False` all keys are the momentum encoder's, as in MoCo. Hard negatives enter
+by the triplet loss alone. Negatives with the positive's own item id are left out: an item is bought after
+several queries.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Batch(typing.NamedTuple):
     """One step's pairs.
 
     Attributes:
-        query, positive, negative: features as the encoder's model takes them; `negative` is empty where no pair of
-            the whole data has a hard negative.
+        query, positive, negative: features as the encoder's model takes them; `negative` is empty where no
+            pair of the whole data has a hard negative.
         has_negative: bool [B]; where False the row of `negative` is there to fill the batch.
         item_ids: int64 [B], item of each positive.
     """
@@ -67,8 +68,11 @@ class SCL:
 
     def variables(self) -> dict[str, list[typing.Any]]:
         """Returns every variable that a step changes, by group, for a Checkpoint."""
-        groups = {"encoder": self.encoder.model.variables, "info_nce": self.info_nce.variables,
-                  "optimizer": self.optimizer.variables}
+        groups = {
+            "encoder": self.encoder.model.variables,
+            "info_nce": self.info_nce.variables,
+            "optimizer": self.optimizer.variables,
+        }
         if self.bank is not None:
             groups["key_encoder"] = self.key_model.variables
             groups["memory_bank"] = [self.bank.keys, self.bank.item_ids, self.bank.position]
@@ -84,8 +88,12 @@ class SCL:
         if self.bank is not None:
             self.bank.enqueue(keys, batch.item_ids)
             self.follow()
-        return {"loss": loss, "info_nce": info_nce, "triplet": triplet,
-                "temperature": tf.exp(self.info_nce.log_temperature.value)}
+        return {
+            "loss": loss,
+            "info_nce": info_nce,
+            "triplet": triplet,
+            "temperature": tf.exp(self.info_nce.log_temperature.value),
+        }
 
     def losses(self, batch: Batch, keys: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns InfoNCE and triplet loss, float [], of a batch.
@@ -109,8 +117,13 @@ class SCL:
             info_nce = self.info_nce(queries, positives, positive_ids=batch.item_ids)
         else:
             info_nce = self.info_nce(
-                queries, positives, self.bank.keys,
-                positive_ids=batch.item_ids, memory_bank_ids=self.bank.item_ids, memory_bank_mask=self.bank.filled)
+                queries,
+                positives,
+                self.bank.keys,
+                positive_ids=batch.item_ids,
+                memory_bank_ids=self.bank.item_ids,
+                memory_bank_mask=self.bank.filled,
+            )
         triplet = tf.constant(0.0)
         if with_triplet:
             triplet = self.triplet(queries, positives, negatives, negatives_mask=batch.has_negative)
@@ -131,6 +144,10 @@ def make_optimizer(config: SCLConfig, total_steps: int) -> keras.optimizers.Opti
     """Returns AdamW with a warm-up and a cosine decay of the learning rate."""
     warm_up = min(WARM_UP_STEPS, total_steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(
-        config.learning_rate * (FINAL_LEARNING_RATE if warm_up else 1.0), max(total_steps - warm_up, 1),
-        alpha=FINAL_LEARNING_RATE, warmup_target=config.learning_rate if warm_up else None, warmup_steps=warm_up)
+        config.learning_rate * (FINAL_LEARNING_RATE if warm_up else 1.0),
+        max(total_steps - warm_up, 1),
+        alpha=FINAL_LEARNING_RATE,
+        warmup_target=config.learning_rate if warm_up else None,
+        warmup_steps=warm_up,
+    )
     return keras.optimizers.AdamW(schedule, weight_decay=config.weight_decay)

@@ -12,16 +12,16 @@ WORD_PAIR_WEIGHT = 0.5
 def hash_texts(contents: tf.Tensor, buckets: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Hashes texts to weighted tokens, in a graph, on raw UTF-8.
 
-    Letters are lowered; all but letters, digits, marks and pictographs separates words; each Chinese or Japanese
-    character is a word. Invalid UTF-8 is read as separators.
+    Letters are lowered; all but letters, digits, marks and pictographs separates words; each Chinese or
+    Japanese character is a word. Invalid UTF-8 is read as separators.
 
     Args:
         contents: string [B], UTF-8.
         buckets: int, number of hash buckets.
     Returns:
-        tokens int32 [B, T] in 1..buckets, 0 where padded, T at most 256 (words first, then pairs of neighbors, then
-        the 3- and 4-grams inside words); weights float32 [B, T]: 1 for a word, 0.5 for a pair, 1 / sqrt(n) for each
-        of the n n-grams of one length of a word, 0 for padding.
+        tokens int32 [B, T] in 1..buckets, 0 where padded, T at most 256 (words first, then pairs of
+        neighbors, then the 3- and 4-grams inside words); weights float32 [B, T]: 1 for a word, 0.5 for a
+        pair, 1 / sqrt(n) for each of the n n-grams of one length of a word, 0 for padding.
 
     >>> tokens, weights = hash_texts(tf.constant(["Red mug", ""]), 1000)
     >>> tokens.shape, [float(w) for w in weights[0, :3]], float(tf.reduce_sum(weights[1]))
@@ -33,7 +33,9 @@ def hash_texts(contents: tf.Tensor, buckets: int) -> tuple[tf.Tensor, tf.Tensor]
     text = tf.strings.regex_replace(text, r"(\p{Han}|\p{Hiragana}|\p{Katakana})", r" \1 ")
     words = tf.strings.split(text)  # ragged [B, words]
     pairs = tf.strings.ngrams(words, 2, separator=" ")
-    characters = tf.strings.unicode_split(tf.strings.join(["<", words, ">"]), "UTF-8")  # ragged [B, words, characters]
+    characters = tf.strings.unicode_split(
+        tf.strings.join(["<", words, ">"]), "UTF-8"
+    )  # ragged [B, words, characters]
     tokens = [tf.strings.join(["w:", words]), tf.strings.join(["p:", pairs])]
     weights = [tf.ones_like(words, tf.float32), WORD_PAIR_WEIGHT * tf.ones_like(pairs, tf.float32)]
     for length in CHARACTER_NGRAMS:
@@ -43,7 +45,8 @@ def hash_texts(contents: tf.Tensor, buckets: int) -> tuple[tf.Tensor, tf.Tensor]
         flat_shares = tf.repeat(shares.flat_values, ngrams.values.row_lengths())
         tokens.append(ngrams.merge_dims(1, 2))
         weights.append(tf.RaggedTensor.from_row_splits(flat_shares, ngrams.merge_dims(1, 2).row_splits))
-    hashed = tf.ragged.map_flat_values(lambda t: tf.strings.to_hash_bucket_fast(t, buckets) + 1,
-                                       tf.concat(tokens, axis=1))
+    hashed = tf.ragged.map_flat_values(
+        lambda t: tf.strings.to_hash_bucket_fast(t, buckets) + 1, tf.concat(tokens, axis=1)
+    )
     ids = tf.cast(hashed.to_tensor(0)[:, :MAX_TOKENS], tf.int32)
     return ids, tf.concat(weights, axis=1).to_tensor(0.0)[:, :MAX_TOKENS]

@@ -34,17 +34,19 @@ def train(
 ) -> dict[str, typing.Any]:
     """Trains one item encoder by semantic-aware contrastive learning and exports it.
 
-    Writes `encoder/` (SavedModel: `serving_default`, input `content` string [B], output `vector` float32 [B, D] of
-    length 1, zeros for what cannot be decoded), `history.json` and, last, `manifest.json`.
+    Writes `encoder/` (SavedModel: `serving_default`, input `content` string [B], output `vector` float32 [B,
+    D] of length 1, zeros for what cannot be decoded), `history.json` and, last, `manifest.json`.
 
     Args:
-        config: the stage's settings; the same settings, seed and data give the same encoder on the same machine.
+        config: the stage's settings; the same settings, seed and data give the same encoder on the same
+            machine.
         pairs_dir: holds train.parquet and heldout.parquet of one modality.
         output_dir: where the artifact goes; an older one there is replaced.
         checkpoint_dir: where a stopped run goes on from; None trains without a way back.
         progress: stage name "pretrain_image" or "pretrain_text".
     Returns:
-        The manifest: encoder_version, modality, dim, acc_at_1, acc_at_5, acc_at_1_untrained, the number of pairs, ...
+        The manifest: encoder_version, modality, dim, acc_at_1, acc_at_5, acc_at_1_untrained, the number of
+        pairs, ...
     Raises:
         ValueError: files or columns missing, or fewer than two usable pairs.
     """
@@ -56,35 +58,54 @@ def train(
     scl = SCL(config, encoder, config.epochs * (len(train_pairs) // batch_size))
     checkpoint = None
     if checkpoint_dir is not None:
-        key = artifacts.fingerprint(to_dict(config), content_hash(pairs_dir / "train.parquet",
-                                                                  pairs_dir / "heldout.parquet"))
+        key = artifacts.fingerprint(
+            to_dict(config), content_hash(pairs_dir / "train.parquet", pairs_dir / "heldout.parquet")
+        )
         checkpoint = Checkpoint(checkpoint_dir, key, scl.variables())
     untrained = heldout.accuracy()
     history = loop.run(
-        scl.train_step, lambda epoch: epoch_batches(config, train_pairs, contents, batch_size, epoch), config.epochs,
-        checkpoint=checkpoint, progress=progress, stage=f"pretrain_{config.modality}",
-        evaluate=lambda epoch: heldout.accuracy())
+        scl.train_step,
+        lambda epoch: epoch_batches(config, train_pairs, contents, batch_size, epoch),
+        config.epochs,
+        checkpoint=checkpoint,
+        progress=progress,
+        stage=f"pretrain_{config.modality}",
+        evaluate=lambda epoch: heldout.accuracy(),
+    )
     accuracy = heldout.accuracy()
     _replace_artifact(output_dir, encoder, history)
     return artifacts.write_manifest(
-        output_dir, "encoder", config, parents=[pairs_dir, pairs_dir.parent], modality=config.modality,
-        dim=config.dim, encoder_version=encoder.version(), **accuracy,
-        acc_at_1_untrained=untrained["acc_at_1"], train_pairs=len(train_pairs), heldout_pairs=len(heldout.pairs),
-        heldout_items=heldout.num_items, unusable_contents=unusable + heldout.unusable)
+        output_dir,
+        "encoder",
+        config,
+        parents=[pairs_dir, pairs_dir.parent],
+        modality=config.modality,
+        dim=config.dim,
+        encoder_version=encoder.version(),
+        **accuracy,
+        acc_at_1_untrained=untrained["acc_at_1"],
+        train_pairs=len(train_pairs),
+        heldout_pairs=len(heldout.pairs),
+        heldout_items=heldout.num_items,
+        unusable_contents=unusable + heldout.unusable,
+    )
 
 
-def epoch_batches(config: SCLConfig, pairs: PairTable, contents: ContentTable, batch_size: int,
-                  epoch: int) -> tf.data.Dataset:
+def epoch_batches(
+    config: SCLConfig, pairs: PairTable, contents: ContentTable, batch_size: int, epoch: int
+) -> tf.data.Dataset:
     """Returns the batches of one epoch, shuffled and augmented as the seed and the epoch's number say."""
     rng = np.random.default_rng((config.seed, epoch))
     steps = len(pairs) // batch_size
-    order = rng.permutation(len(pairs))[:steps * batch_size].reshape(steps, batch_size)
+    order = rng.permutation(len(pairs))[: steps * batch_size].reshape(steps, batch_size)
     seeds = rng.integers(0, 2**31, (steps, 3, 2)).astype(np.int32)
     negative = pairs.negative[order]
     has_negative = negative != NONE
     # Rows without a hard negative repeat their positive, so that batch normalization sees real items.
-    rows = np.stack([pairs.query[order], pairs.positive[order],
-                     np.where(has_negative, negative, pairs.positive[order])], axis=1)
+    rows = np.stack(
+        [pairs.query[order], pairs.positive[order], np.where(has_negative, negative, pairs.positive[order])],
+        axis=1,
+    )
     with_negatives = pairs.has_negatives and config.triplet_weight > 0.0
 
     def features(row, seed, role):
@@ -92,8 +113,13 @@ def epoch_batches(config: SCLConfig, pairs: PairTable, contents: ContentTable, b
         return contents.encoder.augment(fetched, seed[role]) if config.augment else fetched
 
     def make_batch(row, seed, has_negative, item_ids):
-        return Batch(features(row, seed, 0), features(row, seed, 1),
-                     features(row, seed, 2) if with_negatives else (), has_negative, item_ids)
+        return Batch(
+            features(row, seed, 0),
+            features(row, seed, 1),
+            features(row, seed, 2) if with_negatives else (),
+            has_negative,
+            item_ids,
+        )
 
     dataset = tf.data.Dataset.from_tensor_slices((rows, seeds, has_negative, pairs.item_ids[order]))
     return dataset.map(make_batch, num_parallel_calls=2, deterministic=True).prefetch(2)
@@ -108,16 +134,26 @@ class Heldout:
         _, first, own = np.unique(self.pairs.item_ids, return_index=True, return_inverse=True)
         self.num_items = len(first)
         self._positive = self.pairs.positive[first][own]  # one content per item
-        self._rows, inverse = np.unique(np.concatenate([self.pairs.query, self._positive]), return_inverse=True)
+        self._rows, inverse = np.unique(
+            np.concatenate([self.pairs.query, self._positive]), return_inverse=True
+        )
         self._query_place, self._positive_place = np.split(inverse, 2)
 
     def accuracy(self) -> dict[str, float]:
         """Returns acc_at_1 and acc_at_5 of the encoder as it is now."""
-        chunks = [self.encoder.model(list(self.contents.fetch(self._rows[start:start + ENCODE_CHUNK])),
-                                     training=False).numpy() for start in range(0, len(self._rows), ENCODE_CHUNK)]
+        chunks = [
+            self.encoder.model(
+                list(self.contents.fetch(self._rows[start : start + ENCODE_CHUNK])), training=False
+            ).numpy()
+            for start in range(0, len(self._rows), ENCODE_CHUNK)
+        ]
         vectors = np.concatenate(chunks)
-        accuracy = top_n_accuracy(vectors[self._query_place], vectors[self._positive_place], ns=(1, 5),
-                                  positive_ids=self.pairs.item_ids)
+        accuracy = top_n_accuracy(
+            vectors[self._query_place],
+            vectors[self._positive_place],
+            ns=(1, 5),
+            positive_ids=self.pairs.item_ids,
+        )
         return {"acc_at_1": accuracy[1], "acc_at_5": accuracy[5]}
 
 
@@ -127,8 +163,10 @@ def _load(encoder: Encoder, path: pathlib.Path) -> tuple[PairTable, ContentTable
     pairs = pairs.without(~contents.valid)
     unusable = int((~contents.valid).sum())
     if len(pairs) < 2:
-        raise ValueError(f"{path} must hold at least two pairs that can be used. Received: {len(pairs)} "
-                         f"({unusable} contents could not be decoded).")
+        raise ValueError(
+            f"{path} must hold at least two pairs that can be used. Received: {len(pairs)} "
+            f"({unusable} contents could not be decoded)."
+        )
     return pairs, contents, unusable
 
 

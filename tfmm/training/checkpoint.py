@@ -17,13 +17,14 @@ Variables = typing.Mapping[str, typing.Sequence[typing.Any]]
 class Checkpoint:
     """Saves and restores named groups of variables, at the end of an epoch.
 
-    The state of a run is its variables, the number of epochs done and the history so far; everything random must
-    follow from the seed and the epoch's number (dropout layers keep their generator in a variable of the model). The
-    file is complete or absent, also after a kill: it is written aside, synced to disk and renamed.
+    The state of a run is its variables, the number of epochs done and the history so far; everything random
+    must follow from the seed and the epoch's number (dropout layers keep their generator in a variable of the
+    model). The file is complete or absent, also after a kill: it is written aside, synced to disk and
+    renamed.
 
     Args:
-        folder: where checkpoints are kept. The file lies in a subfolder named by `key`, so a run with another config
-            or other data starts afresh and leaves this one alone.
+        folder: where checkpoints are kept. The file lies in a subfolder named by `key`, so a run with another
+            config or other data starts afresh and leaves this one alone.
         key: str, hash of all that determines the result, e.g. `artifacts.fingerprint(config, data_hash)`.
         variables: per group name, the variables (Keras or TensorFlow), all of them built:
             `{"model": model.variables, "optimizer": optimizer.variables}`.
@@ -44,7 +45,9 @@ class Checkpoint:
 
     def __init__(self, folder: str | os.PathLike[str], key: str, variables: Variables) -> None:
         if key in ("", ".", "..") or pathlib.Path(key).name != key:
-            raise ValueError(f"`key` must be a plain file name, such as artifacts.fingerprint(...). Received: {key!r}.")
+            raise ValueError(
+                f"`key` must be a plain file name, such as artifacts.fingerprint(...). Received: {key!r}."
+            )
         self.path = pathlib.Path(folder) / key / "state.npz"
         self.variables = {name: list(group) for name, group in variables.items()}
 
@@ -65,8 +68,8 @@ class Checkpoint:
         """Sets the variables to the saved state.
 
         Returns:
-            The number of epochs done and their history; (0, []) where there is no checkpoint, with no variable
-            touched.
+            The number of epochs done and their history; (0, []) where there is no checkpoint, with no
+            variable touched.
         Raises:
             ValueError: the file is damaged or holds other variables than these; nothing is assigned then.
         """
@@ -77,14 +80,21 @@ class Checkpoint:
                 arrays = {name: file[name] for name in file.files}
             meta = json.loads(str(arrays.pop(_META)))
         except Exception as error:  # zipfile, zlib, numpy and json each have their own
-            raise ValueError(f"{self.path} is damaged ({error}). Delete it to train from the start.") from error
+            raise ValueError(
+                f"{self.path} is damaged ({error}). Delete it to train from the start."
+            ) from error
         found = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
-        wanted = {f"{name}/{i}": (tuple(variable.shape), _dtype_name(variable)) for name, variable, i in self._each()}
+        wanted = {
+            f"{name}/{i}": (tuple(variable.shape), _dtype_name(variable))
+            for name, variable, i in self._each()
+        }
         if found != wanted:
             differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-            raise ValueError(f"{self.path} must hold the variables of this run. Differing: {differing[:5]} (found "
-                             f"{found.get(differing[0])}, wanted {wanted.get(differing[0])}). Delete it, or key it by "
-                             "all that shapes the model.")
+            raise ValueError(
+                f"{self.path} must hold the variables of this run. Differing: {differing[:5]} (found "
+                f"{found.get(differing[0])}, wanted {wanted.get(differing[0])}). Delete it, or key it by "
+                "all that shapes the model."
+            )
         for name, variable, i in self._each():
             variable.assign(arrays[f"{name}/{i}"])
         return meta["epochs_done"], meta["history"]

@@ -1,8 +1,8 @@
 """The epoch loop of every trainer: our own step under tf.distribute, resumable after each epoch.
 
-A trainer brings one function of a batch that updates its variables and returns scalars, and one function that makes
-the tf.data of an epoch from the epoch's number alone. The loop runs them, averages the scalars, reports progress,
-checkpoints, and goes on where a stopped run was.
+A trainer brings one function of a batch that updates its variables and returns scalars, and one function that
+makes the tf.data of an epoch from the epoch's number alone. The loop runs them, averages the scalars, reports
+progress, checkpoints, and goes on where a stopped run was.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ def run(
 ) -> list[dict[str, float]]:
     """Trains for `epochs` epochs, going on after those that the checkpoint holds.
 
-    A resumed run ends like an uninterrupted one if `dataset_for_epoch` depends on its argument alone (seed shuffles
-    and augmentation with `epoch_seed`) and the checkpoint names every variable that a step changes. To train on
-    several devices call it, and create the variables, inside `strategy.scope()`: each dataset's batch is the global
-    one and is split, and the step's gradients must go through `apply_gradients`.
+    A resumed run ends like an uninterrupted one if `dataset_for_epoch` depends on its argument alone (seed
+    shuffles and augmentation with `epoch_seed`) and the checkpoint names every variable that a step changes.
+    To train on several devices call it, and create the variables, inside `strategy.scope()`: each dataset's
+    batch is the global one and is split, and the step's gradients must go through `apply_gradients`.
 
     Args:
-        step_fn: takes one element of the dataset, updates variables, returns float [] tensors by name. It is compiled
-            with tf.function once per shape: use `drop_remainder=True` where the last batch may be smaller.
+        step_fn: takes one element of the dataset, updates variables, returns float [] tensors by name. It is
+            compiled with tf.function once per shape: use `drop_remainder=True` where the last batch may be
+            smaller.
         dataset_for_epoch: int epoch, counted from 0, -> batched tf.data.
         epochs: int >= 0, in all, those before a restart included.
         checkpoint: None trains without a way back.
-        progress: called at most once a second with the steps done and to do (0 before the number is known), and at
-            the end of each epoch; metrics: epoch, the step's scalars, steps_per_s.
+        progress: called at most once a second with the steps done and to do (0 before the number is known),
+            and at the end of each epoch; metrics: epoch, the step's scalars, steps_per_s.
         stage: name passed to `progress`.
         evaluate: int epoch -> further floats for the history, after each epoch.
     Returns:
@@ -69,16 +70,26 @@ def run(
             now = time.perf_counter()
             if now - reported >= REPORT_INTERVAL_S:
                 reported = now
-                progress(stage, steps_done + len(sums), epochs * steps_per_epoch, epoch=epoch,
-                         steps_per_s=len(sums) / (now - started), **{k: float(v) for k, v in sums[-1].items()})
+                progress(
+                    stage,
+                    steps_done + len(sums),
+                    epochs * steps_per_epoch,
+                    epoch=epoch,
+                    steps_per_s=len(sums) / (now - started),
+                    **{k: float(v) for k, v in sums[-1].items()},
+                )
         if not sums:
-            raise ValueError(f"Epoch {epoch} of {stage!r} must have at least one batch. Received: an empty dataset. "
-                             "Are there fewer rows than one batch?")
+            raise ValueError(
+                f"Epoch {epoch} of {stage!r} must have at least one batch. Received: an empty dataset. "
+                "Are there fewer rows than one batch?"
+            )
         means = {name: float(np.mean([float(entry[name]) for entry in sums])) for name in sums[0]}
         for name, value in means.items():
             if not math.isfinite(value):
-                raise FloatingPointError(f"`{name}` must stay finite. Received: {value} in epoch {epoch} of {stage!r}. "
-                                         "Lower the learning rate.")
+                raise FloatingPointError(
+                    f"`{name}` must stay finite. Received: {value} in epoch {epoch} of {stage!r}. "
+                    "Lower the learning rate."
+                )
         seconds = time.perf_counter() - started
         steps_done += len(sums)
         entry: dict[str, float] = {"epoch": epoch, "seconds": round(seconds, 3), "steps": len(sums), **means}
@@ -88,20 +99,29 @@ def run(
         if checkpoint is not None:
             checkpoint.save(epoch + 1, history)
         shown = {name: value for name, value in entry.items() if name not in ("epoch", "seconds", "steps")}
-        progress(stage, steps_done, steps_done + (epochs - epoch - 1) * len(sums), epoch=epoch,
-                 steps_per_s=len(sums) / seconds, **shown)
+        progress(
+            stage,
+            steps_done,
+            steps_done + (epochs - epoch - 1) * len(sums),
+            epoch=epoch,
+            steps_per_s=len(sums) / seconds,
+            **shown,
+        )
     return history
 
 
-def apply_gradients(tape: tf.GradientTape, loss: tf.Tensor, variables: typing.Sequence[typing.Any],
-                    optimizer: typing.Any) -> None:
+def apply_gradients(
+    tape: tf.GradientTape, loss: tf.Tensor, variables: typing.Sequence[typing.Any], optimizer: typing.Any
+) -> None:
     """Applies the gradients of `loss`, the mean over this replica's part of the batch, inside a step.
 
-    Keras sums gradients over replicas, so the loss is divided by their number: the update is that of the mean over
-    the global batch. `optimizer` may be built on more variables; those without a gradient stay as they are.
+    Keras sums gradients over replicas, so the loss is divided by their number: the update is that of the mean
+    over the global batch. `optimizer` may be built on more variables; those without a gradient stay as they
+    are.
 
     Args:
-        tape: the tape that saw the loss computed; the scaling is recorded on it, so call this inside its `with`.
+        tape: the tape that saw the loss computed; the scaling is recorded on it, so call this inside its
+            `with`.
         loss: float [].
         variables: Keras variables.
         optimizer: a Keras optimizer.
@@ -109,7 +129,9 @@ def apply_gradients(tape: tf.GradientTape, loss: tf.Tensor, variables: typing.Se
     loss = loss / tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)
     with tape.stop_recording():
         gradients = tape.gradient(loss, [variable.value for variable in variables])
-        optimizer.apply_gradients([(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None])
+        optimizer.apply_gradients(
+            [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+        )
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -125,7 +147,9 @@ def _distributed(step_fn: StepFn, strategy: tf.distribute.Strategy) -> typing.Ca
     @tf.function
     def step(batch: typing.Any) -> dict[str, tf.Tensor]:
         metrics = strategy.run(step_fn, args=(batch,))
-        return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None)
-                for name, value in metrics.items()}
+        return {
+            name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None)
+            for name, value in metrics.items()
+        }
 
     return step

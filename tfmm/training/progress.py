@@ -30,8 +30,8 @@ def silent(stage: str, done: int, total: int, **metrics: float) -> None:
 def jsonl(path: str | os.PathLike[str]) -> Progress:
     """Returns a Progress that appends one JSON object a line to `path`, for another process to follow.
 
-    Each line is one write in append mode, so that several processes may share the file and a reader never sees
-    two lines mixed. Keys: time (seconds since 1970), stage, done, total, and the metrics.
+    Each line is one write in append mode, so that several processes may share the file and a reader never
+    sees two lines mixed. Keys: time (seconds since 1970), stage, done, total, and the metrics.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "progress.jsonl"
@@ -44,7 +44,9 @@ def jsonl(path: str | os.PathLike[str]) -> Progress:
 
     def report(stage: str, done: int, total: int, **metrics: float) -> None:
         values = {name: float(value) for name, value in metrics.items()}
-        line = json.dumps({"time": round(time.time(), 3), "stage": stage, "done": done, "total": total, **values})
+        line = json.dumps(
+            {"time": round(time.time(), 3), "stage": stage, "done": done, "total": total, **values}
+        )
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, (line + "\n").encode())

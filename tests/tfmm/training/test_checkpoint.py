@@ -17,14 +17,22 @@ from tfmm.training.checkpoint import Checkpoint
 
 
 def test_every_dtype_comes_back_bit_for_bit(tmp_path):
-    values = [np.float32([1 / 3, -0.0, np.inf]), np.int64([2**62, -5]), np.array(True), np.zeros((0, 4), np.int32)]
+    values = [
+        np.float32([1 / 3, -0.0, np.inf]),
+        np.int64([2**62, -5]),
+        np.array(True),
+        np.zeros((0, 4), np.int32),
+    ]
     variables = [tf.Variable(value) for value in values]
     keras_variable = keras.Variable(np.float32([[0.1]]), trainable=False)
     Checkpoint(tmp_path, "k", {"a": variables, "b": [keras_variable]}).save(3, [{"loss": 1.0}])
     for variable in variables:
         variable.assign(tf.zeros_like(variable))
     keras_variable.assign([[9.0]])
-    assert Checkpoint(tmp_path, "k", {"a": variables, "b": [keras_variable]}).restore() == (3, [{"loss": 1.0}])
+    assert Checkpoint(tmp_path, "k", {"a": variables, "b": [keras_variable]}).restore() == (
+        3,
+        [{"loss": 1.0}],
+    )
     for variable, value in zip(variables, values, strict=True):
         assert variable.numpy().tobytes() == value.tobytes()
     assert np.asarray(keras_variable)[0, 0] == np.float32(0.1)
@@ -57,7 +65,9 @@ def test_failure_while_writing_keeps_the_epoch_before(tmp_path, monkeypatch):
     checkpoint = Checkpoint(tmp_path, "k", {"a": [variable]})
     checkpoint.save(1)
     variable.assign(2.0)
-    monkeypatch.setattr(checkpoint_lib.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        checkpoint_lib.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         checkpoint.save(2)
     assert checkpoint.restore()[0] == 1
@@ -79,8 +89,13 @@ KILLED = textwrap.dedent("""
 @pytest.mark.slow
 def test_kill_during_writing_leaves_a_whole_checkpoint(tmp_path):
     root = pathlib.Path(checkpoint_lib.__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True,
-                               stderr=subprocess.DEVNULL, cwd=root)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.DEVNULL,
+        cwd=root,
+    )
     seen = 0
     while seen < 20:
         seen = int(process.stdout.readline())

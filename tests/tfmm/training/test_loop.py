@@ -21,8 +21,14 @@ def make_run(folder=None, key="k", seed=0, stop_in_epoch=None):
     keras.utils.set_random_seed(seed)
     rng = np.random.default_rng(7)
     x, y = rng.normal(size=(ROWS, 3)).astype("float32"), rng.normal(size=(ROWS, 1)).astype("float32")
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(8, "relu"), keras.layers.Dropout(0.3, seed=1),
-                              keras.layers.Dense(1)])
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(8, "relu"),
+            keras.layers.Dropout(0.3, seed=1),
+            keras.layers.Dense(1),
+        ]
+    )
     optimizer = keras.optimizers.Adam(0.05)
     optimizer.build(model.trainable_variables)
 
@@ -81,9 +87,21 @@ def test_progress_counts_steps_and_knows_the_total(monkeypatch):
     monkeypatch.setattr(loop, "REPORT_INTERVAL_S", 0.0)
     reports = []
     run, _ = make_run()
-    run(2, progress=lambda stage, done, total, **metrics: reports.append((stage, done, total, set(metrics))), stage="x")
+    run(
+        2,
+        progress=lambda stage, done, total, **metrics: reports.append((stage, done, total, set(metrics))),
+        stage="x",
+    )
     assert [report[:3] for report in reports] == [
-        ("x", 1, 6), ("x", 2, 6), ("x", 3, 6), ("x", 3, 6), ("x", 4, 6), ("x", 5, 6), ("x", 6, 6), ("x", 6, 6)]
+        ("x", 1, 6),
+        ("x", 2, 6),
+        ("x", 3, 6),
+        ("x", 3, 6),
+        ("x", 4, 6),
+        ("x", 5, 6),
+        ("x", 6, 6),
+        ("x", 6, 6),
+    ]
     assert all({"epoch", "loss", "steps_per_s"} <= report[3] for report in reports)
 
 
@@ -95,8 +113,12 @@ def test_evaluation_joins_the_history():
 def test_not_finite_loss_stops_before_the_checkpoint(tmp_path):
     checkpoint = Checkpoint(tmp_path, "k", {"x": [tf.Variable(1.0)]})
     with pytest.raises(FloatingPointError, match="`loss` must stay finite"):
-        loop.run(lambda batch: {"loss": batch * np.nan}, lambda epoch: tf.data.Dataset.from_tensors(1.0), 1,
-                 checkpoint=checkpoint)
+        loop.run(
+            lambda batch: {"loss": batch * np.nan},
+            lambda epoch: tf.data.Dataset.from_tensors(1.0),
+            1,
+            checkpoint=checkpoint,
+        )
     assert not checkpoint.path.exists()
 
 
@@ -135,6 +157,11 @@ TWO_REPLICAS = textwrap.dedent("""
 
 @pytest.mark.slow
 def test_two_replicas_train_like_one():
-    result = subprocess.run([sys.executable, "-c", TWO_REPLICAS], capture_output=True, text=True, check=False,
-                            cwd=pathlib.Path(loop.__file__).parents[2])
+    result = subprocess.run(
+        [sys.executable, "-c", TWO_REPLICAS],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=pathlib.Path(loop.__file__).parents[2],
+    )
     assert "EQUAL" in result.stdout, result.stderr[-2000:]
