@@ -19,20 +19,26 @@ from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.data import examples, rules, schema
 
-ROWS_PER_SHARD = 50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
+ROWS_PER_SHARD = (
+    50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
+)
 NAMESPACE = "tfmm.data"
-_COLUMNS = {"impressions": ["user_id", "item_id", "timestamp", "label", "split"],
-            "behaviors": ["user_id", "item_id", "timestamp", "action", "order_line"],
-            "items": ["item_id", "category"]}
-_DEAD_LETTER = pa.schema([("table", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())])
+_COLUMNS = {
+    "impressions": ["user_id", "item_id", "timestamp", "label", "split"],
+    "behaviors": ["user_id", "item_id", "timestamp", "action", "order_line"],
+    "items": ["item_id", "category"],
+}
+_DEAD_LETTER = pa.schema(
+    [("table", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())]
+)
 
 
 class BuildExamples(beam.PTransform):
     """Reads a data folder and builds one tf.Example per impression.
 
-    Expands a pipeline root to a dict of PCollections: "train" and "eval" of serialized tf.Examples (bytes, columns of
-    `tfmm.features.raw_spec`), "dead_letter" of dicts with `table`, `row` (from 0, over the table's files in order of
-    name), `reason` and `content` (JSON).
+    Expands a pipeline root to a dict of PCollections: "train" and "eval" of serialized tf.Examples (bytes,
+    columns of `tfmm.features.raw_spec`), "dead_letter" of dicts with `table`, `row` (from 0, over the table's
+    files in order of name), `reason` and `content` (JSON).
     """
 
     def __init__(self, data_dir: str | pathlib.Path, config: DataConfig):
@@ -43,8 +49,11 @@ class BuildExamples(beam.PTransform):
         schema.id_types(self._data_dir)  # refuses ids of mixed types
         times = schema.read_table(self._data_dir, "impressions", ["timestamp", "split"])
         microseconds = schema.microseconds(times["timestamp"].drop_null())
-        first_eval = None if times["split"].null_count < times.num_rows else \
-            examples.eval_start(microseconds, self._config.eval_fraction)
+        first_eval = (
+            None
+            if times["split"].null_count < times.num_rows
+            else examples.eval_start(microseconds, self._config.eval_fraction)
+        )
         num_shards = max(1, round(times.num_rows / ROWS_PER_SHARD))
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
         names = ["impressions", *(["behaviors"] if has_behaviors else [])]
@@ -57,20 +66,30 @@ class BuildExamples(beam.PTransform):
             root
             | "ListLogs" >> beam.Create(_row_groups(self._data_dir, names))
             | "SpreadLogs" >> beam.Reshuffle()
-            | "ReadLogs" >> beam.ParDo(_ReadLogs(num_shards, has_behaviors)).with_outputs("dead_letter", main="rows")
+            | "ReadLogs"
+            >> beam.ParDo(_ReadLogs(num_shards, has_behaviors, first_eval is None)).with_outputs(
+                "dead_letter", main="rows"
+            )
         )
         built = (
             read.rows
             | "GroupByShard" >> beam.GroupByKey()
-            | "Join" >> beam.ParDo(_JoinShard(self._config.max_behaviors, first_eval), pvalue.AsList(catalog)).with_outputs(
-                "train", "eval", "dead_letter")
+            | "Join"
+            >> beam.ParDo(
+                _JoinShard(self._config.max_behaviors, first_eval), pvalue.AsList(catalog)
+            ).with_outputs("train", "eval", "dead_letter")
         )
         dead_letters = (read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
         return {"train": built.train, "eval": built.eval, "dead_letter": dead_letters}
 
 
-def write(root: beam.Pipeline, data_dir: str | pathlib.Path, config: DataConfig, output_dir: str | pathlib.Path,
-          prefix: str = "Split-{split}/data_tfrecord") -> None:
+def write(
+    root: beam.Pipeline,
+    data_dir: str | pathlib.Path,
+    config: DataConfig,
+    output_dir: str | pathlib.Path,
+    prefix: str = "Split-{split}/data_tfrecord",
+) -> None:
     """Adds to a pipeline: BuildExamples, its records as gzip TFRecords, its dead letters as Parquet.
 
     Args:
@@ -82,11 +101,14 @@ def write(root: beam.Pipeline, data_dir: str | pathlib.Path, config: DataConfig,
         path = folder / prefix.format(split=split)
         path.parent.mkdir(parents=True, exist_ok=True)
         _ = built[split] | f"Write_{split}" >> beam.io.WriteToTFRecord(
-            str(path), file_name_suffix=".tfrecord.gz" if prefix == "{split}" else ".gz",
-            coder=beam.coders.BytesCoder())
+            str(path),
+            file_name_suffix=".tfrecord.gz" if prefix == "{split}" else ".gz",
+            coder=beam.coders.BytesCoder(),
+        )
     folder.mkdir(parents=True, exist_ok=True)
     _ = built["dead_letter"] | "Write_dead_letter" >> beam.io.WriteToParquet(
-        str(folder / "dead_letter"), _DEAD_LETTER, file_name_suffix=".parquet")
+        str(folder / "dead_letter"), _DEAD_LETTER, file_name_suffix=".parquet"
+    )
 
 
 def run(data_dir: str | pathlib.Path, config: DataConfig, output_dir: str | pathlib.Path) -> dict[str, int]:
@@ -127,19 +149,27 @@ def _read_catalog(element: tuple[str, str, int, int]) -> tuple[np.ndarray, np.nd
     return schema.fingerprints(table["item_id"]), schema.fingerprints(table["category"])
 
 
-def _dead_letters(table: pa.Table, name: str, rows: np.ndarray, bad: np.ndarray,
-                  reasons: np.ndarray) -> typing.Iterator[pvalue.TaggedOutput]:
+def _dead_letters(
+    table: pa.Table, name: str, rows: np.ndarray, bad: np.ndarray, reasons: np.ndarray
+) -> typing.Iterator[pvalue.TaggedOutput]:
     places = np.flatnonzero(bad)
     for place, content in zip(places.tolist(), table.take(pa.array(places)).to_pylist()):
-        yield pvalue.TaggedOutput("dead_letter", {"table": name, "row": int(rows[place]), "reason": reasons[place],
-                                                  "content": json.dumps(content, default=str)})
+        yield pvalue.TaggedOutput(
+            "dead_letter",
+            {
+                "table": name,
+                "row": int(rows[place]),
+                "reason": reasons[place],
+                "content": json.dumps(content, default=str),
+            },
+        )
 
 
 class _ReadLogs(beam.DoFn):
-    """(table, file, row group, first row) -> (shard, (table, arrays)); all rows of a user fall into one shard."""
+    """(table, file, row group, first row) -> (shard, (table, arrays)); a user's rows share a shard."""
 
-    def __init__(self, num_shards: int, has_behaviors: bool):
-        self._num_shards, self._has_behaviors = num_shards, has_behaviors
+    def __init__(self, num_shards: int, has_behaviors: bool, has_split: bool):
+        self._num_shards, self._has_behaviors, self._has_split = num_shards, has_behaviors, has_split
 
     def setup(self) -> None:
         self._left_out = Metrics.counter(NAMESPACE, "dead_letter")
@@ -147,16 +177,21 @@ class _ReadLogs(beam.DoFn):
     def process(self, element: tuple[str, str, int, int]) -> typing.Iterator[typing.Any]:
         name, path, group, first = element
         table = _read(name, path, group)
-        faults = rules.required_values(name, table) + rules.allowed_values(name, table)
-        bad, reasons = rules.first_reasons(faults, table.num_rows)
+        bad, reasons = rules.broken(table, rules.row_rules(name, has_split=self._has_split))
         rows = np.arange(first, first + table.num_rows)
         self._left_out.inc(int(bad.sum()))
         yield from _dead_letters(table, name, rows, bad, reasons)
-        columns = {"user_id": schema.fingerprints(table["user_id"]), "item_id": schema.fingerprints(table["item_id"]),
-                   "timestamp": schema.microseconds(table["timestamp"]), "row": rows}
+        columns = {
+            "user_id": schema.fingerprints(table["user_id"]),
+            "item_id": schema.fingerprints(table["item_id"]),
+            "timestamp": schema.microseconds(table["timestamp"]),
+            "row": rows,
+        }
         if name == "impressions":
             columns["label"] = table["label"].fill_null(0).to_numpy()
-            columns["is_eval"] = np.asarray(pa.compute.equal(table["split"], "eval").fill_null(False).to_numpy(), bool)
+            columns["is_eval"] = np.asarray(
+                pa.compute.equal(table["split"], "eval").fill_null(False).to_numpy(), bool
+            )
         else:
             columns["order_line"] = table["order_line"].fill_null(0).to_numpy()
         shards = behaviors_lib.tie_break(columns["user_id"]) % np.uint64(self._num_shards)
@@ -166,7 +201,10 @@ class _ReadLogs(beam.DoFn):
             yield shard, (name, part)
             if name == "impressions" and not self._has_behaviors:
                 clicked = part["label"] == 1
-                yield shard, ("behaviors", {key: part[key][clicked] for key in ("user_id", "item_id", "timestamp")})
+                yield (
+                    shard,
+                    ("behaviors", {key: part[key][clicked] for key in ("user_id", "item_id", "timestamp")}),
+                )
 
 
 class _JoinShard(beam.DoFn):
@@ -178,25 +216,39 @@ class _JoinShard(beam.DoFn):
     def setup(self) -> None:
         self._counters = {name: Metrics.counter(NAMESPACE, name) for name in ("train", "eval", "dead_letter")}
 
-    def process(self, element: typing.Any, catalog_parts: list[tuple[np.ndarray, np.ndarray]]) -> typing.Iterator[typing.Any]:
+    def process(
+        self, element: typing.Any, catalog_parts: list[tuple[np.ndarray, np.ndarray]]
+    ) -> typing.Iterator[typing.Any]:
         parts: dict[str, list[examples.Columns]] = {"impressions": [], "behaviors": []}
         for name, columns in element[1]:
             parts[name].append(columns)
         if not parts["impressions"]:
             return
         catalog = _catalog(catalog_parts)
-        impressions = _concatenate(parts["impressions"], ("user_id", "item_id", "timestamp", "label", "is_eval", "row"))
-        names = ("user_id", "item_id", "timestamp") + (("order_line",) if _all_have(parts["behaviors"], "order_line") else ())
+        impressions = _concatenate(
+            parts["impressions"], ("user_id", "item_id", "timestamp", "label", "is_eval", "row")
+        )
+        names = ("user_id", "item_id", "timestamp") + (
+            ("order_line",) if _all_have(parts["behaviors"], "order_line") else ()
+        )
         behaviors = _concatenate(parts["behaviors"], names)
-        bad, reasons = rules.first_reasons(rules.known_items(impressions["item_id"], catalog["item_id"]),
-                                           len(impressions["row"]))
-        self._counters["dead_letter"].inc(int(bad.sum()))
         shown = {name: impressions[name] for name in ("user_id", "item_id", "timestamp", "label")}
-        yield from _dead_letters(pa.table(shown), "impressions", impressions["row"], bad, reasons)
-        is_eval = impressions["is_eval"] if self._first_eval is None else impressions["timestamp"] >= self._first_eval
+        table = pa.table(shown)
+        bad, reasons = rules.broken(table, rules.row_rules("impressions", item_ids=catalog["item_id"]))
+        self._counters["dead_letter"].inc(int(bad.sum()))
+        yield from _dead_letters(table, "impressions", impressions["row"], bad, reasons)
+        is_eval = (
+            impressions["is_eval"]
+            if self._first_eval is None
+            else impressions["timestamp"] >= self._first_eval
+        )
         for split, rows in (("train", ~bad & ~is_eval), ("eval", ~bad & is_eval)):
-            built = examples.build({name: values[rows] for name, values in shown.items()}, behaviors, catalog,
-                                   self._max_behaviors)
+            built = examples.build(
+                {name: values[rows] for name, values in shown.items()},
+                behaviors,
+                catalog,
+                self._max_behaviors,
+            )
             self._counters[split].inc(int(rows.sum()))
             for record in examples.serialize(built):
                 yield pvalue.TaggedOutput(split, record)
@@ -207,7 +259,10 @@ def _all_have(parts: list[examples.Columns], name: str) -> bool:
 
 
 def _concatenate(parts: list[examples.Columns], names: typing.Iterable[str]) -> examples.Columns:
-    return {name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0, np.int64) for name in names}
+    return {
+        name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0, np.int64)
+        for name in names
+    }
 
 
 def _catalog(parts: list[tuple[np.ndarray, np.ndarray]]) -> examples.Columns:

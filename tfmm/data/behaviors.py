@@ -6,7 +6,7 @@ import numpy as np
 
 
 def tie_break(*ids: np.ndarray) -> np.ndarray:
-    """Returns uint64 [n]: a hash of each row's ids that orders rows of equal time without heeding the file's order.
+    """Returns uint64 [n]: a hash of each row's ids, to order rows of equal time whatever the file's order.
 
     Args:
         *ids: int64 [n] each.
@@ -20,8 +20,9 @@ def tie_break(*ids: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def sort_behaviors(users: np.ndarray, times: np.ndarray, items: np.ndarray,
-                   lines: np.ndarray | None = None) -> np.ndarray:
+def sort_behaviors(
+    users: np.ndarray, times: np.ndarray, items: np.ndarray, lines: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the int64 [n] order of behaviors by user and time; ties by `lines`, then by a hash.
 
     Args:
@@ -32,8 +33,13 @@ def sort_behaviors(users: np.ndarray, times: np.ndarray, items: np.ndarray,
     return np.lexsort((tie_break(users, items, times), lines, times, users))
 
 
-def histories(users: np.ndarray, times: np.ndarray, behavior_users: np.ndarray, behavior_times: np.ndarray,
-              max_behaviors: int) -> tuple[np.ndarray, np.ndarray]:
+def histories(
+    users: np.ndarray,
+    times: np.ndarray,
+    behavior_users: np.ndarray,
+    behavior_times: np.ndarray,
+    max_behaviors: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Finds each impression's history: the user's newest behaviors that are strictly earlier.
 
     Args:
@@ -50,7 +56,9 @@ def histories(users: np.ndarray, times: np.ndarray, behavior_users: np.ndarray, 
     num_impressions, num_behaviors = len(users), len(behavior_users)
     # One merged order in which an impression stands before a behavior of the same instant.
     is_behavior = np.repeat([False, True], [num_impressions, num_behaviors])
-    order = np.lexsort((is_behavior, np.concatenate([times, behavior_times]), np.concatenate([users, behavior_users])))
+    order = np.lexsort(
+        (is_behavior, np.concatenate([times, behavior_times]), np.concatenate([users, behavior_users]))
+    )
     earlier = np.cumsum(is_behavior[order])
     end = np.empty(num_impressions, np.int64)
     places = order[~is_behavior[order]]

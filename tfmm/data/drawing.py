@@ -1,4 +1,4 @@
-"""Draws product pictures: twelve silhouettes, ten palettes and eight patterns, as a catalog or as a shopper sees them."""
+"""Draws product pictures: silhouettes, palettes and patterns, as a catalog or as a shopper sees them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,34 @@ import dataclasses
 
 import numpy as np
 
-SHAPES = ("mug", "lamp", "cushion", "vase", "bag", "clock", "chair", "plate", "bottle", "shirt", "frame", "bowl")
+SHAPES = (
+    "mug",
+    "lamp",
+    "cushion",
+    "vase",
+    "bag",
+    "clock",
+    "chair",
+    "plate",
+    "bottle",
+    "shirt",
+    "frame",
+    "bowl",
+)
 PATTERNS = ("plain", "stripes", "dots", "checks", "zigzag", "rings", "diagonal", "fade")
 # hue of the body, hue of the pattern (0..1), saturation, value
-_PALETTES = ((.00, .12, .80, .85), (.07, .55, .85, .90), (.14, .75, .80, .90), (.27, .95, .65, .70), (.38, .08, .70, .60),
-             (.50, .98, .65, .75), (.58, .15, .75, .80), (.68, .45, .60, .65), (.78, .20, .55, .80), (.90, .60, .60, .90))
+_PALETTES = (
+    (0.00, 0.12, 0.80, 0.85),
+    (0.07, 0.55, 0.85, 0.90),
+    (0.14, 0.75, 0.80, 0.90),
+    (0.27, 0.95, 0.65, 0.70),
+    (0.38, 0.08, 0.70, 0.60),
+    (0.50, 0.98, 0.65, 0.75),
+    (0.58, 0.15, 0.75, 0.80),
+    (0.68, 0.45, 0.60, 0.65),
+    (0.78, 0.20, 0.55, 0.80),
+    (0.90, 0.60, 0.60, 0.90),
+)
 NUM_PALETTES = len(_PALETTES)
 _CHUNK = 256  # pictures drawn at once: bounds the memory
 
@@ -22,7 +45,8 @@ class Look:
 
     Args:
         shape, palette, pattern: int [n], indices.
-        details: float [n, 6] in [0, 1]: hue shift, pattern frequency, pattern phase, aspect, value, tone of the pattern.
+        details: float [n, 6] in [0, 1]: hue shift, the pattern's frequency and phase, aspect, value, the
+            pattern's tone.
     """
 
     shape: np.ndarray
@@ -37,8 +61,14 @@ class Look:
 def draw_catalog(look: Look, size: int, rng: np.random.Generator) -> np.ndarray:
     """Draws products upright on a light ground, as a shop's picture; returns uint8 [n, size, size, 3]."""
     n = len(look.shape)
-    view = {"angle": rng.normal(0, .02, n), "scale": rng.uniform(.92, 1.05, n), "shift": rng.uniform(-.03, .03, (n, 2)),
-            "ground": rng.uniform(.93, 1.0, (n, 1)) * np.ones(3), "light": np.ones(n), "noise": np.zeros(n)}
+    view = {
+        "angle": rng.normal(0, 0.02, n),
+        "scale": rng.uniform(0.92, 1.05, n),
+        "shift": rng.uniform(-0.03, 0.03, (n, 2)),
+        "ground": rng.uniform(0.93, 1.0, (n, 1)) * np.ones(3),
+        "light": np.ones(n),
+        "noise": np.zeros(n),
+    }
     return _draw(look, view, size, 2, rng)
 
 
@@ -49,13 +79,20 @@ def draw_query(look: Look, size: int, rng: np.random.Generator) -> np.ndarray:
         uint8 [n, size, size, 3].
     """
     n = len(look.shape)
-    view = {"angle": rng.uniform(-.45, .45, n), "scale": rng.uniform(.75, 1.1, n),
-            "shift": rng.uniform(-.15, .15, (n, 2)), "ground": rng.uniform(.25, .95, (n, 3)),
-            "light": rng.uniform(.75, 1.15, n), "noise": rng.uniform(.01, .06, n)}
+    view = {
+        "angle": rng.uniform(-0.45, 0.45, n),
+        "scale": rng.uniform(0.75, 1.1, n),
+        "shift": rng.uniform(-0.15, 0.15, (n, 2)),
+        "ground": rng.uniform(0.25, 0.95, (n, 3)),
+        "light": rng.uniform(0.75, 1.15, n),
+        "noise": rng.uniform(0.01, 0.06, n),
+    }
     return _draw(look, view, size, 1, rng)
 
 
-def _draw(look: Look, view: dict[str, np.ndarray], size: int, oversampling: int, rng: np.random.Generator) -> np.ndarray:
+def _draw(
+    look: Look, view: dict[str, np.ndarray], size: int, oversampling: int, rng: np.random.Generator
+) -> np.ndarray:
     n = len(look.shape)
     pictures = np.empty((n, size, size, 3), np.uint8)
     for start in range(0, n, _CHUNK):
@@ -66,12 +103,12 @@ def _draw(look: Look, view: dict[str, np.ndarray], size: int, oversampling: int,
             pixels = pixels.reshape(-1, size, oversampling, size, oversampling, 3).mean((2, 4))
         noise = rng.standard_normal(pixels.shape, np.float32) * part["noise"][:, None, None, None]
         pixels = (pixels + noise) * part["light"][:, None, None, None]
-        pictures[rows] = (np.clip(pixels, 0, 1) * 255 + .5).astype(np.uint8)
+        pictures[rows] = (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
     return pictures
 
 
 def _paint(look: Look, view: dict[str, np.ndarray], size: int) -> np.ndarray:
-    grid = (np.arange(size, dtype=np.float32) + .5) / size * 2 - 1
+    grid = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
     screen_y, screen_x = grid[None, :, None], grid[None, None, :]
     wide = (slice(None), None, None)
     screen_x, screen_y = screen_x - view["shift"][:, 0][wide], screen_y - view["shift"][:, 1][wide]
@@ -79,7 +116,7 @@ def _paint(look: Look, view: dict[str, np.ndarray], size: int) -> np.ndarray:
     x = (cosine * screen_x + sine * screen_y) / view["scale"][wide]
     y = (cosine * screen_y - sine * screen_x) / view["scale"][wide]
     details = look.details.astype(np.float32)
-    x = x / (.85 + .3 * details[:, 3])[wide]
+    x = x / (0.85 + 0.3 * details[:, 3])[wide]
     body, trim = np.zeros(x.shape, bool), np.zeros(x.shape, bool)
     for shape in np.unique(look.shape):
         rows = look.shape == shape
@@ -87,22 +124,24 @@ def _paint(look: Look, view: dict[str, np.ndarray], size: int) -> np.ndarray:
     ink = np.zeros(x.shape, np.float32)
     for pattern in np.unique(look.pattern):
         rows = look.pattern == pattern
-        ink[rows] = _pattern(int(pattern), x[rows], y[rows], (2.2 + 2.2 * details[rows, 1])[wide], details[rows, 2][wide])
+        ink[rows] = _pattern(
+            int(pattern), x[rows], y[rows], (2.2 + 2.2 * details[rows, 1])[wide], details[rows, 2][wide]
+        )
     base, second = _colors(look.palette, details)
     pixels = np.broadcast_to(view["ground"][:, None, None, :], (*x.shape, 3)).copy()
     ink = ink[..., None]
     painted = base[:, None, None] * (1 - ink) + second[:, None, None] * ink
     pixels = np.where(body[..., None], painted, pixels)
-    return np.where(trim[..., None], base[:, None, None] * .55, pixels)
+    return np.where(trim[..., None], base[:, None, None] * 0.55, pixels)
 
 
 def _colors(palette: np.ndarray, details: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     base, second = np.empty((len(palette), 3), np.float32), np.empty((len(palette), 3), np.float32)
     for row, (index, detail) in enumerate(zip(palette.tolist(), details.tolist())):
         hue, other, saturation, value = _PALETTES[index]
-        shift = (detail[0] - .5) * .05
-        base[row] = colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value * (.85 + .25 * detail[4]))
-        second[row] = colorsys.hsv_to_rgb((other + shift) % 1, .35 + .4 * detail[5], .95)
+        shift = (detail[0] - 0.5) * 0.05
+        base[row] = colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value * (0.85 + 0.25 * detail[4]))
+        second[row] = colorsys.hsv_to_rgb((other + shift) % 1, 0.35 + 0.4 * detail[5], 0.95)
     return base, second
 
 
@@ -112,39 +151,49 @@ def _silhouette(shape: int, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, n
     nothing = np.zeros(x.shape, bool)
     name = SHAPES[shape]
     if name == "mug":
-        ring = np.hypot(x - .5, y)
-        return (np.abs(x + .12) < .5) & (high < .6), (ring < .36) & (ring > .22) & (x > .38)
+        ring = np.hypot(x - 0.5, y)
+        return (np.abs(x + 0.12) < 0.5) & (high < 0.6), (ring < 0.36) & (ring > 0.22) & (x > 0.38)
     if name == "lamp":
-        return (y > -.8) & (y < .05) & (wide < .35 + .35 * (y + .8) / .85), \
-            ((wide < .07) & (y >= .05) & (y < .75)) | ((wide < .35) & (y >= .7) & (y < .82))
+        return (y > -0.8) & (y < 0.05) & (wide < 0.35 + 0.35 * (y + 0.8) / 0.85), (
+            (wide < 0.07) & (y >= 0.05) & (y < 0.75)
+        ) | ((wide < 0.35) & (y >= 0.7) & (y < 0.82))
     if name == "cushion":
-        return (wide / .75) ** 4 + (high / .62) ** 4 < 1, nothing
+        return (wide / 0.75) ** 4 + (high / 0.62) ** 4 < 1, nothing
     if name == "vase":
-        return (high < .8) & (wide < .26 + .3 * np.cos(y * 2.2 - .6) ** 2), (wide < .4) & (y > .74) & (y < .86)
+        return (high < 0.8) & (wide < 0.26 + 0.3 * np.cos(y * 2.2 - 0.6) ** 2), (wide < 0.4) & (y > 0.74) & (
+            y < 0.86
+        )
     if name == "bag":
-        handle = np.hypot(x, (y + .2) * .8)
-        return (wide < .62) & (y > -.2) & (y < .75), (handle < .46) & (handle > .34) & (y <= -.2)
+        handle = np.hypot(x, (y + 0.2) * 0.8)
+        return (wide < 0.62) & (y > -0.2) & (y < 0.75), (handle < 0.46) & (handle > 0.34) & (y <= -0.2)
     if name == "clock":
-        return radius < .75, ((wide < .05) & (y < .05) & (y > -.5)) | ((np.abs(y) < .05) & (x > -.05) & (x < .38))
+        return radius < 0.75, ((wide < 0.05) & (y < 0.05) & (y > -0.5)) | (
+            (np.abs(y) < 0.05) & (x > -0.05) & (x < 0.38)
+        )
     if name == "chair":
-        return ((wide < .45) & (y > -.85) & (y < .0)) | ((wide < .55) & (y >= .0) & (y < .25)), \
-            (np.abs(wide - .46) < .07) & (y >= .25) & (y < .85)
+        return ((wide < 0.45) & (y > -0.85) & (y < 0.0)) | ((wide < 0.55) & (y >= 0.0) & (y < 0.25)), (
+            np.abs(wide - 0.46) < 0.07
+        ) & (y >= 0.25) & (y < 0.85)
     if name == "plate":
-        flat = np.hypot(x / .85, y / .55)
-        return flat < 1, (flat < .62) & (flat > .54)
+        flat = np.hypot(x / 0.85, y / 0.55)
+        return flat < 1, (flat < 0.62) & (flat > 0.54)
     if name == "bottle":
-        return ((wide < .36) & (y > -.2) & (y < .85)) | ((wide < .13 + .3 * np.clip(y + .45, 0, 1)) & (y > -.65) & (y <= -.2)), \
-            (wide < .17) & (y > -.85) & (y <= -.65)
+        return ((wide < 0.36) & (y > -0.2) & (y < 0.85)) | (
+            (wide < 0.13 + 0.3 * np.clip(y + 0.45, 0, 1)) & (y > -0.65) & (y <= -0.2)
+        ), (wide < 0.17) & (y > -0.85) & (y <= -0.65)
     if name == "shirt":
-        return ((wide < .42) & (high < .75)) | ((wide < .85) & (y > -.75 + .3 * (wide - .42)) & (y < -.3)), \
-            np.hypot(x, y + .78) < .17
+        return ((wide < 0.42) & (high < 0.75)) | (
+            (wide < 0.85) & (y > -0.75 + 0.3 * (wide - 0.42)) & (y < -0.3)
+        ), np.hypot(x, y + 0.78) < 0.17
     if name == "frame":
         side = np.maximum(wide, high)
-        return (side < .8) & (side > .42), (side <= .42) & (side > .36)
-    return (np.hypot(x / .85, (y + .25) / .85) < 1) & (y > -.25), (wide < .32) & (y > .55) & (y < .68)
+        return (side < 0.8) & (side > 0.42), (side <= 0.42) & (side > 0.36)
+    return (np.hypot(x / 0.85, (y + 0.25) / 0.85) < 1) & (y > -0.25), (wide < 0.32) & (y > 0.55) & (y < 0.68)
 
 
-def _pattern(pattern: int, x: np.ndarray, y: np.ndarray, frequency: np.ndarray, phase: np.ndarray) -> np.ndarray:
+def _pattern(
+    pattern: int, x: np.ndarray, y: np.ndarray, frequency: np.ndarray, phase: np.ndarray
+) -> np.ndarray:
     """Returns how much of the second color each pixel takes, float32 in [0, 1]."""
     turn = np.float32(np.pi)
     u, v = (x * frequency + phase) * turn, (y * frequency + phase) * turn
@@ -154,15 +203,15 @@ def _pattern(pattern: int, x: np.ndarray, y: np.ndarray, frequency: np.ndarray, 
     if name == "stripes":
         wave = np.sin(v)
     elif name == "dots":
-        wave = np.cos(u) * np.cos(v) - .35
+        wave = np.cos(u) * np.cos(v) - 0.35
     elif name == "checks":
         wave = np.sin(u) * np.sin(v)
     elif name == "zigzag":
-        wave = np.sin(v + 2 * np.abs(((x * 2 + 4) % 1) - .5) * turn)
+        wave = np.sin(v + 2 * np.abs(((x * 2 + 4) % 1) - 0.5) * turn)
     elif name == "rings":
         wave = np.sin(np.hypot(x, y) * frequency * turn * 1.6 + phase * turn)
     elif name == "diagonal":
-        wave = np.sin((x + y) * frequency * turn * .8 + phase * turn)
+        wave = np.sin((x + y) * frequency * turn * 0.8 + phase * turn)
     else:
-        return np.clip(.5 + .75 * y, 0, 1).astype(np.float32)
+        return np.clip(0.5 + 0.75 * y, 0, 1).astype(np.float32)
     return (wave > 0).astype(np.float32)

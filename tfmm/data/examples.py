@@ -1,4 +1,4 @@
-"""Click examples: impressions joined with the user's earlier behaviors, split by time, and their vocabularies."""
+"""Click examples: impressions joined with the user's earlier behaviors, split by time; vocabularies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tfmm.data import behaviors as behaviors_lib
 
 _BATCH = 1024
 _GZIP = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
-Columns = typing.Dict[str, np.ndarray]
+Columns = dict[str, np.ndarray]
 
 
 def eval_start(times: np.ndarray, eval_fraction: float) -> int:
@@ -43,16 +43,18 @@ def build(impressions: Columns, behaviors: Columns, catalog: Columns, max_behavi
         catalog: `item_id`, `category`: int64 [m], sorted by item id.
         max_behaviors: L; the newest are kept.
     Returns:
-        One int64 array per feature of `tfmm.features`, [B] or [B, L], sorted by time (ties by a hash, so that the
-        order of the rows given says nothing).
+        One int64 array per feature of `tfmm.features`, [B] or [B, L], sorted by time (ties by a hash, so that
+        the order of the rows given says nothing).
     """
     users, items, times = (impressions[name] for name in ("user_id", "item_id", "timestamp"))
     order = np.lexsort((behaviors_lib.tie_break(users, items, times), times))
     users, items, times = users[order], items[order], times[order]
-    sorting = behaviors_lib.sort_behaviors(behaviors["user_id"], behaviors["timestamp"], behaviors["item_id"],
-                                           behaviors.get("order_line"))
-    rows, mask = behaviors_lib.histories(users, times, behaviors["user_id"][sorting], behaviors["timestamp"][sorting],
-                                         max_behaviors)
+    sorting = behaviors_lib.sort_behaviors(
+        behaviors["user_id"], behaviors["timestamp"], behaviors["item_id"], behaviors.get("order_line")
+    )
+    rows, mask = behaviors_lib.histories(
+        users, times, behaviors["user_id"][sorting], behaviors["timestamp"][sorting], max_behaviors
+    )
     behavior_items = behaviors["item_id"][sorting]
     behavior_categories = categories_of(behavior_items, catalog)
     if not len(behavior_items):
@@ -101,11 +103,13 @@ def serialize(columns: Columns) -> typing.Iterator[bytes]:
         yield example.SerializeToString()
 
 
-def write_examples(data_dir: str | pathlib.Path, config: DataConfig, output_dir: str | pathlib.Path) -> dict[str, typing.Any]:
+def write_examples(
+    data_dir: str | pathlib.Path, config: DataConfig, output_dir: str | pathlib.Path
+) -> dict[str, typing.Any]:
     """Runs `tfmm.data.beam.BuildExamples` on this machine.
 
-    Writes `{train,eval}-*.tfrecord.gz`, `dead_letter-*.parquet` (rows that were left out, with their reason) and a
-    manifest.
+    Writes `{train,eval}-*.tfrecord.gz`, `dead_letter-*.parquet` (rows that were left out, with their reason)
+    and a manifest.
 
     Returns:
         The manifest: counts `train`, `eval` and `dead_letter`.
@@ -120,17 +124,23 @@ def write_examples(data_dir: str | pathlib.Path, config: DataConfig, output_dir:
         pathlib.Path(stale).unlink()
     counts = beam_lib.run(data_dir, config, folder)
     if not counts["train"] or not counts["eval"]:
-        raise ValueError(f"Both splits must have rows. Received: {counts}. See {folder}/dead_letter-*.parquet for the rows "
-                         "that were left out, and `tfmm data check` for the reasons.")
+        raise ValueError(
+            f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "
+            "that were left out, with their reasons."
+        )
     return artifacts.write_manifest(folder, "examples", config, parents=[data_dir], **counts)
 
 
 def read_columns(pattern: str, spec: dict[str, tf.io.FixedLenFeature]) -> Columns:
-    """Reads whole gzip TFRecord files of tf.Examples; int64 arrays by feature name, rows in the files' order."""
+    """Reads gzip TFRecord files of tf.Examples: int64 arrays by feature name, rows in the files' order."""
     files = sorted(glob.glob(pattern))
     if not files:
         raise FileNotFoundError(f"{pattern} matches no file. Run `tfmm.data.examples.write_examples` first.")
-    batches = tf.data.TFRecordDataset(files, "GZIP").batch(_BATCH).map(lambda records: tf.io.parse_example(records, spec))
+    batches = (
+        tf.data.TFRecordDataset(files, "GZIP")
+        .batch(_BATCH)
+        .map(lambda records: tf.io.parse_example(records, spec))
+    )
     parts = list(batches.as_numpy_iterator())
     return {name: np.concatenate([part[name] for part in parts]) for name in spec}
 
@@ -146,19 +156,22 @@ def vocabularies(columns: Columns, min_count: int) -> dict[str, np.ndarray]:
     """
     result = {}
     for name in features.VOCABULARIES:
-        ids, counts = np.unique(np.concatenate([columns[f.name].ravel() for f in features.FEATURES if f.vocabulary == name]),
-                                return_counts=True)
+        ids, counts = np.unique(
+            np.concatenate([columns[f.name].ravel() for f in features.FEATURES if f.vocabulary == name]),
+            return_counts=True,
+        )
         kept = (counts >= min_count) & (ids != features.PADDING)
         ids, counts = ids[kept], counts[kept]
         result[name] = ids[np.lexsort((ids, -counts))]
     return result
 
 
-def transform(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path,
-              config: DataConfig | None = None) -> dict[str, typing.Any]:
+def transform(
+    examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path, config: DataConfig | None = None
+) -> dict[str, typing.Any]:
     """Adds index columns, as TFX's Transform does, without TFX.
 
-    Writes `{train,eval}-*.tfrecord.gz` and `vocabulary/{user_id,item_id,category}`, made from the train split.
+    Writes `{train,eval}-*.tfrecord.gz`, and `vocabulary/{user_id,item_id,category}` of the train split.
 
     Args:
         examples_dir: as `write_examples` left it.
@@ -172,16 +185,27 @@ def transform(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path,
     if config is None:
         config = config_lib.from_dict(DataConfig, manifest["config"])
     spec = features.raw_spec(config.max_behaviors)
-    splits = {split: read_columns(str(source / f"{split}-*.tfrecord.gz"), spec) for split in ("train", "eval")}
+    splits = {
+        split: read_columns(str(source / f"{split}-*.tfrecord.gz"), spec) for split in ("train", "eval")
+    }
     lookups, sizes = {}, {}
     (folder / "vocabulary").mkdir(parents=True, exist_ok=True)
     for name, ids in vocabularies(splits["train"], config.min_id_count).items():
         (folder / "vocabulary" / name).write_text("".join(f"{i}\n" for i in ids.tolist()))
         lookups[name], sizes[name] = features.lookup_from_ids(ids)
     for split, columns in splits.items():
-        indexed = features.preprocess({name: tf.constant(values) for name, values in columns.items()}, lookups)
+        indexed = features.preprocess(
+            {name: tf.constant(values) for name, values in columns.items()}, lookups
+        )
         with tf.io.TFRecordWriter(str(folder / f"{split}-00000-of-00001.tfrecord.gz"), _GZIP) as writer:
             for record in serialize({name: values.numpy() for name, values in indexed.items()}):
                 writer.write(record)
-    return artifacts.write_manifest(folder, "transformed_examples", config, parents=[source], vocabulary_sizes=sizes,
-                                    train=manifest["train"], eval=manifest["eval"])
+    return artifacts.write_manifest(
+        folder,
+        "transformed_examples",
+        config,
+        parents=[source],
+        vocabulary_sizes=sizes,
+        train=manifest["train"],
+        eval=manifest["eval"],
+    )

@@ -1,6 +1,7 @@
-"""A seeded synthetic marketplace: drawn products, shoppers with a taste for looks and themes, searches and a week of clicks.
+"""A seeded synthetic marketplace: drawn products, shoppers with taste, searches and a week of clicks.
 
-`<output_dir>/truth/` holds what no log would show: attributes of items, tastes of users, true click probabilities.
+`<output_dir>/truth/` holds what no log would show: the attributes of items, the tastes of users, and true
+click probabilities.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import tensorflow as tf
 
 from tfmm import artifacts
 from tfmm.config import MarketplaceConfig
-from tfmm.data import drawing
-from tfmm.data import shoppers
-from tfmm.data import wording
+from tfmm.data import drawing, shoppers, wording
 
 WEEK_START_US = 1_709_510_400_000_000  # Monday 2024-03-04 00:00 UTC
 FIRST_ITEM_ID, FIRST_USER_ID, FIRST_SEARCH_ID = 1_000_001, 500_001, 9_000_001
 _HOUR_US, _DAY_US = 3_600_000_000, 86_400_000_000
 _PAST_DAYS = 60  # of searches, clicks and purchases before the week
 _PAST_CLICKS = 25  # mean, per user
-_POOL, _NEW_IN_POOL = 64, 12  # candidates per user and day, and those among them that entered the catalog that day
+_POOL, _NEW_IN_POOL = (
+    64,
+    12,
+)  # candidates per user and day, and those among them that entered the catalog that day
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,8 @@ def generate(config: MarketplaceConfig, output_dir: str | pathlib.Path) -> dict[
     folder = pathlib.Path(output_dir)
     (folder / "truth").mkdir(parents=True, exist_ok=True)
     rng_catalog, rng_taste, rng_past, rng_week, rng_pictures = map(
-        np.random.default_rng, np.random.SeedSequence(config.seed).spawn(5))
+        np.random.default_rng, np.random.SeedSequence(config.seed).spawn(5)
+    )
     catalog = _draw_catalog(config, rng_catalog)
     taste = shoppers.draw_taste(config.num_users, rng_taste)
     searches, search_behaviors = _search(config, catalog, taste, rng_past, rng_pictures)
@@ -68,9 +71,14 @@ def generate(config: MarketplaceConfig, output_dir: str | pathlib.Path) -> dict[
     for name, table in tables.items():
         pq.write_table(table, folder / f"{name}.parquet", row_group_size=65_536)
     clicks = impressions["label"].to_numpy()
-    return artifacts.write_manifest(folder, "data", config, source="marketplace",
-                                    rows={name: table.num_rows for name, table in tables.items() if "/" not in name},
-                                    click_through_rate=round(float(clicks.mean()), 4))
+    return artifacts.write_manifest(
+        folder,
+        "data",
+        config,
+        source="marketplace",
+        rows={name: table.num_rows for name, table in tables.items() if "/" not in name},
+        click_through_rate=round(float(clicks.mean()), 4),
+    )
 
 
 def draw_new_item(config: MarketplaceConfig, number: int, created_at_us: int) -> dict[str, typing.Any]:
@@ -86,9 +94,13 @@ def draw_new_item(config: MarketplaceConfig, number: int, created_at_us: int) ->
     rng = np.random.default_rng((config.seed, 1, number))
     look, words = _draw_items(1, rng)
     offset = config.num_items + config.num_days * config.new_items_per_day + number
-    return {"item_id": FIRST_ITEM_ID + offset, "title": wording.titles(words, rng)[0],
-            "image": encode_png(drawing.draw_catalog(look, config.image_size, rng))[0],
-            "category": int(words.noun[0]) + 1, "created_at": created_at_us}
+    return {
+        "item_id": FIRST_ITEM_ID + offset,
+        "title": wording.titles(words, rng)[0],
+        "image": encode_png(drawing.draw_catalog(look, config.image_size, rng))[0],
+        "category": int(words.noun[0]) + 1,
+        "created_at": created_at_us,
+    }
 
 
 def encode_png(pictures: np.ndarray) -> list[bytes]:
@@ -98,81 +110,129 @@ def encode_png(pictures: np.ndarray) -> list[bytes]:
 
 def _draw_items(n: int, rng: np.random.Generator) -> tuple[drawing.Look, wording.Wording]:
     shape = rng.integers(0, len(drawing.SHAPES), n)
-    look = drawing.Look(shape, rng.integers(0, drawing.NUM_PALETTES, n), rng.integers(0, len(drawing.PATTERNS), n),
-                        rng.random((n, 6)))
-    words = wording.Wording(shape, rng.integers(0, len(wording.STYLES), n), rng.integers(0, len(wording.MATERIALS), n),
-                            rng.integers(0, len(wording.FEATURES), n), rng.integers(0, wording.NUM_BRANDS, n),
-                            rng.integers(10, 1000, n))
+    look = drawing.Look(
+        shape,
+        rng.integers(0, drawing.NUM_PALETTES, n),
+        rng.integers(0, len(drawing.PATTERNS), n),
+        rng.random((n, 6)),
+    )
+    words = wording.Wording(
+        shape,
+        rng.integers(0, len(wording.STYLES), n),
+        rng.integers(0, len(wording.MATERIALS), n),
+        rng.integers(0, len(wording.FEATURES), n),
+        rng.integers(0, wording.NUM_BRANDS, n),
+        rng.integers(10, 1000, n),
+    )
     return look, words
 
 
 def _draw_catalog(config: MarketplaceConfig, rng: np.random.Generator) -> _Catalog:
     n = config.num_items + config.num_days * config.new_items_per_day
     look, words = _draw_items(n, rng)
-    day = np.concatenate([np.full(config.num_items, -1), np.repeat(np.arange(config.num_days), config.new_items_per_day)])
-    created_at = np.where(day < 0, WEEK_START_US - rng.integers((_PAST_DAYS + 1) * _DAY_US, 150 * _DAY_US, n),
-                          WEEK_START_US + day * _DAY_US + rng.integers(0, 5 * _HOUR_US, n))
-    traits = shoppers.Traits(look.shape, look.palette, look.pattern, words.style, words.material, rng.standard_normal(n))
+    day = np.concatenate(
+        [np.full(config.num_items, -1), np.repeat(np.arange(config.num_days), config.new_items_per_day)]
+    )
+    created_at = np.where(
+        day < 0,
+        WEEK_START_US - rng.integers((_PAST_DAYS + 1) * _DAY_US, 150 * _DAY_US, n),
+        WEEK_START_US + day * _DAY_US + rng.integers(0, 5 * _HOUR_US, n),
+    )
+    traits = shoppers.Traits(
+        look.shape, look.palette, look.pattern, words.style, words.material, rng.standard_normal(n)
+    )
     return _Catalog(look, words, traits, created_at, day)
 
 
-def _search(config: MarketplaceConfig, catalog: _Catalog, taste: shoppers.Taste, rng: np.random.Generator,
-            rng_pictures: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+def _search(
+    config: MarketplaceConfig,
+    catalog: _Catalog,
+    taste: shoppers.Taste,
+    rng: np.random.Generator,
+    rng_pictures: np.random.Generator,
+) -> tuple[pa.Table, pa.Table]:
     """Searches that end in the purchase of what was wanted, and the clicks from its page to a rival of it."""
     n, old = config.num_searches, config.num_items
     users = rng.integers(0, config.num_users, n)
-    pool = shoppers.draw_pool(.6 * catalog.traits.popularity[:old], n, 16, rng)
+    pool = shoppers.draw_pool(0.6 * catalog.traits.popularity[:old], n, 16, rng)
     wanted = shoppers.choose(taste, catalog.traits, users, pool, rng)
     times = np.sort(WEEK_START_US - rng.integers(_HOUR_US, _PAST_DAYS * _DAY_US, n))
     said = wording.queries(catalog.words[wanted], rng)
     pictures = encode_png(drawing.draw_query(catalog.look[wanted], config.image_size, rng_pictures))
     kind = rng.random(n)  # a fifth types only, a fifth photographs only
     search_ids = FIRST_SEARCH_ID + np.arange(n)
-    searches = _table(search_id=search_ids, user_id=FIRST_USER_ID + users, timestamp=times,
-                      query_text=pa.array([None if k > .8 else text for k, text in zip(kind, said)], pa.string()),
-                      query_image=pa.array([None if k < .2 else png for k, png in zip(kind, pictures)], pa.binary()))
+    searches = _table(
+        search_id=search_ids,
+        user_id=FIRST_USER_ID + users,
+        timestamp=times,
+        query_text=pa.array([None if k > 0.8 else text for k, text in zip(kind, said)], pa.string()),
+        query_image=pa.array([None if k < 0.2 else png for k, png in zip(kind, pictures)], pa.binary()),
+    )
     rivals = _rivals(catalog, wanted, old, rng)
-    looked = rng.random(n) < .7
-    actions = [("click", wanted, np.full(n, -1), 40, np.ones(n, bool)), ("click", rivals, wanted, 90, looked),
-               ("purchase", wanted, np.full(n, -1), 300, np.ones(n, bool))]
+    looked = rng.random(n) < 0.7
+    actions = [
+        ("click", wanted, np.full(n, -1), 40, np.ones(n, bool)),
+        ("click", rivals, wanted, 90, looked),
+        ("purchase", wanted, np.full(n, -1), 300, np.ones(n, bool)),
+    ]
     parts = []
     for action, items, trigger, seconds, kept in actions:
-        parts.append(_table(
-            user_id=FIRST_USER_ID + users[kept], item_id=FIRST_ITEM_ID + items[kept],
-            timestamp=(times + seconds * 1_000_000)[kept], action=[action] * int(kept.sum()), search_id=search_ids[kept],
-            trigger_item_id=pa.array(FIRST_ITEM_ID + trigger[kept], mask=trigger[kept] < 0)))
+        parts.append(
+            _table(
+                user_id=FIRST_USER_ID + users[kept],
+                item_id=FIRST_ITEM_ID + items[kept],
+                timestamp=(times + seconds * 1_000_000)[kept],
+                action=[action] * int(kept.sum()),
+                search_id=search_ids[kept],
+                trigger_item_id=pa.array(FIRST_ITEM_ID + trigger[kept], mask=trigger[kept] < 0),
+            )
+        )
     return searches, pa.concat_tables(parts)
 
 
 def _rivals(catalog: _Catalog, wanted: np.ndarray, old: int, rng: np.random.Generator) -> np.ndarray:
-    """For each wanted item, another one that resembles it: best of a random 24 in shared category, look and theme."""
+    """For each wanted item, another one that resembles it most, among a random 24."""
     pool = rng.integers(0, old, (len(wanted), 24))
     traits, alike = catalog.traits, np.zeros(pool.shape)
-    for values, weight in ((traits.category, 2.), (traits.palette, 1.2), (traits.pattern, 1.), (traits.style, .8),
-                           (traits.material, .6)):
+    for values, weight in (
+        (traits.category, 2.0),
+        (traits.palette, 1.2),
+        (traits.pattern, 1.0),
+        (traits.style, 0.8),
+        (traits.material, 0.6),
+    ):
         alike += weight * (values[pool] == values[wanted][:, None])
     alike[pool == wanted[:, None]] = -1
-    return pool[np.arange(len(wanted)), np.argmax(alike + .3 * rng.random(pool.shape), axis=1)]
+    return pool[np.arange(len(wanted)), np.argmax(alike + 0.3 * rng.random(pool.shape), axis=1)]
 
 
-def _browse(config: MarketplaceConfig, catalog: _Catalog, taste: shoppers.Taste, rng: np.random.Generator) -> pa.Table:
+def _browse(
+    config: MarketplaceConfig, catalog: _Catalog, taste: shoppers.Taste, rng: np.random.Generator
+) -> pa.Table:
     """Clicks, and a few purchases, in the weeks before the week."""
     counts = np.minimum(rng.geometric(1 / _PAST_CLICKS, config.num_users), 5 * _PAST_CLICKS)
     users = np.repeat(np.arange(config.num_users), counts)
-    pool = shoppers.draw_pool(catalog.traits.popularity[:config.num_items], len(users), 24, rng)
+    pool = shoppers.draw_pool(catalog.traits.popularity[: config.num_items], len(users), 24, rng)
     items = shoppers.choose(taste, catalog.traits, users, pool, rng)
     times = WEEK_START_US - rng.integers(_HOUR_US, _PAST_DAYS * _DAY_US, len(users))
-    bought = rng.random(len(users)) < .12
-    return _table(user_id=FIRST_USER_ID + users, item_id=FIRST_ITEM_ID + items, timestamp=times,
-                  action=np.where(bought, "purchase", "click").tolist())
+    bought = rng.random(len(users)) < 0.12
+    return _table(
+        user_id=FIRST_USER_ID + users,
+        item_id=FIRST_ITEM_ID + items,
+        timestamp=times,
+        action=np.where(bought, "purchase", "click").tolist(),
+    )
 
 
-def _run_week(config: MarketplaceConfig, catalog: _Catalog, taste: shoppers.Taste,
-              rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+def _run_week(
+    config: MarketplaceConfig, catalog: _Catalog, taste: shoppers.Taste, rng: np.random.Generator
+) -> tuple[pa.Table, pa.Table]:
     users, items, times = [], [], []
     for day in range(config.num_days):
         alive = np.flatnonzero(catalog.day <= day)
-        pool = alive[shoppers.draw_pool(catalog.traits.popularity[alive], config.num_users, _POOL - _NEW_IN_POOL, rng)]
+        pool = alive[
+            shoppers.draw_pool(catalog.traits.popularity[alive], config.num_users, _POOL - _NEW_IN_POOL, rng)
+        ]
         if (new := np.flatnonzero(catalog.day == day)).size:
             pool = np.concatenate([pool, new[rng.integers(0, len(new), (config.num_users, _NEW_IN_POOL))]], 1)
         most = min(3 * config.impressions_per_user_day, pool.shape[1])
@@ -187,36 +247,64 @@ def _run_week(config: MarketplaceConfig, catalog: _Catalog, taste: shoppers.Tast
         times.append(time[kept])
     user, item, time = np.concatenate(users), np.concatenate(items), np.concatenate(times)
     visual, textual = shoppers.affinities(taste, catalog.traits, user, item)
-    logits = shoppers.click_logits(taste, catalog.traits, user, item) + shoppers.NOISE * rng.standard_normal(len(user))
+    logits = shoppers.click_logits(taste, catalog.traits, user, item) + shoppers.NOISE * rng.standard_normal(
+        len(user)
+    )
     probability = 1 / (1 + np.exp(-logits))
     label = (rng.random(len(user)) < probability).astype(np.int64)
-    impressions = _table(user_id=FIRST_USER_ID + user, item_id=FIRST_ITEM_ID + item, timestamp=time, label=label,
-                         click_probability=probability, visual_affinity=visual, textual_affinity=textual,
-                         popularity=catalog.traits.popularity[item])
-    bought = (label == 1) & (rng.random(len(user)) < .12)
+    impressions = _table(
+        user_id=FIRST_USER_ID + user,
+        item_id=FIRST_ITEM_ID + item,
+        timestamp=time,
+        label=label,
+        click_probability=probability,
+        visual_affinity=visual,
+        textual_affinity=textual,
+        popularity=catalog.traits.popularity[item],
+    )
+    bought = (label == 1) & (rng.random(len(user)) < 0.12)
     parts = []
     for action, rows, delay in (("click", label == 1, 3_000_000), ("purchase", bought, 12_000_000)):
-        parts.append(_table(user_id=FIRST_USER_ID + user[rows], item_id=FIRST_ITEM_ID + item[rows],
-                            timestamp=time[rows] + delay, action=[action] * int(rows.sum())))
+        parts.append(
+            _table(
+                user_id=FIRST_USER_ID + user[rows],
+                item_id=FIRST_ITEM_ID + item[rows],
+                timestamp=time[rows] + delay,
+                action=[action] * int(rows.sum()),
+            )
+        )
     return _sorted(impressions, rng), pa.concat_tables(parts)
 
 
 def _items(config: MarketplaceConfig, catalog: _Catalog, rng: np.random.Generator) -> pa.Table:
     n = len(catalog.day)
-    return _table(item_id=FIRST_ITEM_ID + np.arange(n), title=wording.titles(catalog.words, rng),
-                  image=pa.array(encode_png(drawing.draw_catalog(catalog.look, config.image_size, rng)), pa.binary()),
-                  category=catalog.traits.category + 1, created_at=pa.array(catalog.created_at, pa.timestamp("us")))
+    return _table(
+        item_id=FIRST_ITEM_ID + np.arange(n),
+        title=wording.titles(catalog.words, rng),
+        image=pa.array(encode_png(drawing.draw_catalog(catalog.look, config.image_size, rng)), pa.binary()),
+        category=catalog.traits.category + 1,
+        created_at=pa.array(catalog.created_at, pa.timestamp("us")),
+    )
 
 
 def _true_items(catalog: _Catalog) -> pa.Table:
     traits = dataclasses.asdict(catalog.traits)
-    return _table(item_id=FIRST_ITEM_ID + np.arange(len(catalog.day)), entry_day=catalog.day, feature=catalog.words.feature,
-                  brand=catalog.words.brand, **traits)
+    return _table(
+        item_id=FIRST_ITEM_ID + np.arange(len(catalog.day)),
+        entry_day=catalog.day,
+        feature=catalog.words.feature,
+        brand=catalog.words.brand,
+        **traits,
+    )
 
 
 def _true_users(taste: shoppers.Taste) -> pa.Table:
-    return _table(user_id=FIRST_USER_ID + np.arange(len(taste.looks)), liked_looks=taste.looks.tolist(),
-                  liked_themes=taste.themes.tolist(), category_preference=taste.categories.tolist())
+    return _table(
+        user_id=FIRST_USER_ID + np.arange(len(taste.looks)),
+        liked_looks=taste.looks.tolist(),
+        liked_themes=taste.themes.tolist(),
+        category_preference=taste.categories.tolist(),
+    )
 
 
 def _sorted(table: pa.Table, rng: np.random.Generator) -> pa.Table:

@@ -1,59 +1,161 @@
-"""What makes a row unusable: the batch job sends such rows to its dead letters, `tfmm data check` reports them."""
+"""What makes a row unusable: the batch job makes it a dead letter, `tfmm data check` reports it."""
 
 from __future__ import annotations
+
+import dataclasses
+import typing
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import tensorflow as tf
 
 from tfmm.data import schema
 
-Faults = list[tuple[str, str, np.ndarray]]  # column, rule, bool [n]: True where the row breaks it
+Array: typing.TypeAlias = pa.Array | pa.ChunkedArray
 
 
-def required_values(name: str, table: pa.Table) -> Faults:
-    """Null, 0 or empty where a value must be."""
-    faults: Faults = []
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A rule about the values of one column.
+
+    Args:
+        column: its name.
+        text: completes "`column` ...".
+        breaks: from a column in its documented type, [n], to bool [n]: True where a value breaks the rule. A
+            null breaks "must not be null", and nothing else.
+    """
+
+    column: str
+    text: str
+    breaks: typing.Callable[[Array], np.ndarray]
+
+
+def row_rules(
+    name: str,
+    item_ids: np.ndarray | None = None,
+    search_ids: np.ndarray | None = None,
+    has_split: bool = False,
+) -> list[Rule]:
+    """Returns the cheap rules of a table's rows.
+
+    Args:
+        name: the table.
+        item_ids: int64 [n] fingerprints of the catalog, sorted; None: references to items are not looked up.
+        search_ids: the same of searches.
+        has_split: impressions say their split themselves.
+    """
+    rules = []
     for column in schema.TABLES[name].columns:
-        if not column.required:
-            continue
-        null = _mask(pc.is_null(table[column.name]))
-        faults.append((column.name, "must not be null", null))
+        if column.required:
+            rules.append(Rule(column.name, "must not be null", _null))
         if column.kind == "id":
-            faults.append((column.name, "must not be 0 or empty", (schema.fingerprints(table[column.name]) == 0) & ~null))
-    return faults
+            rules.append(Rule(column.name, "must not be 0 or empty", _zero))
+    if name == "impressions":
+        rules.append(Rule("label", "must be 0 or 1", _outside((0, 1))))
+        rules.append(Rule("split", "must be train or eval", _outside(schema.SPLITS)))
+        if has_split:
+            rules.append(Rule("split", "must not be null where other rows have a split", _null))
+    if name == "behaviors":
+        rules.append(Rule("action", f"must be one of {', '.join(schema.ACTIONS)}", _outside(schema.ACTIONS)))
+    for referring, table, ids in (
+        ("item_id", "items", item_ids),
+        ("trigger_item_id", "items", item_ids),
+        ("search_id", "searches", search_ids),
+    ):
+        is_here = any(column.name == referring for column in schema.TABLES[name].columns)
+        if ids is not None and name != table and is_here:
+            rules.append(Rule(referring, f"must be in the {table} table", _unknown(ids)))
+    return rules
 
 
-def allowed_values(name: str, table: pa.Table) -> Faults:
-    """A label, split or action outside the ones that exist."""
-    faults: Faults = []
-    for column, allowed, text in (("label", [0, 1], "must be 0 or 1"), ("split", schema.SPLITS, "must be train or eval"),
-                                  ("action", schema.ACTIONS, f"must be one of {', '.join(schema.ACTIONS)}")):
-        if column in table.column_names and column in {c.name for c in schema.TABLES[name].columns}:
-            values = table[column]
-            known = _mask(pc.is_in(values, value_set=pa.array(allowed, values.type)))
-            null = _mask(pc.is_null(values))
-            faults.append((column, text, ~known & ~null))
-            if column == "split" and null.any() and not null.all():
-                faults.append((column, "must not be null where other rows have a split", null))
-    return faults
+def content_rules(name: str, dim: int | None = None) -> list[Rule]:
+    """Returns the rules about images and vectors, which have to be opened; `dim`: of every vector."""
+    rules = [
+        Rule(column.name, "must be a PNG or JPEG that can be decoded", _undecodable)
+        for column in schema.TABLES[name].columns
+        if column.kind == "binary"
+    ]
+    if name == "items" and dim is not None:
+        rules += [
+            Rule("vector", f"must have {dim} values, as most have", _other_length(dim)),
+            Rule("vector", "must hold finite numbers only", _not_finite),
+            Rule("vector", "must not be all zeros", _all_zero),
+        ]
+    return rules
 
 
-def known_items(items: np.ndarray, catalog_ids: np.ndarray, column: str = "item_id") -> Faults:
-    """An item that the catalog lacks; `items` int64 [n] fingerprints (0 is passed over), `catalog_ids` sorted."""
-    places = np.minimum(np.searchsorted(catalog_ids, items), max(len(catalog_ids) - 1, 0))
-    known = catalog_ids[places] == items if len(catalog_ids) else np.zeros(len(items), bool)
-    return [(column, "must be in the items table", ~known & (items != 0))]
-
-
-def first_reasons(faults: Faults, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns per row whether it breaks a rule, bool [n], and the first one it breaks, object [n]."""
-    bad, reasons = np.zeros(num_rows, bool), np.full(num_rows, "", object)
-    for column, rule, broken in faults:
-        reasons[broken & ~bad] = f"`{column}` {rule}"
-        bad |= broken
+def broken(table: pa.Table, rules: typing.Iterable[Rule]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns per row whether it breaks a rule, bool [n], and the first one that it breaks, object [n]."""
+    bad, reasons = np.zeros(table.num_rows, bool), np.full(table.num_rows, "", object)
+    for rule in rules:
+        if rule.column in table.column_names:
+            faulty = rule.breaks(table[rule.column])
+            reasons[faulty & ~bad] = f"`{rule.column}` {rule.text}"
+            bad |= faulty
     return bad, reasons
 
 
-def _mask(values: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(values.to_numpy(), bool)
+def _mask(values: Array) -> np.ndarray:
+    return np.asarray(values).astype(bool)
+
+
+def _null(values: Array) -> np.ndarray:
+    return _mask(pc.is_null(values))
+
+
+def _zero(values: Array) -> np.ndarray:
+    return (schema.fingerprints(values) == 0) & ~_null(values)
+
+
+def _outside(allowed: typing.Sequence[typing.Any]) -> typing.Callable[[Array], np.ndarray]:
+    def breaks(values: Array) -> np.ndarray:
+        if pa.types.is_null(values.type):
+            return np.zeros(len(values), bool)
+        return ~_mask(pc.is_in(values, value_set=pa.array(allowed, values.type))) & ~_null(values)
+
+    return breaks
+
+
+def _unknown(known: np.ndarray) -> typing.Callable[[Array], np.ndarray]:
+    def breaks(values: Array) -> np.ndarray:
+        ids = schema.fingerprints(values)
+        if not len(known):
+            return ids != 0
+        return (known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] != ids) & (ids != 0)
+
+    return breaks
+
+
+def _undecodable(values: Array) -> np.ndarray:
+    return np.array([value is not None and not _decodes(value) for value in values.to_pylist()], bool)
+
+
+def _decodes(image: bytes) -> bool:
+    if not image.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        return False
+    try:
+        return bool(tf.io.decode_image(image, channels=3, expand_animations=False).shape[0])
+    except (tf.errors.InvalidArgumentError, tf.errors.UnknownError):
+        return False
+
+
+def _other_length(dim: int) -> typing.Callable[[Array], np.ndarray]:
+    return lambda values: _mask(pc.fill_null(pc.not_equal(pc.list_value_length(values), dim), False))
+
+
+def _per_row(values: Array, of_elements: typing.Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Counts, per list, the elements for which a function says True; int64 [n]."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+    parents = pc.list_parent_indices(values).to_numpy()
+    elements = values.flatten().to_numpy(zero_copy_only=False)  # a null element comes as NaN
+    return np.bincount(parents[of_elements(elements)], minlength=len(values))
+
+
+def _not_finite(values: Array) -> np.ndarray:
+    return _per_row(values, lambda elements: ~np.isfinite(elements)) > 0
+
+
+def _all_zero(values: Array) -> np.ndarray:
+    return (_per_row(values, lambda elements: elements != 0) == 0) & ~_null(values)

@@ -15,6 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tfmm import features
+from tfmm.config import DataConfig
+
+if typing.TYPE_CHECKING:
+    from tfmm.data import checks
 
 MODALITIES = ("image", "text", "vector")
 CONTENT_COLUMNS = {"image": "image", "text": "title", "vector": "vector"}
@@ -45,45 +49,94 @@ class Table:
         return next(column for column in self.columns if column.name == name)
 
 
-TABLES = {table.name: table for table in (
-    Table("items", "the catalog", (
-        Column("item_id", "id", "unique", required=True),
-        Column("title", "string", "the text that a shopper reads"),
-        Column("image", "binary", "encoded PNG or JPEG"),
-        Column("vector", "vector", "the item's own embedding, where the catalog brings one; one length for all"),
-        Column("category", "id", "leaf category"),
-        Column("created_at", "timestamp", "when the item entered the catalog, UTC"),
-    ), required=True),
-    Table("searches", "searches with a text, an image, or both", (
-        Column("search_id", "id", "unique", required=True),
-        Column("user_id", "id", "who searched", required=True),
-        Column("timestamp", "timestamp", "when, UTC", required=True),
-        Column("query_text", "string", "what was typed"),
-        Column("query_image", "binary", "the picture that was searched with, PNG or JPEG"),
-    )),
-    Table("behaviors", "what users did with items; where it is absent, histories are the clicked impressions", (
-        Column("user_id", "id", "who", required=True),
-        Column("item_id", "id", "with which item", required=True),
-        Column("timestamp", "timestamp", "when, UTC", required=True),
-        Column("action", "string", "click, cart, favorite or purchase", required=True),
-        Column("search_id", "id", "the search that led to it"),
-        Column("trigger_item_id", "id", "the item whose page led to the click: its hard negative is this item"),
-        Column("order_id", "id", "the order or invoice of a purchase"),
-        Column("order_line", "integer", "place in the order; adjacent lines give co-purchase pairs"),
-    )),
-    Table("impressions", "items shown, clicked or not", (
-        Column("user_id", "id", "to whom", required=True),
-        Column("item_id", "id", "which item", required=True),
-        Column("timestamp", "timestamp", "when, UTC", required=True),
-        Column("label", "integer", "1 clicked, 0 not", required=True),
-        Column("split", "string", "train or eval; where the column is absent, the last ones by time are eval"),
-    ), required=True),
-)}
+TABLES = {
+    table.name: table
+    for table in (
+        Table(
+            "items",
+            "the catalog",
+            (
+                Column("item_id", "id", "unique", required=True),
+                Column("title", "string", "the text that a shopper reads"),
+                Column("image", "binary", "encoded PNG or JPEG"),
+                Column(
+                    "vector",
+                    "vector",
+                    "the item's own embedding, where the catalog brings one; one length for all",
+                ),
+                Column("category", "id", "leaf category"),
+                Column("created_at", "timestamp", "when the item entered the catalog, UTC"),
+            ),
+            required=True,
+        ),
+        Table(
+            "searches",
+            "searches with a text, an image, or both",
+            (
+                Column("search_id", "id", "unique", required=True),
+                Column("user_id", "id", "who searched", required=True),
+                Column("timestamp", "timestamp", "when, UTC", required=True),
+                Column("query_text", "string", "what was typed"),
+                Column("query_image", "binary", "the picture that was searched with, PNG or JPEG"),
+            ),
+        ),
+        Table(
+            "behaviors",
+            "what users did with items; where it is absent, histories are the clicked impressions",
+            (
+                Column("user_id", "id", "who", required=True),
+                Column("item_id", "id", "with which item", required=True),
+                Column("timestamp", "timestamp", "when, UTC", required=True),
+                Column("action", "string", "click, cart, favorite or purchase", required=True),
+                Column("search_id", "id", "the search that led to it"),
+                Column(
+                    "trigger_item_id",
+                    "id",
+                    "the item whose page led to the click: its hard negative is this item",
+                ),
+                Column("order_id", "id", "the order or invoice of a purchase"),
+                Column("order_line", "integer", "place in the order; adjacent lines give co-purchase pairs"),
+            ),
+        ),
+        Table(
+            "impressions",
+            "items shown, clicked or not",
+            (
+                Column("user_id", "id", "to whom", required=True),
+                Column("item_id", "id", "which item", required=True),
+                Column("timestamp", "timestamp", "when, UTC", required=True),
+                Column("label", "integer", "1 clicked, 0 not", required=True),
+                Column(
+                    "split",
+                    "string",
+                    "train or eval; where the column is absent, the last ones by time are eval",
+                ),
+            ),
+            required=True,
+        ),
+    )
+}
 
-_ARROW_TYPES = {"string": pa.string(), "binary": pa.binary(), "vector": pa.list_(pa.float32()),
-                "timestamp": pa.timestamp("us"), "integer": pa.int64()}
-_KIND_TEXT = {"id": "int64 or string", "string": "string", "binary": "binary", "vector": "list of float32",
-              "timestamp": "timestamp[us]", "integer": "int64"}
+_ARROW_TYPES = {
+    "string": pa.string(),
+    "binary": pa.binary(),
+    "vector": pa.list_(pa.float32()),
+    "timestamp": pa.timestamp("us"),
+    "integer": pa.int64(),
+}
+_KIND_TEXT = {
+    "id": "int64 or string",
+    "string": "string",
+    "binary": "binary",
+    "vector": "list of float32",
+    "timestamp": "timestamp[us]",
+    "integer": "int64",
+}
+
+_NOTES = """
+One Parquet file `<table>.parquet`, or one folder `<table>/` of parts, per table. An optional column may be
+absent, or null in a row. Ids are whole numbers or strings, of one type over all tables; 0 and the empty
+string are no ids. A catalog needs a title, an image or a vector in at least one row."""
 
 
 def schema_text() -> str:
@@ -99,11 +152,29 @@ def schema_text() -> str:
             presence = "required" if column.required else "optional"
             lines.append(f"  {column.name:<16} {_KIND_TEXT[column.kind]:<16} {presence:<9} {column.meaning}")
         lines.append("")
-    lines.append("One Parquet file `<table>.parquet` or one folder `<table>/` of parts per table. An optional column may "
-                 "be absent,\nor null in a row. Ids are whole numbers or strings, one type for a column's name over all "
-                 "tables; the whole number 0 and the\nempty string are no ids. A catalog needs at least one of title, "
-                 "image and vector.")
-    return "\n".join(lines)
+    return "\n".join(lines) + _NOTES
+
+
+def kind_text(column: Column) -> str:
+    """Returns a column's documented type in words."""
+    return _KIND_TEXT[column.kind]
+
+
+def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> checks.CheckReport:
+    """Checks every table, column and row of a data folder.
+
+    Args:
+        data_dir: the data folder.
+        config: how impressions are split; None: DataConfig().
+    Returns:
+        `.counts`, rows per table; `.faults`, each with `table`, `column`, `rule`, `count`, and the first
+        `rows` and `values`; `.ok`, True where there is no fault.
+    Raises:
+        MissingExtraError: pandera is not installed.
+    """
+    from tfmm.data import checks
+
+    return checks.check(data_dir, config)
 
 
 def table_files(data_dir: str | pathlib.Path, name: str) -> list[pathlib.Path]:
@@ -120,25 +191,32 @@ def has_table(data_dir: str | pathlib.Path, name: str) -> bool:
     return bool(table_files(data_dir, name))
 
 
-def read_table(data_dir: str | pathlib.Path, name: str, columns: typing.Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    data_dir: str | pathlib.Path, name: str, columns: typing.Sequence[str] | None = None
+) -> pa.Table:
     """Reads a table, in the documented types.
 
     Args:
         data_dir: the data folder.
         name: items, searches, behaviors or impressions.
-        columns: the columns wanted, in this order; an optional one that the files lack comes as nulls. None: all
-            documented columns that the files have.
+        columns: the columns wanted, in this order; an optional one that the files lack comes as nulls. None:
+            all documented columns that the files have.
     Returns:
-        The table. Ids are int64 or string, text string, timestamps timestamp[us], labels int64, vectors float32.
+        The table. Ids are int64 or string, timestamps timestamp[us], labels int64, vectors lists of float32.
     Raises:
         FileNotFoundError: the table is absent.
         ValueError: a required column is absent, or a column cannot be read as its documented type.
     """
     files = table_files(data_dir, name)
     if not files:
-        raise FileNotFoundError(f"{data_dir} holds no table {name!r}: expected {name}.parquet or {name}/*.parquet. "
-                                "`tfmm data schema` prints the tables.")
-    parts = [conform(pq.ParquetFile(file).read(columns=_present(file, name, columns)), name, columns) for file in files]
+        raise FileNotFoundError(
+            f"{data_dir} holds no table {name!r}: expected {name}.parquet or {name}/*.parquet. "
+            "`tfmm data schema` prints the tables."
+        )
+    parts = [
+        conform(pq.ParquetFile(file).read(columns=_present(file, name, columns)), name, columns)
+        for file in files
+    ]
     return parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote=True)
 
 
@@ -152,8 +230,10 @@ def conform(table: pa.Table, name: str, columns: typing.Sequence[str] | None = N
         if column.name in table.column_names:
             arrays.append(_cast(table[column.name], column, name))
         elif column.required:
-            raise ValueError(f"Table {name!r} must have a column {column.name!r} ({_KIND_TEXT[column.kind]}). "
-                             f"Received the columns: {table.column_names}.")
+            raise ValueError(
+                f"Table {name!r} must have a column {column.name!r} ({_KIND_TEXT[column.kind]}). "
+                f"Received the columns: {table.column_names}."
+            )
         else:
             kind = pa.string() if column.kind == "id" else _ARROW_TYPES[column.kind]
             arrays.append(pa.chunked_array([pa.nulls(table.num_rows, kind)]))
@@ -177,8 +257,9 @@ def _cast(array: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
                 raise pa.ArrowInvalid(f"{kind} is no id type")
             return array.cast(pa.string())
-        if column.kind == "integer" and not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-                                             or pa.types.is_null(kind)):
+        if column.kind == "integer" and not (
+            pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
+        ):
             raise pa.ArrowInvalid(f"{kind} is no integer type")
         if column.kind == "timestamp":
             if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_null(kind)):
@@ -186,8 +267,10 @@ def _cast(array: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray
             return array.cast(_ARROW_TYPES["timestamp"], safe=False)
         return array.cast(_ARROW_TYPES[column.kind])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"Column {column.name!r} of table {table!r} must be {_KIND_TEXT[column.kind]}. "
-                         f"Received: {kind} ({error}).") from error
+        raise ValueError(
+            f"Column {column.name!r} of table {table!r} must be {_KIND_TEXT[column.kind]}. "
+            f"Received: {kind} ({error})."
+        ) from error
 
 
 def fingerprints(ids: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -205,7 +288,11 @@ def fingerprints(ids: pa.ChunkedArray | pa.Array) -> np.ndarray:
     if isinstance(ids, pa.ChunkedArray):  # no chunk, or more than one array can hold
         ids = pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], ids.type)
     encoded = ids.dictionary_encode()
-    distinct = features.fingerprint(encoded.dictionary.to_pylist()) if len(encoded.dictionary) else np.zeros(0, np.int64)
+    distinct = (
+        features.fingerprint(encoded.dictionary.to_pylist())
+        if len(encoded.dictionary)
+        else np.zeros(0, np.int64)
+    )
     places = pc.fill_null(encoded.indices, len(distinct)).to_numpy(zero_copy_only=False)
     return np.append(distinct, 0)[places].astype(np.int64)
 
@@ -216,7 +303,9 @@ def _zero_copy(array: pa.ChunkedArray | pa.Array) -> dict[str, bool]:
 
 def microseconds(timestamps: pa.ChunkedArray) -> np.ndarray:
     """Returns int64 [n] microseconds since 1970 of a timestamp[us] column; null gives the smallest int64."""
-    return pc.fill_null(timestamps.cast(pa.timestamp("us")).cast(pa.int64()), np.iinfo(np.int64).min).to_numpy()
+    return pc.fill_null(
+        timestamps.cast(pa.timestamp("us")).cast(pa.int64()), np.iinfo(np.int64).min
+    ).to_numpy()
 
 
 def modalities(data_dir: str | pathlib.Path) -> tuple[str, ...]:
@@ -240,10 +329,15 @@ def id_types(data_dir: str | pathlib.Path) -> dict[str, str]:
         ValueError: an id has another type in one table than in another.
     """
     found: dict[str, str] = {}
-    for name, column, key in (("impressions", "user_id", "user_id"), ("items", "item_id", "item_id"),
-                              ("items", "category", "category"), ("impressions", "item_id", "item_id"),
-                              ("behaviors", "user_id", "user_id"), ("behaviors", "item_id", "item_id"),
-                              ("searches", "user_id", "user_id")):
+    for name, column, key in (
+        ("impressions", "user_id", "user_id"),
+        ("items", "item_id", "item_id"),
+        ("items", "category", "category"),
+        ("impressions", "item_id", "item_id"),
+        ("behaviors", "user_id", "user_id"),
+        ("behaviors", "item_id", "item_id"),
+        ("searches", "user_id", "user_id"),
+    ):
         for file in table_files(data_dir, name):
             schema = pq.read_schema(file)
             if column not in schema.names or pa.types.is_null(schema.field(column).type):
@@ -253,6 +347,8 @@ def id_types(data_dir: str | pathlib.Path) -> dict[str, str]:
                 kind = kind.value_type
             text = "int64" if pa.types.is_integer(kind) else "string"
             if found.setdefault(key, text) != text:
-                raise ValueError(f"`{key}` must have one type in all tables. Received: {found[key]} elsewhere, {text} "
-                                 f"in {file}.")
+                raise ValueError(
+                    f"`{key}` must have one type in all tables. Received: {found[key]} elsewhere, {text} "
+                    f"in {file}."
+                )
     return {key: found.get(key, "int64") for key in ("user_id", "item_id", "category")}

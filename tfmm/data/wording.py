@@ -6,17 +6,56 @@ import dataclasses
 
 import numpy as np
 
-STYLES = (("retro", "vintage", "old-school"), ("nautical", "maritime", "seaside"), ("floral", "flowery", "blossom"),
-          ("minimalist", "plain-lined", "scandi"), ("rustic", "farmhouse", "country"), ("gothic", "dark-romantic", "baroque"),
-          ("tropical", "jungle", "palm-leaf"), ("industrial", "factory", "loft"), ("festive", "holiday", "christmas"),
-          ("playful", "kids", "cartoon"))
-MATERIALS = (("oak", "wooden", "timber"), ("glass", "crystal", "clear"), ("wool", "knitted", "woolen"),
-             ("ceramic", "stoneware", "porcelain"), ("steel", "metal", "iron"), ("linen", "cotton", "cloth"),
-             ("bamboo", "wicker", "rattan"), ("leather", "hide", "suede"))
-NOUNS = (("mug", "cup"), ("lamp", "light"), ("cushion", "pillow"), ("vase", "urn"), ("bag", "tote"), ("clock", "timepiece"),
-         ("chair", "seat"), ("plate", "dish"), ("bottle", "flask"), ("shirt", "top"), ("frame", "border"), ("bowl", "basin"))
-FEATURES = ("handmade", "foldable", "large", "small", "set of two", "waterproof", "limited", "gift boxed", "signed", "light",
-            "sturdy", "recycled")
+STYLES = (
+    ("retro", "vintage", "old-school"),
+    ("nautical", "maritime", "seaside"),
+    ("floral", "flowery", "blossom"),
+    ("minimalist", "plain-lined", "scandi"),
+    ("rustic", "farmhouse", "country"),
+    ("gothic", "dark-romantic", "baroque"),
+    ("tropical", "jungle", "palm-leaf"),
+    ("industrial", "factory", "loft"),
+    ("festive", "holiday", "christmas"),
+    ("playful", "kids", "cartoon"),
+)
+MATERIALS = (
+    ("oak", "wooden", "timber"),
+    ("glass", "crystal", "clear"),
+    ("wool", "knitted", "woolen"),
+    ("ceramic", "stoneware", "porcelain"),
+    ("steel", "metal", "iron"),
+    ("linen", "cotton", "cloth"),
+    ("bamboo", "wicker", "rattan"),
+    ("leather", "hide", "suede"),
+)
+NOUNS = (
+    ("mug", "cup"),
+    ("lamp", "light"),
+    ("cushion", "pillow"),
+    ("vase", "urn"),
+    ("bag", "tote"),
+    ("clock", "timepiece"),
+    ("chair", "seat"),
+    ("plate", "dish"),
+    ("bottle", "flask"),
+    ("shirt", "top"),
+    ("frame", "border"),
+    ("bowl", "basin"),
+)
+FEATURES = (
+    "handmade",
+    "foldable",
+    "large",
+    "small",
+    "set of two",
+    "waterproof",
+    "limited",
+    "gift boxed",
+    "signed",
+    "light",
+    "sturdy",
+    "recycled",
+)
 _SYLLABLES = ("ba", "do", "fi", "ga", "he", "ka", "lu", "mo", "ni", "po", "ra", "si", "tu", "ve", "wo", "zan")
 NUM_BRANDS = 60
 
@@ -54,20 +93,28 @@ def titles(wording: Wording, rng: np.random.Generator) -> list[str]:
     choice = rng.integers(0, 3, (len(wording.noun), 3))
     result = []
     for (noun, style, material, feature, brand, model), (a, b, c) in zip(wording.rows(), choice.tolist()):
-        result.append(f"{brand_name(brand)} {STYLES[style][a]} {MATERIALS[material][b]} {NOUNS[noun][c % 2]} "
-                      f"{FEATURES[feature]} {model}")
+        result.append(
+            f"{brand_name(brand)} {STYLES[style][a]} {MATERIALS[material][b]} {NOUNS[noun][c % 2]} "
+            f"{FEATURES[feature]} {model}"
+        )
     return result
 
 
 def queries(wording: Wording, rng: np.random.Generator) -> list[str]:
-    """Returns what a shopper types for each product: some of its traits, in any order, in the shopper's own words."""
+    """Returns what a shopper types for each product: some of its traits, in the shopper's words and order."""
     choice = rng.integers(0, 3, (len(wording.noun), 3))
-    kept = rng.random((len(wording.noun), 5)) < (.85, .8, .9, .35, .35)
+    kept = rng.random((len(wording.noun), 5)) < (0.85, 0.8, 0.9, 0.35, 0.35)
     order = rng.permuted(np.tile(np.arange(5), (len(wording.noun), 1)), axis=1)
     result = []
     for row, (noun, style, material, feature, brand, _) in enumerate(wording.rows()):
         a, b, c = choice[row]
-        words = (STYLES[style][a], MATERIALS[material][b], NOUNS[noun][c % 2], FEATURES[feature], brand_name(brand).lower())
+        words = (
+            STYLES[style][a],
+            MATERIALS[material][b],
+            NOUNS[noun][c % 2],
+            FEATURES[feature],
+            brand_name(brand).lower(),
+        )
         said = [words[place] for place in order[row] if kept[row, place]]
         result.append(" ".join(said) if said else words[2])
     return result

@@ -1,0 +1,275 @@
+"""Checks a data folder against the schema, table by table, with pandera."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import importlib.util
+import pathlib
+import typing
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tfmm import extras
+from tfmm.config import DataConfig
+from tfmm.data import examples, rules, schema
+
+SHOWN = 5  # rows and values that a fault quotes
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One rule that one column breaks."""
+
+    table: str
+    column: str  # "" where the rule is about the table
+    rule: str
+    count: int  # rows that break it
+    rows: tuple[int, ...] = ()  # the first of them, from 0, over the table's files in order of name
+    values: tuple[str, ...] = ()  # what stands there
+
+    def __str__(self) -> str:
+        place = f"{self.table}.{self.column}" if self.column else self.table
+        where = f", first rows {', '.join(map(str, self.rows))}" if self.rows else ""
+        return f"{place} {self.rule} ({self.count:,}{where})"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckReport:
+    """What `check` found: rows per table, and every broken rule."""
+
+    counts: dict[str, int]
+    faults: tuple[Fault, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+
+def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> CheckReport:
+    """Checks every table, column and row of a data folder; see `tfmm.data.schema.check`."""
+    run = _Check(pathlib.Path(data_dir), _pandera())
+    for name, table in schema.TABLES.items():
+        if schema.has_table(data_dir, name):
+            run.check_table(name)
+        elif table.required:
+            run.add(name, "", "must be there", 1)
+    run.check_ids()
+    run.check_catalog()
+    run.check_splits(config or DataConfig())
+    return CheckReport(run.counts, tuple(run.faults))
+
+
+def frame_schema(
+    name: str, column_rules: typing.Sequence[rules.Rule], kinds: dict[str, pa.DataType]
+) -> typing.Any:
+    """Returns a pandera DataFrameSchema that applies rules to a pandas frame of a table.
+
+    Args:
+        name: the table.
+        column_rules: rules of its columns.
+        kinds: the Arrow type of each column of the frame; rules of other columns are left out.
+    """
+    pandera = _pandera()
+    checks = collections.defaultdict(list)
+    for rule in column_rules:
+        if rule.column in kinds:
+            checks[rule.column].append(
+                pandera.Check(_frame_check(rule, kinds[rule.column]), error=rule.text, ignore_na=False)
+            )
+    columns = {column: pandera.Column(checks=found, nullable=True) for column, found in checks.items()}
+    return pandera.DataFrameSchema(columns, name=name)
+
+
+def _frame_check(rule: rules.Rule, kind: pa.DataType) -> typing.Callable[[typing.Any], np.ndarray]:
+    def holds(series: typing.Any) -> typing.Any:
+        return type(series)(~rule.breaks(pa.array(series, kind, from_pandas=True)), index=series.index)
+
+    return holds
+
+
+def _pandera() -> typing.Any:
+    extras.require("pandera", "pipeline")
+    # From 0.24 on the pandas interface has a module of its own; pandas 1.5, which TFX 1.16 needs, has 0.22.
+    has_own = importlib.util.find_spec("pandera.pandas") is not None
+    return extras.require("pandera.pandas" if has_own else "pandera", "pipeline")
+
+
+class _Check:
+    """The state of one check: what was counted, what was found, ids to look references up in."""
+
+    def __init__(self, data_dir: pathlib.Path, pandera: typing.Any):
+        self.data_dir, self._pandera = data_dir, pandera
+        self.counts: dict[str, int] = {}
+        self.faults: list[Fault] = []
+        self._ids: dict[str, np.ndarray] = {}  # sorted fingerprints of items and searches
+
+    def add(
+        self,
+        table: str,
+        column: str,
+        rule: str,
+        count: int,
+        rows: typing.Iterable[int] = (),
+        values: typing.Iterable[typing.Any] = (),
+    ) -> None:
+        self.faults.append(
+            Fault(table, column, rule, count, tuple(map(int, rows)), tuple(map(_quote, values)))
+        )
+
+    def check_table(self, name: str) -> None:
+        files = schema.table_files(self.data_dir, name)
+        try:
+            stored = [pq.ParquetFile(file) for file in files]
+        except (pa.ArrowInvalid, OSError) as error:
+            self.add(name, "", f"must be readable Parquet: {str(error).splitlines()[0]}", 1)
+            return
+        self.counts[name] = sum(file.metadata.num_rows for file in stored)
+        columns = self._readable_columns(name, stored)
+        if not self.counts[name] and schema.TABLES[name].required:
+            self.add(name, "", "must have rows", 1)
+        self._check_unique(name, columns)
+        found: dict[tuple[str, str], list[tuple[int, typing.Any]]] = {}
+        column_rules, first = self._rules(name, columns), 0
+        for file in stored:
+            for group in range(file.metadata.num_row_groups):
+                table = schema.conform(
+                    file.read_row_group(group, columns=self._in(file, columns)), name, columns
+                )
+                for column, text, row, value in self._failures(name, table, column_rules):
+                    found.setdefault((column, text), []).append((first + row, value))
+                first += table.num_rows
+        for rule in column_rules:  # in the rules' order
+            if cases := found.pop((rule.column, rule.text), None):
+                self.add(
+                    name,
+                    rule.column,
+                    rule.text,
+                    len(cases),
+                    [row for row, _ in cases[:SHOWN]],
+                    [value for _, value in cases[:SHOWN]],
+                )
+
+    def _failures(
+        self,
+        name: str,
+        table: pa.Table,
+        column_rules: typing.Sequence[rules.Rule],
+    ) -> typing.Iterator[tuple[str, str, int, typing.Any]]:
+        import pandas as pd
+
+        frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+        kinds = {field.name: field.type for field in table.schema}
+        try:
+            frame_schema(name, column_rules, kinds).validate(frame, lazy=True)
+        except self._pandera.errors.SchemaErrors as error:
+            cases = error.failure_cases
+            unexpected = cases["index"].isna()
+            if unexpected.any():  # a check that crashed is our mistake, not the data's
+                raise RuntimeError(
+                    f"A check of {name!r} failed: {cases[unexpected].to_dict('records')}."
+                ) from error
+            cases = cases.sort_values("index", kind="stable")
+            for column, rule, row in zip(cases["column"], cases["check"], cases["index"].astype(int)):
+                yield column, rule, row, table[column][row].as_py()
+
+    def _rules(self, name: str, columns: typing.Sequence[str]) -> list[rules.Rule]:
+        has_split = False
+        if "split" in columns:
+            splits = schema.read_table(self.data_dir, name, ["split"])["split"]
+            has_split = splits.null_count < len(splits)
+        dim = None
+        if "vector" in columns:
+            lengths = pc.list_value_length(
+                schema.read_table(self.data_dir, name, ["vector"])["vector"]
+            ).drop_null()
+            if len(lengths):
+                dim = int(pc.mode(lengths)[0]["mode"].as_py())
+        searches = self._ids.get("searches")
+        return rules.row_rules(name, self._ids.get("items"), searches, has_split) + rules.content_rules(
+            name, dim
+        )
+
+    def _readable_columns(self, name: str, stored: typing.Sequence[pq.ParquetFile]) -> list[str]:
+        columns = []
+        for column in schema.TABLES[name].columns:
+            missing = [file for file in stored if column.name not in file.schema_arrow.names]
+            if column.required and missing:
+                self.add(name, column.name, f"must be a column ({schema.kind_text(column)})", 1)
+            elif len(missing) < len(stored):
+                try:
+                    schema.read_table(self.data_dir, name, [column.name])
+                    columns.append(column.name)
+                except (ValueError, pa.ArrowInvalid) as error:
+                    self.add(name, column.name, f"must be {schema.kind_text(column)}", 1, values=[error])
+        return columns
+
+    @staticmethod
+    def _in(file: pq.ParquetFile, columns: typing.Sequence[str]) -> list[str]:
+        return [column for column in columns if column in file.schema_arrow.names]
+
+    def _check_unique(self, name: str, columns: typing.Sequence[str]) -> None:
+        key = {"items": "item_id", "searches": "search_id"}.get(name)
+        if key is None or key not in columns:
+            return
+        ids = schema.read_table(self.data_dir, name, [key])[key]
+        prints = schema.fingerprints(ids)
+        order = np.argsort(prints, kind="stable")
+        again = order[1:][(prints[order][1:] == prints[order][:-1]) & (prints[order][1:] != 0)]
+        before = order[:-1][(prints[order][1:] == prints[order][:-1]) & (prints[order][1:] != 0)]
+        same = np.asarray(
+            pc.fill_null(pc.equal(ids.take(pa.array(again)), ids.take(pa.array(before))), True)
+        ).astype(bool)
+        for rows, rule in (
+            (np.sort(again[same]), "must be unique"),
+            (np.sort(again[~same]), "must not share its 64-bit fingerprint with another id"),
+        ):
+            if len(rows):
+                self.add(
+                    name, key, rule, len(rows), rows[:SHOWN], ids.take(pa.array(rows[:SHOWN])).to_pylist()
+                )
+        self._ids[name] = prints[order]
+
+    def check_ids(self) -> None:
+        try:
+            schema.id_types(self.data_dir)
+        except ValueError as error:
+            self.add("impressions", "", f"and all tables must have ids of one type: {error}", 1)
+        except (pa.ArrowInvalid, OSError):
+            pass  # reported with its table
+
+    def check_catalog(self) -> None:
+        if (
+            self.counts.get("items")
+            and not any(fault.table == "items" for fault in self.faults)
+            and not schema.modalities(self.data_dir)
+        ):
+            self.add("items", "", "must have a title, an image or a vector in at least one row", 1)
+
+    def check_splits(self, config: DataConfig) -> None:
+        if not self.counts.get("impressions") or any(
+            fault.table == "impressions" and fault.column in ("timestamp", "label", "split")
+            for fault in self.faults
+        ):
+            return
+        table = schema.read_table(self.data_dir, "impressions", ["timestamp", "label", "split"])
+        times, labels = schema.microseconds(table["timestamp"]), table["label"].to_numpy()
+        if table["split"].null_count < table.num_rows:
+            in_eval = np.asarray(pc.equal(table["split"], "eval")).astype(bool)
+        else:
+            in_eval = times >= examples.eval_start(times, config.eval_fraction)
+        for split, rows in (("train", ~in_eval), ("eval", in_eval)):
+            if not rows.any():
+                self.add("impressions", "timestamp", f"must leave rows in the {split} split", 1)
+            elif len(np.unique(labels[rows])) < 2:
+                self.add(
+                    "impressions", "label", f"must be both 0 and 1 in the {split} split", int(rows.sum())
+                )
+
+
+def _quote(value: typing.Any) -> str:
+    text = f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
