@@ -95,7 +95,7 @@ def train(
     def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
             logit = model(model_inputs(batch, tables), training=True)["logit"]
-            loss = make_model.loss(logit, batch[features.LABEL])
+            loss = make_model.loss(logit, batch[features.LABEL], batch[examples_lib.IS_ROW])
             loop.apply_gradients(tape, loss, model.trainable_variables, optimizer)
         return {"loss": loss}
 
@@ -168,10 +168,9 @@ def predict(
 ) -> np.ndarray:
     """Returns the score float32 [n] of each row."""
     score = tf.function(lambda batch: model(model_inputs(batch, tables), training=False)["score"])
-    order = np.arange(len(columns[features.LABEL]))
-    return np.concatenate(
-        [score(batch).numpy() for batch in examples_lib.dataset(columns, order, make_train.EVAL_BATCH_SIZE)]
-    )
+    num_rows = len(columns[features.LABEL])
+    batches = examples_lib.dataset(columns, np.arange(num_rows), make_train.EVAL_BATCH_SIZE)
+    return np.concatenate([score(batch).numpy() for batch in batches])[:num_rows]
 
 
 def evaluate(

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfmm import features
 
+IS_ROW = "is_row"  # of a batch: False where it is filled up
 Columns = dict[str, np.ndarray]
 Patterns = str | os.PathLike[str] | typing.Sequence[str | os.PathLike[str]]
 _NARROW = (
@@ -137,20 +138,28 @@ def blocked_order(num_rows: int, block_size: int, seed: int, epoch: int) -> np.n
 
 
 def dataset(columns: Columns, order: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    """Returns the rows in `order` as batches of tensors by name; the last batch may be smaller."""
-    ordered = {name: tf.constant(values[order]) for name, values in columns.items()}
-    num_batches = -(-len(order) // batch_size)
-    return (
-        tf.data.Dataset.range(num_batches)
-        .map(
-            lambda i: {
-                name: values[i * batch_size : (i + 1) * batch_size] for name, values in ordered.items()
-            },
-            num_parallel_calls=1,
-            deterministic=True,
-        )
-        .prefetch(2)
-    )
+    """Returns the rows in `order` as batches of one shape, so that a step is compiled once.
+
+    Args:
+        columns: arrays [n, ...] by name.
+        order: int64 [m], rows of `columns`.
+        batch_size: B.
+    Returns:
+        A dataset of dicts: the columns [B, ...] and `is_row` bool [B]. The last batch is filled with zeros, where
+        `is_row` is False.
+    """
+    filler = -len(order) % batch_size
+    ordered = {name: values[order] for name, values in columns.items()} | {IS_ROW: np.ones(len(order), bool)}
+    tensors = {
+        name: tf.constant(np.pad(values, [(0, filler)] + [(0, 0)] * (values.ndim - 1)))
+        for name, values in ordered.items()
+    }
+
+    def cut(i: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {name: values[i * batch_size : (i + 1) * batch_size] for name, values in tensors.items()}
+
+    num_batches = (len(order) + filler) // batch_size
+    return tf.data.Dataset.range(num_batches).map(cut, num_parallel_calls=1, deterministic=True).prefetch(2)
 
 
 def digest(columns: Columns) -> str:

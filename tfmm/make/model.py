@@ -99,13 +99,13 @@ def extract(
     )
 
 
-def loss(logit: typing.Any, label: typing.Any, has_target: typing.Any = None) -> typing.Any:
+def loss(logit: typing.Any, label: typing.Any, mask: typing.Any) -> typing.Any:
     """Returns the click loss (equation 5), averaged over the rows that can be judged.
 
     Args:
         logit: float32 [B].
         label: int [B], 0 or 1.
-        has_target: bool [B], True where the target has an embedding of the logit's modality; all where None.
+        mask: bool [B], True where a row counts: it is no filler, and the target has an embedding.
     Returns:
         float32 []: the mean of -y log(sigmoid(logit)) - (1 - y) log(1 - sigmoid(logit)); 0 where no row
         counts.
@@ -117,7 +117,7 @@ def loss(logit: typing.Any, label: typing.Any, has_target: typing.Any = None) ->
     0.6931
     """
     label = ops.cast(label, "float32")
-    weight = ops.ones_like(label) if has_target is None else ops.cast(has_target, "float32")
+    weight = ops.cast(mask, "float32")
     cross_entropy = ops.maximum(logit, 0.0) - logit * label + ops.log1p(ops.exp(-ops.abs(logit)))
     return ops.sum(cross_entropy * weight) / ops.maximum(ops.sum(weight), 1.0)
 

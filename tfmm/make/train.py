@@ -82,7 +82,10 @@ def train(
         with tf.GradientTape() as tape:
             logits = model(inputs, training=True)
             losses = {
-                m: model_lib.loss(logits[m], batch["label"], inputs[f"{m}_target_mask"]) for m in tables
+                m: model_lib.loss(
+                    logits[m], batch["label"], inputs[f"{m}_target_mask"] & batch[examples_lib.IS_ROW]
+                )
+                for m in tables
             }
             loop.apply_gradients(tape, tf.add_n(list(losses.values())), model.trainable_variables, optimizer)
         return {f"loss_{m}": value for m, value in losses.items()}
@@ -91,6 +94,7 @@ def train(
         order = examples_lib.shuffled_order(len(train_columns["label"]), config.seed, epoch)
         return examples_lib.dataset(train_columns, order, config.batch_size)
 
+    forward = tf.function(lambda batch: model(vector_inputs(batch, tables), training=False))
     history = loop.run(
         step,
         epoch_data,
@@ -98,7 +102,7 @@ def train(
         checkpoint=checkpoint,
         progress=progress,
         stage="make",
-        evaluate=lambda epoch: evaluate(model, tables, eval_columns),
+        evaluate=lambda epoch: evaluate(forward, tables, eval_columns),
     )
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,16 +112,24 @@ def train(
 
 
 def evaluate(
-    model: model_lib.MAKEModel, tables: typing.Mapping[str, ItemVectors], columns: examples_lib.Columns
+    forward: typing.Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
+    tables: typing.Mapping[str, ItemVectors],
+    columns: examples_lib.Columns,
 ) -> dict[str, float]:
-    """Returns `auc_{m}` and `gauc_{m}` per modality, over the rows whose target has an embedding."""
-    forward = tf.function(lambda batch: model(vector_inputs(batch, tables), training=False))
-    order = np.arange(len(columns["label"]))
+    """Returns `auc_{m}` and `gauc_{m}` per modality, over the rows whose target has an embedding.
+
+    Args:
+        forward: from a batch to logits [B] per modality.
+        tables: the item vectors per modality.
+        columns: the rows.
+    """
+    num_rows = len(columns["label"])
+    order = np.arange(num_rows)
     outputs = [forward(batch) for batch in examples_lib.dataset(columns, order, EVAL_BATCH_SIZE)]
     result = {}
     for modality in tables:
         rows = columns[f"{modality}_target_slot"] != NO_EMBEDDING
-        logits = np.concatenate([output[modality].numpy() for output in outputs])[rows]
+        logits = np.concatenate([output[modality].numpy() for output in outputs])[:num_rows][rows]
         metrics = ranking_metrics(columns["label"][rows], logits, columns["user_id"][rows])
         result.update({f"{name}_{modality}": value for name, value in metrics.items()})
     return result

@@ -1,0 +1,61 @@
+"""Tests of the MAKE model and its loss."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmm import config as config_lib
+from tfmm.index import encode
+from tfmm.make import model as model_lib
+
+CONFIG = config_lib.MAKEConfig(attention_units=(6,), units=(8, 6, 4))
+
+
+def draw_inputs(dim=5, batch=4, length=3, modality="image"):
+    generator = np.random.default_rng(0)
+    inputs = {}
+    for side, shape in (("target", (batch,)), ("behavior", (batch, length))):
+        rows, scales = encode.quantize(generator.normal(size=(int(np.prod(shape)), dim)))
+        inputs[f"{modality}_{side}_rows"] = rows.reshape(*shape, dim)
+        inputs[f"{modality}_{side}_scales"] = scales.reshape(shape)
+        inputs[f"{modality}_{side}_mask"] = generator.random(shape) > 0.3
+    return inputs
+
+
+def test_loss_is_equation_5_averaged_over_rows_that_count():
+    logit, label, mask = [0.3, -1.2, 2.0, 50.0], [1, 0, 0, 1], [True, True, True, False]
+    p = 1 / (1 + np.exp(-np.array(logit[:3])))
+    expected = np.mean([-np.log(p[0]), -np.log(1 - p[1]), -np.log(1 - p[2])])
+    np.testing.assert_allclose(model_lib.loss(tf.constant(logit), label, mask), expected, rtol=1e-6)
+
+
+def test_loss_of_no_rows_is_zero_and_of_extreme_logits_finite():
+    assert float(model_lib.loss(tf.constant([3.0]), [1], [False])) == 0.0
+    assert float(model_lib.loss(tf.constant([-200.0]), [1], [True])) == 200.0
+
+
+def test_each_modality_has_its_own_logit():
+    model = model_lib.MAKEModel(CONFIG, {"image": 5, "text": 3})
+    model.build()
+    inputs = {**draw_inputs(5), **draw_inputs(3, modality="text")}
+    logits = model(inputs)
+    assert {name: tuple(value.shape) for name, value in logits.items()} == {"image": (4,), "text": (4,)}
+    changed = model({**inputs, "text_target_rows": -inputs["text_target_rows"]})
+    np.testing.assert_array_equal(changed["image"], logits["image"])
+    assert not np.allclose(changed["text"], logits["text"])
+
+
+def test_saved_model_loads_equal(tmp_path):
+    model = model_lib.MAKEModel(CONFIG, {"image": 5})
+    model.build()
+    model_lib.save_model(model, tmp_path)
+    loaded = model_lib.load_model(tmp_path)
+    np.testing.assert_array_equal(model(draw_inputs())["image"], loaded(draw_inputs())["image"])
+    assert loaded.settings == CONFIG
+
+
+def test_bad_input_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`dims` must name at least one modality"):
+        model_lib.MAKEModel(CONFIG, {})
+    with pytest.raises(FileNotFoundError, match=r"manifest.json is missing"):
+        model_lib.load_model(tmp_path)
