@@ -20,7 +20,7 @@ EXTRAS = {
     "pipeline": [
         f"tfx==1.16.0; {OLD}", f"tfx>=1.21,<1.22; {NEW}",
         f"apache-beam==2.74.0; {OLD}", f"apache-beam>=2.74,<2.78; {NEW}",
-        "dill>=0.4", "jinja2>=3.1", "matplotlib>=3.8", "pandera[io]>=0.24", "pillow>=10", "pip",
+        "dill>=0.4", "jinja2>=3.1", "matplotlib>=3.8", "pandera[io]>=0.22", "pillow>=10", "pip",
         "psutil>=5.9", "setuptools<81",
     ],
     "serving": [
@@ -48,7 +48,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=[*PACKAGES, *(f"{name}.*" for name in PACKAGES)]),
-    package_data={"": ["*.html", "*.json", "*.yaml", "*.config", "*.txt", "Dockerfile", "py.typed"]},
+    package_data={"": ["*.html", "*.j2", "*.json", "*.yaml", "*.config", "*.txt", "Dockerfile", "py.typed"]},
     install_requires=["click>=8.1", "keras>=3", "numpy>=1.26", "pyarrow>=10", "rich>=13",
                       "tensorflow>=2.16,<2.22"],
     extras_require=EXTRAS,

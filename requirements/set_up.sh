@@ -48,13 +48,13 @@ if ! runs "$venv/bin/python" "$version"; then
   for candidate in $(pythons "$version"); do
     if runs "$candidate" "$version"; then interpreter=$candidate; break; fi
   done
-  if [ -z "$interpreter" ]; then
-    echo "No Python $version here; uv downloads one"
-    "$uv" python install "$version"
-    interpreter=$("$uv" python find --managed-python "$version")
-  fi
   rm -rf "$venv"
-  "$uv" venv --python "$interpreter" "$venv"
+  if [ -n "$interpreter" ]; then
+    "$uv" venv --python "$interpreter" "$venv"
+  else
+    echo "No Python $version here; uv downloads one"
+    "$uv" venv --managed-python --python "$version" "$venv"
+  fi
 fi
 
 python=$PWD/$venv/bin/python
