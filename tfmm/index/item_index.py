@@ -52,6 +52,11 @@ class IndexRows(typing.NamedTuple):
         return len(self.ids)
 
 
+def concatenate(parts: typing.Sequence[IndexRows]) -> IndexRows:
+    """Returns the rows of all `parts`, of which there must be one at least."""
+    return IndexRows(*map(np.concatenate, zip(*parts)))
+
+
 class ItemIndex:
     """The index in a SQLite file, shared by writers and readers in several processes.
 
@@ -179,6 +184,10 @@ class ItemIndex:
         """Returns the active encoder of each modality."""
         return {entry.modality: entry for entry in sorted(self.encoders()) if entry.active}
 
+    def has_encoder(self, modality: str, encoder_version: str) -> bool:
+        """Returns whether the index knows this encoder."""
+        return self._find_encoder(modality, encoder_version) is not None
+
     def _find_encoder(self, modality: str, encoder_version: str) -> tuple[int, int] | None:
         with self._lock:
             return self._connection.execute(
@@ -269,7 +278,7 @@ class ItemIndex:
             parts = []
             while block := found.fetchmany(65_536):
                 parts.append(_to_rows(block, dim))
-        return IndexRows(*map(np.concatenate, zip(*parts))) if parts else _to_rows([], dim)
+        return concatenate(parts) if parts else _to_rows([], dim)
 
     def last_sequence(self, modality: str, encoder_version: str) -> int:
         """Returns the sequence number of the newest change, 0 where there is none."""
