@@ -5,6 +5,7 @@ Predictions come from exported SavedModels (`serve_examples`), so that what is j
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from tfmm.training.progress import Progress, silent
 
 KIND = "evaluation"
 NUM_GROUPS = 8  # of items, by how often training showed them (section 6.3.3)
+REPLICATES = 200  # draws of users for an interval
 COLUMNS = ("user_id", "item_id", "timestamp", "label")
 Folder = str | os.PathLike[str]
 
@@ -57,7 +59,7 @@ def evaluate(
     for i, (name, folder) in enumerate(models.items()):
         scores[name] = score_examples(folder, eval_files)["score"]
         progress("evaluate", (i + 1) * len(shown), len(models) * len(shown))
-    counts = item_counts(shown, rows["item_id"])
+    counts = metrics.item_frequencies(shown, rows["item_id"])
     report = compare(scores, rows["label"], rows["user_id"], rows["item_id"], counts, baseline)
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,19 +105,6 @@ def score_examples(
     }
 
 
-def item_counts(shown: np.ndarray, item_ids: np.ndarray) -> np.ndarray:
-    """Returns how often training showed the item of each row.
-
-    >>> item_counts(np.array([5, 7, 5]), np.array([5, 6, 7])).tolist()
-    [2, 0, 1]
-    """
-    ids, counts = np.unique(shown, return_counts=True)
-    if not len(ids):
-        return np.zeros(item_ids.shape, np.int64)
-    place = np.minimum(np.searchsorted(ids, item_ids), len(ids) - 1)
-    return np.where(ids[place] == item_ids, counts[place], 0)
-
-
 def compare(
     scores: typing.Mapping[str, np.ndarray],
     labels: np.ndarray,
@@ -134,10 +123,10 @@ def compare(
         train_counts: int [n], how often training showed the row's item; 0 makes it a new item.
         baseline: the model that others are compared with.
     Returns:
-        JSON values: `rows` (counts), `models` (per model `auc`, `gauc`, `gauc_users`, `logloss`,
-        `normalized_entropy`, `calibration`, the first four also as `*_new_items`, and `undefined`: the reason
-        of each metric that is None), `gains` (per other model, its metric minus the baseline's) and `groups`
-        (8 groups of equally many items, the least shown first, see `frequency_groups`).
+        JSON values: `rows` (counts); `models` (per model `auc`, `gauc`, `gauc_users`, `logloss`,
+        `normalized_entropy` and `calibration`, the first four also as `*_new_items`, and `undefined`: why a
+        metric is None); `gains` (per other model, its metrics minus the baseline's, and `gauc_interval`);
+        `groups` (see `frequency_groups`).
     Raises:
         ValueError: `baseline` is not among the models, or lengths differ.
     """
@@ -151,9 +140,7 @@ def compare(
     is_new_item = train_counts == 0
     models = {name: _metrics(values, labels, user_ids, is_new_item) for name, values in scores.items()}
     gains = {
-        name: {key: _minus(values[key], models[baseline][key]) for key in _GAINS}
-        for name, values in models.items()
-        if name != baseline
+        name: _gain(name, baseline, models, scores, labels, user_ids) for name in models if name != baseline
     }
     rows = {
         "eval": len(labels),
@@ -211,56 +198,59 @@ def frequency_groups(
     train_counts: np.ndarray,
     baseline: str,
     num_groups: int = NUM_GROUPS,
-) -> list[dict[str, typing.Any]]:
-    """Compares models inside groups of items by how often training showed them (section 6.3.3, figure 6b).
+) -> dict[str, list[dict[str, typing.Any]]]:
+    """Compares each model with the baseline inside groups of items (section 6.3.3, figure 6b).
 
-    Items that evaluation shows are sorted by that count (ties by id) and cut into groups of equally many.
+    The items that evaluation shows are divided into groups of equally many by how often training showed them.
 
     Returns:
-        Per group: `group` (1 is the least shown), `items`, `rows`, `clicks`, `min_count`, `max_count`, and
-        per model `auc` and `logloss`; for the others also `relative_auc` = (auc - baseline's) / baseline's
-        and `relative_logloss` = (baseline's - logloss) / baseline's, so that positive is better; None where a
-        group has one class only.
+        Per model: one dict per group, the least shown first, with the fields of `metrics.GroupComparison`
+        (None for what has no value), `items`, `min_count` and `max_count`. Fewer groups where there are fewer
+        items.
     """
-    items, first, place = np.unique(item_ids, return_index=True, return_inverse=True)
-    order = np.argsort(train_counts[first], kind="stable")
-    group_of_item = np.empty(len(items), np.int64)
-    group_of_item[order] = np.arange(len(items)) * num_groups // max(len(items), 1)
-    group_of_row = group_of_item[place]
-    groups = []
-    for group in range(num_groups):
-        chosen = group_of_row == group
-        label, counts = labels[chosen], train_counts[chosen]
-        line: dict[str, typing.Any] = {
-            "group": group + 1,
-            "items": int((group_of_item == group).sum()),
-            "rows": len(label),
-            "clicks": int(label.sum()),
-            "min_count": int(counts.min()) if len(counts) else None,
-            "max_count": int(counts.max()) if len(counts) else None,
-            "models": {},
-        }
-        for name in (baseline, *sorted(set(scores) - {baseline})):
-            line["models"][name] = _group_metrics(scores[name][chosen], label, line["models"].get(baseline))
-        groups.append(line)
-    return groups
-
-
-def _group_metrics(
-    scores: np.ndarray, labels: np.ndarray, base: typing.Mapping[str, float | None] | None
-) -> dict[str, float | None]:
-    has_classes = 0 < labels.sum() < len(labels)
-    result: dict[str, float | None] = {
-        "auc": metrics.auc(labels, scores) if has_classes else None,
-        "logloss": metrics.log_loss(labels, scores) if len(labels) else None,
-    }
-    if base is not None:
-        for key, sign in (("auc", 1.0), ("logloss", -1.0)):
-            value, reference = result[key], base[key]
-            result[f"relative_{key}"] = None
-            if value is not None and reference:
-                result[f"relative_{key}"] = sign * (value / reference - 1.0)
+    _, first, place = np.unique(item_ids, return_index=True, return_inverse=True)
+    counts = train_counts[first]
+    num_groups = min(num_groups, len(counts))
+    group_of_item = metrics.item_frequency_groups(counts, num_groups)
+    result = {}
+    for name in sorted(set(scores) - {baseline}):
+        compared = metrics.compare_groups(
+            labels, scores[name], scores[baseline], group_of_item[place], num_groups
+        )
+        result[name] = [
+            {
+                **{key: _or_none(value) for key, value in dataclasses.asdict(one).items()},
+                "items": int((group_of_item == one.group).sum()),
+                "min_count": int(counts[group_of_item == one.group].min()),
+                "max_count": int(counts[group_of_item == one.group].max()),
+            }
+            for one in compared
+        ]
     return result
+
+
+def _gain(
+    name: str,
+    baseline: str,
+    models: typing.Mapping[str, typing.Mapping[str, typing.Any]],
+    scores: typing.Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    user_ids: np.ndarray,
+) -> dict[str, typing.Any]:
+    """Returns a model's metrics minus the baseline's, and the interval of the gain in GAUC over users."""
+    gain: dict[str, typing.Any] = {key: _minus(models[name][key], models[baseline][key]) for key in _GAINS}
+    if gain["gauc"] is not None:
+        interval = metrics.user_bootstrap(
+            "gauc", labels, scores[name], user_ids, baseline_scores=scores[baseline], replicates=REPLICATES
+        )
+        gain["gauc_interval"] = {
+            key: _or_none(getattr(interval, key)) for key in ("low", "high", "standard_error", "level")
+        }
+    return gain
+
+
+def _or_none(value: typing.Any) -> typing.Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _minus(left: float | None, right: float | None) -> float | None:

@@ -145,8 +145,8 @@ def dataset(columns: Columns, order: np.ndarray, batch_size: int) -> tf.data.Dat
         order: int64 [m], rows of `columns`.
         batch_size: B.
     Returns:
-        A dataset of dicts: the columns [B, ...] and `is_row` bool [B]. The last batch is filled with zeros, where
-        `is_row` is False.
+        A dataset of dicts: the columns [B, ...] and `is_row` bool [B]. The last batch is filled with zeros,
+        where `is_row` is False.
     """
     filler = -len(order) % batch_size
     ordered = {name: values[order] for name, values in columns.items()} | {IS_ROW: np.ones(len(order), bool)}
