@@ -7,17 +7,22 @@ import logging
 import pathlib
 import typing
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam import pvalue
-from apache_beam.metrics import Metrics
-from apache_beam.options.pipeline_options import PipelineOptions
 
+from tfmm import extras
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.data import examples, rules, schema
+
+try:
+    import apache_beam as beam
+    from apache_beam import pvalue
+    from apache_beam.metrics import Metrics
+    from apache_beam.options.pipeline_options import PipelineOptions
+except ModuleNotFoundError as error:
+    raise extras.MissingExtraError(extras.explain(error) or error, name=error.name) from error
 
 ROWS_PER_SHARD = (
     50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
