@@ -1,11 +1,37 @@
-"""Imports of optional dependencies: a missing one is answered with the pip line that installs it."""
+"""Optional dependencies: a missing one is answered with the pip line that installs it."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import types
 
 EXTRAS = ("all", "dev", "gpu", "pipeline", "serving", "stream", "tfrs", "vision")
+
+# The extra that brings a top-level module; where two do, the one whose users meet the module first.
+EXTRA_OF_MODULE = {
+    "PIL": "vision",
+    "apache_beam": "stream",
+    "confluent_kafka": "stream",
+    "grpc": "serving",
+    "httpx": "serving",
+    "jinja2": "pipeline",
+    "keras_cv": "vision",
+    "matplotlib": "pipeline",
+    "ml_metadata": "pipeline",
+    "orjson": "serving",
+    "pandera": "pipeline",
+    "psutil": "pipeline",
+    "redis": "stream",
+    "starlette": "serving",
+    "tensorflow_io": "stream",
+    "tensorflow_recommenders": "tfrs",
+    "tensorflow_serving": "serving",
+    "tensorflow_transform": "pipeline",
+    "tf_keras": "tfrs",
+    "tfx": "pipeline",
+    "uvicorn": "serving",
+}
 
 
 class MissingExtraError(ImportError):
@@ -30,12 +56,45 @@ def require(module: str, extra: str) -> types.ModuleType:
     ...
     tfmm.extras.MissingExtraError: `keras_cv_is_not_here` is not installed. Run: pip install "tfmm[vision]"
     """
-    if extra not in EXTRAS:
-        raise ValueError(f"`extra` must be one of {', '.join(EXTRAS)}. Received: {extra!r}.")
+    _check_extra(extra)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
             raise
-        raise MissingExtraError(f'`{module}` is not installed. Run: pip install "tfmm[{extra}]"',
-                                name=error.name) from error
+        raise _missing(module, extra) from error
+
+
+def verify(extra: str, *modules: str) -> None:
+    """Checks that top-level modules are installed, without importing them.
+
+    Raises:
+        MissingExtraError: one is not; the message names the extra.
+    """
+    _check_extra(extra)
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise _missing(module, extra)
+
+
+def explain(error: ImportError) -> str | None:
+    """Returns the answer to a failed import of an optional dependency, or None where no extra brings it.
+
+    >>> explain(ModuleNotFoundError("No module named 'apache_beam'", name="apache_beam"))
+    '`apache_beam` is not installed. Run: pip install "tfmm[stream]"'
+    """
+    if isinstance(error, MissingExtraError):
+        return str(error)
+    module = (error.name or "").split(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or module not in EXTRA_OF_MODULE:
+        return None
+    return str(_missing(module, EXTRA_OF_MODULE[module]))
+
+
+def _check_extra(extra: str) -> None:
+    if extra not in EXTRAS:
+        raise ValueError(f"`extra` must be one of {', '.join(EXTRAS)}. Received: {extra!r}.")
+
+
+def _missing(module: str, extra: str) -> MissingExtraError:
+    return MissingExtraError(f'`{module}` is not installed. Run: pip install "tfmm[{extra}]"', name=module)

@@ -1,0 +1,5 @@
+"""An embedded server that speaks TF Serving's gRPC and REST."""
+
+from tfmm import extras
+
+extras.verify("serving", "grpc", "tensorflow_serving", "starlette", "uvicorn")
