@@ -11,6 +11,7 @@ from tfmm.layers.compilation import is_traced_for_xla
 
 MAX_INT8_DIM = 1040  # 127 * 127 * 1040 < 2 ** 24: dots of int8 rows are whole numbers, exact in float32
 _NORM_TOLERANCE = 0.02  # float16 vectors pass; vectors that were never normalised do not
+_LARGEST = 3e38  # above any similarity
 _LANES = 16  # float32 values in one 512-bit register
 
 
@@ -22,9 +23,10 @@ def cosine_similarity(
 ) -> typing.Any:
     """Computes s_i = v_i . v_c (equation 2), the cosine of vectors of norm 1.
 
-    The dot product is times `target_scales`, then times `behaviors_scales`, in this order and in float32:
-    with int8 rows the dot is a whole number, exact whatever the order of summation, so that every form, batch
-    size and machine gives the same similarity.
+    In float32 and in this order: (dot * target_scale) * behavior_scale. With int8 rows the dot is a whole
+    number, exact whatever the order of summation, so that every form, batch size and machine gives the same
+    similarity, bit for bit. (TensorFlow's graph optimiser joins products, and then rounds otherwise; this
+    form stops it.)
 
     Args:
         target: float or int8 [B, D]; or [C, D] with one history.
@@ -58,6 +60,8 @@ def cosine_similarity(
     similarity = _dot(target, behaviors)
     if target_scales is not None:
         similarity = similarity * ops.expand_dims(ops.cast(target_scales, "float32"), -1)
+    if target_scales is not None and behaviors_scales is not None:
+        similarity = ops.minimum(similarity, _LARGEST)  # so that the graph optimiser joins no products
     if behaviors_scales is not None:
         similarity = similarity * ops.cast(behaviors_scales, "float32")
     return similarity

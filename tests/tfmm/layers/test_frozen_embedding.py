@@ -1,0 +1,130 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfmm.layers import DINAttention, FrozenEmbedding, SimTierLayer, unit_vectors
+from tfmm.testing import check_layer
+
+IDS = np.array([-5, 2**62, 7, 30, -(2**63)])
+
+
+@pytest.fixture
+def table(make_int8):
+    rows, scales = make_int8(5, 8)
+    return FrozenEmbedding.from_table(IDS, rows, scales), rows, scales
+
+
+def test_known_ids_give_their_rows_and_others_are_masked(table):
+    layer, rows, scales = table
+    ids = np.array([[7, 0, -5], [2**62, 31, -(2**63)]])
+    received, received_scales, mask = layer.lookup(ids)
+    place = np.array([[2, 0, 0], [1, 0, 4]])
+    known = np.array([[True, False, True], [True, False, True]])
+    np.testing.assert_array_equal(mask, known)
+    np.testing.assert_array_equal(received, rows[place] * known[..., None])
+    np.testing.assert_array_equal(received_scales, scales[place] * known)
+
+
+def test_mask_travels_to_the_layers_that_read_the_vectors(table, make_unit):
+    layer = table[0]
+    ids, target = tf.constant([[7, 0, 31], [30, -5, 0]], tf.int64), tf.constant(make_unit(2, 8))
+    target_input, ids_input = keras.Input((8,)), keras.Input((3,), dtype="int64")
+    behaviors = layer(ids_input)
+    attention = DINAttention((4,))
+    outputs = [SimTierLayer(6)(target_input, behaviors), attention(target_input, behaviors)]
+    model = keras.Model([target_input, ids_input], outputs)
+    for function in (model, tf.function(model, jit_compile=True)):
+        counts, pooled = function([target, ids])
+        np.testing.assert_array_equal(counts.numpy().sum(1), [1, 2])
+        vectors, mask = unit_vectors(*layer.lookup(ids)[:2]), layer.lookup(ids)[2]
+        np.testing.assert_allclose(pooled, attention(target, vectors, behaviors_mask=mask), atol=1e-6)
+
+
+def test_rows_bring_exact_counts(table):
+    _, rows, scales = table
+    exact = FrozenEmbedding.from_table(IDS, rows, scales, output_form="rows")
+    ids = np.array([[7, 30, 0], [30, 30, 9]])
+    target, behaviors = exact(np.array([7, 30])), exact(ids)
+    counts = SimTierLayer(20)(
+        target["rows"],
+        behaviors["rows"],
+        behaviors_mask=behaviors["mask"],
+        target_scales=target["scales"],
+        behaviors_scales=behaviors["scales"],
+    ).numpy()
+    np.testing.assert_array_equal(counts.sum(1), [2, 2])
+    np.testing.assert_array_equal(counts[:, -1], [1, 2])
+
+
+def test_withdrawn_items_are_masked(make_int8):
+    rows, scales = make_int8(2, 4)
+    layer = FrozenEmbedding.from_table([1, 2], rows, [0.0, scales[1]])
+    np.testing.assert_array_equal(layer.lookup(np.array([1, 2]))[2], [False, True])
+
+
+def test_table_is_never_trained_and_survives_saving(tmp_path, table):
+    layer = table[0]
+    layer.trainable = True
+    assert not layer.trainable_weights
+    model = keras.Sequential([keras.Input((2,), dtype="int64"), layer])
+    model.save(tmp_path / "table.keras")
+    again = keras.models.load_model(tmp_path / "table.keras")
+    ids = tf.constant([[7, 2**62]], tf.int64)
+    np.testing.assert_array_equal(again(ids), model(ids))
+
+
+def test_unbuilt_table_says_where_tables_come_from():
+    with pytest.raises(ValueError, match=r"use `FrozenEmbedding.from_table`"):
+        FrozenEmbedding(3, 2).lookup(np.array([1]))
+
+
+@pytest.mark.parametrize(
+    "ids, rows, scales, rule",
+    [
+        ([1, 1], [[3, 4], [3, 4]], [0.2, 0.2], "`ids` must be unique"),
+        ([1, 0], [[3, 4], [3, 4]], [0.2, 0.2], "`ids` must not hold 0"),
+        ([1, 2], [[3, 4], [3, 4]], [0.2, 0.3], "`scales` must be 1 / norm"),
+        ([1, 2], [[3, 4], [3, 4]], [0.2, np.nan], "`scales` must be 1 / norm"),
+        ([1, 2], [[3, 400], [3, 4]], [0.2, 0.2], "whole numbers in -127..127"),
+        ([1, 2], [[0.6, 0.8], [0.6, 0.8]], [1.0, 1.0], "whole numbers in -127..127"),
+        ([1, 2, 3], [[3, 4], [3, 4]], [0.2, 0.2], "`ids` must be integers"),
+        ([1, 2], [[3, 4], [3, 4]], [0.2], "`scales` must have the shape"),
+        ([1, 2], [3, 4], [0.2], "`rows` must have 2 axes"),
+    ],
+)
+def test_wrong_tables_are_refused(ids, rows, scales, rule):
+    with pytest.raises(ValueError, match=rule):
+        FrozenEmbedding.from_table(ids, rows, scales)
+
+
+@pytest.mark.parametrize(
+    "arguments, rule",
+    [
+        ({"num_items": 0, "dim": 4}, "`num_items` must be at least 1"),
+        ({"num_items": 1, "dim": 2000}, "`dim` must lie in"),
+        ({"num_items": 1, "dim": 4, "output_form": "float"}, "`output_form` must be one of"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, rule):
+    with pytest.raises(ValueError, match=rule):
+        FrozenEmbedding(**arguments)
+
+
+@pytest.mark.parametrize("output_form", ["vector", "rows"])
+def test_conformance(make_int8, output_form):
+    rows, scales = make_int8(5, 8)
+
+    def make(**settings):
+        layer = FrozenEmbedding(**settings)
+        layer.build()
+        layer.set_table(IDS, rows, scales)
+        return layer
+
+    check_layer(
+        FrozenEmbedding,
+        {"num_items": 5, "dim": 8, "output_form": output_form},
+        {"ids": np.array([[7, 30], [-5, 9]])},
+        make_layer=make,
+        same_under_policies=True,
+    )
