@@ -24,8 +24,18 @@ ORDER = (
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 MEETING_PLACES = {"quickstart", "cli"}  # they name tfx_pipeline and serving, and only inside a function
-HEAVY = {"tfx", "tfx_bsl", "apache_beam", "grpc", "tensorflow_serving", "tensorflow_transform",
-         "tensorflow_data_validation", "tensorflow_model_analysis", "ml_metadata", "kfp"}
+HEAVY = {
+    "tfx",
+    "tfx_bsl",
+    "apache_beam",
+    "grpc",
+    "tensorflow_serving",
+    "tensorflow_transform",
+    "tensorflow_data_validation",
+    "tensorflow_model_analysis",
+    "ml_metadata",
+    "kfp",
+}
 
 
 def sources(package):
@@ -72,37 +82,58 @@ def test_library_imports_point_one_way():
 
 
 def test_parts_of_one_rank_do_not_import_each_other_in_a_circle():
-    edges = {(unit(path), name.split(".")[1]) for path in sources("tfmm") for name, _, _ in imports(path)
-             if name.startswith("tfmm.")}
+    edges = {
+        (unit(path), name.split(".")[1])
+        for path in sources("tfmm")
+        for name, _, _ in imports(path)
+        if name.startswith("tfmm.")
+    }
     assert not [(a, b) for a, b in edges if a < b and (b, a) in edges]
 
 
 @pytest.mark.parametrize("package, other", [("tfx_pipeline", "serving"), ("serving", "tfx_pipeline")])
 def test_pipeline_and_serving_do_not_know_each_other(package, other):
-    faults = [f"{path.relative_to(ROOT)}:{line}" for path in sources(package)
-              for name, line, _ in imports(path) if name.split(".")[0] == other]
+    faults = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in sources(package)
+        for name, line, _ in imports(path)
+        if name.split(".")[0] == other
+    ]
     assert not faults, "\n".join(faults)
 
 
 def test_library_names_pipeline_and_serving_only_where_all_meet():
-    faults = [f"{path.relative_to(ROOT)}:{line} imports {name}" for path in sources("tfmm")
-              for name, line, is_lazy in imports(path) if name.split(".")[0] in {"tfx_pipeline", "serving"}
-              and not (unit(path) in MEETING_PLACES and is_lazy)]
+    faults = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources("tfmm")
+        for name, line, is_lazy in imports(path)
+        if name.split(".")[0] in {"tfx_pipeline", "serving"}
+        and not (unit(path) in MEETING_PLACES and is_lazy)
+    ]
     assert not faults, "\n".join(faults)
 
 
 def test_beam_tfx_and_grpc_stay_out_of_the_library():
-    faults = [f"{path.relative_to(ROOT)}:{line} imports {name}" for path in sources("tfmm")
-              for name, line, is_lazy in imports(path) if name.split(".")[0] in HEAVY
-              and path.name != "beam.py" and not (unit(path) in MEETING_PLACES and is_lazy)]
+    faults = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources("tfmm")
+        for name, line, is_lazy in imports(path)
+        if name.split(".")[0] in HEAVY
+        and path.name != "beam.py"
+        and not (unit(path) in MEETING_PLACES and is_lazy)
+    ]
     assert not faults, "\n".join(faults)
 
 
 def test_layers_losses_and_metrics_do_not_import_tensorflow_at_once():
     """Under the JAX and Torch backends they load without TensorFlow's being there."""
-    faults = [f"{path.relative_to(ROOT)}:{line} imports {name}" for part in ("layers", "losses", "metrics")
-              for path in sources(f"tfmm/{part}") for name, line, is_lazy in imports(path)
-              if name.split(".")[0] in {"tensorflow", "jax", "torch"} and not is_lazy]
+    faults = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for part in ("layers", "losses", "metrics")
+        for path in sources(f"tfmm/{part}")
+        for name, line, is_lazy in imports(path)
+        if name.split(".")[0] in {"tensorflow", "jax", "torch"} and not is_lazy
+    ]
     assert not faults, "\n".join(faults)
 
 

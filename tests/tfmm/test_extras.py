@@ -13,8 +13,11 @@ def test_module_is_returned():
 
 
 def test_missing_module_names_the_pip_line():
-    with pytest.raises(extras.MissingExtraError, match=r'`no_such_thing\.core` is not installed\. '
-                                                       r'Run: pip install "tfmm\[stream\]"'):
+    with pytest.raises(
+        extras.MissingExtraError,
+        match=r"`no_such_thing\.core` is not installed\. "
+        r'Run: pip install "tfmm\[stream\]"',
+    ):
         extras.require("no_such_thing.core", "stream")
 
 
@@ -56,13 +59,16 @@ def test_unknown_module_is_not_explained():
     assert extras.explain(ImportError("cannot import name 'x' from 'grpc'", name="grpc")) is None
 
 
-@pytest.mark.parametrize("package, module, extra", [
-    ("tfx_pipeline", "tfx", "pipeline"),
-    ("serving.model_server", "grpc", "serving"),
-    ("serving.streaming", "apache_beam", "stream"),
-    ("tfmm.index.beam", "apache_beam", "stream"),
-    ("tfmm.data.beam", "apache_beam", "stream"),
-])
+@pytest.mark.parametrize(
+    "package, module, extra",
+    [
+        ("tfx_pipeline", "tfx", "pipeline"),
+        ("serving.model_server", "grpc", "serving"),
+        ("serving.streaming", "apache_beam", "stream"),
+        ("tfmm.index.beam", "apache_beam", "stream"),
+        ("tfmm.data.beam", "apache_beam", "stream"),
+    ],
+)
 def test_package_without_its_extra_names_the_pip_line(package, module, extra, root):
     code = f"import sys; sys.modules[{module!r}] = None; import {package}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=120)
