@@ -24,8 +24,13 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_manifest(folder: str | pathlib.Path, kind: str, config: object = None,
-                   parents: typing.Sequence[str | pathlib.Path] = (), **facts: typing.Any) -> dict[str, typing.Any]:
+def write_manifest(
+    folder: str | pathlib.Path,
+    kind: str,
+    config: object = None,
+    parents: typing.Sequence[str | pathlib.Path] = (),
+    **facts: typing.Any,
+) -> dict[str, typing.Any]:
     """Writes `manifest.json` last, so that its presence says the artifact is complete.
 
     Args:
@@ -46,7 +51,9 @@ def write_manifest(folder: str | pathlib.Path, kind: str, config: object = None,
         "created_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "config": settings,
         "config_hash": fingerprint(settings),
-        "parents": [read_manifest(parent)["id"] for parent in parents if (pathlib.Path(parent) / MANIFEST).exists()],
+        "parents": [
+            read_manifest(parent)["id"] for parent in parents if (pathlib.Path(parent) / MANIFEST).exists()
+        ],
         **facts,
     }
     manifest["id"] = fingerprint({key: value for key, value in manifest.items() if key != "created_at"})
@@ -65,11 +72,15 @@ def read_manifest(folder: str | pathlib.Path, kind: str | None = None) -> dict[s
     """
     path = pathlib.Path(folder) / MANIFEST
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: the stage that writes this folder did not finish. Run it again.")
+        raise FileNotFoundError(
+            f"{path} is missing: the stage that writes this folder did not finish. Run it again."
+        )
     manifest = json.loads(path.read_text())
     if manifest["format_version"] > FORMAT_VERSION:
-        raise ValueError(f"{path} has format {manifest['format_version']}, this version of tfmm reads up to "
-                         f"{FORMAT_VERSION}. Upgrade tfmm.")
+        raise ValueError(
+            f"{path} has format {manifest['format_version']}, this version of tfmm reads up to "
+            f"{FORMAT_VERSION}. Upgrade tfmm."
+        )
     if kind is not None and manifest["kind"] != kind:
         raise ValueError(f"{folder} must hold an artifact of kind {kind!r}. Received: {manifest['kind']!r}.")
     return manifest

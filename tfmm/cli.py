@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,7 @@ import typing
 
 import click
 
-from tfmm import __version__
+from tfmm import __version__, extras
 
 Folder = click.Path(file_okay=False, path_type=pathlib.Path)
 ExistingFolder = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
@@ -46,15 +47,26 @@ class Group(click.Group):
         except (ValueError, FileNotFoundError, ChildProcessError, ImportError) as error:
             if os.environ.get("TFMM_TRACEBACK"):
                 raise
-            raise click.ClickException(f"{error}\n(TFMM_TRACEBACK=1 shows where.)") from error
+            answer = extras.explain(error) if isinstance(error, ImportError) else None
+            raise click.ClickException(answer or f"{error}\n(TFMM_TRACEBACK=1 shows where.)") from error
 
 
 def _run_options(function: typing.Callable) -> typing.Callable:
     for option in (
-        click.option("--set", "assignments", multiple=True, metavar="STAGE.FIELD=VALUE",
-                     help="Override one setting, checked against its stage; may be repeated."),
-        click.option("--preset", type=click.Choice(_PRESETS), default="quickstart", show_default=True,
-                     help="The named run whose settings apply."),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="STAGE.FIELD=VALUE",
+            help="Override one setting, checked against its stage; may be repeated.",
+        ),
+        click.option(
+            "--preset",
+            type=click.Choice(_PRESETS),
+            default="quickstart",
+            show_default=True,
+            help="The named run whose settings apply.",
+        ),
     ):
         function = option(function)
     return function
@@ -92,13 +104,19 @@ def main() -> None:
 
 
 @main.command(example="tfmm quickstart --workdir quickstart\ntfmm quickstart --data my_tables --workdir my_run")
-@click.option("--workdir", type=Folder, default=pathlib.Path("quickstart"), show_default=True,
-              help="Everything that the run writes; run again in it to go on where it stopped.")
+@click.option(
+    "--workdir",
+    type=Folder,
+    default=pathlib.Path("quickstart"),
+    show_default=True,
+    help="Everything that the run writes; run again in it to go on where it stopped.",
+)
 @click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables of your own (`tfmm data schema`).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the marketplace and of every training.")
 @_run_options
-def quickstart(workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int, preset: str,
-               assignments: tuple[str, ...]) -> None:
+def quickstart(
+    workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int, preset: str, assignments: tuple[str, ...]
+) -> None:
     """Run the whole road: data, encoders, index, models, gate, server, a new item in the stream, a report."""
     from tfmm import config
     from tfmm.quickstart import run
@@ -136,8 +154,14 @@ def data_check(data_dir: pathlib.Path) -> None:
         return
     faults = table.Table("table", "column", "rule", "count", "first rows", "values", title="Faults")
     for fault in report.faults:
-        faults.add_row(fault.table, fault.column, fault.rule, f"{fault.count:,}",
-                       ", ".join(map(str, fault.rows)), ", ".join(map(str, fault.values)))
+        faults.add_row(
+            fault.table,
+            fault.column,
+            fault.rule,
+            f"{fault.count:,}",
+            ", ".join(map(str, fault.rows)),
+            ", ".join(map(str, fault.values)),
+        )
     terminal.print(faults)
     raise SystemExit(1)
 
@@ -178,19 +202,26 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, preset: str, assi
     pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs")
     for modality in schema.modalities(data_dir):
         if modality != "vector":
-            result = train.train(getattr(config, modality), output_dir / "pairs" / modality, output_dir / modality,
-                                 checkpoint_dir=output_dir / "checkpoints" / modality, progress=_progress())
+            result = train.train(
+                getattr(config, modality),
+                output_dir / "pairs" / modality,
+                output_dir / modality,
+                checkpoint_dir=output_dir / "checkpoints" / modality,
+                progress=_progress(),
+            )
             click.echo(f"{modality}: Acc@1 {result['acc_at_1']:.3f}, Acc@5 {result['acc_at_5']:.3f}")
 
 
-@main.command(example="tfmm embed --data my_tables --encoders run/encoders --index run/items.sqlite "
-                      "--snapshot run/snapshot")
+@main.command(
+    example="tfmm embed --data my_tables --encoders run/encoders --index run/items.sqlite --snapshot run/snapshot"
+)
 @click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
 @click.option("--encoders", "encoders_dir", type=Folder, required=True, help="As `tfmm pretrain` wrote them.")
 @click.option("--index", "index_path", type=File, required=True, help="SQLite file of the item index.")
 @click.option("--snapshot", "snapshot_dir", type=Folder, required=True, help="A frozen copy for training.")
-def embed(data_dir: pathlib.Path, encoders_dir: pathlib.Path, index_path: pathlib.Path,
-          snapshot_dir: pathlib.Path) -> None:
+def embed(
+    data_dir: pathlib.Path, encoders_dir: pathlib.Path, index_path: pathlib.Path, snapshot_dir: pathlib.Path
+) -> None:
     """Embed the catalog by Beam into the item index."""
     from tfmm.data import schema
     from tfmm.index import beam, item_index, snapshot
@@ -208,8 +239,13 @@ def embed(data_dir: pathlib.Path, encoders_dir: pathlib.Path, index_path: pathli
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, required=True, help="As `tfmm embed` wrote it.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="Examples, MAKE and both click models.")
 @_run_options
-def train(data_dir: pathlib.Path, snapshot_dir: pathlib.Path, output_dir: pathlib.Path, preset: str,
-          assignments: tuple[str, ...]) -> None:
+def train(
+    data_dir: pathlib.Path,
+    snapshot_dir: pathlib.Path,
+    output_dir: pathlib.Path,
+    preset: str,
+    assignments: tuple[str, ...],
+) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
     from tfmm.ctr import train as ctr_train
     from tfmm.data import examples, schema
@@ -220,17 +256,40 @@ def train(data_dir: pathlib.Path, snapshot_dir: pathlib.Path, output_dir: pathli
     raw, transformed, progress = output_dir / "examples", output_dir / "transformed", _progress()
     examples.write_examples(data_dir, config.data, raw)
     examples.transform(raw, transformed, config.data)
-    patterns = [str(transformed / f"{split}-*") for split in ("train", "eval")]
-    make_train.train(config.make, *patterns, snapshot_dir, output_dir / "make",
-                     checkpoint_dir=output_dir / "checkpoints" / "make", progress=progress)
+    train_pattern, eval_pattern = (str(transformed / f"{split}-*") for split in ("train", "eval"))
+    make_train.train(
+        config.make,
+        train_pattern,
+        eval_pattern,
+        snapshot_dir,
+        output_dir / "make",
+        checkpoint_dir=output_dir / "checkpoints" / "make",
+        progress=progress,
+    )
     vocabulary, max_behaviors = transformed / "vocabulary", config.data.max_behaviors
     for name, modalities in (("id", ()), ("multimodal", schema.modalities(data_dir))):
-        own = {"snapshot_dir": snapshot_dir, "make_dir": output_dir / "make"} if modalities else {}
-        ctr_train.train(dataclasses.replace(config.ctr, modalities=modalities), *patterns, vocabulary,
-                        output_dir / name / "Format-TFMM", max_behaviors=max_behaviors,
-                        checkpoint_dir=output_dir / "checkpoints" / name, progress=progress, **own)
-        saved_model.export(output_dir / name / "Format-TFMM", vocabulary, own.get("snapshot_dir"),
-                           schema.id_types(data_dir), config.export, output_dir / name / "Format-Serving")
+        own: dict[str, typing.Any] = (
+            {"snapshot_dir": snapshot_dir, "make_dir": output_dir / "make"} if modalities else {}
+        )
+        ctr_train.train(
+            dataclasses.replace(config.ctr, modalities=modalities),
+            train_pattern,
+            eval_pattern,
+            vocabulary,
+            output_dir / name / "Format-TFMM",
+            max_behaviors=max_behaviors,
+            checkpoint_dir=output_dir / "checkpoints" / name,
+            progress=progress,
+            **own,
+        )
+        saved_model.export(
+            output_dir / name / "Format-TFMM",
+            vocabulary,
+            own.get("snapshot_dir"),
+            schema.id_types(data_dir),
+            config.export,
+            output_dir / name / "Format-Serving",
+        )
 
 
 @main.command(example="tfmm evaluate --models run/models --output run/evaluation")
@@ -238,16 +297,21 @@ def train(data_dir: pathlib.Path, snapshot_dir: pathlib.Path, output_dir: pathli
 @click.option("--in-service", "in_service_dir", type=ExistingFolder, help="SavedModel in service, to be compared.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="report.json, verdict.json.")
 @_run_options
-def evaluate(models_dir: pathlib.Path, in_service_dir: pathlib.Path | None, output_dir: pathlib.Path, preset: str,
-             assignments: tuple[str, ...]) -> None:
+def evaluate(
+    models_dir: pathlib.Path,
+    in_service_dir: pathlib.Path | None,
+    output_dir: pathlib.Path,
+    preset: str,
+    assignments: tuple[str, ...],
+) -> None:
     """Score held-out impressions with the exported models and judge them; exit 1 where the gate refuses."""
     from tfmm.evaluate import gate, report
 
     models = {name: str(models_dir / name / "Format-Serving") for name in ("id", "multimodal")}
     if in_service_dir is not None:
         models["service"] = str(in_service_dir)
-    judged = report.evaluate(models, *(str(models_dir / "examples" / f"{split}-*") for split in ("train", "eval")),
-                             output_dir)
+    examples_dir = models_dir / "examples"
+    judged = report.evaluate(models, str(examples_dir / "train-*"), str(examples_dir / "eval-*"), output_dir)
     verdict = gate.decide(judged, _config(preset, assignments).gate)
     (output_dir / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2) + "\n")
     for name in models:
@@ -257,22 +321,35 @@ def evaluate(models_dir: pathlib.Path, in_service_dir: pathlib.Path | None, outp
     raise SystemExit(0 if verdict.passed else 1)
 
 
-@main.command(example="tfmm export --models run/models --snapshot run/snapshot --data my_tables "
-                      "--output run/serving/tfmm")
+@main.command(
+    example="tfmm export --models run/models --snapshot run/snapshot --data my_tables --output run/serving/tfmm"
+)
 @click.option("--models", "models_dir", type=ExistingFolder, required=True, help="As `tfmm train` wrote them.")
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, required=True, help="The index to start from.")
 @click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables: the types of ids.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="A new version is made in this folder.")
 @_run_options
-def export(models_dir: pathlib.Path, snapshot_dir: pathlib.Path, data_dir: pathlib.Path, output_dir: pathlib.Path,
-           preset: str, assignments: tuple[str, ...]) -> None:
+def export(
+    models_dir: pathlib.Path,
+    snapshot_dir: pathlib.Path,
+    data_dir: pathlib.Path,
+    output_dir: pathlib.Path,
+    preset: str,
+    assignments: tuple[str, ...],
+) -> None:
     """Write the multimodal model as a new version that TF Serving loads."""
     from tfmm.data import schema
     from tfmm.export import saved_model
 
     version = output_dir / str(int(time.time()))
-    saved_model.export(models_dir / "multimodal" / "Format-TFMM", models_dir / "transformed" / "vocabulary",
-                       snapshot_dir, schema.id_types(data_dir), _config(preset, assignments).export, version)
+    saved_model.export(
+        models_dir / "multimodal" / "Format-TFMM",
+        models_dir / "transformed" / "vocabulary",
+        snapshot_dir,
+        schema.id_types(data_dir),
+        _config(preset, assignments).export,
+        version,
+    )
     click.echo(f"Wrote version {version}.")
 
 
@@ -282,12 +359,31 @@ def export(models_dir: pathlib.Path, snapshot_dir: pathlib.Path, data_dir: pathl
 @click.option("--port", type=int, default=8500, show_default=True, help="gRPC; 0 takes a free one.")
 @click.option("--rest-api-port", type=int, default=8501, show_default=True, help="REST; 0 takes a free one.")
 @click.option("--index", "index_path", type=File, help="Follow this item index: new items are served in seconds.")
-def serve(model_base_path: pathlib.Path, model_name: str, port: int, rest_api_port: int,
-          index_path: pathlib.Path | None) -> None:
+def serve(
+    model_base_path: pathlib.Path,
+    model_name: str,
+    port: int,
+    rest_api_port: int,
+    index_path: pathlib.Path | None,
+) -> None:
     """Serve the newest version over TF Serving's gRPC and REST, on this machine."""
-    from tfmm.quickstart import run
+    from serving import replicator
+    from serving.model_server import __main__ as model_server
 
-    run.serve(model_base_path, model_name, port, rest_api_port, index_path)
+    targets = [f"127.0.0.1:{port}"]
+    if index_path is not None and port == 0:
+        raise click.BadParameter("must be a fixed port where an index is followed.", param_hint="--port")
+    with replicator.Replicator(index_path, targets, model_name) if index_path else contextlib.nullcontext():
+        raise SystemExit(
+            model_server.main(
+                [
+                    f"--model_base_path={model_base_path}",
+                    f"--model_name={model_name}",
+                    f"--port={port}",
+                    f"--rest_api_port={rest_api_port}",
+                ]
+            )
+        )
 
 
 @main.command(example="tfmm stream --events run/events.sqlite --index run/items.sqlite --encoders run/encoders")
@@ -296,9 +392,9 @@ def serve(model_base_path: pathlib.Path, model_name: str, port: int, rest_api_po
 @click.option("--encoders", "encoders_dir", type=ExistingFolder, required=True, help="As `tfmm pretrain` wrote them.")
 def stream(events_path: pathlib.Path, index_path: pathlib.Path, encoders_dir: pathlib.Path) -> None:
     """Embed new items as their events arrive, by a streaming Beam job."""
-    from tfmm.quickstart import run
+    from serving.streaming import __main__ as streaming
 
-    run.stream(events_path, index_path, encoders_dir)
+    streaming.main(["--events", str(events_path), "--index", str(index_path), "--encoders", str(encoders_dir)])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ class MarketplaceConfig:
         for name in ("num_items", "num_users", "num_days", "impressions_per_user_day", "num_searches"):
             value = getattr(self, name)
             _require(value > 0, f"`{name}` must be at least 1.", value)
-        _require(self.new_items_per_day >= 0, "`new_items_per_day` must not be negative.", self.new_items_per_day)
+        _require(
+            self.new_items_per_day >= 0, "`new_items_per_day` must not be negative.", self.new_items_per_day
+        )
         _require(self.image_size >= 16, "`image_size` must be at least 16 pixels.", self.image_size)
 
 
@@ -43,7 +45,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(self.max_behaviors >= 1, "`max_behaviors` must be at least 1.", self.max_behaviors)
-        _require(0.0 < self.eval_fraction < 1.0, "`eval_fraction` must lie between 0 and 1.", self.eval_fraction)
+        _require(
+            0.0 < self.eval_fraction < 1.0, "`eval_fraction` must lie between 0 and 1.", self.eval_fraction
+        )
         _require(self.min_id_count >= 1, "`min_id_count` must be at least 1.", self.min_id_count)
 
 
@@ -56,8 +60,11 @@ class PairsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(0.0 < self.heldout_fraction < 1.0, "`heldout_fraction` must lie between 0 and 1.",
-                 self.heldout_fraction)
+        _require(
+            0.0 < self.heldout_fraction < 1.0,
+            "`heldout_fraction` must lie between 0 and 1.",
+            self.heldout_fraction,
+        )
         _require(self.max_pairs >= 1, "`max_pairs` must be at least 1.", self.max_pairs)
 
 
@@ -85,8 +92,12 @@ class SCLConfig:
 
     def __post_init__(self) -> None:
         _require(self.modality in ("image", "text"), "`modality` must be 'image' or 'text'.", self.modality)
-        _require(0 < self.dim <= 1040, "`dim` must lie in 1..1040 (int8 dots are exact up to there).", self.dim)
-        _require(self.memory_bank_size >= 0, "`memory_bank_size` must not be negative.", self.memory_bank_size)
+        _require(
+            0 < self.dim <= 1040, "`dim` must lie in 1..1040 (int8 dots are exact up to there).", self.dim
+        )
+        _require(
+            self.memory_bank_size >= 0, "`memory_bank_size` must not be negative.", self.memory_bank_size
+        )
         _require(0.0 <= self.momentum < 1.0, "`momentum` must lie in [0, 1).", self.momentum)
         _require(self.temperature > 0.0, "`temperature` must be positive.", self.temperature)
         for name in ("batch_size", "epochs"):
@@ -106,7 +117,11 @@ class MAKEConfig:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, "`epochs` must not be negative (0 trains MAKE jointly).", self.epochs)
-        _require(len(self.units) == 3, "`units` must name three hidden layers; the fourth gives the logit.", self.units)
+        _require(
+            len(self.units) == 3,
+            "`units` must name three hidden layers; the fourth gives the logit.",
+            self.units,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +146,11 @@ class CTRConfig:
 
     def __post_init__(self) -> None:
         _require(self.num_tiers >= 1, "`num_tiers` must be at least 1.", self.num_tiers)
-        _require(self.tier_output in ("count", "log1p", "ratio"), "`tier_output` must be count, log1p or ratio.",
-                 self.tier_output)
+        _require(
+            self.tier_output in ("count", "log1p", "ratio"),
+            "`tier_output` must be count, log1p or ratio.",
+            self.tier_output,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +177,11 @@ class ExportConfig:
         _require(self.index_capacity >= 1, "`index_capacity` must be at least 1.", self.index_capacity)
         for name in ("batch_buckets", "candidate_buckets"):
             buckets = getattr(self, name)
-            _require(0 < len(buckets) <= 6 and list(buckets) == sorted(set(buckets)) and buckets[0] >= 1,
-                     f"`{name}` must hold 1 to 6 ascending positive sizes.", buckets)
+            _require(
+                0 < len(buckets) <= 6 and list(buckets) == sorted(set(buckets)) and buckets[0] >= 1,
+                f"`{name}` must hold 1 to 6 ascending positive sizes.",
+                buckets,
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +233,9 @@ def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
         fields = {field.name for field in dataclasses.fields(stage)}
         _require(field_name in fields, f"`{stage_name}` has the fields {sorted(fields)}.", field_name)
         value = _parse(text.strip(), type(getattr(stage, field_name)), path)
-        config = dataclasses.replace(config, **{stage_name: dataclasses.replace(stage, **{field_name: value})})
+        config = dataclasses.replace(
+            config, **{stage_name: dataclasses.replace(stage, **{field_name: value})}
+        )
     return config
 
 

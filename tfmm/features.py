@@ -45,7 +45,9 @@ LABEL = "label"
 
 def raw_spec(max_behaviors: int) -> dict[str, tf.io.FixedLenFeature]:
     """Returns the parse spec of raw examples: int64 [] per example, or int64 [L] for behaviors."""
-    return {f.name: tf.io.FixedLenFeature([max_behaviors] if f.is_sequence else [], tf.int64) for f in FEATURES}
+    return {
+        f.name: tf.io.FixedLenFeature([max_behaviors] if f.is_sequence else [], tf.int64) for f in FEATURES
+    }
 
 
 def transformed_spec(max_behaviors: int) -> dict[str, tf.io.FixedLenFeature]:
@@ -57,8 +59,9 @@ def transformed_spec(max_behaviors: int) -> dict[str, tf.io.FixedLenFeature]:
     return spec
 
 
-def preprocess(raw: typing.Mapping[str, tf.Tensor],
-               lookups: typing.Mapping[str, typing.Callable[[tf.Tensor], tf.Tensor]]) -> dict[str, tf.Tensor]:
+def preprocess(
+    raw: typing.Mapping[str, tf.Tensor], lookups: typing.Mapping[str, typing.Callable[[tf.Tensor], tf.Tensor]]
+) -> dict[str, tf.Tensor]:
     """Adds vocabulary indices to raw columns.
 
     Args:
@@ -71,7 +74,9 @@ def preprocess(raw: typing.Mapping[str, tf.Tensor],
     for f in FEATURES:
         if f.index is not None and f.name in raw:
             ids = raw[f.name]
-            result[f.index] = tf.where(ids == PADDING, tf.zeros_like(ids), lookups[str(f.vocabulary)](ids) + 2)
+            result[f.index] = tf.where(
+                ids == PADDING, tf.zeros_like(ids), lookups[str(f.vocabulary)](ids) + 2
+            )
     return result
 
 

@@ -15,12 +15,22 @@ def quickstart() -> RunConfig:
 def small() -> RunConfig:
     """The same road at the smallest size that still learns: for tests and a first run of the DAG."""
     return RunConfig(
-        marketplace=MarketplaceConfig(num_items=300, new_items_per_day=20, num_users=250, num_days=4,
-                                      impressions_per_user_day=8, num_searches=900, image_size=24),
+        marketplace=MarketplaceConfig(
+            num_items=300,
+            new_items_per_day=20,
+            num_users=250,
+            num_days=4,
+            impressions_per_user_day=8,
+            num_searches=900,
+            image_size=24,
+        ),
         data=DataConfig(max_behaviors=20),
-        image=SCLConfig(modality="image", dim=32, image_size=24, width=8, epochs=4, batch_size=64,
-                        memory_bank_size=512),
-        text=SCLConfig(modality="text", dim=32, text_buckets=4_096, epochs=4, batch_size=64, memory_bank_size=512),
+        image=SCLConfig(
+            modality="image", dim=32, image_size=24, width=8, epochs=4, batch_size=64, memory_bank_size=512
+        ),
+        text=SCLConfig(
+            modality="text", dim=32, text_buckets=4_096, epochs=4, batch_size=64, memory_bank_size=512
+        ),
         make=MAKEConfig(epochs=3, batch_size=256),
         ctr=CTRConfig(batch_size=256),
     )
@@ -28,7 +38,9 @@ def small() -> RunConfig:
 
 def paper() -> RunConfig:
     """The sizes that the paper names; the others are ours. Needs GPUs and data of that scale."""
-    scl = SCLConfig(dim=128, memory_bank_size=196_800, batch_size=1_024, image_size=224, width=64, momentum=0.999)
+    scl = SCLConfig(
+        dim=128, memory_bank_size=196_800, batch_size=1_024, image_size=224, width=64, momentum=0.999
+    )
     return RunConfig(
         data=DataConfig(max_behaviors=1_000),
         image=scl,

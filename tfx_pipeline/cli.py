@@ -18,11 +18,15 @@ def _pipeline_file(path: str, engine: str) -> pathlib.Path:
         if engine not in RUNNERS:
             raise click.BadParameter(
                 f"a folder can be run by --engine {' or '.join(RUNNERS)}. Received: {engine}. "
-                "For another engine name the runner's file.", param_hint="--pipeline")
+                "For another engine name the runner's file.",
+                param_hint="--pipeline",
+            )
         location = location / RUNNERS[engine]
     if not location.is_file():
-        raise click.BadParameter(f"{location} does not exist. Name the folder that holds {RUNNERS['local']}, or a "
-                                 "runner's file.", param_hint="--pipeline")
+        raise click.BadParameter(
+            f"{location} does not exist. Name the folder that holds {RUNNERS['local']}, or a runner's file.",
+            param_hint="--pipeline",
+        )
     return location
 
 
@@ -43,9 +47,14 @@ def add_pipeline_option() -> None:
     if any(parameter.name == "pipeline" for parameter in command.params):
         return
     stock = command.callback
-    command.params.append(click.Option(
-        ["--pipeline"], default=None, metavar="PATH",
-        help="Folder or file of a pipeline: registers it and runs it, in place of --pipeline-name."))
+    command.params.append(
+        click.Option(
+            ["--pipeline"],
+            default=None,
+            metavar="PATH",
+            help="Folder or file of a pipeline: registers it and runs it, in place of --pipeline-name.",
+        )
+    )
     for parameter in command.params:
         if parameter.name == "pipeline_name":
             parameter.required = False

@@ -7,6 +7,7 @@ No postponed annotations here: TFX reads the signatures.
 import dataclasses
 import json
 import pathlib
+
 import apache_beam as beam
 from tfx import v1 as tfx
 from tfx.dsl.component.experimental.annotations import BeamComponentParameter
@@ -45,13 +46,20 @@ def DataCheck(dataset: InputArtifact[Dataset], code: Parameter[str], report: Out
     found = schema.check(dataset.uri)
     (pathlib.Path(report.uri) / "report.json").write_text(json.dumps(dataclasses.asdict(found), default=str))
     if not found.ok:
-        raise ValueError(f"{dataset.uri} breaks the data schema in {len(found.faults)} rules, the first: "
-                         f"{found.faults[0]}. `tfmm data check {dataset.uri}` lists them all.")
+        raise ValueError(
+            f"{dataset.uri} breaks the data schema in {len(found.faults)} rules, the first: "
+            f"{found.faults[0]}. `tfmm data check {dataset.uri}` lists them all."
+        )
 
 
 @component
-def PairBuilder(dataset: InputArtifact[Dataset], report: InputArtifact[DataReport], config: Parameter[str],
-                code: Parameter[str], pairs: OutputArtifact[Pairs]):
+def PairBuilder(
+    dataset: InputArtifact[Dataset],
+    report: InputArtifact[DataReport],
+    config: Parameter[str],
+    code: Parameter[str],
+    pairs: OutputArtifact[Pairs],
+):
     """Query -> purchased item pairs from the search and purchase logs."""
     from tfmm.data import pairs as pairs_lib
 
@@ -59,37 +67,63 @@ def PairBuilder(dataset: InputArtifact[Dataset], report: InputArtifact[DataRepor
 
 
 @component
-def SCLTrainer(pairs: InputArtifact[Pairs], modalities: Parameter[str], image: Parameter[str], text: Parameter[str],
-               checkpoint_dir: Parameter[str], progress_path: Parameter[str], code: Parameter[str],
-               encoders: OutputArtifact[Encoders]):
+def SCLTrainer(
+    pairs: InputArtifact[Pairs],
+    modalities: Parameter[str],
+    image: Parameter[str],
+    text: Parameter[str],
+    checkpoint_dir: Parameter[str],
+    progress_path: Parameter[str],
+    code: Parameter[str],
+    encoders: OutputArtifact[Encoders],
+):
     """Semantic-aware contrastive pre-training of one encoder per modality."""
     from tfmm.pretrain import train
 
     configs = {"image": image, "text": text}
     for modality in json.loads(modalities):
-        train.train(_config(config_lib.SCLConfig, configs[modality]), str(pathlib.Path(pairs.uri) / modality),
-                    str(pathlib.Path(encoders.uri) / modality),
-                    checkpoint_dir=str(pathlib.Path(checkpoint_dir) / modality),
-                    progress=progress.jsonl(progress_path))
+        train.train(
+            _config(config_lib.SCLConfig, configs[modality]),
+            str(pathlib.Path(pairs.uri) / modality),
+            str(pathlib.Path(encoders.uri) / modality),
+            checkpoint_dir=str(pathlib.Path(checkpoint_dir) / modality),
+            progress=progress.jsonl(progress_path),
+        )
 
 
 @component
-def CatalogEmbedder(dataset: InputArtifact[Dataset], encoders: InputArtifact[Encoders], index_path: Parameter[str],
-                    modalities: Parameter[str], code: Parameter[str], snapshot: OutputArtifact[IndexSnapshot]):
+def CatalogEmbedder(
+    dataset: InputArtifact[Dataset],
+    encoders: InputArtifact[Encoders],
+    index_path: Parameter[str],
+    modalities: Parameter[str],
+    code: Parameter[str],
+    snapshot: OutputArtifact[IndexSnapshot],
+):
     """Embeds the catalog by Beam into the item index, and takes a snapshot of it."""
     from tfmm.index import beam as index_beam
-    from tfmm.index import item_index, snapshot as snapshot_lib
+    from tfmm.index import item_index
+    from tfmm.index import snapshot as snapshot_lib
 
     folders = {m: str(pathlib.Path(encoders.uri) / m) for m in json.loads(modalities)}
-    index_beam.embed_catalog(dataset.uri, {m: f for m, f in folders.items() if m != "vector"}, index_path,
-                             dead_letter_dir=str(pathlib.Path(snapshot.uri) / "dead_letter"))
+    index_beam.embed_catalog(
+        dataset.uri,
+        {m: f for m, f in folders.items() if m != "vector"},
+        index_path,
+        dead_letter_dir=str(pathlib.Path(snapshot.uri) / "dead_letter"),
+    )
     snapshot_lib.write_snapshot(item_index.ItemIndex(index_path), snapshot.uri)
 
 
 @component(use_beam=True)
-def ExampleGenerator(dataset: InputArtifact[Dataset], report: InputArtifact[DataReport], config: Parameter[str],
-                     code: Parameter[str], examples: OutputArtifact[Examples],
-                     pipeline: BeamComponentParameter[beam.Pipeline] = None):
+def ExampleGenerator(
+    dataset: InputArtifact[Dataset],
+    report: InputArtifact[DataReport],
+    config: Parameter[str],
+    code: Parameter[str],
+    examples: OutputArtifact[Examples],
+    pipeline: BeamComponentParameter[beam.Pipeline] = None,
+):
     """Joins impressions with each user's earlier behaviors into tf.Examples, by Beam."""
     from tfmm.data import beam as data_beam
 
@@ -99,8 +133,11 @@ def ExampleGenerator(dataset: InputArtifact[Dataset], report: InputArtifact[Data
 
 
 @component
-def FeatureSchema(max_behaviors: Parameter[int], code: Parameter[str],
-                  schema: OutputArtifact[tfx.types.standard_artifacts.Schema]):
+def FeatureSchema(
+    max_behaviors: Parameter[int],
+    code: Parameter[str],
+    schema: OutputArtifact[tfx.types.standard_artifacts.Schema],
+):
     """The examples' schema, from the one table of features."""
     from tensorflow_transform.tf_metadata import schema_utils
     from tfx.utils import io_utils
@@ -116,19 +153,43 @@ def _patterns(examples):
 
 
 @component
-def MAKETrainer(examples: InputArtifact[Examples], snapshot: InputArtifact[IndexSnapshot], config: Parameter[str],
-                checkpoint_dir: Parameter[str], progress_path: Parameter[str], code: Parameter[str],
-                make: OutputArtifact[Make]):
+def MAKETrainer(
+    examples: InputArtifact[Examples],
+    snapshot: InputArtifact[IndexSnapshot],
+    config: Parameter[str],
+    checkpoint_dir: Parameter[str],
+    progress_path: Parameter[str],
+    code: Parameter[str],
+    make: OutputArtifact[Make],
+):
     """Pre-trains the multimodal knowledge extractor on clicks, for several epochs."""
     from tfmm.make import train
 
     train_pattern, eval_pattern = _patterns(examples)
-    train.train(_config(config_lib.MAKEConfig, config), train_pattern, eval_pattern, snapshot.uri, make.uri,
-                checkpoint_dir=checkpoint_dir, progress=progress.jsonl(progress_path))
+    train.train(
+        _config(config_lib.MAKEConfig, config),
+        train_pattern,
+        eval_pattern,
+        snapshot.uri,
+        make.uri,
+        checkpoint_dir=checkpoint_dir,
+        progress=progress.jsonl(progress_path),
+    )
 
 
-def _train_ctr(examples, transform_graph, dataset, config, export, max_behaviors, checkpoint_dir, progress_path,
-               model, snapshot_dir=None, make_dir=None):
+def _train_ctr(
+    examples,
+    transform_graph,
+    dataset,
+    config,
+    export,
+    max_behaviors,
+    checkpoint_dir,
+    progress_path,
+    model,
+    snapshot_dir=None,
+    make_dir=None,
+):
     from tfmm.ctr import train
     from tfmm.data import schema
     from tfmm.export import saved_model
@@ -136,38 +197,97 @@ def _train_ctr(examples, transform_graph, dataset, config, export, max_behaviors
     train_pattern, eval_pattern = _patterns(examples)
     vocabulary_dir = f"{transform_graph.uri}/transform_fn/assets"
     model_dir = f"{model.uri}/Format-TFMM"
-    train.train(_config(config_lib.CTRConfig, config), train_pattern, eval_pattern, vocabulary_dir, model_dir,
-                snapshot_dir=snapshot_dir, make_dir=make_dir, max_behaviors=max_behaviors,
-                checkpoint_dir=checkpoint_dir, progress=progress.jsonl(progress_path))
-    saved_model.export(model_dir, vocabulary_dir, snapshot_dir, schema.id_types(dataset.uri),
-                       _config(config_lib.ExportConfig, export), f"{model.uri}/Format-Serving")
+    train.train(
+        _config(config_lib.CTRConfig, config),
+        train_pattern,
+        eval_pattern,
+        vocabulary_dir,
+        model_dir,
+        snapshot_dir=snapshot_dir,
+        make_dir=make_dir,
+        max_behaviors=max_behaviors,
+        checkpoint_dir=checkpoint_dir,
+        progress=progress.jsonl(progress_path),
+    )
+    saved_model.export(
+        model_dir,
+        vocabulary_dir,
+        snapshot_dir,
+        schema.id_types(dataset.uri),
+        _config(config_lib.ExportConfig, export),
+        f"{model.uri}/Format-Serving",
+    )
 
 
 @component
-def IDTrainer(examples: InputArtifact[Examples], transform_graph: InputArtifact[TransformGraph],
-              dataset: InputArtifact[Dataset], config: Parameter[str], export: Parameter[str],
-              max_behaviors: Parameter[int], checkpoint_dir: Parameter[str], progress_path: Parameter[str],
-              code: Parameter[str], model: OutputArtifact[Model]):
+def IDTrainer(
+    examples: InputArtifact[Examples],
+    transform_graph: InputArtifact[TransformGraph],
+    dataset: InputArtifact[Dataset],
+    config: Parameter[str],
+    export: Parameter[str],
+    max_behaviors: Parameter[int],
+    checkpoint_dir: Parameter[str],
+    progress_path: Parameter[str],
+    code: Parameter[str],
+    model: OutputArtifact[Model],
+):
     """Trains the ID-only twin for one epoch and exports it."""
-    _train_ctr(examples, transform_graph, dataset, config, export, max_behaviors, checkpoint_dir, progress_path, model)
+    _train_ctr(
+        examples,
+        transform_graph,
+        dataset,
+        config,
+        export,
+        max_behaviors,
+        checkpoint_dir,
+        progress_path,
+        model,
+    )
 
 
 @component
-def MultimodalTrainer(examples: InputArtifact[Examples], transform_graph: InputArtifact[TransformGraph],
-                      dataset: InputArtifact[Dataset], snapshot: InputArtifact[IndexSnapshot],
-                      make: InputArtifact[Make], config: Parameter[str], export: Parameter[str],
-                      max_behaviors: Parameter[int], checkpoint_dir: Parameter[str], progress_path: Parameter[str],
-                      code: Parameter[str], model: OutputArtifact[Model]):
+def MultimodalTrainer(
+    examples: InputArtifact[Examples],
+    transform_graph: InputArtifact[TransformGraph],
+    dataset: InputArtifact[Dataset],
+    snapshot: InputArtifact[IndexSnapshot],
+    make: InputArtifact[Make],
+    config: Parameter[str],
+    export: Parameter[str],
+    max_behaviors: Parameter[int],
+    checkpoint_dir: Parameter[str],
+    progress_path: Parameter[str],
+    code: Parameter[str],
+    model: OutputArtifact[Model],
+):
     """Trains the click model with SimTier and MAKE for one epoch and exports it with its item index."""
-    _train_ctr(examples, transform_graph, dataset, config, export, max_behaviors, checkpoint_dir, progress_path, model,
-               snapshot.uri, make.uri)
+    _train_ctr(
+        examples,
+        transform_graph,
+        dataset,
+        config,
+        export,
+        max_behaviors,
+        checkpoint_dir,
+        progress_path,
+        model,
+        snapshot.uri,
+        make.uri,
+    )
 
 
 @component
-def ModelGate(examples: InputArtifact[Examples], id_model: InputArtifact[Model],
-              multimodal_model: InputArtifact[Model], serving_dir: Parameter[str], config: Parameter[str],
-              code: Parameter[str], evaluation: OutputArtifact[tfx.types.standard_artifacts.ModelEvaluation],
-              blessing: OutputArtifact[tfx.types.standard_artifacts.ModelBlessing]):
+def ModelGate(
+    examples: InputArtifact[Examples],
+    id_model: InputArtifact[Model],
+    multimodal_model: InputArtifact[Model],
+    serving_dir: Parameter[str],
+    config: Parameter[str],
+    code: Parameter[str],
+    evaluation: OutputArtifact[tfx.types.standard_artifacts.ModelEvaluation],
+    blessing: OutputArtifact[tfx.types.standard_artifacts.ModelBlessing],
+):
     """Judges the exported model against thresholds, its ID-only twin and the model in service."""
     from tfmm.evaluate import gate, report
 

@@ -108,7 +108,9 @@ def code_fingerprint(*packages: str) -> str:
 
 def newest_version(serving_dir: str | pathlib.Path) -> pathlib.Path | None:
     """Returns the newest complete model version (its saved_model.pb is copied last), or None."""
-    versions = [path.parent for path in pathlib.Path(serving_dir).glob("*/saved_model.pb") if path.parent.name.isdigit()]
+    versions = [
+        path.parent for path in pathlib.Path(serving_dir).glob("*/saved_model.pb") if path.parent.name.isdigit()
+    ]
     return max(versions, key=lambda path: int(path.name), default=None)
 
 
@@ -117,11 +119,12 @@ def latest_outputs(metadata_path: pathlib.Path) -> dict[str, str]:
     from ml_metadata import metadata_store
     from ml_metadata.proto import metadata_store_pb2
 
-    connection = metadata_store_pb2.ConnectionConfig()
+    protos: typing.Any = metadata_store_pb2
+    connection = protos.ConnectionConfig()
     connection.sqlite.filename_uri = str(metadata_path)
-    connection.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READONLY
+    connection.sqlite.connection_mode = protos.SqliteMetadataSourceConfig.READONLY
     store = metadata_store.MetadataStore(connection)
-    artifacts = [a for a in store.get_artifacts() if a.state == metadata_store_pb2.Artifact.LIVE]
+    artifacts = [a for a in store.get_artifacts() if a.state == protos.Artifact.LIVE]
     outputs = {}
     for artifact in sorted(artifacts, key=lambda a: a.id):
         parts = pathlib.PurePath(artifact.uri).parts  # .../<node>/<output>/<execution>

@@ -20,8 +20,17 @@ _CODE = {
     "pretrain": (*_BASE, "tfmm.layers", "tfmm.losses", "tfmm.metrics", "tfmm.training", "tfmm.pretrain"),
     "index": (*_BASE, "tfmm.data", "tfmm.index"),
     "make": (*_BASE, "tfmm.layers", "tfmm.metrics", "tfmm.training", "tfmm.index", "tfmm.make"),
-    "ctr": (*_BASE, "tfmm.layers", "tfmm.metrics", "tfmm.training", "tfmm.index", "tfmm.make", "tfmm.ctr",
-            "tfmm.saved_model", "tfmm.export"),
+    "ctr": (
+        *_BASE,
+        "tfmm.layers",
+        "tfmm.metrics",
+        "tfmm.training",
+        "tfmm.index",
+        "tfmm.make",
+        "tfmm.ctr",
+        "tfmm.saved_model",
+        "tfmm.export",
+    ),
     "evaluate": (*_BASE, "tfmm.metrics", "tfmm.evaluate"),
     "preprocessing": (*_BASE, "tfx_pipeline.preprocessing"),
 }
@@ -54,64 +63,120 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         dataset, modalities = source.outputs["dataset"], ("image", "text")
     else:
         source = tfx.dsl.Importer(
-            source_uri=str(environment.data_dir), artifact_type=artifact_types.Dataset,
-            custom_properties={"fingerprint": data_fingerprint(environment.data_dir)}).with_id("Dataset")
+            source_uri=str(environment.data_dir),
+            artifact_type=artifact_types.Dataset,
+            custom_properties={"fingerprint": data_fingerprint(environment.data_dir)},
+        ).with_id("Dataset")
         dataset, modalities = source.outputs["result"], schema.modalities(environment.data_dir)
 
     check = components.DataCheck(dataset=dataset, code=_code("data"))
-    pairs = components.PairBuilder(dataset=dataset, report=check.outputs["report"], config=_json(config.pairs),
-                                   code=_code("data"))
+    pairs = components.PairBuilder(
+        dataset=dataset, report=check.outputs["report"], config=_json(config.pairs), code=_code("data")
+    )
     scl = components.SCLTrainer(
-        pairs=pairs.outputs["pairs"], modalities=json.dumps([m for m in modalities if m != "vector"]),
-        image=_json(config.image), text=_json(config.text), checkpoint_dir=str(checkpoints / "scl"),
-        progress_path=progress_path, code=_code("pretrain"))
+        pairs=pairs.outputs["pairs"],
+        modalities=json.dumps([m for m in modalities if m != "vector"]),
+        image=_json(config.image),
+        text=_json(config.text),
+        checkpoint_dir=str(checkpoints / "scl"),
+        progress_path=progress_path,
+        code=_code("pretrain"),
+    )
     catalog = components.CatalogEmbedder(
-        dataset=dataset, encoders=scl.outputs["encoders"], index_path=str(environment.index_path),
-        modalities=json.dumps(modalities), code=_code("index"))
+        dataset=dataset,
+        encoders=scl.outputs["encoders"],
+        index_path=str(environment.index_path),
+        modalities=json.dumps(modalities),
+        code=_code("index"),
+    )
     snapshot = catalog.outputs["snapshot"]
 
-    examples = components.ExampleGenerator(dataset=dataset, report=check.outputs["report"], config=_json(config.data),
-                                           code=_code("data"))
+    examples = components.ExampleGenerator(
+        dataset=dataset, report=check.outputs["report"], config=_json(config.data), code=_code("data")
+    )
     statistics = tfx.components.StatisticsGen(examples=examples.outputs["examples"])
     feature_schema = components.FeatureSchema(max_behaviors=config.data.max_behaviors, code=_code("preprocessing"))
-    validator = tfx.components.ExampleValidator(statistics=statistics.outputs["statistics"],
-                                                schema=feature_schema.outputs["schema"])
+    validator = tfx.components.ExampleValidator(
+        statistics=statistics.outputs["statistics"], schema=feature_schema.outputs["schema"]
+    )
     transform = tfx.components.Transform(
-        examples=examples.outputs["examples"], schema=feature_schema.outputs["schema"],
-        preprocessing_fn="tfx_pipeline.preprocessing.preprocessing_fn", disable_statistics=True,
-        custom_config={"min_id_count": config.data.min_id_count, "code": _code("preprocessing")})
+        examples=examples.outputs["examples"],
+        schema=feature_schema.outputs["schema"],
+        preprocessing_fn="tfx_pipeline.preprocessing.preprocessing_fn",
+        disable_statistics=True,
+        custom_config={"min_id_count": config.data.min_id_count, "code": _code("preprocessing")},
+    )
     transformed = transform.outputs["transformed_examples"]
 
-    make = components.MAKETrainer(examples=transformed, snapshot=snapshot, config=_json(config.make),
-                                  checkpoint_dir=str(checkpoints / "make"), progress_path=progress_path,
-                                  code=_code("make"))
+    make = components.MAKETrainer(
+        examples=transformed,
+        snapshot=snapshot,
+        config=_json(config.make),
+        checkpoint_dir=str(checkpoints / "make"),
+        progress_path=progress_path,
+        code=_code("make"),
+    )
     shared = {
-        "examples": transformed, "transform_graph": transform.outputs["transform_graph"], "dataset": dataset,
-        "export": _json(config.export), "max_behaviors": config.data.max_behaviors, "progress_path": progress_path,
+        "examples": transformed,
+        "transform_graph": transform.outputs["transform_graph"],
+        "dataset": dataset,
+        "export": _json(config.export),
+        "max_behaviors": config.data.max_behaviors,
+        "progress_path": progress_path,
         "code": _code("ctr"),
     }
     id_trainer = components.IDTrainer(
-        config=_json(dataclasses.replace(config.ctr, modalities=())), checkpoint_dir=str(checkpoints / "id"), **shared)
+        config=_json(dataclasses.replace(config.ctr, modalities=())),
+        checkpoint_dir=str(checkpoints / "id"),
+        **shared,
+    )
     multimodal_trainer = components.MultimodalTrainer(
-        config=_json(dataclasses.replace(config.ctr, modalities=modalities)), snapshot=snapshot,
-        make=make.outputs["make"], checkpoint_dir=str(checkpoints / "multimodal"), **shared)
+        config=_json(dataclasses.replace(config.ctr, modalities=modalities)),
+        snapshot=snapshot,
+        make=make.outputs["make"],
+        checkpoint_dir=str(checkpoints / "multimodal"),
+        **shared,
+    )
 
     gate = components.ModelGate(
-        examples=examples.outputs["examples"], id_model=id_trainer.outputs["model"],
-        multimodal_model=multimodal_trainer.outputs["model"], serving_dir=str(environment.serving_dir),
-        config=_json(config.gate), code=_code("evaluate"))
+        examples=examples.outputs["examples"],
+        id_model=id_trainer.outputs["model"],
+        multimodal_model=multimodal_trainer.outputs["model"],
+        serving_dir=str(environment.serving_dir),
+        config=_json(config.gate),
+        code=_code("evaluate"),
+    )
     pusher = tfx.components.Pusher(
-        model=multimodal_trainer.outputs["model"], model_blessing=gate.outputs["blessing"],
+        model=multimodal_trainer.outputs["model"],
+        model_blessing=gate.outputs["blessing"],
         push_destination=tfx.proto.PushDestination(
-            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=str(environment.serving_dir))))
+            filesystem=tfx.proto.PushDestination.Filesystem(base_directory=str(environment.serving_dir))
+        ),
+    )
 
     return tfx.dsl.Pipeline(
         pipeline_name=PIPELINE_NAME,
         pipeline_root=str(environment.pipeline_root),
-        components=[source, check, pairs, scl, catalog, examples, statistics, feature_schema, validator, transform,
-                    make, id_trainer, multimodal_trainer, gate, pusher],
+        components=[
+            source,
+            check,
+            pairs,
+            scl,
+            catalog,
+            examples,
+            statistics,
+            feature_schema,
+            validator,
+            transform,
+            make,
+            id_trainer,
+            multimodal_trainer,
+            gate,
+            pusher,
+        ],
         enable_cache=True,
         metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
-            str(pathlib.Path(environment.metadata_path))),
+            str(pathlib.Path(environment.metadata_path))
+        ),
         beam_pipeline_args=list(beam_pipeline_args),
     )

@@ -19,7 +19,8 @@ def preprocessing_fn(inputs, custom_config):
             columns[feature.vocabulary].append(tf.reshape(inputs[feature.name], [-1]))
     lookups = {}
     for name, parts in columns.items():
-        path = tft.vocabulary(tf.concat(parts, 0), frequency_threshold=custom_config["min_id_count"],
-                              vocab_filename=name)
+        path = tft.vocabulary(
+            tf.concat(parts, 0), frequency_threshold=custom_config["min_id_count"], vocab_filename=name
+        )
         lookups[name] = lambda ids, path=path: tft.apply_vocabulary(ids, path, default_value=-1)
     return features.preprocess(inputs, lookups)

@@ -7,7 +7,9 @@ from tfmm import artifacts, config
 
 def test_manifest_says_config_parents_and_facts(tmp_path):
     parent = artifacts.write_manifest(tmp_path / "pairs", "pairs", rows=3)
-    artifacts.write_manifest(tmp_path / "encoder", "encoder", config.SCLConfig(), [tmp_path / "pairs"], dim=64)
+    artifacts.write_manifest(
+        tmp_path / "encoder", "encoder", config.SCLConfig(), [tmp_path / "pairs"], dim=64
+    )
     manifest = artifacts.read_manifest(tmp_path / "encoder", "encoder")
     assert manifest["parents"] == [parent["id"]]
     assert manifest["dim"] == 64
@@ -15,8 +17,10 @@ def test_manifest_says_config_parents_and_facts(tmp_path):
 
 
 def test_id_depends_on_content_and_not_on_time(tmp_path):
-    first, second, other = (artifacts.write_manifest(tmp_path / name, "pairs", rows=rows)
-                            for name, rows in (("a", 3), ("b", 3), ("c", 4)))
+    first, second, other = (
+        artifacts.write_manifest(tmp_path / name, "pairs", rows=rows)
+        for name, rows in (("a", 3), ("b", 3), ("c", 4))
+    )
     assert first["id"] == second["id"] != other["id"]
 
 

@@ -22,16 +22,19 @@ def test_override_accepts_a_whole_number_for_a_float():
     assert config.override(config.RunConfig(), ["image.triplet_weight=0"]).image.triplet_weight == 0.0
 
 
-@pytest.mark.parametrize(("assignment", "message"), [
-    ("make.epochs", "must read stage.field=value"),
-    ("epochs=3", "must read stage.field=value"),
-    ("makes.epochs=3", "stage must be one of"),
-    ("make.epoch=3", "`make` has the fields"),
-    ("make.epochs=many", "`make.epochs` must be a int"),
-    ("make.epochs=true", "`make.epochs` must be a int"),
-    ("make.epochs=-1", "`epochs` must not be negative"),
-    ("seed.x=1", "stage must be one of"),
-])
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("make.epochs", "must read stage.field=value"),
+        ("epochs=3", "must read stage.field=value"),
+        ("makes.epochs=3", "stage must be one of"),
+        ("make.epoch=3", "`make` has the fields"),
+        ("make.epochs=many", "`make.epochs` must be a int"),
+        ("make.epochs=true", "`make.epochs` must be a int"),
+        ("make.epochs=-1", "`epochs` must not be negative"),
+        ("seed.x=1", "stage must be one of"),
+    ],
+)
 def test_override_refuses(assignment, message):
     with pytest.raises(ValueError, match=message):
         config.override(config.RunConfig(), [assignment])
@@ -47,17 +50,20 @@ def test_with_seed_reaches_every_stage_that_has_one():
     assert run.seed == run.marketplace.seed == run.image.seed == run.make.seed == run.ctr.seed == 7
 
 
-@pytest.mark.parametrize(("kind", "values", "message"), [
-    (config.SCLConfig, {"modality": "sound"}, "`modality` must be"),
-    (config.SCLConfig, {"temperature": 0.0}, "`temperature` must be positive"),
-    (config.SCLConfig, {"dim": 2000}, "`dim` must lie in"),
-    (config.CTRConfig, {"num_tiers": 0}, "`num_tiers` must be at least 1"),
-    (config.CTRConfig, {"tier_output": "sum"}, "`tier_output` must be"),
-    (config.MAKEConfig, {"units": (8, 8)}, "three hidden layers"),
-    (config.DataConfig, {"eval_fraction": 1.0}, "`eval_fraction` must lie"),
-    (config.ExportConfig, {"batch_buckets": (8, 4)}, "ascending positive sizes"),
-    (config.MarketplaceConfig, {"num_users": 0}, "`num_users` must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (config.SCLConfig, {"modality": "sound"}, "`modality` must be"),
+        (config.SCLConfig, {"temperature": 0.0}, "`temperature` must be positive"),
+        (config.SCLConfig, {"dim": 2000}, "`dim` must lie in"),
+        (config.CTRConfig, {"num_tiers": 0}, "`num_tiers` must be at least 1"),
+        (config.CTRConfig, {"tier_output": "sum"}, "`tier_output` must be"),
+        (config.MAKEConfig, {"units": (8, 8)}, "three hidden layers"),
+        (config.DataConfig, {"eval_fraction": 1.0}, "`eval_fraction` must lie"),
+        (config.ExportConfig, {"batch_buckets": (8, 4)}, "ascending positive sizes"),
+        (config.MarketplaceConfig, {"num_users": 0}, "`num_users` must be at least 1"),
+    ],
+)
 def test_constructor_refuses(kind, values, message):
     with pytest.raises(ValueError, match=message):
         kind(**values)

@@ -16,7 +16,9 @@ NUM_ITEMS = 8
 NUM_NEIGHBORS = 5
 
 
-def nearest_neighbors(rows: np.ndarray, scales: np.ndarray, chosen: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_neighbors(
+    rows: np.ndarray, scales: np.ndarray, chosen: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the most similar other items of some items.
 
     Args:
@@ -29,7 +31,7 @@ def nearest_neighbors(rows: np.ndarray, scales: np.ndarray, chosen: np.ndarray, 
     vectors = rows.astype(np.float32)
     similarity = (vectors[chosen] @ vectors.T) * scales[chosen][:, None] * scales[None, :]
     similarity[np.arange(len(chosen)), chosen] = -np.inf
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :min(count, len(rows) - 1)]
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, : min(count, len(rows) - 1)]
     return order, np.take_along_axis(similarity, order, axis=1)
 
 
@@ -50,8 +52,12 @@ def gallery(snapshot: typing.Any, modality: str, items: pa.Table, seed: int = 0)
     chosen = np.sort(np.random.default_rng(seed).choice(held, min(NUM_ITEMS, len(held)), replace=False))
     neighbors, similarities = nearest_neighbors(table.rows, table.scales, chosen, NUM_NEIGHBORS)
     return [
-        {"item": cards(int(table.ids[position])),
-         "neighbors": [{**cards(int(table.ids[n])), "similarity": float(s)} for n, s in zip(near, scores, strict=True)]}
+        {
+            "item": cards(int(table.ids[position])),
+            "neighbors": [
+                {**cards(int(table.ids[n])), "similarity": float(s)} for n, s in zip(near, scores, strict=True)
+            ],
+        }
         for position, near, scores in zip(chosen, neighbors, similarities, strict=True)
     ]
 
@@ -66,8 +72,10 @@ def _cards(items: pa.Table) -> typing.Callable[[int], dict[str, typing.Any]]:
             return {"title": f"item {item_id}", "image": None}
         title = items["title"][position].as_py() if "title" in names else None
         image = items["image"][position].as_py() if "image" in names else None
-        return {"title": title or f"item {items['item_id'][position].as_py()}",
-                "image": base64.b64encode(image).decode() if image else None}
+        return {
+            "title": title or f"item {items['item_id'][position].as_py()}",
+            "image": base64.b64encode(image).decode() if image else None,
+        }
 
     return card
 
@@ -81,15 +89,19 @@ def curves(histories: typing.Mapping[str, typing.Sequence[typing.Mapping[str, fl
     extras.require("matplotlib", "pipeline").use("Agg")
     from matplotlib import pyplot
 
-    panels = [(run, name, [entry[name] for entry in history])
-              for run, history in histories.items() if len(history) > 1
-              for name in history[0] if name not in ("epoch", "seconds", "steps")]
+    panels = [
+        (run, name, [entry[name] for entry in history])
+        for run, history in histories.items()
+        if len(history) > 1
+        for name in history[0]
+        if name not in ("epoch", "seconds", "steps")
+    ]
     if not panels:
         return ""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(3.0 * columns, 2.1 * rows), squeeze=False)
-    for axis in axes.ravel()[len(panels):]:
+    for axis in axes.ravel()[len(panels) :]:
         axis.axis("off")
     for axis, (run, name, values) in zip(axes.ravel(), panels, strict=False):
         axis.plot(range(1, len(values) + 1), values, marker="o", markersize=3)
@@ -100,11 +112,16 @@ def curves(histories: typing.Mapping[str, typing.Sequence[typing.Mapping[str, fl
     text = io.StringIO()
     figure.savefig(text, format="svg")
     pyplot.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg"):]
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def write_report(path: str | pathlib.Path, summary: typing.Mapping[str, typing.Any],
-                 galleries: typing.Mapping[str, list], curves_svg: str, verdict: typing.Mapping[str, typing.Any]) -> None:
+def write_report(
+    path: str | pathlib.Path,
+    summary: typing.Mapping[str, typing.Any],
+    galleries: typing.Mapping[str, list],
+    curves_svg: str,
+    verdict: typing.Mapping[str, typing.Any],
+) -> None:
     """Writes the report, one self-contained file.
 
     Args:
@@ -117,5 +134,8 @@ def write_report(path: str | pathlib.Path, summary: typing.Mapping[str, typing.A
     jinja2 = extras.require("jinja2", "pipeline")
     template = (pathlib.Path(__file__).parent / "report.html.j2").read_text()
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pathlib.Path(path).write_text(environment.from_string(template).render(
-        summary=summary, galleries=galleries, curves=curves_svg, verdict=verdict))
+    pathlib.Path(path).write_text(
+        environment.from_string(template).render(
+            summary=summary, galleries=galleries, curves=curves_svg, verdict=verdict
+        )
+    )

@@ -35,8 +35,14 @@ class Child:
         ready_file: JSON file that the process writes once it is ready; removed before the start.
     """
 
-    def __init__(self, name: str, arguments: typing.Sequence[str], log_path: pathlib.Path,
-                 variables: typing.Mapping[str, str] | None = None, ready_file: pathlib.Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: typing.Sequence[str],
+        log_path: pathlib.Path,
+        variables: typing.Mapping[str, str] | None = None,
+        ready_file: pathlib.Path | None = None,
+    ) -> None:
         self.name = name
         self._log_path = log_path
         self._ready_file = ready_file
@@ -45,9 +51,14 @@ class Child:
             ready_file.unlink(missing_ok=True)
         with log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **(variables or {})}, start_new_session=True,
-                preexec_fn=_die_with_parent)
+                [sys.executable, "-m", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **(variables or {})},
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
 
     def __enter__(self) -> Child:
         return self
@@ -60,8 +71,9 @@ class Child:
         code = self.process.poll()
         if code:
             tail = self._log_path.read_text(errors="replace").splitlines()[-15:]
-            raise ChildProcessError(f"{self.name} ended with code {code}. The end of {self._log_path}:\n"
-                                    + "\n".join(tail))
+            raise ChildProcessError(
+                f"{self.name} ended with code {code}. The end of {self._log_path}:\n" + "\n".join(tail)
+            )
 
     def wait_ready(self, timeout_s: float = 120.0) -> dict[str, typing.Any]:
         """Waits for the ready file and returns what it says.

@@ -38,8 +38,12 @@ def main(workdir: pathlib.Path, data_dir: pathlib.Path | None, config: config_li
     return 0
 
 
-def run(workdir: pathlib.Path, data_dir: pathlib.Path | None, config: config_lib.RunConfig,
-        console: rich_console.Console) -> dict[str, typing.Any]:
+def run(
+    workdir: pathlib.Path,
+    data_dir: pathlib.Path | None,
+    config: config_lib.RunConfig,
+    console: rich_console.Console,
+) -> dict[str, typing.Any]:
     """Runs the DAG, serves its model, streams a new item into it, and writes summary and report.
 
     Args:
@@ -80,6 +84,7 @@ def run(workdir: pathlib.Path, data_dir: pathlib.Path | None, config: config_lib
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> typing.Iterator[None]:
     """Lets SIGTERM end the run as Ctrl-C does, children first."""
+
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -120,9 +125,14 @@ def _stage_seconds(progress_path: pathlib.Path, own: typing.Mapping[str, float])
     return {stage: round(value, 2) for stage, value in {**own, **seconds}.items()}
 
 
-def _summary(data: pathlib.Path, outputs: typing.Mapping[str, str], verdict: typing.Mapping[str, typing.Any],
-             figures: typing.Mapping[str, float], seconds: typing.Mapping[str, float],
-             peak_memory_gb: float) -> dict[str, typing.Any]:
+def _summary(
+    data: pathlib.Path,
+    outputs: typing.Mapping[str, str],
+    verdict: typing.Mapping[str, typing.Any],
+    figures: typing.Mapping[str, float],
+    seconds: typing.Mapping[str, float],
+    peak_memory_gb: float,
+) -> dict[str, typing.Any]:
     judged = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / "report.json").read_text())["models"]
     encoders = {}
     for manifest in sorted(pathlib.Path(outputs["SCLTrainer.encoders"]).glob("*/manifest.json")):
@@ -131,8 +141,11 @@ def _summary(data: pathlib.Path, outputs: typing.Mapping[str, str], verdict: typ
     first = encoders.get("image") or encoders.get("text") or {"acc_at_1": None, "acc_at_5": None}
     keys = ("auc", "gauc", "logloss", "gauc_new_items")
     return {
-        "data": {name: sum(pq.ParquetFile(file).metadata.num_rows for file in schema.table_files(data, name))
-                 for name in schema.TABLES if schema.has_table(data, name)},
+        "data": {
+            name: sum(pq.ParquetFile(file).metadata.num_rows for file in schema.table_files(data, name))
+            for name in schema.TABLES
+            if schema.has_table(data, name)
+        },
         **first,
         "encoders": encoders,
         **{name: {key: judged[name][key] for key in keys} for name in ("id", "multimodal")},
@@ -143,8 +156,13 @@ def _summary(data: pathlib.Path, outputs: typing.Mapping[str, str], verdict: typ
     }
 
 
-def _write_report(path: pathlib.Path, data: pathlib.Path, outputs: typing.Mapping[str, str],
-                  summary: typing.Mapping[str, typing.Any], verdict: typing.Mapping[str, typing.Any]) -> None:
+def _write_report(
+    path: pathlib.Path,
+    data: pathlib.Path,
+    outputs: typing.Mapping[str, str],
+    summary: typing.Mapping[str, typing.Any],
+    verdict: typing.Mapping[str, typing.Any],
+) -> None:
     from tfmm.index import snapshot as snapshot_lib
 
     items = schema.read_table(data, "items")
@@ -155,4 +173,3 @@ def _write_report(path: pathlib.Path, data: pathlib.Path, outputs: typing.Mappin
         places[f"SCL {place.parent.name}"] = place
     histories = {name: json.loads(place.read_text()) for name, place in places.items() if place.exists()}
     html_report.write_report(path, summary, galleries, html_report.curves(histories), verdict)
-

@@ -59,9 +59,13 @@ class StageLines:
 
     def __init__(self, console: rich_console.Console) -> None:
         self._progress = rich_progress.Progress(
-            rich_progress.SpinnerColumn(finished_text="[green]✓"), rich_progress.TextColumn("{task.description:<34}"),
-            rich_progress.BarColumn(bar_width=24), rich_progress.TimeElapsedColumn(),
-            rich_progress.TextColumn("{task.fields[note]}"), console=console)
+            rich_progress.SpinnerColumn(finished_text="[green]✓"),
+            rich_progress.TextColumn("{task.description:<34}"),
+            rich_progress.BarColumn(bar_width=24),
+            rich_progress.TimeElapsedColumn(),
+            rich_progress.TextColumn("{task.fields[note]}"),
+            console=console,
+        )
         self._tasks: dict[str, rich_progress.TaskID] = {}
         self._started: dict[str, float] = {}
         self._current = ""
@@ -81,8 +85,9 @@ class StageLines:
 
     def finish(self, stage: str, note: str | None = None) -> None:
         self.seconds[stage] = time.monotonic() - self._started[stage]
-        fields = {} if note is None else {"note": note}
-        self._progress.update(self._tasks[stage], total=1, completed=1, **fields)
+        self._progress.update(self._tasks[stage], total=1, completed=1)
+        if note is not None:
+            self._progress.update(self._tasks[stage], note=note)
 
     def show(self, event: typing.Mapping[str, typing.Any]) -> None:
         """Takes one event of the progress file."""
@@ -104,7 +109,12 @@ def result_table(summary: typing.Mapping[str, typing.Any]) -> rich_table.Table:
     table = rich_table.Table(title="ID-only against SimTier + MAKE, on held-out impressions")
     for name in ("", "ID-only", "multimodal", "difference"):
         table.add_column(name, justify="left" if not name else "right")
-    for key, title in (("auc", "AUC"), ("gauc", "GAUC"), ("logloss", "LogLoss"), ("gauc_new_items", "GAUC, new items")):
+    for key, title in (
+        ("auc", "AUC"),
+        ("gauc", "GAUC"),
+        ("logloss", "LogLoss"),
+        ("gauc_new_items", "GAUC, new items"),
+    ):
         base, new = summary["id"][key], summary["multimodal"][key]
         if base is None or new is None:
             table.add_row(title, "too few rows", "too few rows", "")
@@ -115,9 +125,13 @@ def result_table(summary: typing.Mapping[str, typing.Any]) -> rich_table.Table:
 
 def closing_lines(summary: typing.Mapping[str, typing.Any], report: pathlib.Path) -> list[str]:
     """Returns what stands under the closing table."""
-    lines = [f"{modality} encoder: Acc@1 {facts['acc_at_1']:.3f}, Acc@5 {facts['acc_at_5']:.3f}"
-             for modality, facts in summary["encoders"].items()]
-    lines.append(f"Predict: gRPC {summary['grpc_predict_ms']:.1f} ms, REST {summary['rest_predict_ms']:.1f} ms. A new item "
-                 f"was scored with its embedding {summary['new_item_delay_s']:.2f} s after its event.")
+    lines = [
+        f"{modality} encoder: Acc@1 {facts['acc_at_1']:.3f}, Acc@5 {facts['acc_at_5']:.3f}"
+        for modality, facts in summary["encoders"].items()
+    ]
+    lines.append(
+        f"Predict: gRPC {summary['grpc_predict_ms']:.1f} ms, REST {summary['rest_predict_ms']:.1f} ms. A new item "
+        f"was scored with its embedding {summary['new_item_delay_s']:.2f} s after its event."
+    )
     lines.append(f"{summary['total_seconds']:.0f} s, at most {summary['peak_memory_gb']:.1f} GB. Report: {report}")
     return lines

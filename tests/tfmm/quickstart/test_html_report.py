@@ -27,15 +27,37 @@ def test_gallery_leaves_out_withdrawn_items_and_names_cards():
 
 
 def test_report_is_one_escaped_file(tmp_path):
-    items = pa.table({"item_id": [1, 2, 3, 4], "title": ["<b>red</b>", "rose", "blue", "gone"],
-                      "image": [b"\x89PNG", None, None, None]})
-    models = {name: {"auc": 0.6, "gauc": 0.6, "logloss": 0.5, "gauc_new_items": None} for name in ("id", "multimodal")}
-    summary = {**models, "encoders": {"text": {"acc_at_1": 0.4, "acc_at_5": 0.7}}, "grpc_predict_ms": 3.0,
-               "rest_predict_ms": 4.0, "new_item_delay_s": 0.2, "peak_memory_gb": 3.0, "data": {"items": 4},
-               "stages": {"Push": 1.0}}
-    svg = html_report.curves({"MAKE": [{"epoch": 0, "loss": 0.7}, {"epoch": 1, "loss": 0.6}], "one": [{"loss": 1.0}]})
-    html_report.write_report(tmp_path / "report.html", summary, {"text": html_report.gallery(_snapshot(), "text", items)},
-                             svg, {"passed": False, "reasons": ["AUC is 0.5"]})
+    items = pa.table(
+        {
+            "item_id": [1, 2, 3, 4],
+            "title": ["<b>red</b>", "rose", "blue", "gone"],
+            "image": [b"\x89PNG", None, None, None],
+        }
+    )
+    models = {
+        name: {"auc": 0.6, "gauc": 0.6, "logloss": 0.5, "gauc_new_items": None}
+        for name in ("id", "multimodal")
+    }
+    summary = {
+        **models,
+        "encoders": {"text": {"acc_at_1": 0.4, "acc_at_5": 0.7}},
+        "grpc_predict_ms": 3.0,
+        "rest_predict_ms": 4.0,
+        "new_item_delay_s": 0.2,
+        "peak_memory_gb": 3.0,
+        "data": {"items": 4},
+        "stages": {"Push": 1.0},
+    }
+    svg = html_report.curves(
+        {"MAKE": [{"epoch": 0, "loss": 0.7}, {"epoch": 1, "loss": 0.6}], "one": [{"loss": 1.0}]}
+    )
+    html_report.write_report(
+        tmp_path / "report.html",
+        summary,
+        {"text": html_report.gallery(_snapshot(), "text", items)},
+        svg,
+        {"passed": False, "reasons": ["AUC is 0.5"]},
+    )
     text = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;red" in text and "<b>red" not in text
     assert "data:image/png;base64,iVBORw" in text

@@ -10,9 +10,14 @@ import pytest
 
 from tfmm.quickstart import processes
 
-WRITE_READY = "import json, pathlib, time; pathlib.Path('ready.json').write_text(json.dumps({'port': 7})); time.sleep(60)"
-SPAWN = ("import subprocess, sys, time, pathlib; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
-         "pathlib.Path('ready.json').write_text(str(p.pid)); time.sleep(60)")
+WRITE_READY = (
+    "import json, pathlib, time\npathlib.Path('ready.json').write_text(json.dumps({'port': 7}))\ntime.sleep(60)"
+)
+SPAWN = (
+    "import subprocess, sys, time, pathlib\n"
+    "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+    "pathlib.Path('ready.json').write_text(str(p.pid)); time.sleep(60)"
+)
 
 
 @pytest.fixture
@@ -37,27 +42,39 @@ def _is_gone(pid: int) -> bool:
 
 
 def test_ready_file_is_returned_and_the_process_is_gone_afterwards(child_module, tmp_path):
-    with processes.Child("child", child_module(WRITE_READY), tmp_path / "log", ready_file=tmp_path / "ready.json") as child:
+    with processes.Child(
+        "child", child_module(WRITE_READY), tmp_path / "log", ready_file=tmp_path / "ready.json"
+    ) as child:
         assert child.wait_ready(20) == {"port": 7}
     assert _is_gone(child.process.pid)
 
 
 def test_grandchildren_end_with_their_parent(child_module, tmp_path):
-    with processes.Child("child", child_module(SPAWN), tmp_path / "log", ready_file=tmp_path / "ready.json") as child:
+    with processes.Child(
+        "child", child_module(SPAWN), tmp_path / "log", ready_file=tmp_path / "ready.json"
+    ) as child:
         grandchild = child.wait_ready(20)
     assert _is_gone(grandchild)
 
 
 def test_failure_shows_the_end_of_the_log(child_module, tmp_path):
-    with processes.Child("The job", child_module("raise SystemExit('no such table')"), tmp_path / "log",
-                         ready_file=tmp_path / "ready.json") as child:
+    with processes.Child(
+        "The job",
+        child_module("raise SystemExit('no such table')"),
+        tmp_path / "log",
+        ready_file=tmp_path / "ready.json",
+    ) as child:
         with pytest.raises(ChildProcessError, match=r"(?s)The job ended with code 1.*no such table"):
             child.wait_ready(20)
 
 
 def test_late_process_is_named(child_module, tmp_path):
-    with processes.Child("The job", child_module("import time; time.sleep(60)"), tmp_path / "log",
-                         ready_file=tmp_path / "ready.json") as child:
+    with processes.Child(
+        "The job",
+        child_module("import time; time.sleep(60)"),
+        tmp_path / "log",
+        ready_file=tmp_path / "ready.json",
+    ) as child:
         with pytest.raises(TimeoutError, match="The job was not ready within 0 s"):
             child.wait_ready(0.1)
 
@@ -76,8 +93,10 @@ def test_children_of_a_killed_parent_end(child_module, tmp_path, root):
     parent = tmp_path / "parent.py"
     parent.write_text(
         "import pathlib, sys\nfrom tfmm.quickstart import processes\n"
-        "child = processes.Child('child', ['child_module'], pathlib.Path('log'), ready_file=pathlib.Path('ready.json'))\n"
-        "child.wait_ready(20)\nprint(child.process.pid, flush=True)\nchild.process.wait()\n")
+        "ready = pathlib.Path('ready.json')\n"
+        "child = processes.Child('child', ['child_module'], pathlib.Path('log'), ready_file=ready)\n"
+        "child.wait_ready(20)\nprint(child.process.pid, flush=True)\nchild.process.wait()\n"
+    )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
     process = subprocess.Popen([sys.executable, parent], stdout=subprocess.PIPE, text=True, env=environment)
     pid = int(process.stdout.readline())
@@ -91,7 +110,9 @@ def test_peak_memory_counts_children(child_module, tmp_path):
     code = "import json, pathlib, time; held = bytearray(200_000_000)\n" + WRITE_READY
     with processes.PeakMemory() as memory:
         before = memory.gb
-        with processes.Child("child", child_module(code), tmp_path / "log", ready_file=tmp_path / "ready.json") as child:
+        with processes.Child(
+            "child", child_module(code), tmp_path / "log", ready_file=tmp_path / "ready.json"
+        ) as child:
             child.wait_ready(20)
             time.sleep(1.5)
     assert memory.gb - before > 0.2

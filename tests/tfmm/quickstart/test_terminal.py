@@ -39,10 +39,19 @@ def test_stage_lines_keep_the_seconds_of_finished_nodes_and_show_metrics():
 
 
 def _summary(new_items):
-    models = {name: {"auc": auc, "gauc": auc, "logloss": 0.5, "gauc_new_items": new_items}
-              for name, auc in (("id", 0.6), ("multimodal", 0.65))}
-    return {**models, "encoders": {"image": {"acc_at_1": 0.4, "acc_at_5": 0.7}}, "grpc_predict_ms": 3.0,
-            "rest_predict_ms": 4.0, "new_item_delay_s": 0.2, "total_seconds": 100.0, "peak_memory_gb": 3.0}
+    models = {
+        name: {"auc": auc, "gauc": auc, "logloss": 0.5, "gauc_new_items": new_items}
+        for name, auc in (("id", 0.6), ("multimodal", 0.65))
+    }
+    return {
+        **models,
+        "encoders": {"image": {"acc_at_1": 0.4, "acc_at_5": 0.7}},
+        "grpc_predict_ms": 3.0,
+        "rest_predict_ms": 4.0,
+        "new_item_delay_s": 0.2,
+        "total_seconds": 100.0,
+        "peak_memory_gb": 3.0,
+    }
 
 
 def test_result_table_shows_differences(tmp_path):

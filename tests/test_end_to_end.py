@@ -1,0 +1,156 @@
+"""The road from raw logs to a served score, run small, as a user runs it."""
+
+import glob
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tfx", reason="TFX is not installed")
+
+from tfmm.ctr import model as ctr_model
+from tfmm.export import parity
+from tfx_pipeline import environments
+
+KEYS = {
+    "data",
+    "acc_at_1",
+    "acc_at_5",
+    "id",
+    "multimodal",
+    "grpc_predict_ms",
+    "rest_predict_ms",
+    "new_item_delay_s",
+    "stages",
+    "peak_memory_gb",
+}
+
+
+def run_tfmm(*arguments, cwd, check=True):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    result = subprocess.run(
+        [sys.executable, "-m", "tfmm.cli", *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert not check or result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """The workdir of one small quickstart, and its summary."""
+    workdir = tmp_path_factory.mktemp("road")
+    run_tfmm("quickstart", "--preset", "small", "--workdir", str(workdir), cwd=workdir)
+    return workdir, json.loads((workdir / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def outputs(road):
+    return environments.latest_outputs(road[0] / "metadata.sqlite")
+
+
+def test_summary_has_every_figure(road):
+    _, summary = road
+    assert set(summary) >= KEYS
+    assert set(summary["data"]) == {"items", "searches", "behaviors", "impressions"}
+    for model in ("id", "multimodal"):
+        assert 0.5 < summary[model]["auc"] < 1.0
+        assert set(summary[model]) == {"auc", "gauc", "logloss", "gauc_new_items"}
+    assert summary["acc_at_1"] > 10 / summary["data"]["items"]  # chance is 1 / held-out items
+    assert summary["gate"]["passed"] is True
+
+
+def test_new_item_is_scored_with_its_embedding_within_seconds(road):
+    assert 0.0 < road[1]["new_item_delay_s"] < 2.0
+
+
+def test_report_is_one_file_with_pictures(road):
+    text = (road[0] / "report.html").read_text()
+    assert text.count("data:image/png;base64,") > 20
+    assert "<svg" in text
+
+
+def test_pushed_model_scores_like_the_keras_model_through_the_loader_of_tf_serving(road, outputs):
+    version = environments.newest_version(road[0] / "serving" / "tfmm")
+    model = ctr_model.load_model(pathlib.Path(outputs["MultimodalTrainer.model"]) / "Format-TFMM")
+    files = sorted(glob.glob(outputs["ExampleGenerator.examples"] + "/Split-eval/*"))
+    exported, keras_scores = parity.scores(version, model, files, limit=512)
+    assert len(exported) > 100
+    np.testing.assert_allclose(exported, keras_scores, rtol=0, atol=1e-5)
+    assert np.ptp(exported) > 0.01
+
+
+def test_no_process_is_left(road):
+    import psutil
+
+    workdir = str(road[0])
+    assert [
+        p.pid for p in psutil.process_iter(["cmdline"]) if workdir in " ".join(p.info["cmdline"] or [])
+    ] == []
+
+
+def test_second_run_in_the_same_workdir_takes_up_what_is_there(road):
+    workdir, first = road
+    run_tfmm("quickstart", "--preset", "small", "--workdir", str(workdir), cwd=workdir)
+    second = json.loads((workdir / "summary.json").read_text())
+    for key in ("data", "acc_at_1", "acc_at_5", "id", "multimodal", "gate"):
+        assert second[key] == first[key]
+    assert len(list((workdir / "serving" / "tfmm").iterdir())) == 1  # nothing new was pushed
+    assert second["total_seconds"] < first["total_seconds"]
+
+
+def test_literal_tfx_command_runs_the_dag(road):
+    wrapper = pathlib.Path(sys.executable).with_name("tfx")
+    if not wrapper.exists() or "tfx_pipeline" not in wrapper.read_text():
+        pytest.skip("`make setup` did not put the wrapper at .venv/bin/tfx")
+    root = pathlib.Path(__file__).parents[1]
+    environment = {
+        **os.environ,
+        "PATH": f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}",
+        "TFMM_WORKDIR": str(road[0]),
+        "TFMM_RUN": str(road[0] / "run.json"),
+        "LOCAL_HOME": str(road[0] / "tfx_home"),
+    }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    result = subprocess.run(
+        ["tfx", "run", "create", "--pipeline", "tfx_pipeline/"],
+        cwd=root,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert environments.newest_version(road[0] / "serving" / "tfmm") is not None
+
+
+def test_gate_that_refuses_leaves_nothing_to_serve_and_says_why(tmp_path, road):
+    workdir, _ = road
+    result = run_tfmm(
+        "quickstart",
+        "--preset",
+        "small",
+        "--workdir",
+        str(workdir),
+        "--set",
+        "gate.min_auc=0.999",
+        cwd=workdir,
+        check=False,
+    )
+    # The model of the first run is in service, so the run ends well, but nothing new is pushed.
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "refused" in (workdir / "report.html").read_text()
+    assert len(list((workdir / "serving" / "tfmm").iterdir())) == 1

@@ -1,0 +1,200 @@
+"""The running system: the server, the stream, one predict by each protocol, and a new item that is scored at once."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import time
+import typing
+
+import numpy as np
+import pyarrow as pa
+
+from tfmm.data import schema
+from tfmm.quickstart import processes, terminal
+
+NEW_ITEM_TIMEOUT_S = 30.0
+PREDICTS = 20  # timed calls per protocol; the median is told
+CANDIDATES = 50
+
+
+def serve_and_stream(
+    environment: typing.Any, outputs: typing.Mapping[str, str], lines: terminal.StageLines
+) -> dict[str, float]:
+    """Serves the newest version, scores by gRPC and REST, and streams a new item until it is scored.
+
+    Args:
+        environment: `tfx_pipeline.environments.Environment` of the run.
+        outputs: the DAG's artifacts, by `Node.output`.
+        lines: where the steps are shown.
+    Returns:
+        grpc_predict_ms, rest_predict_ms: medians over some calls with one user and 50 candidates;
+        new_item_delay_s: from the event to the first score that uses the new item's embedding.
+    Raises:
+        ChildProcessError: the server or the stream ended.
+        TimeoutError: the new item was not scored with its embedding in time.
+    """
+    from serving import client as client_lib
+    from serving import replicator
+    from serving.streaming import event_log
+    from tfx_pipeline.environments import MODEL_NAME
+
+    logs, events_path = environment.workdir / "logs", environment.workdir / "index" / "events.sqlite"
+    data = environment.data_dir or pathlib.Path(outputs["Marketplace.dataset"])
+    lines.start("Start server and stream")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(
+            processes.Child(
+                "The model server",
+                [
+                    "serving.model_server",
+                    f"--model_name={MODEL_NAME}",
+                    f"--model_base_path={environment.serving_dir}",
+                    "--port=0",
+                    "--rest_api_port=0",
+                    f"--ready_file={logs / 'server.json'}",
+                ],
+                logs / "server.log",
+                ready_file=logs / "server.json",
+            )
+        )
+        stream = stack.enter_context(
+            processes.Child(
+                "The streaming job",
+                [
+                    "serving.streaming",
+                    "--events",
+                    str(events_path),
+                    "--index",
+                    str(environment.index_path),
+                    "--encoders",
+                    outputs["SCLTrainer.encoders"],
+                    "--ready-file",
+                    str(logs / "stream.json"),
+                ],
+                logs / "stream.log",
+                ready_file=logs / "stream.json",
+            )
+        )
+        ports = server.wait_ready()
+        follower = stack.enter_context(
+            replicator.Replicator(environment.index_path, [f"127.0.0.1:{ports['grpc_port']}"], MODEL_NAME)
+        )
+        stream.wait_ready()
+        follower.wait_caught_up(60.0)
+        lines.finish("Start server and stream")
+
+        client = stack.enter_context(
+            client_lib.RankingClient(
+                f"127.0.0.1:{ports['grpc_port']}", f"http://127.0.0.1:{ports['rest_port']}", MODEL_NAME
+            )
+        )
+        lines.start("Predict by gRPC and REST")
+        request = busiest_user(data, environment.config.data.max_behaviors)
+        candidates = first_items(data, CANDIDATES)
+        grpc_ms, grpc_scores = _median_ms(lambda: client.rank(**request, **candidates))
+        rest_ms, rest_scores = _median_ms(lambda: client.rank_rest(**request, **candidates))
+        np.testing.assert_allclose(grpc_scores, rest_scores, rtol=1e-5)
+        lines.finish("Predict by gRPC and REST", f"{grpc_ms:.1f} ms, {rest_ms:.1f} ms")
+
+        lines.start("Score a new item")
+        with event_log.SQLiteEventLog(events_path) as log:
+            delay_s = _score_new_item(environment, data, log, client, request)
+        lines.finish("Score a new item", f"{delay_s:.2f} s after its event")
+    return {
+        "grpc_predict_ms": round(grpc_ms, 2),
+        "rest_predict_ms": round(rest_ms, 2),
+        "new_item_delay_s": round(delay_s, 3),
+    }
+
+
+def _median_ms(call: typing.Callable[[], typing.Any]) -> tuple[float, typing.Any]:
+    result = call()
+    times = []
+    for _ in range(PREDICTS):
+        started = time.perf_counter()
+        result = call()
+        times.append(time.perf_counter() - started)
+    return 1e3 * float(np.median(times)), result
+
+
+def _score_new_item(
+    environment: typing.Any,
+    data: pathlib.Path,
+    log: typing.Any,
+    client: typing.Any,
+    request: typing.Mapping[str, typing.Any],
+) -> float:
+    """Sends a new item's event and asks for its score until the score shows its embedding; returns the seconds."""
+    from serving.streaming import events
+
+    item = new_item(environment, data, number=log.append([]))
+    candidate = {"item_ids": pa.array([item["item_id"]]), "categories": pa.array([item["category"]])}
+    before = float(client.rank(**request, **candidate)[0])  # masked: the index does not know the item
+    sent = time.monotonic()
+    log.append([events.make_event(**item)])
+    while time.monotonic() - sent < NEW_ITEM_TIMEOUT_S:
+        if float(client.rank(**request, **candidate)[0]) != before:
+            return time.monotonic() - sent
+        time.sleep(0.01)
+    raise TimeoutError(
+        f"The new item {item['item_id']} was not scored with its embedding within "
+        f"{NEW_ITEM_TIMEOUT_S:.0f} s. See {environment.workdir / 'logs'} and the dead letters of "
+        f"{environment.index_path}."
+    )
+
+
+def new_item(environment: typing.Any, data: pathlib.Path, number: int) -> dict[str, typing.Any]:
+    """Returns the arguments of an event for an item that the catalog does not hold.
+
+    The marketplace draws one; of data of one's own, an item's content comes again under a new id.
+
+    Args:
+        environment: of the run.
+        data: the tables.
+        number: how many new items came before.
+    """
+    if environment.data_dir is None:
+        from tfmm.data import marketplace
+
+        item = marketplace.draw_new_item(environment.config.marketplace, number, time.time_ns() // 1000)
+        return {name: item[name] for name in ("item_id", "category", "title", "image")}
+    items = schema.read_table(data, "items")
+    names = [schema.CONTENT_COLUMNS[m] for m in schema.modalities(data)]
+    mask = np.ones(len(items), bool)
+    for name in names:
+        mask &= items[name].is_valid().to_numpy(zero_copy_only=False)
+    row = items.slice(int(np.flatnonzero(mask)[number % int(mask.sum())]), 1).to_pylist()[0]
+    ids = items["item_id"].to_pylist()
+    item_id = f"new-item-{number}" if isinstance(ids[0], str) else max(ids) + 1 + number
+    return {"item_id": item_id, "category": row.get("category"), **{name: row[name] for name in names}}
+
+
+def busiest_user(data: pathlib.Path, max_behaviors: int) -> dict[str, typing.Any]:
+    """Returns the user side of a request: the user with most behaviors and the newest of them.
+
+    Returns:
+        user_id, and behavior_item_ids and behavior_categories, oldest first, as the tables have them.
+    """
+    if schema.has_table(data, "behaviors"):
+        behaviors = schema.read_table(data, "behaviors", ["user_id", "item_id", "timestamp"])
+    else:
+        shown = schema.read_table(data, "impressions", ["user_id", "item_id", "timestamp", "label"])
+        behaviors = shown.filter(pa.compute.equal(shown["label"], 1))
+    counts = behaviors["user_id"].value_counts()
+    user = counts.field("values")[int(np.argmax(counts.field("counts").to_numpy()))]
+    own = behaviors.filter(pa.compute.equal(behaviors["user_id"], user)).sort_by("timestamp")
+    ids = own["item_id"].combine_chunks()[-max_behaviors:]
+    return {"user_id": user.as_py(), "behavior_item_ids": ids, "behavior_categories": _categories(data, ids)}
+
+
+def first_items(data: pathlib.Path, count: int) -> dict[str, typing.Any]:
+    """Returns the candidate side of a request: item_ids and categories of the catalog's first items."""
+    ids = schema.read_table(data, "items", ["item_id"])["item_id"].combine_chunks()[:count]
+    return {"item_ids": ids, "categories": _categories(data, ids)}
+
+
+def _categories(data: pathlib.Path, ids: pa.Array) -> pa.Array:
+    items = schema.read_table(data, "items", ["item_id", "category"])
+    places = pa.compute.index_in(ids, items["item_id"].combine_chunks())
+    return items["category"].combine_chunks().take(places)
