@@ -1,8 +1,8 @@
 """Converts Online Retail (UCI; Chen et al. 2012): a year of invoices of a gift-ware shop, with descriptions.
 
 Purchases are real; impressions are first-time purchases and, for each, four drawn items that the user did not
-own, so click-through rates and calibration mean nothing. There are no searches and no images: encoders learn from
-the text of adjacent invoice lines (co-purchase pairs), which is not the paper's query and purchased item.
+own, so click-through rates and calibration mean nothing. There are no searches and no images: encoders learn
+from the text of adjacent invoice lines (co-purchase pairs), not from the paper's queries and purchased items.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Converts TAOBAO-MM (Alibaba's MUSE release): hashed ids, long histories and one embedding per item.
 
-The source has no times. Histories are lists, the newest on the right; samples come in two days, train and test.
-So times are synthetic: all train impressions stand at TRAIN_TIME_US, all test ones a day later, and a history's
-items one second apart, the newest one second before the day of its file. They order what the source orders, and
-say no more.
+The source has no times. Histories are lists, the newest on the right; samples come in two days, train and
+test. So times are synthetic: all train impressions stand at TRAIN_TIME_US, all test ones a day later, and a
+history's items one second apart, the newest one second before the day of its file. They order what the source
+orders, and say no more.
 
 Field names of the source: 129_1 user, 205 item, 206 category, 205_c the embedding as int8, 150_2_180 and
-151_2_180 the history's items and categories, label_0 the one-hot of [no click, click]. Id 0 is a missing value.
+151_2_180 the history's items and categories, label_0 the one-hot of [no click, click]. Id 0 is missing.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _TIMES = {"train": TRAIN_TIME_US, "test": TRAIN_TIME_US + DAY_US}
 def convert(src: str | pathlib.Path, dst: str | pathlib.Path) -> dict[str, typing.Any]:
     """Writes items, behaviors and impressions.
 
-    Items are the union of all ids seen; an item without features has the category that histories give it, or none,
-    and an item without an embedding has no vector. Rows with a missing id are left out and counted.
+    Items are the union of all ids seen; an item without features has the category that histories give it, or
+    none, and an item without an embedding has no vector. Rows with a missing id are left out and counted.
 
     Args:
         src: folder of {train,test}_samples, {train,test}_user_features, item_features and

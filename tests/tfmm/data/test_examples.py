@@ -1,0 +1,201 @@
+import datetime
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from tfmm import artifacts, features
+from tfmm.config import DataConfig
+from tfmm.data import examples, schema
+
+L3 = DataConfig(max_behaviors=3, eval_fraction=0.25, min_id_count=1)
+
+
+def read(folder, split, max_behaviors=3):
+    spec = features.raw_spec(max_behaviors)
+    return examples.read_columns(str(folder / f"{split}-*.tfrecord.gz"), spec)
+
+
+def us(time):
+    return int(time.replace(tzinfo=datetime.timezone.utc).timestamp()) * 1_000_000
+
+
+def test_an_impression_sees_the_newest_strictly_earlier_behaviors():
+    catalog = {"item_id": np.array([10, 11, 12, 13]), "category": np.array([1, 1, 0, 2])}
+    impressions = {
+        "user_id": np.array([1, 1, 2]),
+        "item_id": np.array([13, 12, 10]),
+        "timestamp": np.array([50, 20, 60]),
+        "label": np.array([1, 0, 1]),
+    }
+    behaviors = {
+        "user_id": np.array([1, 1, 1, 1, 2]),
+        "item_id": np.array([12, 11, 10, 13, 99]),
+        "timestamp": np.array([30, 20, 10, 50, 5]),
+    }
+    built = examples.build(impressions, behaviors, catalog, 2)
+    assert {name: values.tolist() for name, values in built.items()} == {
+        "user_id": [1, 1, 2],
+        "item_id": [12, 13, 10],
+        "category": [0, 2, 1],
+        "behavior_item_ids": [[10, 0], [11, 12], [99, 0]],
+        "behavior_categories": [[1, 0], [1, 0], [0, 0]],
+        "timestamp": [20, 50, 60],
+        "label": [0, 1, 1],
+    }
+    assert list(built) == [feature.name for feature in features.FEATURES]
+
+
+def test_the_order_of_rows_says_nothing():
+    """Rows of one instant that come as one positive and four negatives leave in an order free of labels."""
+    n = 4000
+    users, items = np.repeat(np.arange(n // 5), 5) + 1, np.arange(n) + 1
+    impressions = {"user_id": users, "item_id": items, "timestamp": np.zeros(n, np.int64),
+                   "label": (np.arange(n) % 5 == 0).astype(np.int64)}
+    nothing = {name: np.zeros(0, np.int64) for name in ("user_id", "item_id", "timestamp")}
+    catalog = {"item_id": items, "category": items}
+    built = examples.build(impressions, nothing, catalog, 2)
+    place = np.arange(n)
+    correlation = np.corrcoef(built["label"], place % 5 == 0)[0, 1]
+    assert abs(correlation) < 0.06  # 4 standard deviations of independent draws
+    shuffled = np.random.default_rng(0).permutation(n)
+    again = examples.build({name: v[shuffled] for name, v in impressions.items()}, nothing, catalog, 2)
+    np.testing.assert_array_equal(again["item_id"], built["item_id"])
+    assert not built["behavior_item_ids"].any()
+
+
+def test_the_last_impressions_are_eval_and_an_instant_is_not_split():
+    assert examples.eval_start(np.array([1, 2, 3, 4]), 0.25) == 4
+    assert examples.eval_start(np.array([3, 3, 3, 1]), 0.25) == 3
+    with pytest.raises(ValueError, match="must have rows"):
+        examples.eval_start(np.zeros(0, np.int64), 0.25)
+
+
+def shop(at, ids, users):
+    times = [1, 2, 3, 4, 5, 6, 7, 8]
+    return {
+        "items": [{"item_id": item, "category": "lamp", "title": "t"} for item in ids],
+        "behaviors": [{"user_id": users[0], "item_id": ids[0], "timestamp": at(m), "action": "click"} for m in (0, 3)],
+        "impressions": [
+            {"user_id": users[m % 2], "item_id": ids[m % 3], "timestamp": at(m), "label": m % 2} for m in times
+        ],
+    }
+
+
+@pytest.mark.parametrize("ids, users", [([1, 2, 3], [8, 9]), (["a", "b", "c"], ["u", "v"])], ids=["int64", "string"])
+def test_written_examples_are_split_by_time(tables, tmp_path, at, ids, users):
+    folder = tables(**shop(at, ids, users))
+    manifest = examples.write_examples(folder, L3, tmp_path / "out")
+    assert {name: manifest[name] for name in ("train", "eval", "dead_letter")} == {"train": 6, "eval": 2, "dead_letter": 0}
+    train, held = read(tmp_path / "out", "train"), read(tmp_path / "out", "eval")
+    assert sorted(train["timestamp"].tolist()) == [us(at(m)) for m in range(1, 7)]
+    assert sorted(held["timestamp"].tolist()) == [us(at(m)) for m in (7, 8)]
+    fingerprints, user = features.fingerprint(ids), features.fingerprint(users)
+    row = int(np.flatnonzero(held["timestamp"] == us(at(8)))[0])
+    assert held["user_id"][row] == user[0] and held["item_id"][row] == fingerprints[2]
+    assert held["behavior_item_ids"][row].tolist() == [fingerprints[0], fingerprints[0], 0]
+    lamp = features.fingerprint(["lamp"])[0]
+    assert held["category"][row] == lamp and held["behavior_categories"][row].tolist() == [lamp, lamp, 0]
+
+
+def test_the_split_column_decides_where_there_is_one(tables, tmp_path, at):
+    data = shop(at, [1, 2, 3], [8, 9])
+    data["impressions"] = [{**row, "split": "eval" if k == 0 else "train"} for k, row in enumerate(data["impressions"])]
+    manifest = examples.write_examples(tables(**data), L3, tmp_path / "out")
+    assert (manifest["train"], manifest["eval"]) == (7, 1)
+
+
+def test_histories_are_clicked_impressions_where_behaviors_are_absent(tables, tmp_path, at):
+    data = shop(at, [1, 2, 3], [8, 9])
+    del data["behaviors"]
+    examples.write_examples(tables(**data), L3, tmp_path / "out")
+    held = read(tmp_path / "out", "eval")
+    row = int(np.flatnonzero(held["timestamp"] == us(at(7)))[0])
+    assert held["behavior_item_ids"][row].tolist() == [2, 1, 3]  # minutes 1, 3 and 5: all clicks of user 9 before 7
+
+
+def test_bad_rows_become_dead_letters_with_a_reason(tables, tmp_path, at):
+    data = shop(at, [1, 2, 3], [8, 9])
+    good = data["impressions"][0]
+    data["impressions"] += [{**good, "label": 2}, {**good, "user_id": None}, {**good, "item_id": 77}, {**good, "item_id": 0},
+                            {**good, "timestamp": None, "label": None}]
+    data["behaviors"] += [{**data["behaviors"][0], "action": "stare"}]
+    manifest = examples.write_examples(tables(**data), L3, tmp_path / "out")
+    assert (manifest["train"] + manifest["eval"], manifest["dead_letter"]) == (8, 6)
+    letters = pq.read_table(next((tmp_path / "out").glob("dead_letter-*.parquet"))).to_pylist()
+    reasons = {(letter["table"], letter["row"]): letter["reason"] for letter in letters}
+    assert reasons == {
+        ("impressions", 8): "`label` must be 0 or 1",
+        ("impressions", 9): "`user_id` must not be null",
+        ("impressions", 10): "`item_id` must be in the items table",
+        ("impressions", 11): "`item_id` must not be 0 or empty",
+        ("impressions", 12): "`timestamp` must not be null",
+        ("behaviors", 2): "`action` must be one of click, cart, favorite, purchase",
+    }
+    assert all(letter["content"].startswith("{") for letter in letters)
+
+
+def test_an_empty_split_is_refused(tables, tmp_path, at):
+    data = shop(at, [1, 2, 3], [8, 9])
+    data["impressions"] = [{**row, "split": "train"} for row in data["impressions"]]
+    with pytest.raises(ValueError, match="Both splits must have rows"):
+        examples.write_examples(tables(**data), L3, tmp_path / "out")
+
+
+def test_vocabularies_hold_the_ids_of_the_train_split(tables, tmp_path, at):
+    folder = tables(**shop(at, [1, 2, 3], [8, 9]))
+    examples.write_examples(folder, L3, tmp_path / "raw")
+    manifest = examples.transform(tmp_path / "raw", tmp_path / "out")
+    lines = {path.name: [int(line) for line in path.read_text().split()] for path in (tmp_path / "out/vocabulary").iterdir()}
+    assert set(lines) == set(features.VOCABULARIES)
+    assert lines["user_id"] == [8, 9] and sorted(lines["item_id"]) == [1, 2, 3]
+    assert lines["item_id"][0] == 1  # in every history, so the most frequent
+    assert manifest["vocabulary_sizes"] == {"user_id": 4, "item_id": 5, "category": 3}
+    columns = examples.read_columns(str(tmp_path / "out/train-*"), features.transformed_spec(3))
+    for feature in features.FEATURES:
+        if feature.index is not None:
+            index = {0: 0, **{id_: k + 2 for k, id_ in enumerate(lines[feature.vocabulary])}}
+            expected = np.vectorize(index.get)(columns[feature.name])
+            np.testing.assert_array_equal(columns[feature.index], expected)
+
+
+def test_rare_ids_are_out_of_vocabulary(tables, tmp_path, at):
+    data = shop(at, [1, 2, 3], [8, 9])
+    data["impressions"][5]["item_id"] = 3
+    examples.write_examples(tables(**data), L3, tmp_path / "raw")
+    examples.transform(tmp_path / "raw", tmp_path / "out", DataConfig(max_behaviors=3, min_id_count=3))
+    kept = [int(line) for line in (tmp_path / "out/vocabulary/item_id").read_text().split()]
+    train = read(tmp_path / "raw", "train")
+    ids, counts = np.unique(np.concatenate([train["item_id"], train["behavior_item_ids"].ravel()]), return_counts=True)
+    assert sorted(kept) == [i for i, n in zip(ids.tolist(), counts.tolist()) if n >= 3 and i != 0]
+    columns = examples.read_columns(str(tmp_path / "out/train-*"), features.transformed_spec(3))
+    assert set(columns["item_index"][~np.isin(columns["item_id"], kept)]) <= {features.OUT_OF_VOCABULARY}
+
+
+def test_serialized_examples_parse_with_the_table_of_features():
+    row = {name: np.array([[1, 2]]) if name.startswith("behavior") else np.array([7]) for name in features.raw_spec(2)}
+    parsed = tf.io.parse_single_example(next(examples.serialize(row)), features.raw_spec(2))
+    assert parsed["behavior_item_ids"].numpy().tolist() == [1, 2] and int(parsed["label"]) == 7
+
+
+def test_reading_what_was_not_written_names_the_step(tmp_path):
+    with pytest.raises(FileNotFoundError, match="matches no file. Run `tfmm.data.examples.write_examples` first"):
+        examples.read_columns(str(tmp_path / "train-*"), features.raw_spec(2))
+    with pytest.raises(FileNotFoundError, match="the stage that writes this folder did not finish"):
+        examples.transform(tmp_path, tmp_path / "out")
+    assert not (tmp_path / artifacts.MANIFEST).exists()
+
+
+def test_the_marketplace_gives_as_many_examples_as_impressions(small_marketplace, tmp_path):
+    manifest = examples.write_examples(small_marketplace, DataConfig(max_behaviors=5), tmp_path)
+    rows = schema.read_table(small_marketplace, "impressions").num_rows
+    assert manifest["train"] + manifest["eval"] == rows and manifest["dead_letter"] == 0
+    assert manifest["eval"] == pytest.approx(0.2 * rows, rel=0.01)
+    train, held = read(tmp_path, "train", 5), read(tmp_path, "eval", 5)
+    assert train["timestamp"].max() < held["timestamp"].min()
+    for columns in (train, held):
+        filled = columns["behavior_item_ids"] != 0
+        assert (filled[:, :-1] >= filled[:, 1:]).all()  # right-padded
+        assert (columns["category"] > 0).all()
+        np.testing.assert_array_equal(columns["behavior_categories"] > 0, filled)

@@ -1,0 +1,161 @@
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tfmm import artifacts
+from tfmm.config import PairsConfig
+from tfmm.data import pairs, schema
+
+HALF = PairsConfig(heldout_fraction=0.5)
+
+
+def read(folder, modality="text"):
+    return {split: pq.read_table(folder / modality / f"{split}.parquet").to_pylist() for split in ("train", "heldout")}
+
+
+def shop(at, ids):
+    """One search per item, which ends in buying it; a rival is clicked from its page."""
+    items, searches, behaviors = [], [], []
+    for k, item in enumerate(ids):
+        rival = ids[(k + 1) % len(ids)]
+        items.append({"item_id": item, "title": f"title {item}", "image": f"image {item}".encode()})
+        search = {"search_id": 100 + k, "user_id": 1, "timestamp": at(k)}
+        searches.append({**search, "query_text": f"query {item}", "query_image": b"snapshot"})
+        act = {"user_id": 1, "timestamp": at(k), "search_id": 100 + k}
+        behaviors += [
+            {**act, "item_id": item, "action": "click", "trigger_item_id": None},
+            {**act, "item_id": rival, "action": "click", "trigger_item_id": item},
+            {**act, "item_id": item, "action": "purchase", "trigger_item_id": None},
+        ]
+    impressions = [{"user_id": 1, "item_id": ids[0], "timestamp": at(m), "label": 0} for m in range(10_000, 10_010)]
+    return {"items": items, "searches": searches, "behaviors": behaviors, "impressions": impressions}
+
+
+@pytest.mark.parametrize("ids", [list(range(1, 41)), [f"item-{k}" for k in range(40)]], ids=["int64", "string"])
+def test_a_search_pairs_its_query_with_what_was_bought(tables, tmp_path, at, ids):
+    manifests = pairs.build_pairs(tables(**shop(at, ids)), HALF, tmp_path / "pairs")
+    assert set(manifests) == {"image", "text"}
+    splits = read(tmp_path / "pairs")
+    assert len(splits["train"]) + len(splits["heldout"]) == 40
+    fingerprints = dict(zip(schema.fingerprints(schema.read_table(tmp_path, "items")["item_id"]).tolist(), ids))
+    for pair in splits["heldout"] + splits["train"]:
+        item = fingerprints[pair["positive_item_id"]]
+        assert (pair["query"], pair["positive"]) == (f"query {item}", f"title {item}")
+        assert pair["query_id"] == 100 + ids.index(item)
+    for pair in splits["heldout"]:
+        rival = ids[(ids.index(fingerprints[pair["positive_item_id"]]) + 1) % 40]
+        assert pair["negative"] == f"title {rival}"
+    image = read(tmp_path / "pairs", "image")["train"][0]
+    assert image["query"] == b"snapshot"
+    assert image["positive"].startswith(b"image ")
+
+
+def test_no_held_out_positive_is_trained_on(tables, tmp_path, at):
+    pairs.build_pairs(tables(**shop(at, list(range(1, 41)))), HALF, tmp_path / "pairs")
+    splits = read(tmp_path / "pairs")
+    held = {pair["positive_item_id"] for pair in splits["heldout"]}
+    trained = {pair["positive_item_id"] for pair in splits["train"]}
+    negatives = {pair["negative_item_id"] for pair in splits["train"]} - {None}
+    assert held and trained and not held & trained and not held & negatives
+    assert negatives  # some rivals are not held out
+
+
+def test_a_click_that_ended_in_a_purchase_too_is_no_negative(tables, tmp_path, at):
+    data = shop(at, list(range(1, 41)))
+    data["behaviors"] += [
+        {**act, "action": "purchase", "trigger_item_id": None} for act in data["behaviors"] if act["trigger_item_id"]
+    ]
+    manifests = pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")
+    assert manifests["text"]["with_negative"] == 0
+    assert all(pair["negative"] is None for pair in read(tmp_path / "pairs")["heldout"])
+
+
+def test_what_happened_in_the_eval_split_is_not_used(tables, tmp_path, at):
+    data = shop(at, list(range(1, 41)))
+    data["impressions"] = [{**row, "timestamp": at(k + 20)} for k, row in enumerate(data["impressions"])]
+    manifests = pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")
+    assert manifests["text"]["train"] + manifests["text"]["heldout"] == 28  # purchases before minute 28
+    data["impressions"] = [{**row, "split": "eval" if k % 2 else "train"} for k, row in enumerate(data["impressions"])]
+    manifests = pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")
+    assert manifests["text"]["train"] + manifests["text"]["heldout"] == 21  # the first eval row stands at minute 21
+
+
+def test_pairs_without_query_or_content_are_left_out(tables, tmp_path, at):
+    data = shop(at, list(range(1, 41)))
+    data["items"][0]["title"] = None
+    data["items"][1]["title"] = ""
+    data["searches"][2]["query_text"] = None
+    manifests = pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")
+    assert manifests["text"]["train"] + manifests["text"]["heldout"] == 37
+    assert all(pair["query"] and pair["positive"] for split in read(tmp_path / "pairs").values() for pair in split)
+    assert 2 not in {pair["negative_item_id"] for split in read(tmp_path / "pairs").values() for pair in split}
+
+
+def test_adjacent_lines_of_an_order_are_co_purchase_pairs(tables, tmp_path, at):
+    items = [{"item_id": k, "title": f"title {k}"} for k in range(1, 61)]
+    lines = [
+        {"user_id": 1, "item_id": k, "timestamp": at(0), "action": "purchase", "order_id": (k - 1) // 3, "order_line": k}
+        for k in range(1, 61)
+    ]
+    for line in lines:
+        line["order_id"] += 1
+    lines.reverse()
+    impressions = [{"user_id": 1, "item_id": 1, "timestamp": at(m), "label": 0} for m in range(10, 20)]
+    folder = tables(items=items, behaviors=lines, impressions=impressions)
+    manifests = pairs.build_pairs(folder, PairsConfig(heldout_fraction=0.3), tmp_path / "pairs")
+    assert manifests["text"]["source"] == "co-purchase"
+    splits = read(tmp_path / "pairs")
+    for pair in splits["train"] + splits["heldout"]:
+        second = pair["positive_item_id"]
+        assert pair["query"] == f"title {second - 1}" and second % 3 != 1
+        assert pair["negative"] is None
+    held = {pair["positive"] for pair in splits["heldout"]}
+    assert held
+    assert not held & {pair[side] for pair in splits["train"] for side in ("query", "positive")}
+
+
+def test_items_of_one_title_make_no_co_purchase_pair(tables, tmp_path, at):
+    items = [{"item_id": k, "title": "same" if k < 20 else f"title {k}"} for k in range(1, 61)]
+    lines = [
+        {"user_id": 1, "item_id": k, "timestamp": at(0), "action": "purchase", "order_id": 7, "order_line": k}
+        for k in range(1, 61)
+    ]
+    impressions = [{"user_id": 1, "item_id": 1, "timestamp": at(m), "label": 0} for m in range(10, 20)]
+    folder = tables(items=items, behaviors=lines, impressions=impressions)
+    pairs.build_pairs(folder, HALF, tmp_path / "pairs")
+    assert all(p["query"] != p["positive"] for split in read(tmp_path / "pairs").values() for p in split)
+
+
+def test_the_number_of_pairs_is_bounded_and_seeded(tables, tmp_path, at):
+    folder = tables(**shop(at, list(range(1, 41))))
+    config = PairsConfig(heldout_fraction=0.5, max_pairs=20)
+    first = pairs.build_pairs(folder, config, tmp_path / "a")["text"]
+    assert first["train"] + first["heldout"] == 20
+    assert artifacts.read_manifest(tmp_path / "a" / "text", "pairs") == first
+    pairs.build_pairs(folder, config, tmp_path / "b")
+    assert read(tmp_path / "a") == read(tmp_path / "b")
+    pairs.build_pairs(folder, PairsConfig(heldout_fraction=0.5, max_pairs=20, seed=1), tmp_path / "c")
+    assert read(tmp_path / "a") != read(tmp_path / "c")
+
+
+def test_the_held_out_share_is_as_asked():
+    held = pairs.is_heldout(np.arange(1, 20_001), PairsConfig(heldout_fraction=0.1))
+    assert abs(held.mean() - 0.1) < 0.01  # 5 standard deviations of a fair draw
+
+
+def test_a_catalog_with_nothing_but_vectors_needs_no_pairs(tables, tmp_path):
+    assert pairs.build_pairs(tables(items=[{"item_id": 1, "vector": [1.0]}]), HALF, tmp_path / "pairs") == {}
+
+
+def test_logs_that_give_no_pairs_are_answered_with_the_way_out(tables, tmp_path, at):
+    data = shop(at, [1, 2, 3])
+    without_searches = {name: rows for name, rows in data.items() if name != "searches"}
+    with pytest.raises(ValueError, match="must have a table 'searches', or `order_id` and `order_line`"):
+        pairs.build_pairs(tables(**without_searches), HALF, tmp_path / "pairs")
+    for act in data["behaviors"]:
+        act["search_id"] = 1
+    with pytest.raises(ValueError, match="must have pairs to train on and to hold out. Received: {'train': 0"):
+        pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")
+    (tmp_path / "behaviors.parquet").unlink()
+    with pytest.raises(ValueError, match="must have a table 'behaviors' with purchases"):
+        pairs.build_pairs(tmp_path, HALF, tmp_path / "pairs")
