@@ -47,8 +47,11 @@ class ServingModule(tf.Module):
         self._core_pointwise = self._core(None)
         self._core_rank = self._core(1)
 
-    def _core(self, num_users: int | None) -> tf.types.experimental.PolymorphicFunction:
-        """Returns the scoring core; `num_users` 1 is one history for all candidates."""
+    def _core(self, num_users: int | None) -> tf.types.experimental.ConcreteFunction:
+        """Returns the scoring core; `num_users` 1 is one history for all candidates.
+
+        One concrete function for all signatures: XLA then compiles each bucket once, whoever calls first.
+        """
         specs = {name: tf.TensorSpec([None], tf.int64) for name in _CANDIDATE_INPUTS}
         specs["user_index"] = tf.TensorSpec([num_users], tf.int64)
         for name in _USER_INPUTS[1:]:
@@ -62,7 +65,8 @@ class ServingModule(tf.Module):
             return {name: tf.cast(outputs[name], tf.float32) for name in signatures.OUTPUTS}
 
         unnamed = {name: tf.TensorSpec(spec.shape, spec.dtype) for name, spec in specs.items()}
-        return tf.function(core, input_signature=[unnamed], jit_compile=self._config.jit_compile or None)
+        jit_compile = self._config.jit_compile or None
+        return tf.function(core, jit_compile=jit_compile, autograph=False).get_concrete_function(unnamed)
 
     def signatures(self) -> dict[str, typing.Any]:
         """Returns a concrete function per signature; without modalities, those of ids alone."""
@@ -129,7 +133,7 @@ class ServingModule(tf.Module):
         user = {name: raw[name] for name in (*signatures.USER_FEATURES, *behavior_vectors)}
 
         def shared() -> Tensors:
-            one = {name: tf.ensure_shape(tensor, [1, *tensor.shape[1:]]) for name, tensor in user.items()}
+            one = {name: _with_static_rows(tensor, 1) for name, tensor in user.items()}
             indices = self._indices(one)
             known = {name: indices[name] for name in (*_USER_INPUTS, *behavior_vectors)}
             return self._rank(candidates, known, looks_up=False)
@@ -153,7 +157,16 @@ class ServingModule(tf.Module):
         )
 
         def write(name: str) -> typing.Callable[[], tf.Tensor]:
-            return lambda: self.tables[name].upsert(item_ids, rows, scales, sequences, encoder_version)
+            def branch() -> tf.Tensor:
+                table = self.tables[name]
+                fits = tf.debugging.assert_equal(
+                    tf.shape(rows)[1], table.dim, f"`rows` of {name} must have {table.dim} values."
+                )
+                with tf.control_dependencies([fits] if fits is not None else []):
+                    own = tf.reshape(rows, [-1, table.dim])
+                return table.upsert(item_ids, own, scales, sequences, encoder_version)
+
+            return branch
 
         with tf.control_dependencies([known] if known is not None else []):
             chosen = tf.argmax(tf.cast(matches, tf.int32), output_type=tf.int32)
@@ -217,6 +230,14 @@ class ServingModule(tf.Module):
         return {name: tensors[name] for name in model_lib.input_names(self.tables)}
 
 
+def _with_static_rows(tensor: tf.Tensor, rows: int) -> tf.Tensor:
+    """Returns a tensor of `rows` rows with that static shape.
+
+    Not `tf.ensure_shape`: inside a branch it makes the graph optimizer believe the shape everywhere else, too.
+    """
+    return tf.reshape(tensor[:rows], [rows, *tensor.shape[1:]])
+
+
 def _concrete(function: typing.Callable[..., Tensors], specs: signatures.Specs) -> typing.Any:
     named = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()}
-    return tf.function(function).get_concrete_function(**named)
+    return tf.function(function, autograph=False).get_concrete_function(**named)
