@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from tfmm.layers import checks
+from tfmm.layers.compilation import is_traced_for_xla
 from tfmm.layers.similarity import MAX_INT8_DIM, unit_vectors
 
 FROZEN_OUTPUTS = ("vector", "rows")
@@ -25,6 +26,7 @@ class FrozenEmbedding(keras.layers.Layer):
     Args:
         num_items: int, rows of the table.
         dim: int D, values per row.
+        by_index: the ids are row numbers 1..num_items (as vocabulary indices are) and are not searched for.
         output_form: "vector": float32 [..., D] of norm 1; "rows": dict of "rows" int8 [..., D], "scales"
             float32 [...] and "mask" bool [...], on which similarities are exact.
 
@@ -38,7 +40,14 @@ class FrozenEmbedding(keras.layers.Layer):
             [0., 0.]]], dtype=float32)
     """
 
-    def __init__(self, num_items: int, dim: int, output_form: str = "vector", **kwargs: typing.Any) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        dim: int,
+        output_form: str = "vector",
+        by_index: bool = False,
+        **kwargs: typing.Any,
+    ) -> None:
         kwargs.pop("autocast", None)
         kwargs["trainable"] = False
         super().__init__(autocast=False, **kwargs)
@@ -50,6 +59,7 @@ class FrozenEmbedding(keras.layers.Layer):
         self.num_items = num_items
         self.dim = dim
         self.output_form = output_form
+        self.by_index = by_index
         self.supports_masking = True
 
     def build(self, ids_shape: typing.Any = None) -> None:
@@ -70,8 +80,8 @@ class FrozenEmbedding(keras.layers.Layer):
         """Builds the layer around a table.
 
         Args:
-            ids: int64 [n], unique, not 0, in any order; rows: int8 [n, D]; scales: float32 [n], 1 / norm of
-                each row (0 withdraws the item).
+            ids: int64 [n], unique, not 0, in any order (with `by_index`: 1..n); rows: int8 [n, D]; scales:
+                float32 [n], 1 / norm of each row (0 withdraws the item).
         Raises:
             ValueError: a repeated id, an id of 0, other shapes or types, or a scale that is not 1 / norm.
         """
@@ -106,6 +116,10 @@ class FrozenEmbedding(keras.layers.Layer):
             "`ids` must be unique.",
             ids[1:][ids[1:] == ids[:-1]][:3].tolist(),
         )
+        numbered = np.array_equal(ids, np.arange(1, self.num_items + 1))
+        checks.require(
+            numbered or not self.by_index, "With `by_index`, `ids` must be 1..n.", ids[:3].tolist()
+        )
         norms = np.sqrt((rows.astype(np.float32) ** 2).sum(1))
         wrong = ~(np.abs(norms * scales - 1.0) < 1e-3) & ~((scales == 0.0) & np.isfinite(scales))
         checks.require(
@@ -129,14 +143,30 @@ class FrozenEmbedding(keras.layers.Layer):
             self.built, "The table is empty; use `FrozenEmbedding.from_table`.", "an unbuilt layer"
         )
         ids = ops.cast(ops.convert_to_tensor(ids), _id_dtype())
-        table = ops.convert_to_tensor(self.ids)
-        place = ops.reshape(ops.searchsorted(table, ops.reshape(ids, (-1,))), ops.shape(ids))
-        place = ops.minimum(place, self.num_items - 1)
+        if self.by_index:
+            place = ops.clip(ids - 1, 0, self.num_items - 1)
+            found = ops.equal(place, ids - 1)
+        else:
+            table = ops.convert_to_tensor(self.ids)
+            place = ops.minimum(self._search(table, ids), self.num_items - 1)
+            found = ops.equal(ops.take(table, place, axis=0), ids)
         scales = ops.take(ops.convert_to_tensor(self.scales), place, axis=0)
-        mask = ops.logical_and(ops.equal(ops.take(table, place, axis=0), ids), scales > 0.0)
+        mask = ops.logical_and(found, scales > 0.0)
         rows = ops.take(ops.convert_to_tensor(self.rows), place, axis=0)
         rows = ops.where(ops.expand_dims(mask, -1), rows, ops.zeros_like(rows))
         return rows, ops.where(mask, scales, ops.zeros_like(scales)), mask
+
+    def _search(self, table: typing.Any, ids: typing.Any) -> typing.Any:
+        """Returns int32 [...]: how many ids of the sorted table are smaller than each id."""
+        if not is_traced_for_xla():
+            place = ops.searchsorted(table, ops.reshape(ids, (-1,)))
+            return ops.cast(ops.reshape(place, ops.shape(ids)), "int32")
+        place = ops.zeros_like(ids, dtype="int32")  # XLA's own search compares every id with the whole table
+        for bit in reversed(range(self.num_items.bit_length())):
+            step = place + 2**bit
+            last = ops.take(table, ops.minimum(step, self.num_items) - 1, axis=0)
+            place = ops.where(ops.logical_and(step <= self.num_items, last < ids), step, place)
+        return place
 
     def call(self, ids: typing.Any) -> typing.Any:
         rows, scales, mask = self.lookup(ids)
@@ -168,6 +198,7 @@ class FrozenEmbedding(keras.layers.Layer):
             "num_items": self.num_items,
             "dim": self.dim,
             "output_form": self.output_form,
+            "by_index": self.by_index,
         }
 
 

@@ -128,3 +128,25 @@ def test_conformance(make_int8, output_form):
         make_layer=make,
         same_under_policies=True,
     )
+
+
+@pytest.mark.parametrize("num_items", [1, 2, 3, 8, 100])
+def test_search_under_xla_finds_what_plain_search_finds(make_int8, rng, num_items):
+    ids = np.unique(rng.integers(-(2**63), 2**63 - 1, size=num_items))
+    layer = FrozenEmbedding.from_table(ids, *make_int8(len(ids), 4))
+    wanted = np.concatenate([ids, ids - 1, ids + 1, [0, -(2**63), 2**63 - 1]])
+    plain = layer.lookup(wanted)
+    compiled = tf.function(lambda x: layer.lookup(x), jit_compile=True, autograph=False)(wanted)
+    for expected, received in zip(plain, compiled, strict=True):
+        np.testing.assert_array_equal(received, expected)
+    assert np.asarray(plain[2])[: len(ids)].all()
+
+
+def test_rows_by_number_need_no_search(make_int8):
+    rows, scales = make_int8(3, 4)
+    layer = FrozenEmbedding.from_table([1, 2, 3], rows, scales, by_index=True, output_form="rows")
+    found = layer(np.array([3, 0, 4, -1, 1]))
+    np.testing.assert_array_equal(found["mask"], [True, False, False, False, True])
+    np.testing.assert_array_equal(found["rows"].numpy()[[0, 4]], rows[[2, 0]])
+    with pytest.raises(ValueError, match=r"`ids` must be 1\.\.n"):
+        FrozenEmbedding.from_table([7, 8, 9], rows, scales, by_index=True)
