@@ -1,13 +1,13 @@
-"""log sum exp over the memory bank: the sum under InfoNCE (section 3.3, equation 1)."""
+"""log sum exp over the memory bank: the sum under InfoNCE (section 3.3, equation 1), dense and streaming."""
 
 from __future__ import annotations
 
 import typing
 
-import keras
 from keras import ops
 
 MASKED_LOGIT = -1e30  # stands for "no negative here"; finite, so that a row without negatives has gradient 0
+SAFE_EXPONENT = 80.0  # exp(-80) and sums of exp(80) are normal float32 numbers
 
 
 def bank_logsumexp(
@@ -16,35 +16,117 @@ def bank_logsumexp(
     positive_ids: typing.Any = None,
     memory_bank_ids: typing.Any = None,
     memory_bank_mask: typing.Any = None,
+    *,
+    chunk_size: int | None = None,
+    gemm_dtype: str = "float32",
 ) -> typing.Any:
-    """Computes log sum exp(q.k / t) over the memory bank, with the [B, K] logits in memory.
+    """Computes log sum exp(q.k / t) over the memory bank.
+
+    With a `chunk_size` below K it streams: the bank is read once, chunk by chunk, and the [B, K] logits never
+    exist. What the backward pass needs, the mean of the bank under the softmax, [B, D], is summed in the same
+    pass, so that backward costs no matrix product. Equal to the dense form up to float32 rounding.
 
     Args:
         scaled_queries: float32 [B, D], query / temperature.
         memory_bank: float [K, D]; no gradient reaches it.
         positive_ids: optional int [B]; a slot with the same id is left out of that row.
         memory_bank_ids: int [K], beside `positive_ids`.
-        memory_bank_mask: optional bool [K], True where the slot counts.
+        memory_bank_mask: optional bool [K], True where the slot counts; what a masked slot holds has no
+            effect.
+        chunk_size: slots per chunk; None, or at least K, keeps the logits in memory.
+        gemm_dtype: the type of the two matrix products' inputs; sums and exponentials are float32.
     Returns:
-        float32 [B]; about -1e30 where nothing counts.
+        float32 [B]; -1e30 or less where nothing counts.
     """
     memory_bank = ops.stop_gradient(ops.convert_to_tensor(memory_bank))
-    dtype = gemm_dtype(memory_bank)
-    logits = ops.matmul(ops.cast(scaled_queries, dtype), ops.transpose(ops.cast(memory_bank, dtype)))
-    logits = ops.cast(logits, "float32")
-    if memory_bank_mask is not None:
-        logits = ops.where(ops.cast(memory_bank_mask, "bool")[None, :], logits, MASKED_LOGIT)
-    if positive_ids is not None:
-        logits = ops.where(same_id(positive_ids, memory_bank_ids), MASKED_LOGIT, logits)
-    return ops.logsumexp(logits, axis=-1)
-
-
-def gemm_dtype(memory_bank: typing.Any) -> str:
-    """Returns the type in which the bank is multiplied: its own where it is a 16-bit float, else float32."""
-    dtype = keras.backend.standardize_dtype(memory_bank.dtype)
-    return dtype if dtype in ("bfloat16", "float16") else "float32"
+    bank = _Bank(memory_bank, positive_ids, memory_bank_ids, memory_bank_mask, gemm_dtype)
+    if chunk_size is None or memory_bank.shape[0] is None or memory_bank.shape[0] <= chunk_size:
+        return ops.logsumexp(bank.logits(scaled_queries, *bank.read(0, None)), axis=-1)
+    return _stream(scaled_queries, bank, chunk_size)
 
 
 def same_id(row_ids: typing.Any, column_ids: typing.Any) -> typing.Any:
     """Returns bool [B, K], True where the ids int [B] and int [K] are equal."""
     return ops.equal(ops.convert_to_tensor(row_ids)[:, None], ops.convert_to_tensor(column_ids)[None, :])
+
+
+class _Bank:
+    """The bank with its masks, readable by chunk."""
+
+    def __init__(self, rows, positive_ids, ids, mask, gemm_dtype) -> None:
+        self.rows = rows
+        self.size, self.dim = rows.shape
+        self.positive_ids = positive_ids
+        self.ids = None if ids is None else ops.convert_to_tensor(ids)
+        self.mask = None if mask is None else ops.cast(mask, "bool")
+        self.gemm_dtype = gemm_dtype
+
+    def read(self, start, length):
+        """Returns rows [length, D] in the product's type, bool [length] (None: all count) and ids or None."""
+        rows, counts, ids = (
+            column if column is None or length is None else _slice(column, start, length)
+            for column in (self.rows, self.mask, self.ids)
+        )
+        rows = ops.cast(rows, self.gemm_dtype)
+        if counts is not None:
+            rows = ops.where(counts[:, None], rows, ops.zeros_like(rows))
+        return rows, counts, ids
+
+    def logits(self, queries, rows, counts, ids):
+        """Returns float32 [B, length], -1e30 where a slot does not count for a query."""
+        logits = ops.cast(ops.matmul(ops.cast(queries, self.gemm_dtype), ops.transpose(rows)), "float32")
+        if counts is not None:
+            logits = ops.where(counts[None, :], logits, MASKED_LOGIT)
+        if ids is not None:
+            logits = ops.where(same_id(self.positive_ids, ids), MASKED_LOGIT, logits)
+        return logits
+
+
+def _slice(column, start, length):
+    first = [start] + [0] * (len(column.shape) - 1)
+    return ops.slice(column, first, (length, *column.shape[1:]))
+
+
+def _stream(scaled_queries, bank: _Bank, chunk_size: int):
+    queries = ops.stop_gradient(scaled_queries)
+    # |q.k| <= |q| for unit vectors: where exp(-2 |q|) is a float32 number, |q| serves as the maximum.
+    bound = ops.sqrt(ops.sum(ops.square(queries), axis=-1, keepdims=True))  # [B, 1]
+    total, shift, mean = ops.cond(
+        ops.max(bound) < SAFE_EXPONENT / 2,
+        lambda: _sum_chunks(queries, bank, chunk_size, bound),
+        lambda: _sum_chunks(queries, bank, chunk_size, None),
+    )
+    value = ops.where(total > 0, shift + ops.log(ops.where(total > 0, total, 1.0)), MASKED_LOGIT)
+    # The second term is 0 and carries the gradient, so that nothing is differentiated through the loop.
+    return value + ops.sum((scaled_queries - queries) * mean, axis=-1)
+
+
+def _sum_chunks(queries, bank: _Bank, chunk_size: int, bound):
+    """Sums exp(logit - shift) over the bank, and the rows weighted by it; a running maximum without `bound`."""
+    running = bound is None
+    num_chunks = -(-bank.size // chunk_size)
+    columns = ops.arange(chunk_size)
+
+    def add_chunk(index, state):
+        shift, total, weighted = state
+        start = ops.minimum(index * chunk_size, bank.size - chunk_size)
+        rows, counts, ids = bank.read(start, chunk_size)
+        is_new = start + columns >= index * chunk_size  # the last chunk begins inside the one before it
+        counts = is_new if counts is None else ops.logical_and(counts, is_new)
+        rows = ops.where(counts[:, None], rows, ops.zeros_like(rows))
+        if running:
+            logits = bank.logits(queries, rows, counts, ids)
+            new_shift = ops.maximum(shift, ops.max(logits, axis=-1, keepdims=True))
+            scale = ops.exp(shift - new_shift)
+            shift, total, weighted = new_shift, total * scale, weighted * scale
+            weights = ops.exp(logits - shift)
+        else:
+            weights = ops.exp(bank.logits(queries, rows, None, ids) - shift)
+        total = total + ops.matmul(weights, ops.cast(counts, "float32")[:, None])
+        weighted = weighted + ops.cast(ops.matmul(ops.cast(weights, bank.gemm_dtype), rows), "float32")
+        return shift, total, weighted
+
+    zeros = ops.zeros_like(queries[:, :1])
+    state = (zeros + MASKED_LOGIT if running else bound, zeros, ops.zeros_like(queries))
+    shift, total, weighted = ops.fori_loop(0, num_chunks, add_chunk, state)
+    return total[:, 0], shift[:, 0], weighted / ops.where(total > 0, total, 1.0)

@@ -12,6 +12,8 @@ from keras import ops
 
 from tfmm.losses.bank_logsumexp import MASKED_LOGIT, bank_logsumexp, same_id
 
+CHUNK_SIZE = 1024  # slots of the bank per streamed chunk: 4 MB of logits at B = 1,024
+
 
 def info_nce(
     queries: typing.Any,
@@ -23,6 +25,8 @@ def info_nce(
     positive_ids: typing.Any = None,
     memory_bank_ids: typing.Any = None,
     memory_bank_mask: typing.Any = None,
+    chunk_size: int | None = CHUNK_SIZE,
+    gemm_dtype: str = "float32",
 ) -> typing.Any:
     """Computes the InfoNCE loss of each query against its positive and the memory bank (equation 1).
 
@@ -39,12 +43,16 @@ def info_nce(
         queries: float [B, D], L2-normalized.
         positives: float [B, D], L2-normalized; row i is the positive of query i.
         memory_bank: float [K, D], L2-normalized negatives, K >= 1; None leaves the in-batch negatives alone.
-            A bfloat16 or float16 bank is multiplied in that type; everything else is float32.
+            Kept in bfloat16 or float16 it takes half the memory.
         temperature: positive float, or float scalar tensor that can be learned.
         in_batch_negatives: True adds the positives of the other queries to the negatives.
         positive_ids: optional int [B], item id of each positive: negatives with the same id are left out.
         memory_bank_ids: int [K], item id of each slot; needed beside a bank where `positive_ids` is given.
         memory_bank_mask: optional bool [K], True where the slot is filled.
+        chunk_size: a larger bank is streamed in chunks of so many slots: the [B, K] logits never exist, and
+            the backward pass needs no further pass over the bank. None keeps the logits in memory.
+        gemm_dtype: "float32", or "bfloat16" to multiply with the bank in that type, where the hardware is
+            faster in it: a cosine is then right to about 2^-9. Sums and exponentials stay float32.
     Returns:
         float32 [B], at least 0; 0 where every negative is masked.
     Raises:
@@ -58,6 +66,7 @@ def info_nce(
     >>> bool(abs(float(loss[0]) - np.log(1 + 3 * np.exp(-2))) < 1e-6)
     True
     """
+    check_gemm(chunk_size, gemm_dtype)
     _check_inputs(
         queries,
         positives,
@@ -73,7 +82,10 @@ def info_nce(
     positive_logit = ops.sum(scaled * positives, axis=-1)  # [B]
     negatives = []
     if memory_bank is not None:
-        negatives.append(bank_logsumexp(scaled, memory_bank, positive_ids, memory_bank_ids, memory_bank_mask))
+        masks = (positive_ids, memory_bank_ids, memory_bank_mask)
+        negatives.append(
+            bank_logsumexp(scaled, memory_bank, *masks, chunk_size=chunk_size, gemm_dtype=gemm_dtype)
+        )
     if in_batch_negatives:
         negatives.append(_in_batch_logsumexp(scaled, positives, positive_ids))
     negative_logit = negatives[0] if len(negatives) == 1 else ops.logaddexp(*negatives)
@@ -148,6 +160,14 @@ def _agree(left: tuple, right: tuple) -> bool:
     return len(left) == len(right) and all(a is None or b is None or a == b for a, b in zip(left, right))
 
 
+def check_gemm(chunk_size: int | None, gemm_dtype: str) -> None:
+    """Refuses a chunk of no slots and a type that is not a float."""
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"`chunk_size` must be at least 1, or None. Received: {chunk_size!r}.")
+    if gemm_dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"`gemm_dtype` must be float32, bfloat16 or float16. Received: {gemm_dtype!r}.")
+
+
 def check_positive(name: str, value: typing.Any) -> None:
     """Refuses a Python or NumPy number that is not positive and finite; a tensor is left to its owner."""
     if isinstance(value, (numbers.Real, np.ndarray)):
@@ -187,6 +207,8 @@ class InfoNCE(keras.layers.Layer):
         in_batch_negatives: True adds the positives of the other queries to the negatives.
         min_temperature: 0.01 as in CLIP.
         max_temperature: 1 by default.
+        chunk_size: a larger memory bank is streamed in chunks of so many slots; None keeps the logits.
+        gemm_dtype: "float32", or "bfloat16" where the hardware is faster in it.
         check: True refuses NaN and vectors that are not of length 1 (to 1e-3). It reads the values, so it
             works in eager steps only, and it costs one pass over the bank.
 
@@ -202,6 +224,8 @@ class InfoNCE(keras.layers.Layer):
         in_batch_negatives: bool = False,
         min_temperature: float = 0.01,
         max_temperature: float = 1.0,
+        chunk_size: int | None = CHUNK_SIZE,
+        gemm_dtype: str = "float32",
         check: bool = False,
         **kwargs: typing.Any,
     ) -> None:
@@ -212,6 +236,7 @@ class InfoNCE(keras.layers.Layer):
             ("max_temperature", max_temperature),
         ):
             check_positive(name, value)
+        check_gemm(chunk_size, gemm_dtype)
         if not min_temperature <= temperature <= max_temperature:
             raise ValueError(
                 f"`temperature` must lie in [`min_temperature`, `max_temperature`] = "
@@ -222,6 +247,8 @@ class InfoNCE(keras.layers.Layer):
         self.in_batch_negatives = in_batch_negatives
         self.min_temperature = min_temperature
         self.max_temperature = max_temperature
+        self.chunk_size = chunk_size
+        self.gemm_dtype = gemm_dtype
         self.check = check
 
     def build(
@@ -269,6 +296,8 @@ class InfoNCE(keras.layers.Layer):
             positive_ids=positive_ids,
             memory_bank_ids=memory_bank_ids,
             memory_bank_mask=memory_bank_mask,
+            chunk_size=self.chunk_size,
+            gemm_dtype=self.gemm_dtype,
         )
         return ops.mean(losses)
 
@@ -290,6 +319,8 @@ class InfoNCE(keras.layers.Layer):
             "in_batch_negatives",
             "min_temperature",
             "max_temperature",
+            "chunk_size",
+            "gemm_dtype",
             "check",
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

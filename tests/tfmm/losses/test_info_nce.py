@@ -115,9 +115,29 @@ def test_memory_bank_gets_no_gradient(vectors):
 def test_bfloat16_bank_stays_close(vectors):
     queries, positives, bank = vectors
     exact = info_nce(queries, positives, bank, temperature=0.07)
-    rounded = info_nce(queries, positives, tf.cast(bank, tf.bfloat16), temperature=0.07)
-    assert rounded.dtype == tf.float32
-    np.testing.assert_allclose(rounded, exact, atol=0.06)  # a cosine to 2^-9, over the temperature
+    stored = info_nce(queries, positives, tf.cast(bank, tf.bfloat16), temperature=0.07)
+    np.testing.assert_allclose(stored, exact, atol=0.02)  # each of 8 values to 2^-9, over the temperature
+    multiplied = info_nce(queries, positives, bank, temperature=0.07, gemm_dtype="bfloat16")
+    assert multiplied.dtype == tf.float32
+    np.testing.assert_allclose(multiplied, exact, atol=0.06)  # a logit of up to 14 to 2^-9
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.012])
+def test_streaming_gives_the_dense_loss_and_gradients(vectors, temperature):
+    rng = np.random.default_rng(0)
+    ids, bank_ids, filled = rng.integers(0, 9, 6), rng.integers(0, 9, 21), rng.random(21) < 0.8
+    computed = {}
+    for chunk_size in (None, 4):
+        queries, positives, log_temperature = (tf.Variable(v) for v in (*vectors[:2], math.log(temperature)))
+        with tf.GradientTape() as tape:
+            loss = info_nce(
+                queries, positives, vectors[2], temperature=tf.exp(log_temperature), in_batch_negatives=True,
+                positive_ids=ids, memory_bank_ids=bank_ids, memory_bank_mask=filled,
+                chunk_size=chunk_size)  # fmt: skip
+        computed[chunk_size] = [loss, *tape.gradient(loss, [queries, positives, log_temperature])]
+    for streamed, dense in zip(computed[4], computed[None]):
+        # float32: gradients are weights times 1 / temperature, up to 83
+        np.testing.assert_allclose(streamed, dense, rtol=1e-4, atol=1e-4)
 
 
 def test_layer_learns_its_temperature_within_the_range(vectors):
@@ -135,7 +155,7 @@ def test_layer_learns_its_temperature_within_the_range(vectors):
 
 def test_layer_round_trips_its_config_and_ignores_the_policy(vectors):
     config = {"temperature": 0.1, "learnable": False, "in_batch_negatives": True, "min_temperature": 0.05,
-              "max_temperature": 0.5, "check": True}  # fmt: skip
+              "max_temperature": 0.5, "chunk_size": 5, "gemm_dtype": "float16", "check": True}  # fmt: skip
     layer = InfoNCE(**config, dtype="mixed_bfloat16")
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert {name: again.get_config()[name] for name in config} == config
@@ -144,7 +164,7 @@ def test_layer_round_trips_its_config_and_ignores_the_policy(vectors):
     loss = again(queries, positives, memory_bank=bank)
     assert loss.dtype == tf.float32
     expected = info_nce(queries, positives, bank, temperature=0.1, in_batch_negatives=True)
-    assert float(loss) == pytest.approx(float(tf.reduce_mean(expected)), rel=1e-6)
+    assert float(loss) == pytest.approx(float(tf.reduce_mean(expected)), rel=1e-3)  # float16 products
 
 
 def test_check_mode_refuses_nan_and_other_lengths(vectors):
@@ -169,6 +189,8 @@ def test_check_mode_refuses_nan_and_other_lengths(vectors):
             r"one positive per query. Received: \(5, 8\) and \(6, 8\)",
         ),
         ({"positives": np.zeros((6, 8, 1), np.float32)}, r"Received: \(6, 8\) and \(6, 8, 1\)"),
+        ({"chunk_size": 0}, "`chunk_size` must be at least 1, or None. Received: 0"),
+        ({"gemm_dtype": "int8"}, "must be float32, bfloat16 or float16. Received: 'int8'"),
         ({"temperature": 0.0}, "`temperature` must be a positive number. Received: 0.0. Learn its logarithm"),
         ({"temperature": np.float32(-1)}, "Received: -1"),
         ({"temperature": math.nan}, "Received: nan"),
