@@ -9,11 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+import sybil
+import sybil.parsers.markdown
 
 pytest.importorskip("tfx", reason="TFX is not installed")
 
 from tfmm.ctr import model as ctr_model
 from tfmm.export import parity
+from tfmm.quickstart import processes
 from tfx_pipeline import environments
 
 KEYS = {
@@ -154,3 +157,18 @@ def test_gate_that_refuses_leaves_nothing_to_serve_and_says_why(tmp_path, road):
     assert result.returncode == 0, result.stdout + result.stderr
     assert "refused" in (workdir / "report.html").read_text()
     assert len(list((workdir / "serving" / "tfmm").iterdir())) == 1
+
+
+def test_code_of_the_serving_guide_runs_against_the_pushed_model(road, tmp_path):
+    """The guide's ports stand for whatever ports the server got."""
+    ready = tmp_path / "server.json"
+    command = ["serving.model_server", "--model_name=tfmm", f"--model_base_path={road[0] / 'serving' / 'tfmm'}"]
+    command += ["--port=0", "--rest_api_port=0", f"--ready_file={ready}"]
+    text = (pathlib.Path(__file__).parents[1] / "docs" / "serving.md").read_text("utf-8")
+    with processes.Child("The model server", command, tmp_path / "server.log", ready_file=ready) as server:
+        ports = server.wait_ready()
+        guide = tmp_path / "serving.md"
+        guide.write_text(text.replace("8501", str(ports["rest_port"])).replace("8500", str(ports["grpc_port"])))
+        document = sybil.Sybil(parsers=[sybil.parsers.markdown.PythonCodeBlockParser()]).parse(guide)
+        for example in document.examples():
+            example.evaluate()

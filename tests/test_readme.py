@@ -39,7 +39,8 @@ def commands(program):
     ]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+# The serving guide's code needs a server; the end-to-end test runs it against a pushed model.
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/serving.md"])
 def test_code_of_the_document_runs(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for example in SYBIL.parse(ROOT / document).examples():
@@ -52,7 +53,7 @@ def test_tfmm_command_exists(arguments, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     for word in arguments:  # folders that must exist
-        if not word.startswith("-"):
+        if not word.startswith("-") and not pathlib.Path(word).suffix:
             (tmp_path / word).mkdir(parents=True, exist_ok=True)
     parse(cli.main, arguments)
 
