@@ -77,7 +77,7 @@ class SCLConfig:
     image_size: int = 32  # pixels, square; image only
     width: int = 16  # channels of the first stage; image only
     text_buckets: int = 16_384  # hashed words and character n-grams; text only
-    batch_size: int = 128
+    batch_size: int = 64  # small: steps count for more than in-batch negatives where a bank brings negatives
     epochs: int = 8
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
@@ -87,7 +87,7 @@ class SCLConfig:
     in_batch_negatives: bool = True  # beside the memory bank
     triplet_weight: float = 1.0
     triplet_margin: float = 0.2  # cosine
-    augment: bool = True
+    augment: bool = False  # worth its time in long runs on few pairs whose queries look like the items
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,8 +99,22 @@ class SCLConfig:
             self.memory_bank_size >= 0, "`memory_bank_size` must not be negative.", self.memory_bank_size
         )
         _require(0.0 <= self.momentum < 1.0, "`momentum` must lie in [0, 1).", self.momentum)
-        _require(self.temperature > 0.0, "`temperature` must be positive.", self.temperature)
-        for name in ("batch_size", "epochs"):
+        _require(
+            0.01 <= self.temperature <= 1.0,
+            "`temperature` must lie in [0.01, 1], the range that it is learned in.",
+            self.temperature,
+        )
+        _require(
+            self.in_batch_negatives or self.memory_bank_size > 0,
+            "`memory_bank_size` must be at least 1 where `in_batch_negatives` is False: a loss needs negatives.",
+            self.memory_bank_size,
+        )
+        _require(self.image_size >= 8, "`image_size` must be at least 8 pixels.", self.image_size)
+        _require(self.learning_rate > 0.0, "`learning_rate` must be positive.", self.learning_rate)
+        _require(self.weight_decay >= 0.0, "`weight_decay` must not be negative.", self.weight_decay)
+        _require(self.triplet_weight >= 0.0, "`triplet_weight` must not be negative.", self.triplet_weight)
+        _require(0.0 < self.triplet_margin <= 2.0, "`triplet_margin` must lie in (0, 2].", self.triplet_margin)
+        for name in ("batch_size", "epochs", "width", "text_buckets"):
             _require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
 
 

@@ -24,7 +24,7 @@ STAGES = 3
 
 
 class Encoder(tf.Module):
-    """Encodes raw content in three steps: `prepare` decodes, `finish` makes features, the Keras `model` vectors.
+    """Encodes raw content: `prepare` decodes, `finish` makes features, the Keras `model` makes vectors.
 
     Args:
         config: its modality, sizes and seed shape the encoder.
@@ -40,7 +40,7 @@ class Encoder(tf.Module):
         raise NotImplementedError
 
     def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:
-        """Returns decoded contents, compact enough to keep, and bool [B], True where a content can be used."""
+        """Returns decoded contents, compact enough to keep, and bool [B], True where one can be used."""
         raise NotImplementedError
 
     def finish(self, prepared: Features) -> Features:
@@ -53,9 +53,15 @@ class Encoder(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="content")])
     def encode(self, content: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Encodes string [B]: {"vector": float32 [B, D], of length 1; zeros where the content cannot be used}."""
+        """Encodes string [B].
+
+        Returns:
+            {"vector": float32 [B, D], of length 1; zeros where the content cannot be used}.
+        """
         prepared, valid = self.prepare(content)
-        vector = self.model(list(self.finish(prepared)), training=False)
+        # One blank row more: TensorFlow's fused normalization fails on a batch of none.
+        padded = [tf.pad(column, [[0, 1]] + [[0, 0]] * (column.shape.rank - 1)) for column in prepared]
+        vector = self.model(list(self.finish(tuple(padded))), training=False)[:-1]
         return {"vector": tf.where(valid[:, None], vector, tf.zeros_like(vector))}
 
     def version(self) -> str:
@@ -71,7 +77,7 @@ class Encoder(tf.Module):
         return digest.hexdigest()[:16]
 
     def export(self, output_dir: str | os.PathLike[str]) -> None:
-        """Writes a SavedModel; `serving_default` takes `content` string [B] and gives `vector` float32 [B, D]."""
+        """Writes a SavedModel: `serving_default` from `content` string [B] to `vector` float32 [B, D]."""
         saved_model.save(self, {"serving_default": self.encode}, output_dir)
 
 
@@ -104,9 +110,9 @@ class ImageEncoder(Encoder):
             shortcut = x if x.shape[-1] == channels and strides == 1 else conv(y, channels, 1, strides)
             x = keras.layers.Add()([shortcut, conv(activate(conv(y, channels, 3, strides)), channels, 3)])
         x = activate(conv(activate(x), HEAD_CHANNELS, 1))
-        x = keras.layers.Dense(
-            self.config.dim, kernel_initializer=keras.initializers.GlorotUniform(next(seeds))
-        )(keras.layers.Flatten()(x))
+        x = keras.layers.Dense(self.config.dim, kernel_initializer=keras.initializers.GlorotUniform(next(seeds)))(
+            keras.layers.Flatten()(x)
+        )
         return keras.Model([pixels], keras.layers.UnitNormalization(name="vector")(x), name="image_encoder")
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
@@ -133,9 +139,7 @@ class TextEncoder(Encoder):
             self.config.text_buckets + 1, dim, embeddings_initializer=initializer, name="token_embedding"
         )(tokens)
         total = ops.einsum("bt,btd->bd", weights, vectors)
-        return keras.Model(
-            [tokens, weights], keras.layers.UnitNormalization(name="vector")(total), name="text_encoder"
-        )
+        return keras.Model([tokens, weights], keras.layers.UnitNormalization(name="vector")(total), name="text_encoder")
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:

@@ -34,9 +34,7 @@ def decode_images(contents: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]
 
 
 def _decode_image(content: tf.Tensor, size: int) -> tf.Tensor:
-    image = tf.cast(
-        tf.io.decode_image(content, channels=0, expand_animations=False), tf.float32
-    )  # [h, w, 1..4]
+    image = tf.cast(tf.io.decode_image(content, channels=0, expand_animations=False), tf.float32)  # [h, w, 1..4]
     shape = tf.shape(image)
     color_channels = tf.where(shape[2] >= 3, 3, 1)
     opaque = tf.fill([shape[0], shape[1], 1], 255.0)

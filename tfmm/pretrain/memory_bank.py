@@ -45,7 +45,7 @@ class MemoryBank(tf.Module):
 
     @property
     def filled(self) -> tf.Tensor:
-        """bool [K], True where a slot holds a key."""
+        """True where a slot holds a key, bool [K]."""
         return tf.not_equal(self.item_ids, EMPTY)
 
     def enqueue(self, keys: tf.Tensor, item_ids: tf.Tensor) -> None:
@@ -71,6 +71,4 @@ class MemoryBank(tf.Module):
         if isinstance(variable, tf.distribute.DistributedValues):
             variable.assign(tf.tensor_scatter_nd_update(variable, slots, rows))
         else:
-            variable.scatter_nd_update(
-                slots, rows
-            )  # in place: a bank of 196,800 keys is not copied each step
+            variable.scatter_nd_update(slots, rows)  # in place: a bank of 196,800 keys is not copied each step

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from tfmm.pretrain.encoders import Encoder, Features
+from tfmm.pretrain.texts import MAX_TOKENS
 
 NONE = -1  # no hard negative
 PREPARE_CHUNK = 512
@@ -45,7 +46,7 @@ class PairTable:
         return bool((self.negative != NONE).any())
 
     def without(self, unusable: np.ndarray) -> PairTable:
-        """Leaves out the pairs whose query or positive is unusable, and unusable negatives; bool [contents]."""
+        """Leaves out pairs whose query or positive is `unusable`, bool [contents], and such negatives."""
         kept = ~(unusable[self.query] | unusable[self.positive])
         negative = np.where((self.negative != NONE) & unusable[self.negative], NONE, self.negative)
         return dataclasses.replace(
@@ -66,20 +67,15 @@ def read_pairs(path: pathlib.Path) -> PairTable:
     """
     if not path.exists():
         raise ValueError(
-            f"`pairs_dir` must hold train.parquet and heldout.parquet, as build_pairs writes them. "
-            f"Missing: {path}."
+            f"`pairs_dir` must hold train.parquet and heldout.parquet, as build_pairs writes them. Missing: {path}."
         )
     table = pq.read_table(path)
     missing = [name for name in (*COLUMNS[:2], "positive_item_id") if name not in table.column_names]
     if missing:
-        raise ValueError(
-            f"{path} must have the columns query, positive and positive_item_id. Missing: {missing}."
-        )
+        raise ValueError(f"{path} must have the columns query, positive and positive_item_id. Missing: {missing}.")
     for name in ("query", "positive", "positive_item_id"):
         if table[name].null_count:
-            raise ValueError(
-                f"{path}: column {name!r} must have no null. Received: {table[name].null_count} nulls."
-            )
+            raise ValueError(f"{path}: column {name!r} must have no null. Received: {table[name].null_count} nulls.")
     columns = [
         table[name].combine_chunks().cast(pa.large_binary())
         if name in table.column_names
@@ -103,32 +99,35 @@ class ContentTable:
         valid: bool [n], True where a content can be used.
     """
 
-    def __init__(
-        self, encoder: Encoder, contents: list[bytes], max_prepared_bytes: int = MAX_PREPARED_BYTES
-    ) -> None:
+    def __init__(self, encoder: Encoder, contents: list[bytes], max_prepared_bytes: int = MAX_PREPARED_BYTES) -> None:
         self.encoder = encoder
         self._contents = contents
         chunks, valid, size = [], [], 0
         for start in range(0, len(contents), PREPARE_CHUNK):
-            features, usable = encoder.prepare(
-                tf.constant(contents[start : start + PREPARE_CHUNK], tf.string)
-            )
+            features, usable = encoder.prepare(tf.constant(contents[start : start + PREPARE_CHUNK], tf.string))
             valid.append(usable.numpy())
             size += sum(feature.numpy().nbytes for feature in features)
             if size <= max_prepared_bytes:
                 chunks.append([feature.numpy() for feature in features])
         self.valid = np.concatenate(valid) if valid else np.zeros(0, bool)
         self.is_prepared = size <= max_prepared_bytes
-        self._prepared = (
-            tuple(tf.constant(_stack(columns)) for columns in zip(*chunks)) if self.is_prepared else ()
-        )
+        self._prepared = tuple(tf.constant(_stack(columns)) for columns in zip(*chunks)) if self.is_prepared else ()
         self._raw = None if self.is_prepared else tf.constant(contents, tf.string)
 
     def fetch(self, rows: tf.Tensor) -> Features:
         """Returns what the model takes for int64 [B] rows of the contents; works inside tf.data."""
         if self.is_prepared:
             return self.encoder.finish(tuple(tf.gather(column, rows) for column in self._prepared))
-        return self.encoder.finish(self.encoder.prepare(tf.gather(self._raw, rows))[0])
+        prepared, _ = self.encoder.prepare(tf.gather(self._raw, rows))
+        # One width for all batches, or the training step would be compiled for each.
+        return self.encoder.finish(
+            tuple(
+                tf.ensure_shape(tf.pad(c, [[0, 0], [0, MAX_TOKENS - tf.shape(c)[1]]]), [None, MAX_TOKENS])
+                if c.shape.rank == 2
+                else c
+                for c in prepared
+            )
+        )
 
 
 def _stack(chunks: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Semantic-aware contrastive learning: InfoNCE over a memory bank, and a triplet loss on hard negatives (section 3).
+"""Semantic-aware contrastive learning: InfoNCE over a memory bank, triplet loss on hard negatives (section 3).
 
 Differs from the paper: with `in_batch_negatives` (the default) the positive and the other positives of the
 batch come from the encoder that is trained and get a gradient, and only the bank holds keys of the momentum
@@ -57,7 +57,7 @@ class SCL:
         self.triplet = TripletLoss(margin=config.triplet_margin)
         self.info_nce.build((None, config.dim), (None, config.dim))
         self.bank = MemoryBank(config.memory_bank_size, config.dim) if config.memory_bank_size else None
-        self.key_model = None
+        self.key_model: typing.Any = None
         if self.bank is not None:
             self.key_model = encoder.build_model()
             self.key_model.set_weights(encoder.model.get_weights())

@@ -33,9 +33,7 @@ def hash_texts(contents: tf.Tensor, buckets: int) -> tuple[tf.Tensor, tf.Tensor]
     text = tf.strings.regex_replace(text, r"(\p{Han}|\p{Hiragana}|\p{Katakana})", r" \1 ")
     words = tf.strings.split(text)  # ragged [B, words]
     pairs = tf.strings.ngrams(words, 2, separator=" ")
-    characters = tf.strings.unicode_split(
-        tf.strings.join(["<", words, ">"]), "UTF-8"
-    )  # ragged [B, words, characters]
+    characters = tf.strings.unicode_split(tf.strings.join(["<", words, ">"]), "UTF-8")  # ragged [B, words, characters]
     tokens = [tf.strings.join(["w:", words]), tf.strings.join(["p:", pairs])]
     weights = [tf.ones_like(words, tf.float32), WORD_PAIR_WEIGHT * tf.ones_like(pairs, tf.float32)]
     for length in CHARACTER_NGRAMS:

@@ -11,7 +11,7 @@ import typing
 import numpy as np
 import tensorflow as tf
 
-from tfmm import artifacts
+from tfmm import __version__, artifacts
 from tfmm.config import SCLConfig, to_dict
 from tfmm.metrics.top_n_accuracy import top_n_accuracy
 from tfmm.pretrain.encoders import Encoder, make_encoder
@@ -51,44 +51,70 @@ def train(
         ValueError: files or columns missing, or fewer than two usable pairs.
     """
     pairs_dir, output_dir = pathlib.Path(pairs_dir), pathlib.Path(output_dir)
+    fitted = fit(config, pairs_dir, checkpoint_dir=checkpoint_dir, progress=progress)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / artifacts.MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(output_dir / "encoder", ignore_errors=True)
+    fitted.encoder.export(output_dir / "encoder")
+    (output_dir / "history.json").write_text(json.dumps(fitted.history, indent=2) + "\n")
+    parents = [pairs_dir, pairs_dir.parent]
+    return artifacts.write_manifest(
+        output_dir,
+        "encoder",
+        config,
+        parents,
+        modality=config.modality,
+        dim=config.dim,
+        encoder_version=fitted.encoder.version(),
+        **fitted.facts,
+    )
+
+
+class Fitted(typing.NamedTuple):
+    """A trained encoder, its history per epoch, and what is worth knowing about both."""
+
+    encoder: Encoder
+    history: list[dict[str, float]]
+    facts: dict[str, float]
+
+
+def fit(
+    config: SCLConfig,
+    pairs_dir: str | os.PathLike[str],
+    *,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+) -> Fitted:
+    """Trains one item encoder; as `train`, which also exports it."""
+    train_path, heldout_path = (pathlib.Path(pairs_dir) / f"{name}.parquet" for name in ("train", "heldout"))
     encoder = make_encoder(config)
-    train_pairs, contents, unusable = _load(encoder, pairs_dir / "train.parquet")
-    heldout = Heldout(encoder, pairs_dir / "heldout.parquet")
-    batch_size = min(config.batch_size, len(train_pairs))
-    scl = SCL(config, encoder, config.epochs * (len(train_pairs) // batch_size))
+    pairs, contents, unusable = _load(encoder, train_path)
+    heldout = Heldout(encoder, heldout_path)
+    batch_size = min(config.batch_size, len(pairs))
+    scl = SCL(config, encoder, config.epochs * (len(pairs) // batch_size))
     checkpoint = None
     if checkpoint_dir is not None:
-        key = artifacts.fingerprint(
-            to_dict(config), content_hash(pairs_dir / "train.parquet", pairs_dir / "heldout.parquet")
-        )
+        key = artifacts.fingerprint(to_dict(config), content_hash(train_path, heldout_path), __version__)
         checkpoint = Checkpoint(checkpoint_dir, key, scl.variables())
     untrained = heldout.accuracy()
     history = loop.run(
         scl.train_step,
-        lambda epoch: epoch_batches(config, train_pairs, contents, batch_size, epoch),
+        lambda epoch: epoch_batches(config, pairs, contents, batch_size, epoch),
         config.epochs,
         checkpoint=checkpoint,
         progress=progress,
         stage=f"pretrain_{config.modality}",
         evaluate=lambda epoch: heldout.accuracy(),
     )
-    accuracy = heldout.accuracy()
-    _replace_artifact(output_dir, encoder, history)
-    return artifacts.write_manifest(
-        output_dir,
-        "encoder",
-        config,
-        parents=[pairs_dir, pairs_dir.parent],
-        modality=config.modality,
-        dim=config.dim,
-        encoder_version=encoder.version(),
-        **accuracy,
-        acc_at_1_untrained=untrained["acc_at_1"],
-        train_pairs=len(train_pairs),
-        heldout_pairs=len(heldout.pairs),
-        heldout_items=heldout.num_items,
-        unusable_contents=unusable + heldout.unusable,
-    )
+    facts = {
+        **heldout.accuracy(),
+        "acc_at_1_untrained": untrained["acc_at_1"],
+        "train_pairs": len(pairs),
+        "heldout_pairs": len(heldout.pairs),
+        "heldout_items": heldout.num_items,
+        "unusable_contents": unusable + heldout.unusable,
+    }
+    return Fitted(encoder, history, facts)
 
 
 def epoch_batches(
@@ -134,9 +160,7 @@ class Heldout:
         _, first, own = np.unique(self.pairs.item_ids, return_index=True, return_inverse=True)
         self.num_items = len(first)
         self._positive = self.pairs.positive[first][own]  # one content per item
-        self._rows, inverse = np.unique(
-            np.concatenate([self.pairs.query, self._positive]), return_inverse=True
-        )
+        self._rows, inverse = np.unique(np.concatenate([self.pairs.query, self._positive]), return_inverse=True)
         self._query_place, self._positive_place = np.split(inverse, 2)
 
     def accuracy(self) -> dict[str, float]:
@@ -168,11 +192,3 @@ def _load(encoder: Encoder, path: pathlib.Path) -> tuple[PairTable, ContentTable
             f"({unusable} contents could not be decoded)."
         )
     return pairs, contents, unusable
-
-
-def _replace_artifact(output_dir: pathlib.Path, encoder: Encoder, history: list[dict[str, float]]) -> None:
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / artifacts.MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(output_dir / "encoder", ignore_errors=True)
-    encoder.export(output_dir / "encoder")
-    (output_dir / "history.json").write_text(json.dumps(history, indent=2) + "\n")

@@ -1,0 +1,58 @@
+"""Text hashing in the graph, on raw UTF-8."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfmm.pretrain.texts import MAX_TOKENS, hash_texts
+
+BUCKETS = 2**20
+
+
+def bag(text):
+    """The text's tokens with their summed weights."""
+    tokens, weights = hash_texts(tf.constant([text]), BUCKETS)
+    found = {}
+    for token, weight in zip(tokens.numpy()[0].tolist(), weights.numpy()[0].tolist()):
+        if token:
+            found[token] = round(found.get(token, 0.0) + weight, 5)
+    return found
+
+
+def test_case_and_punctuation_do_not_matter():
+    assert bag("Red MUG!") == bag("red,  mug") != bag("red jug")
+    assert bag("ÉCOLE") == bag("école")
+
+
+def test_weights_by_hand():
+    """ "abc": the word 1; <ab abc bc> each 1/sqrt(3); <abc abc> each 1/sqrt(2)."""
+    tokens, weights = hash_texts(tf.constant(["abc"]), BUCKETS)
+    np.testing.assert_allclose(weights[0], [1.0] + [3**-0.5] * 3 + [2**-0.5] * 2, rtol=1e-6)
+    assert len(set(tokens.numpy()[0].tolist())) == 6
+
+
+def test_words_of_languages_without_spaces_share_tokens():
+    assert set(bag("木椅子")) & set(bag("椅子です"))
+    assert set(bag("🍎 phone")) & set(bag("🍎"))
+
+
+def test_nothing_to_read_is_all_padding():
+    tokens, weights = hash_texts(tf.constant(["", " ... ", b"\xff\xfe", "ok"]), BUCKETS)
+    assert not tokens.numpy()[:3].any() and not weights.numpy()[:3].any()
+    assert tokens.numpy()[3].any()
+
+
+def test_rows_do_not_depend_on_their_neighbors():
+    alone, _ = hash_texts(tf.constant(["red mug"]), BUCKETS)
+    together, _ = hash_texts(tf.constant(["a much longer text of many words", "red mug"]), BUCKETS)
+    assert sorted(alone.numpy()[0][alone.numpy()[0] > 0]) == sorted(together.numpy()[1][together.numpy()[1] > 0])
+
+
+def test_long_text_is_cut_and_tokens_stay_in_range():
+    tokens, weights = hash_texts(tf.constant([" ".join(f"word{i}" for i in range(500))]), 100)
+    assert tokens.shape == weights.shape == (1, MAX_TOKENS)
+    assert tokens.numpy().min() >= 1 and tokens.numpy().max() <= 100
+
+
+def test_no_text_at_all():
+    tokens, weights = hash_texts(tf.constant([], tf.string), BUCKETS)
+    assert tokens.shape[0] == weights.shape[0] == 0
