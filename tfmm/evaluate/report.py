@@ -14,9 +14,8 @@ import typing
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tensorflow as tf
 
-from tfmm import artifacts, metrics
+from tfmm import artifacts, metrics, saved_model
 from tfmm.make import examples as examples_lib
 from tfmm.training.progress import Progress, silent
 
@@ -91,18 +90,15 @@ def score_examples(
     Raises:
         ValueError: the SavedModel has no such signature.
     """
-    loaded = tf.saved_model.load(os.fspath(saved_model_dir))
-    if "serve_examples" not in loaded.signatures:
-        raise ValueError(
-            f"{saved_model_dir} must have the signature `serve_examples` (export it with `tfmm export`). "
-            f"Received: {sorted(loaded.signatures)}."
-        )
-    serve = loaded.signatures["serve_examples"]
-    outputs = [serve(examples=batch) for batch in examples_lib.open_records(files).batch(batch_size)]
-    return {
-        name: np.concatenate([output[name].numpy().reshape(-1) for output in outputs])
-        for name in ("score", "logit")
-    }
+    with saved_model.load_session(saved_model_dir) as loaded:
+        if "serve_examples" not in loaded.signatures:
+            raise ValueError(
+                f"{saved_model_dir} must have the signature `serve_examples` (export it with `tfmm export`). "
+                f"Received: {sorted(loaded.signatures)}."
+            )
+        batches = examples_lib.open_records(files).batch(batch_size).as_numpy_iterator()
+        outputs = [loaded("serve_examples", {"examples": batch}, ("score", "logit")) for batch in batches]
+    return {name: np.concatenate([output[name].reshape(-1) for output in outputs]) for name in ("score", "logit")}
 
 
 def compare(
