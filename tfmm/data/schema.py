@@ -235,7 +235,7 @@ def conform(table: pa.Table, name: str, columns: typing.Sequence[str] | None = N
                 f"Received the columns: {table.column_names}."
             )
         else:
-            kind = pa.string() if column.kind == "id" else _ARROW_TYPES[column.kind]
+            kind = pa.null() if column.kind == "id" else _ARROW_TYPES[column.kind]
             arrays.append(pa.chunked_array([pa.nulls(table.num_rows, kind)]))
     return pa.table(arrays, names=list(columns))
 

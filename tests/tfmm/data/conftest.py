@@ -9,8 +9,9 @@ import pytest
 from tfmm.config import MarketplaceConfig
 from tfmm.data import marketplace
 
-SMALL = MarketplaceConfig(num_items=300, new_items_per_day=20, num_users=250, impressions_per_user_day=5,
-                          num_searches=400, image_size=16)
+SMALL = MarketplaceConfig(
+    num_items=300, new_items_per_day=20, num_users=250, impressions_per_user_day=5, num_searches=400, image_size=16
+)
 
 
 @pytest.fixture(scope="session")

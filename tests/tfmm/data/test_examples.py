@@ -51,8 +51,12 @@ def test_the_order_of_rows_says_nothing():
     """Rows of one instant that come as one positive and four negatives leave in an order free of labels."""
     n = 4000
     users, items = np.repeat(np.arange(n // 5), 5) + 1, np.arange(n) + 1
-    impressions = {"user_id": users, "item_id": items, "timestamp": np.zeros(n, np.int64),
-                   "label": (np.arange(n) % 5 == 0).astype(np.int64)}
+    impressions = {
+        "user_id": users,
+        "item_id": items,
+        "timestamp": np.zeros(n, np.int64),
+        "label": (np.arange(n) % 5 == 0).astype(np.int64),
+    }
     nothing = {name: np.zeros(0, np.int64) for name in ("user_id", "item_id", "timestamp")}
     catalog = {"item_id": items, "category": items}
     built = examples.build(impressions, nothing, catalog, 2)
@@ -87,7 +91,11 @@ def shop(at, ids, users):
 def test_written_examples_are_split_by_time(tables, tmp_path, at, ids, users):
     folder = tables(**shop(at, ids, users))
     manifest = examples.write_examples(folder, L3, tmp_path / "out")
-    assert {name: manifest[name] for name in ("train", "eval", "dead_letter")} == {"train": 6, "eval": 2, "dead_letter": 0}
+    assert {name: manifest[name] for name in ("train", "eval", "dead_letter")} == {
+        "train": 6,
+        "eval": 2,
+        "dead_letter": 0,
+    }
     train, held = read(tmp_path / "out", "train"), read(tmp_path / "out", "eval")
     assert sorted(train["timestamp"].tolist()) == [us(at(m)) for m in range(1, 7)]
     assert sorted(held["timestamp"].tolist()) == [us(at(m)) for m in (7, 8)]
@@ -118,8 +126,13 @@ def test_histories_are_clicked_impressions_where_behaviors_are_absent(tables, tm
 def test_bad_rows_become_dead_letters_with_a_reason(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     good = data["impressions"][0]
-    data["impressions"] += [{**good, "label": 2}, {**good, "user_id": None}, {**good, "item_id": 77}, {**good, "item_id": 0},
-                            {**good, "timestamp": None, "label": None}]
+    data["impressions"] += [
+        {**good, "label": 2},
+        {**good, "user_id": None},
+        {**good, "item_id": 77},
+        {**good, "item_id": 0},
+        {**good, "timestamp": None, "label": None},
+    ]
     data["behaviors"] += [{**data["behaviors"][0], "action": "stare"}]
     manifest = examples.write_examples(tables(**data), L3, tmp_path / "out")
     assert (manifest["train"] + manifest["eval"], manifest["dead_letter"]) == (8, 6)
@@ -147,7 +160,9 @@ def test_vocabularies_hold_the_ids_of_the_train_split(tables, tmp_path, at):
     folder = tables(**shop(at, [1, 2, 3], [8, 9]))
     examples.write_examples(folder, L3, tmp_path / "raw")
     manifest = examples.transform(tmp_path / "raw", tmp_path / "out")
-    lines = {path.name: [int(line) for line in path.read_text().split()] for path in (tmp_path / "out/vocabulary").iterdir()}
+    lines = {
+        path.name: [int(line) for line in path.read_text().split()] for path in (tmp_path / "out/vocabulary").iterdir()
+    }
     assert set(lines) == set(features.VOCABULARIES)
     assert lines["user_id"] == [8, 9] and sorted(lines["item_id"]) == [1, 2, 3]
     assert lines["item_id"][0] == 1  # in every history, so the most frequent
@@ -180,7 +195,7 @@ def test_serialized_examples_parse_with_the_table_of_features():
 
 
 def test_reading_what_was_not_written_names_the_step(tmp_path):
-    with pytest.raises(FileNotFoundError, match="matches no file. Run `tfmm.data.examples.write_examples` first"):
+    with pytest.raises(FileNotFoundError, match=r"matches no file. Run `tfmm.data.examples.write_examples` first"):
         examples.read_columns(str(tmp_path / "train-*"), features.raw_spec(2))
     with pytest.raises(FileNotFoundError, match="the stage that writes this folder did not finish"):
         examples.transform(tmp_path, tmp_path / "out")

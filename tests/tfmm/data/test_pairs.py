@@ -94,7 +94,14 @@ def test_pairs_without_query_or_content_are_left_out(tables, tmp_path, at):
 def test_adjacent_lines_of_an_order_are_co_purchase_pairs(tables, tmp_path, at):
     items = [{"item_id": k, "title": f"title {k}"} for k in range(1, 61)]
     lines = [
-        {"user_id": 1, "item_id": k, "timestamp": at(0), "action": "purchase", "order_id": (k - 1) // 3, "order_line": k}
+        {
+            "user_id": 1,
+            "item_id": k,
+            "timestamp": at(0),
+            "action": "purchase",
+            "order_id": (k - 1) // 3,
+            "order_line": k,
+        }
         for k in range(1, 61)
     ]
     for line in lines:
@@ -154,7 +161,7 @@ def test_logs_that_give_no_pairs_are_answered_with_the_way_out(tables, tmp_path,
         pairs.build_pairs(tables(**without_searches), HALF, tmp_path / "pairs")
     for act in data["behaviors"]:
         act["search_id"] = 1
-    with pytest.raises(ValueError, match="must have pairs to train on and to hold out. Received: {'train': 0"):
+    with pytest.raises(ValueError, match=r"must have pairs to train on and to hold out. Received: {'train': 0"):
         pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")
     (tmp_path / "behaviors.parquet").unlink()
     with pytest.raises(ValueError, match="must have a table 'behaviors' with purchases"):

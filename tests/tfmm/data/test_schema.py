@@ -53,7 +53,7 @@ def test_missing_tables_and_columns_are_named(tables):
 
 def test_a_column_of_another_type_is_refused(tables):
     folder = tables(items=[{"item_id": 1.5}])
-    with pytest.raises(ValueError, match="'item_id' of table 'items' must be int64 or string. Received: double"):
+    with pytest.raises(ValueError, match=r"'item_id' of table 'items' must be int64 or string. Received: double"):
         schema.read_table(folder, "items")
 
 
@@ -85,7 +85,7 @@ def test_id_types_are_one_per_name(tables):
     folder = tables(items=[{"item_id": "a", "category": 3}], impressions=[{"user_id": 1, "item_id": "a"}])
     assert schema.id_types(folder) == {"user_id": "int64", "item_id": "string", "category": "int64"}
     tables(behaviors=[{"user_id": 1, "item_id": 7}])
-    with pytest.raises(ValueError, match="`item_id` must have one type in all tables. Received: string elsewhere"):
+    with pytest.raises(ValueError, match=r"`item_id` must have one type in all tables. Received: string elsewhere"):
         schema.id_types(folder)
 
 

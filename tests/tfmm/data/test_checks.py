@@ -1,0 +1,192 @@
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+
+from tfmm import extras
+from tfmm.data import checks, schema
+
+PNG = tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy()
+JPEG = tf.io.encode_jpeg(np.zeros((4, 4, 3), np.uint8)).numpy()
+
+
+def good(at):
+    return {
+        "items": [
+            {"item_id": k, "title": "t", "image": image, "vector": [1.0, 0.5], "category": 1}
+            for k, image in ((1, PNG), (2, JPEG), (3, None))
+        ],
+        "searches": [{"search_id": 5, "user_id": 1, "timestamp": at(0), "query_text": "t", "query_image": PNG}],
+        "behaviors": [
+            {"user_id": 1, "item_id": 1, "timestamp": at(0), "action": "click", "search_id": 5, "trigger_item_id": 2},
+            {
+                "user_id": 1,
+                "item_id": 1,
+                "timestamp": at(0),
+                "action": "cart",
+                "search_id": None,
+                "trigger_item_id": None,
+            },
+        ],
+        "impressions": [{"user_id": 1, "item_id": 1, "timestamp": at(m), "label": m % 2} for m in range(20)],
+    }
+
+
+def faults(report):
+    return {(fault.table, fault.column, fault.rule): fault for fault in report.faults}
+
+
+def test_good_tables_have_no_fault(tables, at):
+    report = schema.check(tables(**good(at)))
+    assert report.ok and report.faults == ()
+    assert report.counts == {"items": 3, "searches": 1, "behaviors": 2, "impressions": 20}
+
+
+CORRUPT = PNG[:40]
+CASES = [
+    ("items", {"item_id": 2}, "item_id", "must be unique", 1),
+    ("items", {"item_id": 0}, "item_id", "must not be 0 or empty", 1),
+    ("items", {"item_id": None}, "item_id", "must not be null", 1),
+    ("items", {"image": b"GIF89a"}, "image", "must be a PNG or JPEG that can be decoded", 1),
+    ("items", {"image": CORRUPT}, "image", "must be a PNG or JPEG that can be decoded", 1),
+    ("items", {"image": b""}, "image", "must be a PNG or JPEG that can be decoded", 1),
+    ("items", {"vector": [1.0]}, "vector", "must have 2 values, as most have", 1),
+    ("items", {"vector": [1.0, float("nan")]}, "vector", "must hold finite numbers only", 1),
+    ("items", {"vector": [1.0, float("inf")]}, "vector", "must hold finite numbers only", 1),
+    ("items", {"vector": [1.0, None]}, "vector", "must hold finite numbers only", 1),
+    ("items", {"vector": [0.0, 0.0]}, "vector", "must not be all zeros", 1),
+    ("items", {"category": 0}, "category", "must not be 0 or empty", 1),
+    ("searches", {"search_id": None}, "search_id", "must not be null", 1),
+    ("searches", {"query_image": CORRUPT}, "query_image", "must be a PNG or JPEG that can be decoded", 1),
+    ("behaviors", {"item_id": 77}, "item_id", "must be in the items table", 1),
+    ("behaviors", {"trigger_item_id": 77}, "trigger_item_id", "must be in the items table", 1),
+    ("behaviors", {"search_id": 77}, "search_id", "must be in the searches table", 1),
+    ("behaviors", {"action": "stare"}, "action", "must be one of click, cart, favorite, purchase", 1),
+    ("behaviors", {"action": None}, "action", "must not be null", 1),
+    ("behaviors", {"timestamp": None}, "timestamp", "must not be null", 1),
+    ("impressions", {"item_id": 77}, "item_id", "must be in the items table", 1),
+    ("impressions", {"label": 2}, "label", "must be 0 or 1", 1),
+    ("impressions", {"label": None}, "label", "must not be null", 1),
+    ("impressions", {"user_id": 0}, "user_id", "must not be 0 or empty", 1),
+    ("impressions", {"split": "test"}, "split", "must be train or eval", 1),
+    ("impressions", {"split": "eval"}, "split", "must not be null where other rows have a split", 20),
+]
+
+
+@pytest.mark.parametrize(
+    "table, change, column, rule, count", CASES, ids=[f"{c[0]}-{c[2]}-{k}" for k, c in enumerate(CASES)]
+)
+def test_each_fault_is_reported_with_its_place(tables, at, table, change, column, rule, count):
+    data = good(at)
+    bad = {**data[table][-1], **change}
+    if "search_id" in change and table == "searches":
+        bad["query_text"] = "another"
+    data[table] = [{**dict.fromkeys(bad), **row} for row in data[table]] + [bad]
+    found = faults(schema.check(tables(**data)))
+    assert (table, column, rule) in found, list(found)
+    fault = found[table, column, rule]
+    assert fault.count == count
+    if count == 1:
+        assert fault.rows == (len(data[table]) - 1,)
+        assert len(fault.values) == 1
+
+
+def test_many_faults_are_counted_and_few_are_quoted(tables, at):
+    data = good(at)
+    data["impressions"] += [{**data["impressions"][0], "label": 5} for _ in range(40)]
+    (fault,) = schema.check(tables(**data)).faults
+    assert fault.count == 40 and fault.rows == (20, 21, 22, 23, 24) and fault.values == ("5",) * 5
+    assert str(fault) == "impressions.label must be 0 or 1 (40, first rows 20, 21, 22, 23, 24)"
+
+
+def test_missing_tables_and_columns_are_faults(tables, at):
+    data = good(at)
+    del data["impressions"]
+    data["items"] = [{"title": "t"}]
+    found = faults(schema.check(tables(**data)))
+    assert ("impressions", "", "must be there") in found
+    assert ("items", "item_id", "must be a column (int64 or string)") in found
+
+
+def test_a_column_of_another_type_is_a_fault(tables, at):
+    data = good(at)
+    for row in data["impressions"]:
+        row["timestamp"] = str(row["timestamp"])
+    found = faults(schema.check(tables(**data)))
+    assert list(found) == [("impressions", "timestamp", "must be timestamp[us]")]
+
+
+def test_ids_of_two_types_are_a_fault(tables, at):
+    data = good(at)
+    for row in data["impressions"]:
+        row["item_id"] = str(row["item_id"])
+    found = faults(schema.check(tables(**data)))
+    assert any("ids of one type" in rule for _, _, rule in found)
+
+
+def test_a_file_that_is_no_parquet_is_a_fault(tables, at, tmp_path):
+    tables(**good(at))
+    (tmp_path / "items.parquet").write_bytes(b"no parquet")
+    found = faults(schema.check(tmp_path))
+    assert any(table == "items" and rule.startswith("must be readable Parquet") for table, _, rule in found)
+
+
+def test_a_catalog_without_content_is_a_fault(tables, at):
+    data = good(at)
+    data["items"] = [{"item_id": k} for k in (1, 2, 3)]
+    found = faults(schema.check(tables(**data)))
+    assert list(found) == [("items", "", "must have a title, an image or a vector in at least one row")]
+
+
+@pytest.mark.parametrize(
+    "split, label, rule",
+    [
+        ("train", None, "must leave rows in the eval split"),
+        ("eval", None, "must leave rows in the train split"),
+        (None, 0, "must be both 0 and 1 in the eval split"),
+    ],
+)
+def test_a_split_that_cannot_be_learned_or_judged_is_a_fault(tables, at, split, label, rule):
+    data = good(at)
+    for row in data["impressions"][15:] if label is not None else data["impressions"]:
+        row.update({} if split is None else {"split": split}, **({} if label is None else {"label": label}))
+    assert rule in {key[2] for key in faults(schema.check(tables(**data)))}
+
+
+def test_a_fingerprint_collision_is_told_from_a_duplicate(tables, at, monkeypatch):
+    data = good(at)
+    data["items"] = [{"item_id": name, "title": "t"} for name in ("a", "b", "a")]
+    for name in ("behaviors", "searches"):
+        del data[name]
+    for row in data["impressions"]:
+        row["item_id"] = "a"
+    monkeypatch.setattr(schema.features, "fingerprint", lambda values: np.array([9 if v else 0 for v in values]))
+    found = faults(schema.check(tables(**data)))
+    assert ("items", "item_id", "must not share its 64-bit fingerprint with another id") in found
+
+
+def test_rows_are_numbered_over_all_parts(tables, at, tmp_path):
+    folder = tables(**good(at))
+    part = tmp_path / "behaviors"
+    part.mkdir()
+    (tmp_path / "behaviors.parquet").rename(part / "part-0.parquet")
+    pa.parquet.write_table(
+        pa.table({"user_id": [1], "item_id": [88], "timestamp": [at(0)], "action": ["click"]}), part / "part-1.parquet"
+    )
+    (fault,) = schema.check(folder).faults
+    assert fault.rows == (2,) and fault.values == ("88",)
+
+
+def test_without_pandera_the_line_that_installs_it_is_shown(tables, at, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandera", None)
+    with pytest.raises(extras.MissingExtraError, match=r'pip install "tfmm\[pipeline\]"'):
+        schema.check(tables(**good(at)))
+
+
+def test_the_report_turns_to_plain_data(tables, at):
+    data = good(at)
+    data["impressions"][0]["label"] = 3
+    plain = checks.dataclasses.asdict(schema.check(tables(**data)))
+    assert plain["faults"][0]["rows"] == (0,) and plain["counts"]["items"] == 3
