@@ -1,8 +1,8 @@
 """Sends the item index's changes to every replica and loaded version of a model, over TF Serving's gRPC.
 
-An upsert lives only in the memory of one loaded version of one server. So the replicator asks each version how far it
-is (its watermark: at first, that of the snapshot which it was exported with) and sends what came later; a server that
-starts anew, or loads another version, is brought up to date in the same way.
+An upsert lives only in the memory of one loaded version of one server. So the replicator asks each version how
+far it is (its watermark: at first, that of the snapshot which it was exported with) and sends what came later; a
+server that starts anew, or loads another version, is brought up to date in the same way.
 
     python -m serving.replicator --index run/items.sqlite --target 127.0.0.1:8500 --model-name tfmm
 """
@@ -31,11 +31,16 @@ from tensorflow_serving.apis import (
 )
 
 from tfmm.index import item_index
+from tfmm.index import rows as rows_lib
 
 _log = logging.getLogger("serving.replicator")
-_CHANNEL_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
-                    ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 100),
-                    ("grpc.max_reconnect_backoff_ms", 1000)]
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 _NO_INDEX = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
 _HOLD_S = 5.0  # before a refused batch is tried again
 
@@ -79,17 +84,26 @@ class Replica:
         """Returns the state of a version's tables by modality."""
         answer = self._predict(version, "index_status", {})
         columns = [answer[name].tolist() for name in ("modality", "encoder_version", "watermark", "size", "capacity")]
-        return {modality.decode(): TableStatus(encoder.decode(), *numbers)
-                for modality, encoder, *numbers in zip(*columns)}
+        return {
+            modality.decode(): TableStatus(encoder.decode(), *numbers) for modality, encoder, *numbers in zip(*columns)
+        }
 
-    def upsert(self, version: int, modality: str, encoder_version: str, rows: item_index.IndexRows) -> np.ndarray:
+    def upsert(self, version: int, modality: str, encoder_version: str, rows: rows_lib.IndexRows) -> np.ndarray:
         """Writes rows into a version's table; returns int32 [n] statuses, see `GraphTable.upsert`."""
-        return self._predict(version, "upsert_items", {
-            "modality": np.array(modality), "item_ids": rows.ids, "rows": rows.rows, "scales": rows.scales,
-            "sequences": rows.sequences, "encoder_version": np.array(encoder_version)})["statuses"]
+        return self._predict(
+            version,
+            "upsert_items",
+            {
+                "modality": np.array(modality),
+                "item_ids": rows.ids,
+                "rows": rows.rows,
+                "scales": rows.scales,
+                "sequences": rows.sequences,
+                "encoder_version": np.array(encoder_version),
+            },
+        )["statuses"]
 
-    def _predict(self, version: int, signature: str,
-                 inputs: typing.Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _predict(self, version: int, signature: str, inputs: typing.Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         request = predict_pb2.PredictRequest()
         request.model_spec.name, request.model_spec.signature_name = self._model_name, signature
         request.model_spec.version.value = version
@@ -138,8 +152,8 @@ class _Follower(threading.Thread):
                 try:
                     if time.monotonic() >= self._next_refresh:
                         self._refresh()
-                    has_more = any([self._follow(version) for version in list(self._versions)])
-                    wait_s = 0.0 if has_more else self._replicator.poll_s
+                    num_full = sum(self._follow(version) for version in list(self._versions))
+                    wait_s = 0.0 if num_full else self._replicator.poll_s
                 except grpc.RpcError as error:
                     self._set_state(f"{error.code().name}: {error.details()}")
                     self._versions, self._next_refresh = {}, 0.0  # ask again how far it is
@@ -189,8 +203,11 @@ class _Follower(threading.Thread):
         """Sends one batch per table that is behind; returns True where there may be more."""
         tables = self._versions[version]
         now, size = time.monotonic(), self._replicator.batch_size
-        pending = {modality: table for modality, table in tables.items()
-                   if now >= table.held_until and len(self._changes(modality, table, 1))}
+        pending = {
+            modality: table
+            for modality, table in tables.items()
+            if now >= table.held_until and self._changes(modality, table, 1)
+        }
         if not pending:
             return False
         # A server that was started anew since would take this batch and hide the gap before it.
@@ -199,7 +216,7 @@ class _Follower(threading.Thread):
         for modality in pending:
             table = tables[modality]
             rows = self._changes(modality, table, size)
-            if not len(rows):
+            if rows is None:
                 continue
             try:
                 statuses = self._replica.upsert(version, modality, table.encoder_version, rows)
@@ -212,23 +229,40 @@ class _Follower(threading.Thread):
                 continue
             table.watermark, table.state = int(rows.sequences[-1]), "following"
             has_more |= len(rows) == size
-            _log.info("%s version %d, %s: up to %d, %d rows", self._replica.target, version, modality,
-                      table.watermark, len(statuses))
+            _log.info(
+                "%s version %d, %s: up to %d, %d rows",
+                self._replica.target,
+                version,
+                modality,
+                table.watermark,
+                len(statuses),
+            )
         return has_more
 
-    def _changes(self, modality: str, table: _Table, limit: int) -> item_index.IndexRows | tuple[()]:
+    def _changes(self, modality: str, table: _Table, limit: int) -> rows_lib.IndexRows | None:
         if not self._index.has_encoder(modality, table.encoder_version):
-            return ()
-        return self._index.changes(modality, table.encoder_version, table.watermark, limit)
+            return None
+        rows = self._index.changes(modality, table.encoder_version, table.watermark, limit)
+        return rows if len(rows) else None
 
     def lag(self, index: item_index.ItemIndex) -> list[Lag]:
         versions = self._versions
         if not versions:
             return [Lag(self._replica.target, 0, "", 0, 0, self.state)]
-        return [Lag(self._replica.target, version, modality, table.watermark,
-                    index.lag(modality, table.encoder_version, table.watermark)
-                    if index.has_encoder(modality, table.encoder_version) else 0, table.state)
-                for version, tables in versions.items() for modality, table in list(tables.items())]
+        return [
+            Lag(
+                self._replica.target,
+                version,
+                modality,
+                table.watermark,
+                index.lag(modality, table.encoder_version, table.watermark)
+                if index.has_encoder(modality, table.encoder_version)
+                else 0,
+                table.state,
+            )
+            for version, tables in versions.items()
+            for modality, table in list(tables.items())
+        ]
 
 
 class Replicator:
@@ -243,8 +277,15 @@ class Replicator:
         batch_size: rows per call.
     """
 
-    def __init__(self, index_path: str | pathlib.Path, targets: typing.Sequence[str], model_name: str = "tfmm",
-                 poll_s: float = 0.005, refresh_s: float = 0.5, batch_size: int = 256):
+    def __init__(
+        self,
+        index_path: str | pathlib.Path,
+        targets: typing.Sequence[str],
+        model_name: str = "tfmm",
+        poll_s: float = 0.005,
+        refresh_s: float = 0.5,
+        batch_size: int = 256,
+    ):
         if not targets:
             raise ValueError("`targets` must name at least one replica as host:port. Received: none.")
         self.index_path, self.model_name = str(index_path), model_name
@@ -292,8 +333,11 @@ class Replicator:
 
 def main(arguments: typing.Sequence[str] | None = None) -> None:
     """Runs until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="python -m serving.replicator", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m serving.replicator",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--index", required=True, help="SQLite file of the item index")
     parser.add_argument("--target", required=True, action="append", help="host:port of a replica's gRPC; repeat it")
     parser.add_argument("--model-name", default="tfmm")

@@ -13,17 +13,27 @@ import typing
 def main(arguments: typing.Sequence[str] | None = None) -> None:
     """Runs the job; options that it does not know go to Beam."""
     parser = argparse.ArgumentParser(
-        prog="python -m serving.streaming", description=__doc__,
+        prog="python -m serving.streaming",
+        description=__doc__,
         epilog="Example: python -m serving.streaming --events run/events.sqlite --index run/items.sqlite "
-               "--encoders run/encoders. Further options go to Beam, such as --runner=PortableRunner.")
+        "--encoders run/encoders. Further options go to Beam, such as --runner=PortableRunner.",
+    )
     parser.add_argument("--events", required=True, help="SQLite event log; made where missing")
     parser.add_argument("--index", required=True, help="SQLite file of the item index; made where missing")
-    parser.add_argument("--encoders", required=True, type=pathlib.Path,
-                        help="folder with one encoder per modality, as pre-training wrote them")
+    parser.add_argument(
+        "--encoders",
+        required=True,
+        type=pathlib.Path,
+        help="folder with one encoder per modality, as pre-training wrote them",
+    )
     parser.add_argument("--ready-file", help="JSON file written when the job polls")
     parser.add_argument("--poll-ms", type=float, default=5.0, help="between looks at an idle log (default: 5)")
-    parser.add_argument("--bundle-ms", type=float, default=60_000.0,
-                        help="until a bundle ends (default: 60000; 500 on Flink, whose checkpoints wait for it)")
+    parser.add_argument(
+        "--bundle-ms",
+        type=float,
+        default=60_000.0,
+        help="until a bundle ends (default: 60000; 500 on Flink, whose checkpoints wait for it)",
+    )
     options, pipeline_args = parser.parse_known_args(arguments)
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -34,8 +44,15 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: pipeline.stop_requested.set())
     folders = {path.parent.name: str(path.parent) for path in sorted(options.encoders.glob("*/manifest.json"))}
-    pipeline.run(event_log.SQLiteEventLog(options.events), folders, options.index, options.ready_file,
-                 options.poll_ms / 1000, options.bundle_ms / 1000, [*pipeline.PIPELINE_ARGS, *pipeline_args])
+    pipeline.run(
+        event_log.SQLiteEventLog(options.events),
+        folders,
+        options.index,
+        options.ready_file,
+        options.poll_ms / 1000,
+        options.bundle_ms / 1000,
+        [*pipeline.PIPELINE_ARGS, *pipeline_args],
+    )
     logging.info("stopped")
 
 

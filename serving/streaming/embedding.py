@@ -5,7 +5,8 @@ from __future__ import annotations
 import typing
 
 from serving.streaming import event_log, events
-from tfmm.index import encode, item_index
+from tfmm.index import encode
+from tfmm.index import rows as rows_lib
 
 
 class EventBatch(typing.NamedTuple):
@@ -20,12 +21,11 @@ class Outcome(typing.NamedTuple):
 
     items: list[encode.Item]  # with an embedding or without
     withdrawn: list[encode.Item]
-    embedded: list[tuple[encode.AnyEncoder, item_index.IndexRows]]
+    embedded: list[tuple[encode.AnyEncoder, rows_lib.IndexRows]]
     dead: list[tuple[event_log.Event, str]]  # with the reason
 
 
-def embed_events(batch: typing.Sequence[event_log.Event],
-                 encoders: typing.Sequence[encode.AnyEncoder]) -> Outcome:
+def embed_events(batch: typing.Sequence[event_log.Event], encoders: typing.Sequence[encode.AnyEncoder]) -> Outcome:
     """Parses events and embeds their items with every encoder whose content they bring."""
     parsed: list[tuple[event_log.Event, events.NewItem]] = []
     dead: list[tuple[event_log.Event, str]] = []
@@ -41,19 +41,22 @@ def embed_events(batch: typing.Sequence[event_log.Event],
         embedded.append((encoder, rows))
         reasons = {item_id: reason for item_id, _, reason in rejected}
         dead += [(event, reasons[item.item_id]) for event, item in new if item.item_id in reasons]
-    return Outcome([item for _, item in new], [result.item for _, result in parsed if result.is_withdrawn], embedded,
-                   dead)
+    return Outcome(
+        [item for _, item in new],
+        [result.item for _, result in parsed if result.is_withdrawn],
+        embedded,
+        dead,
+    )
 
 
-def _embed(items: list[encode.Item],
-           encoder: encode.AnyEncoder) -> tuple[item_index.IndexRows, list[encode.Rejected]]:
+def _embed(items: list[encode.Item], encoder: encode.AnyEncoder) -> tuple[rows_lib.IndexRows, list[encode.Rejected]]:
     try:
         rows, rejected, _ = encode.embed(items, encoder)
         return rows, rejected
     except Exception as error:  # one content that an encoder cannot take must not stop the stream at every start
         if len(items) > 1:
             parts = [_embed([item], encoder) for item in items]
-            return item_index.concatenate([rows for rows, _ in parts]), [one for _, found in parts for one in found]
+            return rows_lib.concatenate([rows for rows, _ in parts]), [one for _, found in parts for one in found]
         if not items:
             raise
         reason = f"{encode.CONTENT_FIELDS[encoder.modality]}: the encoder fails: {str(error)[:500]}"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-import sqlite3
 import typing
-import uuid
+
+from tfmm.index import database
+
+FORMAT_VERSION = 1
+_SCHEMA = """
+CREATE TABLE log (id TEXT NOT NULL);
+INSERT INTO log VALUES (lower(hex(randomblob(16))));
+CREATE TABLE events (offset INTEGER PRIMARY KEY AUTOINCREMENT, payload BLOB NOT NULL);
+"""
 
 
 class Event(typing.NamedTuple):
@@ -24,7 +30,7 @@ class EventSource(typing.Protocol):
         """Names the log and its contents: a log that starts anew has another name."""
 
     def read(self, after: int, limit: int) -> list[Event]:
-        """Returns up to `limit` events with larger offsets than `after`, in ascending order; does not wait."""
+        """Returns up to `limit` events with larger offsets than `after`, ascending; does not wait."""
 
 
 class SQLiteEventLog:
@@ -41,8 +47,8 @@ class SQLiteEventLog:
     """
 
     def __init__(self, path: str | pathlib.Path):
-        self.path = str(path)
-        self._connection: sqlite3.Connection | None = None
+        self._database = database.Database(path, _SCHEMA, FORMAT_VERSION)
+        self.path = self._database.path
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return SQLiteEventLog, (self.path,)
@@ -54,43 +60,19 @@ class SQLiteEventLog:
         self.close()
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._database.close()
 
     @property
     def name(self) -> str:
-        return f"sqlite:{self._open().execute('SELECT id FROM log').fetchone()[0]}"
+        return f"sqlite:{self._database.fetchall('SELECT id FROM log')[0][0]}"
 
     def append(self, payloads: typing.Iterable[bytes]) -> int:
         """Appends events durably, all or none; returns the offset of the last event in the log."""
-        connection = self._open()
-        with contextlib.closing(connection.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE")
-            try:
-                cursor.executemany("INSERT INTO events (payload) VALUES (?)", ((payload,) for payload in payloads))
-                (last,) = cursor.execute("SELECT COALESCE(MAX(offset), 0) FROM events").fetchone()
-            except BaseException:
-                cursor.execute("ROLLBACK")
-                raise
-            cursor.execute("COMMIT")
+        with self._database.transaction():
+            self._database.executemany("INSERT INTO events (payload) VALUES (?)", ((payload,) for payload in payloads))
+            ((last,),) = self._database.fetchall("SELECT COALESCE(MAX(offset), 0) FROM events")
         return last
 
     def read(self, after: int, limit: int) -> list[Event]:
-        found = self._open().execute("SELECT offset, payload FROM events WHERE offset > ? ORDER BY offset LIMIT ?",
-                                     (after, limit))
-        return [Event(offset, bytes(payload)) for offset, payload in found]
-
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            pathlib.Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None, check_same_thread=False)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("CREATE TABLE IF NOT EXISTS log (only INTEGER PRIMARY KEY CHECK (only = 1), id TEXT)")
-            connection.execute("INSERT OR IGNORE INTO log VALUES (1, ?)", (uuid.uuid4().hex,))
-            connection.execute("CREATE TABLE IF NOT EXISTS events (offset INTEGER PRIMARY KEY AUTOINCREMENT, "
-                               "payload BLOB NOT NULL)")
-            connection.execute("COMMIT")
-            self._connection = connection
-        return self._connection
+        query = "SELECT offset, payload FROM events WHERE offset > ? ORDER BY offset LIMIT ?"
+        return [Event(*found) for found in self._database.fetchall(query, (after, limit))]

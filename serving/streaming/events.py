@@ -27,9 +27,16 @@ class NewItem(typing.NamedTuple):
     is_withdrawn: bool
 
 
-def make_event(item_id: int | str, *, category: int | str | None = None, title: str | None = None,
-               image: bytes | None = None, vector: typing.Sequence[float] | None = None,
-               event_time_us: int | None = None, withdrawn: bool = False) -> bytes:
+def make_event(
+    item_id: int | str,
+    *,
+    category: int | str | None = None,
+    title: str | None = None,
+    image: bytes | None = None,
+    vector: typing.Sequence[float] | None = None,
+    event_time_us: int | None = None,
+    withdrawn: bool = False,
+) -> bytes:
     """Returns an event as bytes of JSON.
 
     Args:
@@ -45,11 +52,15 @@ def make_event(item_id: int | str, *, category: int | str | None = None, title: 
     b'{"version": 1, "item_id": 7, "title": "red shoe", "event_time_us": 1}'
     """
     event = {
-        "version": VERSION, "item_id": item_id, "category": category, "title": title,
+        "version": VERSION,
+        "item_id": item_id,
+        "category": category,
+        "title": title,
         "image": None if image is None else base64.b64encode(image).decode(),
         "vector": None if vector is None else [float(value) for value in vector],
         "event_time_us": time.time_ns() // 1000 if event_time_us is None else event_time_us,
-        "withdrawn": withdrawn or None}
+        "withdrawn": withdrawn or None,
+    }
     return json.dumps({name: value for name, value in event.items() if value is not None}).encode()
 
 
@@ -67,11 +78,15 @@ def parse_events(payloads: typing.Sequence[bytes]) -> list[NewItem | EventError]
         except EventError as error:
             results.append(error)
     good = [result for result in results if isinstance(result, NewItem)]
-    ids, categories = (iter(_fingerprints([getattr(new.item, field) for new in good]))
-                       for field in ("item_id", "category"))
-    return [new if isinstance(new, EventError) else
-            new._replace(item=dataclasses.replace(new.item, item_id=next(ids), category=next(categories)))
-            for new in results]
+    ids, categories = (
+        iter(_fingerprints([getattr(new.item, field) for new in good])) for field in ("item_id", "category")
+    )
+    return [
+        new
+        if isinstance(new, EventError)
+        else new._replace(item=dataclasses.replace(new.item, item_id=next(ids), category=next(categories)))
+        for new in results
+    ]
 
 
 def _parse(payload: bytes) -> NewItem:
@@ -87,7 +102,7 @@ def _parse(payload: bytes) -> NewItem:
     if unknown := sorted(set(event) - set(_FIELDS)):
         raise EventError(f"unknown fields: {', '.join(unknown)}")
     time_us = event.get("event_time_us")
-    if not _is_integer(time_us) or not 0 <= time_us < 1 << 63:
+    if time_us is None or not _is_integer(time_us) or not 0 <= time_us < 1 << 63:
         raise EventError(f"event_time_us: must be microseconds since 1970, not {time_us!r}")
     item_id = _id(event, "item_id")
     if item_id in (None, "", features.PADDING):

@@ -19,7 +19,12 @@ from serving.streaming import embedding, event_log
 from tfmm.index import beam as index_beam
 from tfmm.index import item_index
 
-PIPELINE_ARGS = ("--runner=FnApiRunner", "--streaming", "--direct_running_mode=in_memory", "--direct_num_workers=1")
+PIPELINE_ARGS = (
+    "--runner=FnApiRunner",
+    "--streaming",
+    "--direct_running_mode=in_memory",
+    "--direct_num_workers=1",
+)
 MAX_BATCH = 32  # events embedded together
 _END = (1 << 63) - 1
 _METRICS = "streaming"
@@ -32,15 +37,18 @@ class _Tracker(OffsetRestrictionTracker):
         return False
 
 
-class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
-    """Splittable: turns a source into an endless stream of `embedding.EventBatch`, from the index's position on.
+_RESTRICTION = beam.DoFn.RestrictionParam()  # the DoFn itself provides it
 
-    On FnApiRunner the index's position is the checkpoint; on Flink, Flink's own. Draining stops at once, as what is
-    left stays in the log.
+
+class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
+    """Splittable: turns a source into an endless stream of `embedding.EventBatch`.
+
+    It starts at the index's position. On FnApiRunner that is the checkpoint; Flink has its own. Draining stops at
+    once, as what is left stays in the log.
 
     Batches go on at once, not at the end of a bundle. FnApiRunner keeps about 24 KB for every bundle of a job and
-    grows slower with each, so bundles are long there; an engine that takes checkpoints between bundles wants short
-    ones.
+    grows slower with each, so bundles are long there; an engine that takes checkpoints between bundles wants
+    short ones.
 
     Args:
         index_path: the item index, which knows from where to read.
@@ -50,7 +58,12 @@ class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
     """
 
     def __init__(self, index_path: str, poll_s: float, bundle_s: float, ready_file: str | None):
-        self._index_path, self._poll_s, self._bundle_s, self._ready_file = index_path, poll_s, bundle_s, ready_file
+        self._index_path, self._poll_s, self._bundle_s, self._ready_file = (
+            index_path,
+            poll_s,
+            bundle_s,
+            ready_file,
+        )
 
     def initial_restriction(self, source: event_log.EventSource) -> OffsetRange:
         with item_index.ItemIndex(self._index_path) as index:
@@ -66,8 +79,9 @@ class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
         return None
 
     @beam.DoFn.unbounded_per_element()
-    def process(self, source: event_log.EventSource,
-                tracker: typing.Any = beam.DoFn.RestrictionParam()) -> typing.Iterator[embedding.EventBatch]:
+    def process(
+        self, source: event_log.EventSource, tracker: typing.Any = _RESTRICTION
+    ) -> typing.Iterator[embedding.EventBatch]:
         position = tracker.current_restriction().start - 1
         if self._ready_file is not None:
             write_json(self._ready_file, {"pid": os.getpid(), "source": source.name, "position": position})
@@ -89,7 +103,7 @@ class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
 
 
 class EmbedEvents(beam.DoFn):
-    """Embeds batches of events; rows, categories, dead letters and the position take effect in one transaction.
+    """Embeds batches of events; rows, categories, dead letters and position take effect in one transaction.
 
     Args:
         encoder_dirs: pre-training's output folder by modality.
@@ -111,11 +125,15 @@ class EmbedEvents(beam.DoFn):
         outcome = embedding.embed_events(batch.events, self._encoders)
         items, withdrawn = outcome.items, outcome.withdrawn
         with self._index.transaction():
-            self._index.write_items([item.item_id for item in items], [item.category for item in items],
-                                    [item.event_time_us for item in items])
+            self._index.write_items(
+                [item.item_id for item in items],
+                [item.category for item in items],
+                [item.event_time_us for item in items],
+            )
             for encoder, rows in outcome.embedded:
-                self._index.write(encoder.modality, encoder.version, rows.ids, rows.rows, rows.scales,
-                                  rows.event_times_us)
+                self._index.write(
+                    encoder.modality, encoder.version, rows.ids, rows.rows, rows.scales, rows.event_times_us
+                )
             self._index.withdraw([item.item_id for item in withdrawn], [item.event_time_us for item in withdrawn])
             for event, reason in outcome.dead:
                 self._index.write_dead_letter(batch.source, event.offset, reason, event.payload)
@@ -123,21 +141,32 @@ class EmbedEvents(beam.DoFn):
         for name, count in (("events", len(batch.events)), ("dead_letters", len(outcome.dead))):
             beam.metrics.Metrics.counter(_METRICS, name).inc(count)
         newest_us = max((item.event_time_us for item in [*items, *withdrawn]), default=0)
-        logging.info("offset %d: %d items, %d withdrawn, %d dead letters, the newest %.0f ms old",
-                     batch.events[-1].offset, len(items), len(withdrawn), len(outcome.dead),
-                     (time.time_ns() // 1000 - newest_us) / 1000)
+        logging.info(
+            "offset %d: %d items, %d withdrawn, %d dead letters, the newest %.0f ms old",
+            batch.events[-1].offset,
+            len(items),
+            len(withdrawn),
+            len(outcome.dead),
+            (time.time_ns() // 1000 - newest_us) / 1000,
+        )
 
     def teardown(self) -> None:
         self._index.close()
 
 
-def run(source: event_log.EventSource, encoder_dirs: typing.Mapping[str, str], index_path: str | pathlib.Path,
-        ready_file: str | pathlib.Path | None = None, poll_s: float = 0.005,
-        bundle_s: float = 60.0, pipeline_args: typing.Sequence[str] = PIPELINE_ARGS) -> None:
+def run(
+    source: event_log.EventSource,
+    encoder_dirs: typing.Mapping[str, str],
+    index_path: str | pathlib.Path,
+    ready_file: str | pathlib.Path | None = None,
+    poll_s: float = 0.005,
+    bundle_s: float = 60.0,
+    pipeline_args: typing.Sequence[str] = PIPELINE_ARGS,
+) -> None:
     """Runs the job until `stop_requested` is set.
 
-    Each event takes effect once, however often the job is killed: the position lies in the index, written in the
-    same transaction as what the events led to.
+    Each event takes effect once, however often the job is killed: the position lies in the index, written in
+    the same transaction as what the events led to.
 
     Args:
         source: where events come from.
@@ -150,9 +179,12 @@ def run(source: event_log.EventSource, encoder_dirs: typing.Mapping[str, str], i
     """
     index_path, ready = str(index_path), None if ready_file is None else str(ready_file)
     pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
-    _ = (pipeline | "Source" >> beam.Create([source])
-         | "Read" >> beam.ParDo(ReadEvents(index_path, poll_s, bundle_s, ready))
-         | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, index_path)))
+    _ = (
+        pipeline
+        | "Source" >> beam.Create([source])
+        | "Read" >> beam.ParDo(ReadEvents(index_path, poll_s, bundle_s, ready))
+        | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, index_path))
+    )
     pipeline.run().wait_until_finish()
 
 

@@ -23,9 +23,13 @@ from tfmm.index import encode, graph_table, item_index, snapshot
 
 DIM = 4
 UPSERT_SPECS = {
-    "modality": tf.TensorSpec([], tf.string), "item_ids": tf.TensorSpec([None], tf.int64),
-    "rows": tf.TensorSpec([None, DIM], tf.int8), "scales": tf.TensorSpec([None], tf.float32),
-    "sequences": tf.TensorSpec([None], tf.int64), "encoder_version": tf.TensorSpec([], tf.string)}
+    "modality": tf.TensorSpec([], tf.string),
+    "item_ids": tf.TensorSpec([None], tf.int64),
+    "rows": tf.TensorSpec([None, DIM], tf.int8),
+    "scales": tf.TensorSpec([None], tf.float32),
+    "sequences": tf.TensorSpec([None], tf.int64),
+    "encoder_version": tf.TensorSpec([], tf.string),
+}
 
 
 class IndexOnly(tf.Module):
@@ -40,7 +44,8 @@ class IndexOnly(tf.Module):
 
     def status(self):
         return {"modality": tf.constant([self.table.modality])} | {
-            name: value[None] for name, value in self.table.status().items()}
+            name: value[None] for name, value in self.table.status().items()
+        }
 
     def lookup(self, item_ids):
         return dict(zip(("rows", "scales", "mask"), self.table.lookup(item_ids)))
@@ -48,8 +53,12 @@ class IndexOnly(tf.Module):
     def signatures(self):
         def concrete(method, specs):
             return tf.function(method).get_concrete_function(**specs)
-        return {"upsert_items": concrete(self.upsert, UPSERT_SPECS), "index_status": concrete(self.status, {}),
-                "serving_default": concrete(self.lookup, {"item_ids": tf.TensorSpec([None], tf.int64)})}
+
+        return {
+            "upsert_items": concrete(self.upsert, UPSERT_SPECS),
+            "index_status": concrete(self.status, {}),
+            "serving_default": concrete(self.lookup, {"item_ids": tf.TensorSpec([None], tf.int64)}),
+        }
 
 
 def export(index, folder, capacity=64, encoder_version="v1"):
@@ -75,8 +84,14 @@ def free_port():
 def serving(folder, port=0, **options):
     """Serves a folder of versions in a thread of this process; yields its gRPC address."""
     ready_file = folder.parent / f"{folder.name}-{time.monotonic_ns()}.json"
-    settings = Options(models=(ModelConfig("tfmm", str(folder), options.pop("latest", 1)),), port=port,
-                       ready_file=str(ready_file), poll_wait_s=0.05, stop_grace_s=1.0, **options)
+    settings = Options(
+        models=(ModelConfig("tfmm", str(folder), options.pop("latest", 1)),),
+        port=port,
+        ready_file=str(ready_file),
+        poll_wait_s=0.05,
+        stop_grace_s=1.0,
+        **options,
+    )
     state = {}
 
     async def main():
@@ -139,7 +154,10 @@ def test_withdrawn_items_lose_their_embedding(index, tmp_path):
         job.wait_caught_up(10)
         replica = replicator.Replica(target, "tfmm")
         assert replica._predict(1, "serving_default", {"item_ids": np.array([1, 2, 3])})["mask"].tolist() == [
-            True, False, True]
+            True,
+            False,
+            True,
+        ]
         assert replica.tables(1)["image"].size == 2
         replica.close()
 
@@ -152,8 +170,7 @@ def test_every_replica_and_loaded_version_gets_every_change(index, tmp_path):
     with serving(tmp_path / "model", latest=2) as one, serving(tmp_path / "model") as other:
         with follow(index, one, other, batch_size=4) as job:
             job.wait_caught_up(10)
-            assert sorted((lag.target, lag.version) for lag in job.lag()) == sorted(
-                [(one, 1), (one, 2), (other, 2)])
+            assert sorted((lag.target, lag.version) for lag in job.lag()) == sorted([(one, 1), (one, 2), (other, 2)])
             for target, version in ((one, 1), (one, 2), (other, 2)):
                 assert_serves(target, index, version)
 
@@ -220,9 +237,23 @@ def test_command_follows_and_ends_on_sigterm(index, tmp_path, root):
     ready, status = tmp_path / "ready.json", tmp_path / "status.json"
     with serving(tmp_path / "model") as target:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving.replicator", "--index", index.path, "--target", target,
-             "--ready-file", str(ready), "--status-file", str(status)], cwd=root,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, stderr=subprocess.DEVNULL)
+            [
+                sys.executable,
+                "-m",
+                "serving.replicator",
+                "--index",
+                index.path,
+                "--target",
+                target,
+                "--ready-file",
+                str(ready),
+                "--status-file",
+                str(status),
+            ],
+            cwd=root,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            stderr=subprocess.DEVNULL,
+        )
         try:
             while not (ready.exists() and status.exists()):
                 assert process.poll() is None

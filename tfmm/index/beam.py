@@ -1,4 +1,4 @@
-"""Beam transforms that embed items into the item index: the whole catalog in batch, single items in the stream."""
+"""Beam transforms that embed the catalog into the item index."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import json
 import pathlib
 import typing
 
-import apache_beam as beam
 import pyarrow.parquet as pq
-from apache_beam.options.pipeline_options import PipelineOptions
 
+from tfmm import extras
 from tfmm.data import schema
 from tfmm.index import encode, item_index
+
+try:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+except ModuleNotFoundError as error:
+    raise extras.MissingExtraError(extras.explain(error) or error, name=error.name) from error
 
 BATCH_SIZE = 64
 _METRICS = "item_index"
@@ -26,12 +31,16 @@ class CatalogPart(typing.NamedTuple):
 
 def catalog_parts(data_dir: str | pathlib.Path) -> list[CatalogPart]:
     """Returns the row groups of the catalog's files."""
-    return [CatalogPart(str(path), group) for path in schema.table_files(data_dir, "items")
-            for group in range(pq.ParquetFile(path).num_row_groups)]
+    return [
+        CatalogPart(str(path), group)
+        for path in schema.table_files(data_dir, "items")
+        for group in range(pq.ParquetFile(path).num_row_groups)
+    ]
 
 
-def read_items(part: CatalogPart, modalities: typing.Collection[str],
-               batch_size: int = BATCH_SIZE) -> typing.Iterator[list[encode.Item]]:
+def read_items(
+    part: CatalogPart, modalities: typing.Collection[str], batch_size: int = BATCH_SIZE
+) -> typing.Iterator[list[encode.Item]]:
     """Yields a row group's items in batches, with the contents of `modalities` only."""
     fields = [encode.CONTENT_FIELDS[modality] for modality in sorted(modalities)]
     wanted = ["item_id", "category", "created_at", *fields]
@@ -43,8 +52,10 @@ def read_items(part: CatalogPart, modalities: typing.Collection[str],
         ids, categories = (schema.fingerprints(rows[name]).tolist() for name in ("item_id", "category"))
         times = [max(0, time) for time in schema.microseconds(rows["created_at"]).tolist()]
         contents = [rows[field].to_pylist() for field in fields]
-        yield [encode.Item(item_id, category, time, **dict(zip(fields, values)))
-               for item_id, category, time, *values in zip(ids, categories, times, *contents)]
+        yield [
+            encode.Item(item_id, category, time, **dict(zip(fields, values)))
+            for item_id, category, time, *values in zip(ids, categories, times, *contents)
+        ]
 
 
 def load_encoders(encoder_dirs: typing.Mapping[str, str], vector_dim: int | None) -> list[encode.AnyEncoder]:
@@ -57,14 +68,15 @@ def load_encoders(encoder_dirs: typing.Mapping[str, str], vector_dim: int | None
     for modality, folder in sorted(encoder_dirs.items()):
         encoder = encode.load_encoder(folder)
         if encoder.modality != modality:
-            raise ValueError(f"`encoder_dirs` names {folder} for {modality!r}. It holds an encoder of "
-                             f"{encoder.modality!r}.")
+            raise ValueError(
+                f"`encoder_dirs` names {folder} for {modality!r}. It holds an encoder of {encoder.modality!r}."
+            )
         encoders.append(encoder)
     return encoders + ([encode.GivenVectors(vector_dim)] if vector_dim else [])
 
 
 class EmbedIntoIndex(beam.DoFn):
-    """Embeds batches of items and writes them to the index, one transaction per batch; emits rejected contents.
+    """Embeds batches of items and writes each in one transaction; emits rejected contents.
 
     Args:
         encoder_dirs: pre-training's output folder by modality.
@@ -82,13 +94,21 @@ class EmbedIntoIndex(beam.DoFn):
     def process(self, items: list[encode.Item]) -> typing.Iterator[encode.Rejected]:
         results = [(encoder, *encode.embed(items, encoder)) for encoder in self._encoders]
         with self._index.transaction():
-            self._index.write_items([item.item_id for item in items], [item.category for item in items],
-                                    [item.event_time_us for item in items])
+            self._index.write_items(
+                [item.item_id for item in items],
+                [item.category for item in items],
+                [item.event_time_us for item in items],
+            )
             for encoder, rows, rejected, missing in results:
-                changed = self._index.write(encoder.modality, encoder.version, rows.ids, rows.rows, rows.scales,
-                                            rows.event_times_us)
-                for name, count in (("embedded", len(rows)), ("changed", changed), ("rejected", len(rejected)),
-                                    ("missing", missing)):
+                changed = self._index.write(
+                    encoder.modality, encoder.version, rows.ids, rows.rows, rows.scales, rows.event_times_us
+                )
+                for name, count in (
+                    ("embedded", len(rows)),
+                    ("changed", changed),
+                    ("rejected", len(rejected)),
+                    ("missing", missing),
+                ):
                     beam.metrics.Metrics.counter(_METRICS, f"{encoder.modality}/{name}").inc(count)
         for _, _, rejected, _ in results:
             yield from rejected
@@ -106,8 +126,12 @@ class EmbedCatalog(beam.PTransform):
         index_path: the SQLite file of the item index.
     """
 
-    def __init__(self, data_dir: str | pathlib.Path, encoder_dirs: typing.Mapping[str, str],
-                 index_path: str | pathlib.Path):
+    def __init__(
+        self,
+        data_dir: str | pathlib.Path,
+        encoder_dirs: typing.Mapping[str, str],
+        index_path: str | pathlib.Path,
+    ):
         super().__init__()
         self._parts = catalog_parts(data_dir)
         self._vector_dim = vector_dim(data_dir)
@@ -115,9 +139,13 @@ class EmbedCatalog(beam.PTransform):
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
         modalities = [*self._encoder_dirs, *(["vector"] if self._vector_dim else [])]
-        return (begin | "Parts" >> beam.Create(self._parts) | "Spread" >> beam.Reshuffle()
-                | "Read" >> beam.FlatMap(read_items, modalities)
-                | "Embed" >> beam.ParDo(EmbedIntoIndex(self._encoder_dirs, self._vector_dim, self._index_path)))
+        return (
+            begin
+            | "Parts" >> beam.Create(self._parts)
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.FlatMap(read_items, modalities)
+            | "Embed" >> beam.ParDo(EmbedIntoIndex(self._encoder_dirs, self._vector_dim, self._index_path))
+        )
 
 
 def vector_dim(data_dir: str | pathlib.Path) -> int | None:
@@ -133,12 +161,17 @@ def vector_dim(data_dir: str | pathlib.Path) -> int | None:
     return None
 
 
-def embed_catalog(data_dir: str | pathlib.Path, encoder_dirs: typing.Mapping[str, str],
-                  index_path: str | pathlib.Path, dead_letter_dir: str | pathlib.Path | None = None,
-                  pipeline_args: typing.Sequence[str] = ("--runner=FnApiRunner",)) -> dict[str, dict[str, int]]:
+def embed_catalog(
+    data_dir: str | pathlib.Path,
+    encoder_dirs: typing.Mapping[str, str],
+    index_path: str | pathlib.Path,
+    dead_letter_dir: str | pathlib.Path | None = None,
+    pipeline_args: typing.Sequence[str] = ("--runner=FnApiRunner",),
+) -> dict[str, dict[str, int]]:
     """Embeds the whole catalog into the item index and makes its encoders the active ones.
 
-    Running it again changes only what changed in the catalog; items of the same encoders that came by the stream stay.
+    Running it again changes only what changed in the catalog; items of the same encoders that came by the stream
+    stay.
 
     Args:
         data_dir: the data folder.
@@ -154,23 +187,34 @@ def embed_catalog(data_dir: str | pathlib.Path, encoder_dirs: typing.Mapping[str
     """
     encoders = load_encoders(encoder_dirs, vector_dim(data_dir))
     if not encoders:
-        raise ValueError(f"`encoder_dirs` must name an encoder, since items of {data_dir} bring no vectors. "
-                         "Received: none.")
+        raise ValueError(
+            f"`encoder_dirs` must name an encoder, since items of {data_dir} bring no vectors. Received: none."
+        )
     pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
     rejected = pipeline | EmbedCatalog(data_dir, encoder_dirs, index_path)
     if dead_letter_dir is not None:
-        (rejected | "ToJSON" >> beam.Map(_to_json)
-         | "DeadLetters" >> beam.io.WriteToText(str(pathlib.Path(dead_letter_dir) / "embedding"), ".jsonl"))
+        (
+            rejected
+            | "ToJSON" >> beam.Map(_to_json)
+            | "DeadLetters" >> beam.io.WriteToText(str(pathlib.Path(dead_letter_dir) / "embedding"), ".jsonl")
+        )
     result = pipeline.run()
     result.wait_until_finish()
-    counters = {counter.key.metric.name: counter.committed
-                for counter in result.metrics().query(beam.metrics.MetricsFilter().with_namespace(_METRICS))["counters"]}
+    counters = {
+        counter.key.metric.name: counter.committed
+        for counter in result.metrics().query(beam.metrics.MetricsFilter().with_namespace(_METRICS))["counters"]
+    }
     with item_index.ItemIndex(index_path) as index:
         for encoder in encoders:
             index.register_encoder(encoder.modality, encoder.version, encoder.dim)
             index.activate(encoder.modality, encoder.version)
-    return {encoder.modality: {name: counters.get(f"{encoder.modality}/{name}", 0)
-                               for name in ("embedded", "changed", "rejected", "missing")} for encoder in encoders}
+    return {
+        encoder.modality: {
+            name: counters.get(f"{encoder.modality}/{name}", 0)
+            for name in ("embedded", "changed", "rejected", "missing")
+        }
+        for encoder in encoders
+    }
 
 
 def _to_json(rejected: encode.Rejected) -> str:

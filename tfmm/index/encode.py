@@ -9,23 +9,23 @@ import typing
 import numpy as np
 
 from tfmm import artifacts
-from tfmm.index import item_index
+from tfmm.index import rows as rows_lib
 
-Content = typing.Union[bytes, str, typing.Sequence[float]]
+Content = bytes | str | typing.Sequence[float]
 CONTENT_FIELDS = {"image": "image", "text": "title", "vector": "vector"}  # modality -> field of an item
 
 
 def quantize(vectors: typing.Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns vectors as int8 rows with their scales; only the direction is kept.
 
-    Differs from the paper: it does not say how embeddings are stored. One scale per row moves 0.3 % of similarities
-    to another tier against float vectors.
+    Differs from the paper: it does not say how embeddings are stored. One scale per row moves 0.3 % of
+    similarities to another tier against float vectors.
 
     Args:
         vectors: float [n, D], finite.
     Returns:
-        int8 [n, D], round(v * 127 / max|v|), and float32 [n], 1 / norm of the row; a zero vector gives zeros and
-        scale 0, which means "no embedding".
+        int8 [n, D], round(v * 127 / max|v|), and float32 [n], 1 / norm of the row; a zero vector gives zeros
+        and scale 0, which means "no embedding".
     Raises:
         ValueError: not [n, D] with D in 1..1040, or values that are not finite.
 
@@ -34,9 +34,10 @@ def quantize(vectors: typing.Any) -> tuple[np.ndarray, np.ndarray]:
     ([[95, -127], [0, 0]], [0.998, 0.0])
     """
     vectors = np.asarray(vectors, np.float32)
-    if vectors.ndim != 2 or not 0 < vectors.shape[1] <= item_index.MAX_DIM:
-        raise ValueError(f"`vectors` must be float [n, D] with D in 1..{item_index.MAX_DIM}. "
-                         f"Received: {list(vectors.shape)}.")
+    if vectors.ndim != 2 or not 0 < vectors.shape[1] <= rows_lib.MAX_DIM:
+        raise ValueError(
+            f"`vectors` must be float [n, D] with D in 1..{rows_lib.MAX_DIM}. Received: {list(vectors.shape)}."
+        )
     if not np.all(np.isfinite(vectors)):
         raise ValueError("`vectors` must be finite. Received: NaN or infinity; leave such items out.")
     exact = vectors.astype(np.float64)  # no overflow in the product
@@ -55,8 +56,8 @@ def similarity(rows_a: np.ndarray, scales_a: np.ndarray, rows_b: np.ndarray, sca
     """Returns the cosines of int8 rows, float32 [n, m]: an exact dot, times the two scales.
 
     >>> rows, scales = quantize([[1.0, 0.0], [1.0, 1.0]])
-    >>> similarity(rows, scales, rows, scales).round(4).tolist()
-    [[1.0, 0.7071], [0.7071, 1.0]]
+    >>> (similarity(rows, scales, rows, scales) * 100).round().tolist()
+    [[100.0, 71.0], [71.0, 100.0]]
     """
     dots = rows_a.astype(np.float32) @ rows_b.astype(np.float32).T
     return dots * scales_a[:, None] * scales_b[None, :]
@@ -117,7 +118,7 @@ class GivenVectors:
         return result
 
 
-AnyEncoder = typing.Union[Encoder, GivenVectors]
+AnyEncoder = Encoder | GivenVectors
 
 
 def load_encoder(folder: str | pathlib.Path) -> Encoder:
@@ -141,11 +142,11 @@ class Rejected(typing.NamedTuple):
     reason: str
 
 
-def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[item_index.IndexRows, list[Rejected], int]:
+def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.IndexRows, list[Rejected], int]:
     """Embeds and quantises the items that have content of the encoder's modality.
 
     Returns:
-        The rows (sequence numbers 0: the index gives them), the rejected contents, and how many items have none.
+        The rows (sequence numbers 0: the index gives them), the rejected contents, and how many have none.
     """
     field = CONTENT_FIELDS[encoder.modality]
     present = [item for item in items if getattr(item, field) is not None and len(getattr(item, field))]
@@ -153,12 +154,28 @@ def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[item_index
     is_finite = np.isfinite(vectors).all(axis=1)
     usable = is_finite & np.any(vectors != 0, axis=1)
     rejected = [
-        Rejected(item.item_id, encoder.modality,
-                 f"{field}: must give {encoder.dim} finite values" if not finite else
-                 "vector: is all zeros" if encoder.modality == "vector" else f"{field}: cannot be decoded")
-        for item, finite, good in zip(present, is_finite, usable) if not good]
+        Rejected(
+            item.item_id,
+            encoder.modality,
+            f"{field}: must give {encoder.dim} finite values"
+            if not finite
+            else "vector: is all zeros"
+            if encoder.modality == "vector"
+            else f"{field}: cannot be decoded",
+        )
+        for item, finite, good in zip(present, is_finite, usable)
+        if not good
+    ]
     kept = [item for item, good in zip(present, usable) if good]
     rows, scales = quantize(vectors[usable])
-    return item_index.IndexRows(
-        np.array([item.item_id for item in kept], np.int64), rows, scales, np.zeros(len(kept), np.int64),
-        np.array([item.event_time_us for item in kept], np.int64)), rejected, len(items) - len(present)
+    return (
+        rows_lib.IndexRows(
+            np.array([item.item_id for item in kept], np.int64),
+            rows,
+            scales,
+            np.zeros(len(kept), np.int64),
+            np.array([item.event_time_us for item in kept], np.int64),
+        ),
+        rejected,
+        len(items) - len(present),
+    )

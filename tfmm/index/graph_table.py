@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfmm.index import item_index, snapshot
+from tfmm.index import rows as rows_lib
+from tfmm.index import snapshot
 
 WRITTEN, STALE, WITHDRAWN, REFUSED = 0, 1, 2, 3  # statuses of `upsert`
 _SCALE_BYTES = 4
@@ -14,8 +15,8 @@ _SCALE_BYTES = 4
 class GraphTable(tf.Module):
     """Item id -> int8 row and scale, as a hash table of slots and one variable of packed rows.
 
-    Each row holds its scale in its last four bytes, so that a reader never sees one without the other. Writers take
-    turns (a mutex in the graph), readers do not wait. Every resource lives on the CPU, beside the hash table.
+    Each row holds its scale in its last four bytes, so that a reader never sees one without the other. Writers
+    take turns (a mutex in the graph), readers do not wait. Every resource lives on the CPU, beside the hash table.
 
     Differs from the paper: servers there look embeddings up in a service; here changes are pushed to them.
 
@@ -29,20 +30,33 @@ class GraphTable(tf.Module):
         ValueError: the snapshot does not fit `dim`, `capacity` or `encoder_version`.
     """
 
-    def __init__(self, modality: str, table: snapshot.SnapshotTable | None, dim: int, capacity: int,
-                 encoder_version: str):
+    def __init__(
+        self,
+        modality: str,
+        table: snapshot.SnapshotTable | None,
+        dim: int,
+        capacity: int,
+        encoder_version: str,
+    ):
         super().__init__(name=f"{modality}_table")
-        if not 0 < dim <= item_index.MAX_DIM:
-            raise ValueError(f"`dim` must lie in 1..{item_index.MAX_DIM}. Received: {dim}.")
+        if not 0 < dim <= rows_lib.MAX_DIM:
+            raise ValueError(f"`dim` must lie in 1..{rows_lib.MAX_DIM}. Received: {dim}.")
         if capacity < 1:
             raise ValueError(f"`capacity` must be at least 1. Received: {capacity}.")
         size = 0 if table is None else len(table)
         if table is not None and (table.dim, table.encoder_version) != (dim, encoder_version):
-            raise ValueError(f"`table` must have dim {dim} and encoder version {encoder_version}. Received: "
-                             f"{table.dim}, {table.encoder_version}. Export with the model's own snapshot.")
+            raise ValueError(
+                f"`table` must have dim {dim} and encoder version {encoder_version}. Received: "
+                f"{table.dim}, {table.encoder_version}. Export with the model's own snapshot."
+            )
         if size > capacity:
             raise ValueError(f"`capacity` must be at least the snapshot's {size} items. Received: {capacity}.")
-        self.modality, self.dim, self.capacity, self.encoder_version = modality, dim, capacity, encoder_version
+        self.modality, self.dim, self.capacity, self.encoder_version = (
+            modality,
+            dim,
+            capacity,
+            encoder_version,
+        )
         packed, sequences = np.zeros([capacity, dim + _SCALE_BYTES], np.int8), np.zeros([capacity], np.int64)
         if table is not None and size:
             packed[:size, :dim], sequences[:size] = table.rows, table.sequences
@@ -54,8 +68,9 @@ class GraphTable(tf.Module):
             self._used = tf.Variable(size, dtype=tf.int64, trainable=False, name="used_slots")
             self._full = tf.Variable(capacity, dtype=tf.int64, trainable=False, name="full")
             self._size = tf.Variable(size, dtype=tf.int64, trainable=False, name="size")
-            self._watermark = tf.Variable(table.watermark if table is not None else 0, dtype=tf.int64,
-                                          trainable=False, name="watermark")
+            self._watermark = tf.Variable(
+                table.watermark if table is not None else 0, dtype=tf.int64, trainable=False, name="watermark"
+            )
             if table is not None and size:
                 self._slots.insert(tf.constant(table.ids, tf.int64), tf.range(size, dtype=tf.int64))
 
@@ -74,11 +89,17 @@ class GraphTable(tf.Module):
             packed = tf.gather(self._packed, tf.maximum(slots, 0))
             mask = tf.logical_and(slots >= 0, _scales(packed, self.dim) > 0)
             packed = tf.where(mask[..., None], packed, tf.zeros_like(packed))
-            return packed[..., :self.dim], _scales(packed, self.dim), mask
+            return packed[..., : self.dim], _scales(packed, self.dim), mask
 
     @tf.autograph.experimental.do_not_convert
-    def upsert(self, ids: tf.Tensor, rows: tf.Tensor, scales: tf.Tensor, sequences: tf.Tensor,
-               encoder_version: tf.Tensor) -> tf.Tensor:
+    def upsert(
+        self,
+        ids: tf.Tensor,
+        rows: tf.Tensor,
+        scales: tf.Tensor,
+        sequences: tf.Tensor,
+        encoder_version: tf.Tensor,
+    ) -> tf.Tensor:
         """Writes embeddings; the newest sequence number of an item wins, in whatever order they come.
 
         Args:
@@ -100,10 +121,16 @@ class GraphTable(tf.Module):
             rows = tf.ensure_shape(rows, [None, self.dim])
             is_ours = tf.broadcast_to(tf.equal(encoder_version, self.encoder_version), [count])
             checks = [
-                tf.debugging.assert_none_equal(ids, tf.zeros_like(ids), message="`ids` must not hold 0, which means padding."),
-                *(tf.debugging.assert_equal(tf.shape(values)[0], count,
-                                          message=f"`{name}` must hold one entry for each id.")
-                  for name, values in (("rows", rows), ("scales", scales), ("sequences", sequences)))]
+                tf.debugging.assert_none_equal(
+                    ids, tf.zeros_like(ids), message="`ids` must not hold 0, which means padding."
+                ),
+                *(
+                    tf.debugging.assert_equal(
+                        tf.shape(values)[0], count, message=f"`{name}` must hold one entry for each id."
+                    )
+                    for name, values in (("rows", rows), ("scales", scales), ("sequences", sequences))
+                ),
+            ]
             with tf.control_dependencies([check for check in checks if check is not None]):
                 mutex = tf.raw_ops.MutexV2(shared_name=f"tfmm_{self.modality}_writers")
                 lock = tf.raw_ops.MutexLock(mutex=mutex)
@@ -130,10 +157,14 @@ class GraphTable(tf.Module):
         old_scales = _scales(tf.gather(self._packed, slots), self.dim)
         packed = tf.concat([tf.gather(rows, written), tf.bitcast(scales, tf.int8)], axis=1)
         with tf.control_dependencies([old_scales]):
+            # Unlike ResourceScatterUpdate, this op keeps readers out: none sees half of a row.
             filled = [
-                tf.raw_ops.ResourceScatterUpdate(resource=self._packed.handle, indices=slots, updates=packed),
-                tf.raw_ops.ResourceScatterUpdate(resource=self._sequences.handle, indices=slots,
-                                                 updates=tf.gather(sequences, written))]
+                tf.raw_ops.ResourceScatterNdUpdate(ref=variable.handle, indices=slots[:, None], updates=values)
+                for variable, values in (
+                    (self._packed, packed),
+                    (self._sequences, tf.gather(sequences, written)),
+                )
+            ]
         change = tf.cast(scales > 0, tf.int64) - tf.cast(tf.logical_and(~is_new, old_scales > 0), tf.int64)
         ours = tf.where(is_ours, sequences, tf.zeros_like(sequences))
         newest = tf.reduce_max(tf.concat([ours, self._watermark.read_value()[None]], axis=0))
@@ -147,23 +178,30 @@ class GraphTable(tf.Module):
 
     def _refuse_overflow(self, num_new: tf.Tensor) -> tf.Tensor:
         """Raises OUT_OF_RANGE before anything is taken, where the new items do not fit."""
+
         def refuse() -> tf.Tensor:
             return tf.raw_ops.ResourceCountUpTo(resource=self._full.handle, limit=self.capacity, T=tf.int64)
+
         is_full = self._used.read_value() + num_new > self.capacity
         return tf.cond(is_full, refuse, lambda: tf.constant(0, tf.int64))
 
     def _allocate(self, num_new: tf.Tensor) -> tf.Tensor:
-        """Takes slots one by one, each atomically: a read and a later write would let two items share a slot."""
+        """Takes slots one by one, each atomically; a read and a later write could give one slot twice."""
+
         def take(_: tf.Tensor) -> tf.Tensor:
             return tf.raw_ops.ResourceCountUpTo(resource=self._used.handle, limit=self.capacity, T=tf.int64)
+
         return tf.map_fn(take, tf.range(num_new), fn_output_signature=tf.int64, parallel_iterations=1)
 
     def status(self) -> dict[str, tf.Tensor]:
-        """Returns scalars: `watermark` (newest sequence number taken), `size`, `capacity`, `encoder_version`."""
+        """Returns scalars: `watermark` (newest sequence taken), `size`, `capacity`, `encoder_version`."""
         with tf.device("/CPU:0"):
-            return {"watermark": self._watermark.read_value(), "size": self._size.read_value(),
-                    "capacity": tf.constant(self.capacity, tf.int64),
-                    "encoder_version": tf.constant(self.encoder_version)}
+            return {
+                "watermark": self._watermark.read_value(),
+                "size": self._size.read_value(),
+                "capacity": tf.constant(self.capacity, tf.int64),
+                "encoder_version": tf.constant(self.encoder_version),
+            }
 
 
 def _scales(packed: tf.Tensor, dim: int) -> tf.Tensor:

@@ -34,7 +34,11 @@ class SnapshotTable:
         """Returns rows int8 [..., D], scales float32 [...] and mask bool [...], False: no embedding."""
         ids = np.asarray(ids, np.int64)
         if not len(self):
-            return np.zeros([*ids.shape, self.dim], np.int8), np.zeros(ids.shape, np.float32), np.zeros(ids.shape, bool)
+            return (
+                np.zeros([*ids.shape, self.dim], np.int8),
+                np.zeros(ids.shape, np.float32),
+                np.zeros(ids.shape, bool),
+            )
         slots = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
         mask = self.ids[slots] == ids
         return self.rows[slots] * mask[..., None], self.scales[slots] * mask, mask
@@ -60,8 +64,7 @@ class Snapshot:
         return self.tables[modality]
 
 
-def take_snapshot(index: item_index.ItemIndex,
-                  encoder_versions: typing.Mapping[str, str] | None = None) -> Snapshot:
+def take_snapshot(index: item_index.ItemIndex, encoder_versions: typing.Mapping[str, str] | None = None) -> Snapshot:
     """Reads the index's state at one moment.
 
     Args:
@@ -74,14 +77,24 @@ def take_snapshot(index: item_index.ItemIndex,
         tables = {}
         for modality, version in encoder_versions.items():
             found = index.embeddings(modality, version)
-            tables[modality] = SnapshotTable(found.ids, found.rows, found.scales, found.sequences, found.rows.shape[1],
-                                             version, index.last_sequence(modality, version))
+            tables[modality] = SnapshotTable(
+                found.ids,
+                found.rows,
+                found.scales,
+                found.sequences,
+                found.rows.shape[1],
+                version,
+                index.last_sequence(modality, version),
+            )
     return Snapshot(tables)
 
 
-def write_snapshot(index: item_index.ItemIndex, output_dir: str | pathlib.Path,
-                   encoder_versions: typing.Mapping[str, str] | None = None,
-                   parents: typing.Sequence[str | pathlib.Path] = ()) -> dict[str, typing.Any]:
+def write_snapshot(
+    index: item_index.ItemIndex,
+    output_dir: str | pathlib.Path,
+    encoder_versions: typing.Mapping[str, str] | None = None,
+    parents: typing.Sequence[str | pathlib.Path] = (),
+) -> dict[str, typing.Any]:
     """Writes `take_snapshot` as `<output_dir>/<modality>/{ids,rows,scales,sequences}.npy` and a manifest.
 
     Returns:
@@ -93,8 +106,12 @@ def write_snapshot(index: item_index.ItemIndex, output_dir: str | pathlib.Path,
         (output_dir / modality).mkdir(parents=True, exist_ok=True)
         for name in _ARRAYS:
             np.save(output_dir / modality / f"{name}.npy", getattr(table, name))
-        facts[modality] = {"dim": table.dim, "encoder_version": table.encoder_version,
-                           "watermark": table.watermark, "size": len(table)}
+        facts[modality] = {
+            "dim": table.dim,
+            "encoder_version": table.encoder_version,
+            "watermark": table.watermark,
+            "size": len(table),
+        }
     return artifacts.write_manifest(output_dir, KIND, parents=parents, modalities=facts)
 
 
@@ -108,11 +125,18 @@ def load_snapshot(folder: str | pathlib.Path) -> Snapshot:
     folder = pathlib.Path(folder)
     tables = {}
     for modality, facts in artifacts.read_manifest(folder, KIND)["modalities"].items():
-        arrays = {name: np.load(folder / modality / f"{name}.npy", mmap_mode="r" if name == "rows" and facts["size"]
-                                else None) for name in _ARRAYS}
+        arrays = {
+            name: np.load(
+                folder / modality / f"{name}.npy", mmap_mode="r" if name == "rows" and facts["size"] else None
+            )
+            for name in _ARRAYS
+        }
         if {name: array.shape[0] for name, array in arrays.items()} != dict.fromkeys(_ARRAYS, facts["size"]):
-            raise ValueError(f"{folder / modality} must hold {facts['size']} rows, as its manifest says. Received: "
-                             f"{ {name: array.shape for name, array in arrays.items()} }. Write the snapshot again.")
-        tables[modality] = SnapshotTable(**arrays, dim=facts["dim"], encoder_version=facts["encoder_version"],
-                                         watermark=facts["watermark"])
+            raise ValueError(
+                f"{folder / modality} must hold {facts['size']} rows, as its manifest says. Received: "
+                f"{ {name: array.shape for name, array in arrays.items()} }. Write the snapshot again."
+            )
+        tables[modality] = SnapshotTable(
+            **arrays, dim=facts["dim"], encoder_version=facts["encoder_version"], watermark=facts["watermark"]
+        )
     return Snapshot(tables)

@@ -47,11 +47,17 @@ def catalog(tmp_path):
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     images = [None, b"bad bytes", *(f"image {n}".encode() for n in range(7)), None]
-    pq.write_table(pa.table({
-        "item_id": [f"item-{n}" for n in range(10)],
-        "title": [f"title {n}" for n in range(10)],
-        "image": pa.array(images, pa.binary()),
-        "category": ["shoes"] * 9 + [None],
-        "created_at": pa.array([1_000_000 + n for n in range(10)], pa.timestamp("us")),
-    }), data_dir / "items.parquet", row_group_size=6)
+    pq.write_table(
+        pa.table(
+            {
+                "item_id": [f"item-{n}" for n in range(10)],
+                "title": [f"title {n}" for n in range(10)],
+                "image": pa.array(images, pa.binary()),
+                "category": ["shoes"] * 9 + [None],
+                "created_at": pa.array([1_000_000 + n for n in range(10)], pa.timestamp("us")),
+            }
+        ),
+        data_dir / "items.parquet",
+        row_group_size=6,
+    )
     return data_dir

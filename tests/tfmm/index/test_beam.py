@@ -13,11 +13,16 @@ from tfmm.index import beam, encode, item_index, snapshot
 
 def test_catalog_is_embedded_and_faults_are_counted_apart(catalog, encoder_dirs, tmp_path):
     counts = beam.embed_catalog(catalog, encoder_dirs, tmp_path / "index.sqlite", tmp_path / "dead")
-    assert counts == {"image": {"embedded": 7, "changed": 7, "rejected": 1, "missing": 2},
-                      "text": {"embedded": 10, "changed": 10, "rejected": 0, "missing": 0}}
+    assert counts == {
+        "image": {"embedded": 7, "changed": 7, "rejected": 1, "missing": 2},
+        "text": {"embedded": 10, "changed": 10, "rejected": 0, "missing": 0},
+    }
     (line,) = [line for path in (tmp_path / "dead").iterdir() for line in path.read_text().splitlines()]
-    assert json.loads(line) == {"item_id": int(features.fingerprint(["item-1"])[0]), "modality": "image",
-                                "reason": "image: cannot be decoded"}
+    assert json.loads(line) == {
+        "item_id": int(features.fingerprint(["item-1"])[0]),
+        "modality": "image",
+        "reason": "image: cannot be decoded",
+    }
     with item_index.ItemIndex(tmp_path / "index.sqlite") as index:
         taken = snapshot.take_snapshot(index)
         shoes = features.fingerprint(["shoes"])[0]
@@ -41,12 +46,17 @@ def test_items_bring_their_own_vectors(tmp_path):
     data_dir = tmp_path / "data" / "items"
     data_dir.mkdir(parents=True)
     vectors = [[3.0, -4.0], None, [1.0, 0.0], [1.0, 2.0, 3.0], [0.0, 0.0]]
-    pq.write_table(pa.table({"item_id": [1, 2, 3, 4, 5], "vector": pa.array(vectors, pa.list_(pa.float32()))}),
-                   data_dir / "part-0.parquet")
+    pq.write_table(
+        pa.table({"item_id": [1, 2, 3, 4, 5], "vector": pa.array(vectors, pa.list_(pa.float32()))}),
+        data_dir / "part-0.parquet",
+    )
     counts = beam.embed_catalog(tmp_path / "data", {}, tmp_path / "index.sqlite", tmp_path / "dead")
     assert counts == {"vector": {"embedded": 2, "changed": 2, "rejected": 2, "missing": 1}}
-    reasons = {json.loads(line)["item_id"]: json.loads(line)["reason"]
-               for path in (tmp_path / "dead").iterdir() for line in path.read_text().splitlines()}
+    reasons = {
+        json.loads(line)["item_id"]: json.loads(line)["reason"]
+        for path in (tmp_path / "dead").iterdir()
+        for line in path.read_text().splitlines()
+    }
     assert reasons == {4: "vector: must give 2 finite values", 5: "vector: is all zeros"}
     with item_index.ItemIndex(tmp_path / "index.sqlite") as index:
         table = snapshot.take_snapshot(index)["vector"]

@@ -1,0 +1,101 @@
+"""A SQLite file that several threads and processes share."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import sqlite3
+import threading
+import typing
+
+
+class Database:
+    """One connection, with transactions that nest.
+
+    A commit is on the disk before it returns, since others act on what they read: a change that a crash of the
+    machine took back would be missed by servers that have seen a later one.
+
+    Args:
+        path: the file; made where missing, with its folder. It must be on a local disk (write-ahead log).
+        schema: SQL statements that make the tables, separated by semicolons.
+        version: of the schema.
+    Raises:
+        ValueError: the file has another version.
+
+    >>> database = Database(":memory:", "CREATE TABLE t (x INTEGER)", 1)
+    >>> with database.transaction():
+    ...     _ = database.execute("INSERT INTO t VALUES (?)", (1,))
+    >>> database.execute("SELECT x FROM t").fetchall()
+    [(1,)]
+    """
+
+    def __init__(self, path: str | pathlib.Path, schema: str, version: int):
+        self.path = str(path)
+        if self.path != ":memory:":
+            pathlib.Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        self.lock = threading.RLock()
+        self._depth = 0
+        self._connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None, check_same_thread=False)
+        self.execute("PRAGMA journal_mode=WAL")
+        self.execute("PRAGMA synchronous=FULL")
+        if self._version() == 0:
+            with self.transaction():
+                if self._version() == 0:
+                    for statement in schema.split(";"):
+                        self.execute(statement)
+                    self.execute(f"PRAGMA user_version={version}")
+        if self._version() != version:
+            raise ValueError(
+                f"{self.path} must have format {version}. Received: {self._version()}. Upgrade tfmm, or name "
+                "another file."
+            )
+
+    def _version(self) -> int:
+        return self.execute("PRAGMA user_version").fetchone()[0]
+
+    def execute(self, statement: str, values: typing.Sequence[typing.Any] = ()) -> sqlite3.Cursor:
+        """Runs one statement; read its cursor to the end under `lock` where threads share the connection."""
+        return self._connection.execute(statement, values)
+
+    def fetchall(self, statement: str, values: typing.Sequence[typing.Any] = ()) -> list[typing.Any]:
+        """Returns all rows that a query gives."""
+        with self.lock:
+            return self.execute(statement, values).fetchall()
+
+    def executemany(self, statement: str, values: typing.Iterable[typing.Sequence[typing.Any]]) -> None:
+        """Runs one statement for each of `values`, all or none."""
+        with self.transaction():
+            self._connection.executemany(statement, values)
+
+    def close(self) -> None:
+        with self.lock:
+            self._connection.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> typing.Iterator[None]:
+        """Makes writes inside take effect together or not at all; inner transactions join the outer one."""
+        with self.lock, self._begin("BEGIN IMMEDIATE"):
+            yield
+
+    @contextlib.contextmanager
+    def reading(self) -> typing.Iterator[None]:
+        """Makes the reads inside see one state of the file."""
+        with self.lock, self._begin("BEGIN"):
+            yield
+
+    @contextlib.contextmanager
+    def _begin(self, statement: str) -> typing.Iterator[None]:
+        if self._depth == 0:
+            self.execute(statement)
+        self._depth += 1
+        try:
+            yield
+        except BaseException:
+            if self._depth == 1:
+                self.execute("ROLLBACK")
+            raise
+        else:
+            if self._depth == 1:
+                self.execute("COMMIT")
+        finally:
+            self._depth -= 1
