@@ -123,9 +123,10 @@ class MAKEConfig:
     """Pre-training of the multimodal knowledge extractor on clicks (section 4.3)."""
 
     epochs: int = 4
-    batch_size: int = 512
-    learning_rate: float = 1e-3
+    batch_size: int = 256
+    learning_rate: float = 3e-3
     attention_units: tuple[int, ...] = (32,)
+    softmax: bool = True  # attention weights of a user's behaviors sum to 1
     units: tuple[int, ...] = (128, 64, 32)  # hidden layers of the four-layer MLP; the fourth is the logit
     seed: int = 0
 
@@ -153,6 +154,7 @@ class CTRConfig:
     item_dim: int = 16
     category_dim: int = 8
     attention_units: tuple[int, ...] = (32,)
+    softmax: bool = True  # attention weights of a user's behaviors sum to 1
     units: tuple[int, ...] = (128, 64)
     learning_rate: float = 3e-3  # dense weights
     embedding_learning_rate: float = 2e-2

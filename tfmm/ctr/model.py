@@ -24,9 +24,7 @@ def input_names(modalities: typing.Iterable[str]) -> tuple[str, ...]:
     >>> input_names(["image"])[-2:]
     ('image_behavior_scales', 'image_behavior_mask')
     """
-    return ID_INPUTS + tuple(
-        f"{modality}_{part}" for modality in modalities for part in make_model.VECTOR_PARTS
-    )
+    return ID_INPUTS + tuple(f"{modality}_{part}" for modality in modalities for part in make_model.VECTOR_PARTS)
 
 
 @keras.saving.register_keras_serializable(package="tfmm")
@@ -74,20 +72,15 @@ class CTRModel(keras.Model):
             ValueError: a modality without vectors, a vocabulary without size, or no source of knowledge.
         """
         super().__init__(name=name, **kwargs)
-        self.settings = (
-            config_lib.from_dict(config_lib.CTRConfig, config) if isinstance(config, dict) else config
-        )
+        self.settings = config_lib.from_dict(config_lib.CTRConfig, config) if isinstance(config, dict) else config
         self.make_settings = (
-            config_lib.from_dict(config_lib.MAKEConfig, make_config)
-            if isinstance(make_config, dict)
-            else make_config
+            config_lib.from_dict(config_lib.MAKEConfig, make_config) if isinstance(make_config, dict) else make_config
         )
         self.modalities = tuple(self.settings.modalities)
         missing = sorted(set(self.modalities) - set(dims))
         if missing:
             raise ValueError(
-                f"`config.modalities` must have vectors in the index, which holds {sorted(dims)}. "
-                f"Missing: {missing}."
+                f"`config.modalities` must have vectors in the index, which holds {sorted(dims)}. Missing: {missing}."
             )
         if set(vocabulary_sizes) != set(features.VOCABULARIES) or min(vocabulary_sizes.values()) < 2:
             raise ValueError(
@@ -100,25 +93,19 @@ class CTRModel(keras.Model):
         self.dims = {modality: int(dims[modality]) for modality in self.modalities}
         self.max_behaviors = int(max_behaviors)
 
-        self.user_embedding = _embedding(
-            vocabulary_sizes["user_id"], self.settings.user_dim, "user_embedding"
-        )
-        self.item_embedding = _embedding(
-            vocabulary_sizes["item_id"], self.settings.item_dim, "item_embedding"
-        )
+        self.user_embedding = _embedding(vocabulary_sizes["user_id"], self.settings.user_dim, "user_embedding")
+        self.item_embedding = _embedding(vocabulary_sizes["item_id"], self.settings.item_dim, "item_embedding")
         self.category_embedding = _embedding(
             vocabulary_sizes["category"], self.settings.category_dim, "category_embedding"
         )
-        self.attention = DINAttention(units=self.settings.attention_units, name="attention")
+        self.attention = DINAttention(self.settings.attention_units, softmax=self.settings.softmax, name="attention")
         self.simtier = SimTierLayer(self.settings.num_tiers, self.settings.tier_output, name="simtier")
         self.make_blocks = (
             {m: make_model.build_block(self.make_settings, f"make_{m}") for m in self.modalities}
             if self.settings.use_make
             else {}
         )
-        self.hidden = [
-            keras.layers.Dense(units, name=f"dense_{i}") for i, units in enumerate(self.settings.units)
-        ]
+        self.hidden = [keras.layers.Dense(units, name=f"dense_{i}") for i, units in enumerate(self.settings.units)]
         self.activations = [keras.layers.PReLU(name=f"prelu_{i}") for i in range(len(self.settings.units))]
         self.head = keras.layers.Dense(1, name="head", dtype="float32")
 
@@ -127,14 +114,10 @@ class CTRModel(keras.Model):
         self.built = True
         self(padding_inputs(self.dims, self.max_behaviors))
 
-    def call(
-        self, inputs: typing.Mapping[str, typing.Any], training: bool | None = None
-    ) -> dict[str, typing.Any]:
+    def call(self, inputs: typing.Mapping[str, typing.Any], training: bool | None = None) -> dict[str, typing.Any]:
         """Returns `logit` and `score`, see the class."""
         target = self._items(inputs["item_index"], inputs["category_index"])  # [B, E]
-        behaviors = self._items(
-            inputs["behavior_item_index"], inputs["behavior_category_index"]
-        )  # [B or 1, L, E]
+        behaviors = self._items(inputs["behavior_item_index"], inputs["behavior_category_index"])  # [B or 1, L, E]
         is_behavior = inputs["behavior_item_index"] != features.PADDING
         interest = self.attention(target, behaviors, behaviors_mask=is_behavior, training=training)
         weights = ops.cast(is_behavior, behaviors.dtype)[..., None]
@@ -170,9 +153,7 @@ class CTRModel(keras.Model):
         }
 
     def _items(self, item_index: typing.Any, category_index: typing.Any) -> typing.Any:
-        return ops.concatenate(
-            [self.item_embedding(item_index), self.category_embedding(category_index)], axis=-1
-        )
+        return ops.concatenate([self.item_embedding(item_index), self.category_embedding(category_index)], axis=-1)
 
     def _knowledge(
         self,

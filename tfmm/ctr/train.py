@@ -75,9 +75,7 @@ def train(
     )
 
     keras.utils.set_random_seed(config.seed)
-    extractor = (
-        make_model.load_model(make_dir) if make_dir is not None and tables and config.use_make else None
-    )
+    extractor = make_model.load_model(make_dir) if make_dir is not None and tables and config.use_make else None
     model = model_lib.CTRModel(
         config,
         extractor.settings if extractor else make_config or config_lib.MAKEConfig(),
@@ -105,9 +103,7 @@ def train(
 
     def segment_data(segment: int) -> tf.data.Dataset:
         start = starts[segment % len(starts)]
-        order = examples_lib.blocked_order(
-            min(segment_rows, num_rows - start), BLOCK_ROWS, config.seed, segment
-        )
+        order = examples_lib.blocked_order(min(segment_rows, num_rows - start), BLOCK_ROWS, config.seed, segment)
         return examples_lib.dataset(train_columns, start + order, config.batch_size)
 
     def at_epoch_end(segment: int) -> dict[str, float]:
@@ -151,9 +147,7 @@ def vocabulary_sizes(vocabulary_dir: str | pathlib.Path) -> dict[str, int]:
     for name in features.VOCABULARIES:
         path = pathlib.Path(vocabulary_dir) / name
         if not path.exists():
-            raise FileNotFoundError(
-                f"{path} is missing. Transform the examples first; that writes the vocabularies."
-            )
+            raise FileNotFoundError(f"{path} is missing. Transform the examples first; that writes the vocabularies.")
         sizes[name] = len(path.read_text().split()) + 2
     return sizes
 

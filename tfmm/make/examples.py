@@ -62,16 +62,12 @@ def behavior_length(files: typing.Sequence[str]) -> int:
     for record in open_records(files).take(1):
         feature = tf.train.Example.FromString(record.numpy()).features.feature
         if "behavior_item_ids" not in feature:
-            raise ValueError(
-                f"Examples must have `behavior_item_ids`. Received: {sorted(feature)}, in {files[0]}."
-            )
+            raise ValueError(f"Examples must have `behavior_item_ids`. Received: {sorted(feature)}, in {files[0]}.")
         return len(feature["behavior_item_ids"].int64_list.value)
     raise ValueError(f"{files[0]} and {len(files) - 1} more files hold no example.")
 
 
-def read_columns(
-    files: typing.Sequence[str], names: typing.Sequence[str], max_behaviors: int | None = None
-) -> Columns:
+def read_columns(files: typing.Sequence[str], names: typing.Sequence[str], max_behaviors: int | None = None) -> Columns:
     """Reads columns of examples into memory.
 
     Args:
@@ -104,9 +100,7 @@ def read_columns(
         raise ValueError(f"{files[0]} and {len(files) - 1} more files hold no example.")
     columns = {name: np.concatenate(values) for name, values in parts.items()}
     if features.LABEL in columns and not np.isin(columns[features.LABEL], (0, 1)).all():
-        raise ValueError(
-            f"`label` must be 0 or 1. Received: {np.unique(columns[features.LABEL])[:5].tolist()}."
-        )
+        raise ValueError(f"`label` must be 0 or 1. Received: {np.unique(columns[features.LABEL])[:5].tolist()}.")
     return columns
 
 
@@ -130,10 +124,7 @@ def blocked_order(num_rows: int, block_size: int, seed: int, epoch: int) -> np.n
     """
     generator = np.random.default_rng([seed, epoch])
     return np.concatenate(
-        [
-            start + generator.permutation(min(block_size, num_rows - start))
-            for start in range(0, num_rows, block_size)
-        ]
+        [start + generator.permutation(min(block_size, num_rows - start)) for start in range(0, num_rows, block_size)]
     )
 
 

@@ -26,7 +26,7 @@ VECTOR_PARTS = (
 
 def build_block(config: config_lib.MAKEConfig, name: str) -> MAKEBlock:
     """Returns the knowledge extractor that `config` describes."""
-    return MAKEBlock(attention_units=config.attention_units, units=config.units, name=name)
+    return MAKEBlock(units=config.units, attention_units=config.attention_units, softmax=config.softmax, name=name)
 
 
 @keras.saving.register_keras_serializable(package="tfmm")
@@ -53,9 +53,7 @@ class MAKEModel(keras.Model):
             **kwargs: of keras.Model.
         """
         super().__init__(name=name, **kwargs)
-        self.settings = (
-            config_lib.from_dict(config_lib.MAKEConfig, config) if isinstance(config, dict) else config
-        )
+        self.settings = config_lib.from_dict(config_lib.MAKEConfig, config) if isinstance(config, dict) else config
         if not dims:
             raise ValueError("`dims` must name at least one modality: the catalog has no item vectors.")
         self.dims = dict(dims)
@@ -67,9 +65,7 @@ class MAKEModel(keras.Model):
             build_extractor(self.blocks[modality], dim)
         self.built = True
 
-    def call(
-        self, inputs: typing.Mapping[str, typing.Any], training: bool | None = None
-    ) -> dict[str, typing.Any]:
+    def call(self, inputs: typing.Mapping[str, typing.Any], training: bool | None = None) -> dict[str, typing.Any]:
         """Returns the logit float32 [B] per modality."""
         return {m: extract(self.blocks[m], inputs, m, training)["logit"][:, 0] for m in self.dims}
 

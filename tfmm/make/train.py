@@ -82,9 +82,7 @@ def train(
         with tf.GradientTape() as tape:
             logits = model(inputs, training=True)
             losses = {
-                m: model_lib.loss(
-                    logits[m], batch["label"], inputs[f"{m}_target_mask"] & batch[examples_lib.IS_ROW]
-                )
+                m: model_lib.loss(logits[m], batch["label"], inputs[f"{m}_target_mask"] & batch[examples_lib.IS_ROW])
                 for m in tables
             }
             loop.apply_gradients(tape, tf.add_n(list(losses.values())), model.trainable_variables, optimizer)
@@ -166,16 +164,12 @@ def load_vectors(
     for name in names:
         table = snapshot[name]
         if not len(table.ids):
-            raise ValueError(
-                f"The index snapshot {snapshot_dir} must hold vectors of {name!r}. Received: none."
-            )
+            raise ValueError(f"The index snapshot {snapshot_dir} must hold vectors of {name!r}. Received: none.")
         tables[name] = ItemVectors(table.ids, table.rows, table.scales)
     return tables
 
 
-def add_slots(
-    columns: examples_lib.Columns, tables: typing.Mapping[str, ItemVectors]
-) -> examples_lib.Columns:
+def add_slots(columns: examples_lib.Columns, tables: typing.Mapping[str, ItemVectors]) -> examples_lib.Columns:
     """Adds `{m}_target_slot` int32 [n] and `{m}_behavior_slots` int32 [n, L] per modality."""
     result = dict(columns)
     for modality, table in tables.items():
@@ -187,9 +181,7 @@ def add_slots(
 def _read(files: typing.Sequence[str], tables: typing.Mapping[str, ItemVectors]) -> examples_lib.Columns:
     """Reads what MAKE needs, in time order (so the files' order never matters), as slots."""
     columns = add_slots(examples_lib.in_time_order(examples_lib.read_columns(files, COLUMNS)), tables)
-    return {
-        name: values for name, values in columns.items() if name not in ("behavior_item_ids", "timestamp")
-    }
+    return {name: values for name, values in columns.items() if name not in ("behavior_item_ids", "timestamp")}
 
 
 def vector_inputs(

@@ -77,9 +77,7 @@ def test_tiers_follow_the_formula_on_int8_rows():
     for b in range(30):
         for i in range(LENGTH):
             if inputs["image_target_mask"][b] and inputs["image_behavior_mask"][b, i]:
-                dot = np.float32(
-                    inputs["image_target_rows"][b].astype(int) @ inputs["image_behavior_rows"][b, i]
-                )
+                dot = np.float32(inputs["image_target_rows"][b].astype(int) @ inputs["image_behavior_rows"][b, i])
                 s = dot * inputs["image_target_scales"][b] * inputs["image_behavior_scales"][b, i]
                 counts[b, int(np.clip(np.floor((s + np.float32(1)) * np.float32(5)), 0, 9))] += 1
     np.testing.assert_array_equal(model.tiers(inputs, "image"), counts)

@@ -23,9 +23,7 @@ def test_columns_have_the_values_that_were_written(shop):
 
 def test_time_order_does_not_depend_on_the_files(shop):
     files, names = examples_lib.example_files(shop.train), ("timestamp", "user_id", "item_id", "label")
-    columns = [
-        examples_lib.in_time_order(examples_lib.read_columns(part, names)) for part in (files, files[::-1])
-    ]
+    columns = [examples_lib.in_time_order(examples_lib.read_columns(part, names)) for part in (files, files[::-1])]
     assert (np.diff(columns[0]["timestamp"]) > 0).all()
     for name in columns[0]:
         np.testing.assert_array_equal(columns[0][name], columns[1][name])

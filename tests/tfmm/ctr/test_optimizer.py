@@ -1,0 +1,53 @@
+"""Tests of Adam with two learning rates."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmm.ctr.optimizer import TwoRateAdam
+
+
+def slices(values, rows, num_rows):
+    values = tf.constant(values, tf.float32)
+    return tf.IndexedSlices(values, tf.constant(rows), tf.constant([num_rows, values.shape[1]]))
+
+
+def test_dense_weights_follow_keras_adam():
+    ours, theirs = keras.Variable([1.0, -2.0]), keras.Variable([1.0, -2.0])
+    optimizer, reference = TwoRateAdam(0.1, 0.5), keras.optimizers.Adam(0.1)
+    for gradient in ([0.3, 1.0], [-0.2, 0.1]):
+        optimizer.apply([tf.constant(gradient)], [ours])
+        reference.apply([tf.constant(gradient)], [theirs])
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_rows_that_every_batch_touches_follow_keras_adam_at_their_own_rate():
+    ours = keras.Variable(np.ones((2, 3)), dtype="float32", name="embeddings")
+    theirs = keras.Variable(np.ones((2, 3)), dtype="float32")
+    optimizer, reference = TwoRateAdam(0.1, 0.5), keras.optimizers.Adam(0.5)
+    for step in range(1, 4):
+        gradient = np.arange(6.0).reshape(2, 3) * step - 2
+        optimizer.apply([slices(gradient, [0, 1], 2)], [ours])
+        reference.apply([tf.constant(gradient, tf.float32)], [theirs])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_rows_that_a_batch_does_not_touch_stay():
+    table = keras.Variable(np.ones((3, 2)), dtype="float32", name="embeddings")
+    optimizer = TwoRateAdam(0.1, 0.5)
+    optimizer.apply([slices([[1.0, 2.0]], [1], 3)], [table])
+    optimizer.apply([slices([[1.0, 2.0]], [2], 3)], [table])
+    assert table.numpy()[0].tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(table.numpy()[1], [0.5, 0.5], atol=1e-5)  # Adam's first step is the rate
+
+
+def test_gradients_of_a_repeated_row_are_summed():
+    twice, once = (keras.Variable(np.ones((2, 1)), dtype="float32", name="embeddings") for _ in range(2))
+    for table, gradient in ((twice, slices([[0.1], [0.2]], [1, 1], 2)), (once, slices([[0.3]], [1], 2))):
+        TwoRateAdam(0.1, 0.5).apply([gradient], [table])
+    np.testing.assert_allclose(twice, once)
+
+
+def test_config_round_trip():
+    optimizer = TwoRateAdam.from_config(TwoRateAdam(0.1, 0.25).get_config())
+    assert optimizer.embedding_learning_rate == 0.25 and float(optimizer.learning_rate) == np.float32(0.1)
