@@ -46,7 +46,7 @@ def test_values_that_are_not_finite_are_refused(vectors):
 
 
 def test_more_values_than_float32_counts_exactly_are_refused():
-    with pytest.raises(ValueError, match="D in 1..1040"):
+    with pytest.raises(ValueError, match=r"D in 1\.\.1040"):
         encode.quantize(np.ones([1, 1041]))
 
 

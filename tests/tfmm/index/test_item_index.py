@@ -229,5 +229,5 @@ def test_file_of_another_format_is_refused(tmp_path):
     with sqlite3.connect(tmp_path / "items.sqlite") as connection:
         connection.execute("PRAGMA user_version=9")
     connection.close()
-    with pytest.raises(ValueError, match="must have format 1. Received: 9"):
+    with pytest.raises(ValueError, match=r"must have format 1\. Received: 9"):
         item_index.ItemIndex(tmp_path / "items.sqlite")

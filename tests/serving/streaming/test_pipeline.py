@@ -1,0 +1,133 @@
+"""Tests of the streaming job: in this process, and as a process that is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from serving.streaming import event_log, events, pipeline
+from tfmm import features
+from tfmm.index import encode, item_index
+
+
+def wait_for(condition, process=None, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        assert process is None or process.poll() is None, "the job ended"
+        time.sleep(0.01)
+
+
+def folders(encoders_dir):
+    return {modality: str(encoders_dir / modality) for modality in ("image", "text")}
+
+
+@pytest.fixture
+def running(encoders_dir, tmp_path):
+    """The job in a thread of this process, with its log and its index."""
+    log = event_log.SQLiteEventLog(tmp_path / "events.sqlite")
+    index = item_index.ItemIndex(tmp_path / "items.sqlite")
+    failures = []
+
+    def job():
+        try:
+            pipeline.run(event_log.SQLiteEventLog(log.path), folders(encoders_dir), index.path,
+                         tmp_path / "ready.json", bundle_s=0.5)  # fmt: skip
+        except Exception as error:
+            failures.append(error)
+
+    pipeline.stop_requested.clear()
+    thread = threading.Thread(target=job)
+    thread.start()
+    wait_for(lambda: (tmp_path / "ready.json").exists() or failures)
+    yield log, index
+    pipeline.stop_requested.set()
+    thread.join(60)
+    pipeline.stop_requested.clear()
+    log.close()
+    index.close()
+    assert not thread.is_alive() and not failures
+
+
+def test_events_become_embeddings_withdrawals_and_dead_letters(running, encoders_dir):
+    log, index = running
+    first = log.append([
+        events.make_event("a", title="title a", image=b"image a", category="shoes", event_time_us=10),
+        b"no event",
+        events.make_event("b", title="title b", image=b"bad image", event_time_us=11),
+        events.make_event("c", title="poison", image=b"image c", event_time_us=12),
+        events.make_event("d", title="title d", event_time_us=13),
+    ])  # fmt: skip
+    wait_for(lambda: index.position(log.name) == first)
+    ids = features.fingerprint(["a", "b", "c", "d"])
+    contents = {"image": (ids[[0, 2]], ["image a", "image c"]),
+                "text": (ids[[0, 1, 3]], ["title a", "title b", "title d"])}  # fmt: skip
+    for modality, (wanted_ids, texts) in contents.items():
+        encoder = encode.load_encoder(encoders_dir / modality)
+        wanted = dict(zip(wanted_ids.tolist(), encode.quantize(encoder(texts))[0].tolist()))
+        found = index.embeddings(modality, encoder.version)
+        assert dict(zip(found.ids.tolist(), found.rows.tolist())) == wanted
+    assert index.categories(ids[:2]).tolist() == [features.fingerprint(["shoes"])[0], 0]
+    reasons = {(offset, reason.split(":")[0]) for _, offset, reason, _ in index.dead_letters(log.name)}
+    assert reasons == {(2, "not JSON"), (3, "image"), (4, "title")}
+    assert any("a poison" in reason for _, _, reason, _ in index.dead_letters())
+
+    time.sleep(0.7)  # another bundle
+    last = log.append([events.make_event("a", withdrawn=True, event_time_us=20),
+                       events.make_event("d", title="older", event_time_us=1)])  # fmt: skip
+    wait_for(lambda: index.position(log.name) == last)
+    found = index.embeddings("text", "text-1")
+    assert found.ids.tolist() == sorted(ids[[1, 3]].tolist())
+    assert found.event_times_us[found.ids == ids[3]] == [13]
+
+
+def start(encoders_dir, tmp_path, root):
+    ready = tmp_path / "ready.json"
+    ready.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving.streaming", "--events", str(tmp_path / "events.sqlite"),
+         "--index", str(tmp_path / "items.sqlite"), "--encoders", str(encoders_dir), "--ready-file", str(ready)],
+        cwd=root, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(ready.exists, process)
+    assert json.loads(ready.read_text())["pid"] == process.pid
+    return process
+
+
+@pytest.mark.slow
+def test_killed_job_goes_on_without_loss_or_duplicate(encoders_dir, tmp_path, root):
+    log = event_log.SQLiteEventLog(tmp_path / "events.sqlite")
+    index = item_index.ItemIndex(tmp_path / "items.sqlite")
+    count = 1000
+    for attempt in range(3):
+        process = start(encoders_dir, tmp_path, root)
+        try:
+            before = index.position(log.name)
+            last = log.append(
+                events.make_event(f"{attempt}-{n}", title=f"title {attempt} {n}", event_time_us=n) for n in range(count)
+            )
+            if attempt < 2:
+                wait_for(lambda before=before: index.position(log.name) > before + 100, process)
+                process.kill()  # in the middle of the batch
+                assert process.wait(20) == -signal.SIGKILL
+                assert before < index.position(log.name) < last
+            else:
+                wait_for(lambda last=last: index.position(log.name) == last, process)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+    found = index.embeddings("text", "text-1")
+    wanted = features.fingerprint([f"{attempt}-{n}" for attempt in range(3) for n in range(count)])
+    np.testing.assert_array_equal(found.ids, np.sort(wanted))
+    assert sorted(found.sequences.tolist()) == list(range(1, 3 * count + 1))  # each item changed the index once
+    assert not index.dead_letters()
+    log.close()
+    index.close()
