@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import typing
 
 import keras
@@ -83,25 +82,27 @@ def _segment_counts(tier: typing.Any, num_tiers: int) -> typing.Any:
 
 
 def _packed_counts(tier: typing.Any, num_tiers: int) -> typing.Any:
-    """Several counters per integer: one fused reduction counts several tiers, and no [B, L, N] exists."""
+    """Several counters per integer: one fused reduction counts several tiers, and no [B, L, N] exists.
+
+    Each counter has bits for L. A tier outside an integer's counters adds to its top bit, which nobody reads.
+    """
     length = tier.shape[1]
-    word = "int32" if keras.backend.backend() == "jax" else "int64"
-    bits = 31 if word == "int32" else 63
-    width = None if length is None else max(1, math.ceil(math.log2(length + 1)))
+    bits, word = (31, "int32") if keras.backend.backend() == "jax" else (63, "int64")
+    width = None if length is None else max(1, length.bit_length())
     if width is None or width > bits:
         return _segment_counts(tier, num_tiers)
     per_word = bits // width
-    one = ops.cast(1, word)
+    scaled = tier * width
+    one, top, field = ops.cast(1, word), ops.cast(bits, "uint32"), ops.cast(2**width - 1, word)
     counts = []
     for first in range(0, num_tiers, per_word):
-        size = min(per_word, num_tiers - first)
-        place = tier - first
-        inside = ops.logical_and(place >= 0, place < size)
-        shift = ops.cast(ops.clip(place, 0, size - 1) * width, word)
-        packed = ops.sum(ops.where(inside, ops.left_shift(one, shift), ops.cast(0, word)), axis=1)
+        shift = ops.minimum(
+            ops.cast(scaled - first * width, "uint32"), top
+        )  # below 0: large, so the top bit as well
+        packed = ops.sum(ops.left_shift(one, ops.cast(shift, word)), axis=1)
         counts += [
-            ops.bitwise_and(ops.right_shift(packed, ops.cast(i * width, word)), ops.cast(2**width - 1, word))
-            for i in range(size)
+            ops.bitwise_and(ops.right_shift(packed, ops.cast(i * width, word)), field)
+            for i in range(min(per_word, num_tiers - first))
         ]
     return ops.cast(ops.stack(counts, axis=-1), "float32")
 
