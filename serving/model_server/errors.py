@@ -12,6 +12,7 @@ RESOURCE_EXHAUSTED = tf.errors.RESOURCE_EXHAUSTED
 UNIMPLEMENTED = tf.errors.UNIMPLEMENTED
 INTERNAL = tf.errors.INTERNAL
 UNAVAILABLE = tf.errors.UNAVAILABLE
+_PYTHON_PREFIX = "Graph execution error:\n\n"  # put before the C++ message by Python alone
 MAX_MESSAGE_SIZE = 1024  # characters of an error message that travel
 
 _HTTP_STATUS = {
@@ -46,7 +47,7 @@ def from_exception(error: BaseException) -> ServingError:
     if isinstance(error, ServingError):
         result = error
     elif isinstance(error, tf.errors.OpError):
-        result = ServingError(error.error_code, error.message)
+        result = ServingError(error.error_code, error.message.removeprefix(_PYTHON_PREFIX))
     else:
         result = ServingError(INTERNAL, f"{type(error).__name__}: {error}")
     if len(result.message) > MAX_MESSAGE_SIZE:

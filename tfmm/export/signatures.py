@@ -90,7 +90,7 @@ def newest_behaviors(tensors: typing.Mapping[str, tf.Tensor], length: int) -> di
     ids = tensors["behavior_item_ids"]
     positions = tf.range(1, tf.shape(ids)[1] + 1)
     used = tf.reduce_max(tf.where(ids != features.PADDING, positions, 0), axis=1)  # [B]
-    index = tf.maximum(used - length, 0)[:, None] + tf.range(length)
+    index = tf.maximum(tf.maximum(used, 0) - length, 0)[:, None] + tf.range(length)  # used < 0 where W is 0
 
     def fit(tensor: tf.Tensor) -> tf.Tensor:
         padded = tf.pad(tensor, [[0, 0], [0, length]] + [[0, 0]] * (tensor.shape.rank - 2))
