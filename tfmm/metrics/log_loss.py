@@ -141,7 +141,7 @@ class LogLoss(_ProbabilityMetric):
         super().__init__(name=name, dtype=dtype)
 
     def result(self):
-        weight, loss, _, _ = ops.unstack(self.sums)
+        weight, loss, _, _ = ops.unstack(ops.convert_to_tensor(self.sums))
         return self._ratio(loss, weight)
 
 
@@ -153,7 +153,7 @@ class NormalizedEntropy(_ProbabilityMetric):
         super().__init__(name=name, dtype=dtype)
 
     def result(self):
-        weight, loss, clicks, _ = ops.unstack(self.sums)
+        weight, loss, clicks, _ = ops.unstack(ops.convert_to_tensor(self.sums))
         rate = self._ratio(clicks, weight)
         return -loss / weight / (rate * ops.log(rate) + (1.0 - rate) * ops.log1p(-rate))  # 0 log 0: NaN
 
@@ -166,5 +166,5 @@ class Calibration(_ProbabilityMetric):
         super().__init__(name=name, dtype=dtype)
 
     def result(self):
-        _, _, clicks, predicted = ops.unstack(self.sums)
+        _, _, clicks, predicted = ops.unstack(ops.convert_to_tensor(self.sums))
         return self._ratio(predicted, clicks)

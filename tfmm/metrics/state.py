@@ -71,7 +71,7 @@ class SumMetric(MergeableMetric):
         self.sums.assign_add(ops.cast(state["sums"], self.sums.dtype))
 
     def reset_state(self) -> None:
-        self.sums.assign(ops.zeros_like(self.sums))
+        self.sums.assign(ops.zeros(self.sums.shape, self.sums.dtype))
 
 
 class RowsMetric(MergeableMetric):

@@ -1,0 +1,39 @@
+"""The metric classes in `fit` on the backend at hand (KERAS_BACKEND)."""
+
+import pickle
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from tfmm import metrics
+
+
+def test_fit_and_evaluate_report_them():
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(64, 3)).astype(np.float32)
+    labels = (inputs[:, :1] > 0).astype(np.float32)
+    model = keras.Sequential([keras.layers.Dense(1, activation="sigmoid")])
+    classes = (metrics.BinnedAUC, metrics.LogLoss, metrics.NormalizedEntropy, metrics.Calibration)
+    model.compile(loss="binary_crossentropy", metrics=[each() for each in classes])
+    model.fit(inputs, labels, batch_size=16, verbose=0)
+    reported = model.evaluate(inputs, labels, batch_size=16, verbose=0, return_dict=True)
+    scores = model.predict(inputs, verbose=0)
+    # scores of two compiled batches differ in float32, and the JAX backend sums in it
+    assert reported["auc"] == pytest.approx(metrics.auc(labels, scores), abs=1e-3)
+    assert reported["log_loss"] == pytest.approx(metrics.log_loss(labels, scores), rel=1e-5)
+    expected = metrics.normalized_entropy(labels, scores)
+    assert reported["normalized_entropy"] == pytest.approx(expected, rel=1e-5)
+    assert reported["calibration"] == pytest.approx(metrics.calibration(labels, scores), rel=1e-5)
+
+
+@pytest.mark.parametrize("metric_class", [metrics.AUC, metrics.BinnedAUC, metrics.LogLoss])
+def test_tensors_and_pickles(metric_class):
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 100), rng.random(100).astype(np.float32)
+    metric = metric_class()
+    metric.update_state(ops.convert_to_tensor(labels), ops.convert_to_tensor(scores))
+    expected = (metrics.log_loss if metric_class is metrics.LogLoss else metrics.auc)(labels, scores)
+    assert float(metric.result()) == pytest.approx(expected, abs=1e-5)
+    assert float(pickle.loads(pickle.dumps(metric)).result()) == float(metric.result())
