@@ -84,16 +84,13 @@ def serve_and_stream(
         follower.wait_caught_up(60.0)
         lines.finish("Start server and stream")
 
-        client = stack.enter_context(
-            client_lib.RankingClient(
-                f"127.0.0.1:{ports['grpc_port']}", f"http://127.0.0.1:{ports['rest_port']}", MODEL_NAME
-            )
-        )
+        client = stack.enter_context(client_lib.RankingClient(f"127.0.0.1:{ports['grpc_port']}", MODEL_NAME))
+        rest = client_lib.RestClient(f"http://127.0.0.1:{ports['rest_port']}", MODEL_NAME)
         lines.start("Predict by gRPC and REST")
         request = busiest_user(data, environment.config.data.max_behaviors)
         candidates = first_items(data, CANDIDATES)
         grpc_ms, grpc_scores = _median_ms(lambda: client.rank(**request, **candidates))
-        rest_ms, rest_scores = _median_ms(lambda: client.rank_rest(**request, **candidates))
+        rest_ms, rest_scores = _median_ms(lambda: rest.rank(**request, **candidates))
         np.testing.assert_allclose(grpc_scores, rest_scores, rtol=1e-5)
         lines.finish("Predict by gRPC and REST", f"{grpc_ms:.1f} ms, {rest_ms:.1f} ms")
 
@@ -129,7 +126,7 @@ def _score_new_item(
     from serving.streaming import events
 
     item = new_item(environment, data, number=log.append([]))
-    candidate = {"item_ids": pa.array([item["item_id"]]), "categories": pa.array([item["category"]])}
+    candidate = {"item_ids": [item["item_id"]], "categories": [_given(data, item["category"])]}
     before = float(client.rank(**request, **candidate)[0])  # masked: the index does not know the item
     sent = time.monotonic()
     log.append([events.make_event(**item)])
@@ -184,17 +181,23 @@ def busiest_user(data: pathlib.Path, max_behaviors: int) -> dict[str, typing.Any
     counts = behaviors["user_id"].value_counts()
     user = counts.field("values")[int(np.argmax(counts.field("counts").to_numpy()))]
     own = behaviors.filter(pa.compute.equal(behaviors["user_id"], user)).sort_by("timestamp")
-    ids = own["item_id"].combine_chunks()[-max_behaviors:]
+    ids = own["item_id"].to_pylist()[-max_behaviors:]
     return {"user_id": user.as_py(), "behavior_item_ids": ids, "behavior_categories": _categories(data, ids)}
 
 
 def first_items(data: pathlib.Path, count: int) -> dict[str, typing.Any]:
     """Returns the candidate side of a request: item_ids and categories of the catalog's first items."""
-    ids = schema.read_table(data, "items", ["item_id"])["item_id"].combine_chunks()[:count]
+    ids = schema.read_table(data, "items", ["item_id"])["item_id"].to_pylist()[:count]
     return {"item_ids": ids, "categories": _categories(data, ids)}
 
 
-def _categories(data: pathlib.Path, ids: pa.Array) -> pa.Array:
+def _categories(data: pathlib.Path, ids: list[typing.Any]) -> list[typing.Any]:
     items = schema.read_table(data, "items", ["item_id", "category"])
-    places = pa.compute.index_in(ids, items["item_id"].combine_chunks())
-    return items["category"].combine_chunks().take(places)
+    known = dict(zip(items["item_id"].to_pylist(), items["category"].to_pylist(), strict=True))
+    return [_given(data, known.get(item_id)) for item_id in ids]
+
+
+def _given(data: pathlib.Path, category: typing.Any) -> typing.Any:
+    """Returns a category as a request carries it: a missing one is 0 or the empty string."""
+    missing = "" if schema.id_types(data)["category"] == "string" else 0
+    return missing if category is None else category

@@ -75,7 +75,7 @@ class Child:
                 f"{self.name} ended with code {code}. The end of {self._log_path}:\n" + "\n".join(tail)
             )
 
-    def wait_ready(self, timeout_s: float = 120.0) -> dict[str, typing.Any]:
+    def wait_ready(self, timeout_s: float = 300.0) -> dict[str, typing.Any]:
         """Waits for the ready file and returns what it says.
 
         Raises:
