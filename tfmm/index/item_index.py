@@ -27,7 +27,7 @@ CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT RO
 CREATE TABLE dead_letters (
     source TEXT NOT NULL, position INTEGER NOT NULL, reason TEXT NOT NULL, payload BLOB,
     PRIMARY KEY (source, position, reason));
-INSERT INTO counters VALUES ('sequence', 0);
+INSERT INTO counters VALUES ('sequence', CAST(strftime('%s', 'now') AS INTEGER) * 1000000);
 """
 _RECORD = "item_id, row, scale, sequence, event_time_us"
 
@@ -47,7 +47,10 @@ class ItemIndex:
     Per encoder version there is one row for each (modality, item id). The newest event time wins, and of
     equal ones the last written; writing the same row twice changes nothing. Every change takes the next
     sequence number, and they become visible in ascending order: a reader who has seen all up to s misses
-    nothing when it asks for those after s. Embeddings of two encoders are never mixed: a new encoder's rows
+    nothing when it asks for those after s. They start at the file's birth in microseconds since 1970, so that a
+    model which was exported from an earlier index gets all of this one.
+
+    Embeddings of two encoders are never mixed: a new encoder's rows
     stand beside the old ones, which model versions in service still need, until `forget`.
 
     Args:
