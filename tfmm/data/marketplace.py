@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfmm import artifacts
 from tfmm.config import MarketplaceConfig
-from tfmm.data import drawing, shoppers, wording
+from tfmm.data import drawing, schema, shoppers, wording
 
 WEEK_START_US = 1_709_510_400_000_000  # Monday 2024-03-04 00:00 UTC
 FIRST_ITEM_ID, FIRST_USER_ID, FIRST_SEARCH_ID = 1_000_001, 500_001, 9_000_001
@@ -58,7 +58,7 @@ def generate(config: MarketplaceConfig, output_dir: str | pathlib.Path) -> dict[
     searches, search_behaviors = _search(config, catalog, taste, rng_past, rng_pictures)
     past = _browse(config, catalog, taste, rng_past)
     impressions, week = _run_week(config, catalog, taste, rng_week)
-    behaviors = _sorted(pa.concat_tables([search_behaviors, past, week], promote=True), rng_week)
+    behaviors = _sorted(schema.concatenate([search_behaviors, past, week]), rng_week)
     tables = {
         "items": _items(config, catalog, rng_pictures),
         "searches": searches,

@@ -217,7 +217,24 @@ def read_table(
         conform(pq.ParquetFile(file).read(columns=_present(file, name, columns)), name, columns)
         for file in files
     ]
-    return parts[0] if len(parts) == 1 else pa.concat_tables(parts, promote=True)
+    return concatenate(parts)
+
+
+def concatenate(parts: typing.Sequence[pa.Table]) -> pa.Table:
+    """Stacks tables; a column that one of them lacks, or holds as untyped nulls, is null there."""
+    if len(parts) == 1:
+        return parts[0]
+    types: dict[str, pa.DataType] = {}
+    for field in (field for part in parts for field in part.schema):
+        if field.name not in types or pa.types.is_null(types[field.name]):
+            types[field.name] = field.type
+
+    def column(part: pa.Table, name: str) -> pa.ChunkedArray:
+        if name in part.column_names and not pa.types.is_null(part[name].type):
+            return part[name]
+        return pa.chunked_array([pa.nulls(part.num_rows, types[name])])
+
+    return pa.concat_tables([pa.table({name: column(part, name) for name in types}) for part in parts])
 
 
 def conform(table: pa.Table, name: str, columns: typing.Sequence[str] | None = None) -> pa.Table:
