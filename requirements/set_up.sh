@@ -13,48 +13,10 @@ else
   version=$(cut -d . -f 1,2 .python-version) lock=requirements/py310.lock
 fi
 
-runs() {  # runs PYTHON VERSION: whether it is a whole Python of that version
-  "$1" -c 'import bz2, ctypes, sqlite3, ssl, sys; sys.exit("%d.%d" % sys.version_info[:2] != sys.argv[1])' \
-    "$2" 2> /dev/null
-}
-
-pythons() {  # pythons VERSION: every place where one may be, pyenv's first
-  local pyenv
-  pyenv=$(pyenv root 2> /dev/null || echo "$HOME/.pyenv")
-  printf '%s\n' "$pyenv/versions/$1".*/bin/python | sort -Vr
-  type -aP "python$1" python3 || true
-}
-
-install_uv() {  # into .uv, which nothing else uses
-  local python
-  for python in $(pythons 3.12) $(pythons 3.10) python3; do
-    rm -rf .uv
-    "$python" -m venv .uv > /dev/null 2>&1 && .uv/bin/python -m pip install --quiet uv && return
-    rm -rf .uv  # Debian's own Python may come without venv, yet with pip
-    "$python" -m pip install --quiet --target .uv uv 2> /dev/null && return
-  done
-  rm -rf .uv
-  curl -LsSf https://astral.sh/uv/install.sh | UV_UNMANAGED_INSTALL="$PWD/.uv/bin" sh
-}
-
-uv=uv
-if ! uv --version > /dev/null 2>&1; then
-  [ -x .uv/bin/uv ] || { echo "uv is not installed; putting one into .uv"; install_uv; }
-  uv=$PWD/.uv/bin/uv
-fi
-
+source requirements/interpreters.sh
+find_uv
 if ! runs "$venv/bin/python" "$version"; then
-  interpreter=
-  for candidate in $(pythons "$version"); do
-    if runs "$candidate" "$version"; then interpreter=$candidate; break; fi
-  done
-  rm -rf "$venv"
-  if [ -n "$interpreter" ]; then
-    "$uv" venv --python "$interpreter" "$venv"
-  else
-    echo "No Python $version here; uv downloads one"
-    "$uv" venv --managed-python --python "$version" "$venv"
-  fi
+  make_environment "$version" "$venv"
 fi
 
 python=$PWD/$venv/bin/python
