@@ -43,7 +43,8 @@ class BuildExamples(beam.PTransform):
 
     Expands a pipeline root to a dict of PCollections: "train" and "eval" of serialized tf.Examples (bytes,
     columns of `tfmm.features.raw_spec`), "dead_letter" of dicts with `table`, `row` (from 0, over the table's
-    files in order of name), `reason` and `content` (JSON).
+    files in order of name), `reason` and `content` (JSON). An impression of an item that the catalog lacks is a
+    dead letter; a behavior of one, since delisted perhaps, stays in the history, without a category.
     """
 
     def __init__(self, data_dir: str | pathlib.Path, config: DataConfig):

@@ -9,7 +9,7 @@ import typing
 import numpy as np
 import tensorflow as tf
 
-from tfmm import artifacts, features
+from tfmm import artifacts, extras, features
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
@@ -114,9 +114,10 @@ def write_examples(
     Returns:
         The manifest: counts `train`, `eval` and `dead_letter`.
     Raises:
-        ModuleNotFoundError: Apache Beam is not installed.
+        MissingExtraError: Apache Beam is not installed.
         ValueError: a split came out empty.
     """
+    extras.require("apache_beam", "pipeline")
     from tfmm.data import beam as beam_lib
 
     folder = pathlib.Path(output_dir)

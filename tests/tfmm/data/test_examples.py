@@ -1,11 +1,12 @@
 import datetime
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from tfmm import artifacts, features
+from tfmm import artifacts, extras, features
 from tfmm.config import DataConfig
 from tfmm.data import examples, schema
 
@@ -154,6 +155,23 @@ def test_an_empty_split_is_refused(tables, tmp_path, at):
     data["impressions"] = [{**row, "split": "train"} for row in data["impressions"]]
     with pytest.raises(ValueError, match="Both splits must have rows"):
         examples.write_examples(tables(**data), L3, tmp_path / "out")
+
+
+def test_without_beam_the_line_that_installs_it_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(extras.MissingExtraError, match=r'pip install "tfmm\[pipeline\]"'):
+        examples.write_examples(tmp_path, L3, tmp_path / "out")
+
+
+def test_a_behavior_of_a_delisted_item_stays_in_the_history(tables, tmp_path, at):
+    data = shop(at, [1, 2, 3], [8, 9])
+    data["behaviors"][1]["item_id"] = 55
+    manifest = examples.write_examples(tables(**data), L3, tmp_path / "out")
+    held = read(tmp_path / "out", "eval")
+    row = int(np.flatnonzero(held["timestamp"] == us(at(8)))[0])
+    assert manifest["dead_letter"] == 0
+    assert held["behavior_item_ids"][row].tolist() == [1, 55, 0]
+    assert held["behavior_categories"][row][1] == 0
 
 
 def test_vocabularies_hold_the_ids_of_the_train_split(tables, tmp_path, at):
