@@ -115,9 +115,9 @@ def test_resumed_run_equals_an_uninterrupted_one(shop, tmp_path, monkeypatch):
     def stop_in_the_middle(stage, done, total, **metrics):
         segments.append(done)
         if done >= 6:
-            raise Stop
+            raise Stop("stopped")
 
-    with pytest.raises(Stop, match=""):
+    with pytest.raises(Stop, match="stopped"):
         train(shop, tmp_path / "a", modalities=(), checkpoint_dir=tmp_path / "c", progress=stop_in_the_middle)
     train(shop, tmp_path / "a", modalities=(), checkpoint_dir=tmp_path / "c")
     assert_close(weights(tmp_path / "whole"), weights(tmp_path / "a"))
