@@ -8,7 +8,6 @@ with RankingClient("127.0.0.1:8500", "tfmm") as client:
 from __future__ import annotations
 
 import json
-import types
 import typing
 import urllib.error
 import urllib.request
@@ -16,10 +15,16 @@ import urllib.request
 import grpc
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc, predict_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+)
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
 
-Id = int | str
+Id = int | str | None  # None: missing, such as the category of an item that has none
+T = typing.TypeVar("T")
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -31,20 +36,33 @@ class PredictError(Exception):
         self.code = code
 
 
-class _Client:
-    """What both transports share: the calls of a ranking application."""
+class RankingClient:
+    """Scores candidates for users, over gRPC (`rank`, the fast way) or REST (`rank_rest`).
 
-    def predict(self, inputs: typing.Mapping[str, typing.Any], signature: str = "serving_default", *,
-                version: int | None = None) -> dict[str, np.ndarray]:  # fmt: skip
-        raise NotImplementedError
+    gRPC goes through the official stubs, tensors as raw bytes. Calls from several threads are safe.
+
+    Args:
+        target: host:port of gRPC.
+        rest_url: such as http://127.0.0.1:8501; needed by the REST calls alone.
+        model_name: the model's name at the server.
+        timeout_s: per call.
+    """
+
+    def __init__(self, target: str, rest_url: str | None = None, model_name: str = "tfmm", *, timeout_s: float = 10.0):
+        self._target, self._rest_url = target, rest_url
+        self._model_name, self._timeout_s = model_name, timeout_s
+        self._channel = grpc.insecure_channel(target, _OPTIONS)
+        self._predictions = prediction_grpc.PredictionServiceStub(self._channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._text_inputs: frozenset[str] | None = None
 
     def rank(
         self,
         user_id: Id,
-        behavior_item_ids: typing.Sequence[Id],
-        behavior_categories: typing.Sequence[Id],
-        item_ids: typing.Sequence[Id],
-        categories: typing.Sequence[Id],
+        behavior_item_ids: typing.Iterable[Id],
+        behavior_categories: typing.Iterable[Id],
+        item_ids: typing.Iterable[Id],
+        categories: typing.Iterable[Id],
         *,
         version: int | None = None,
     ) -> np.ndarray:
@@ -54,131 +72,146 @@ class _Client:
             user_id: int or str, as the model was exported.
             behavior_item_ids: the user's behaviors, oldest first; the model looks at the newest.
             behavior_categories: their categories.
-            item_ids: the candidates.
+            item_ids: the candidates; a list or an Arrow array, as all of these.
             categories: their categories.
             version: of the model; None for the newest.
         Returns:
             float32 [C], the click probabilities in the order of `item_ids`.
         Raises:
-            ValueError: lengths differ.
-            PredictError: the server refuses.
+            ValueError: lengths differ, or an id is of the other type.
+            PredictError: the server refuses, or does not answer in time.
         """
-        for name, one, other in (
-            ("behavior_categories", behavior_categories, behavior_item_ids),
-            ("categories", categories, item_ids),
-        ):
-            if len(one) != len(other):
-                raise ValueError(f"`{name}` must have {len(other)} entries. Received: {len(one)}.")
-        inputs = {
-            "user_id": as_ids([user_id]),
-            "behavior_item_ids": as_ids([list(behavior_item_ids)], like=item_ids),
-            "behavior_categories": as_ids([list(behavior_categories)], like=categories),
-            "item_id": as_ids(item_ids),
-            "category": as_ids(categories),
-        }
-        return self.predict(inputs, "rank", version=version)["score"]
+        inputs = self._rank_inputs(user_id, behavior_item_ids, behavior_categories, item_ids, categories)
+        return self.predict(inputs, "rank", version=version, outputs=("score",))["score"]
+
+    def rank_rest(
+        self,
+        user_id: Id,
+        behavior_item_ids: typing.Iterable[Id],
+        behavior_categories: typing.Iterable[Id],
+        item_ids: typing.Iterable[Id],
+        categories: typing.Iterable[Id],
+        *,
+        version: int | None = None,
+    ) -> np.ndarray:
+        """As `rank`, over REST."""
+        inputs = self._rank_inputs(user_id, behavior_item_ids, behavior_categories, item_ids, categories)
+        return self.predict_rest(inputs, "rank", version=version)["score"].astype(np.float32)
 
     def top(self, count: int, **request: typing.Any) -> list[tuple[Id, float]]:
         """Returns the best `count` of the candidates of `rank` with their scores, best first."""
+        request["item_ids"] = _plain_list(request["item_ids"])
         scores = self.rank(**request)
         order = np.argsort(-scores, kind="stable")[:count]
         return [(request["item_ids"][i], float(scores[i])) for i in order]
 
-    def close(self) -> None:
-        """Frees the connection."""
-
-    def __enter__(self):  # type: ignore[no-untyped-def]
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: types.TracebackType | None) -> None:  # fmt: skip
-        self.close()
-
-
-class RankingClient(_Client):
-    """Calls Predict over gRPC with the official stubs; tensors travel as raw bytes.
-
-    Args:
-        target: host:port.
-        model_name: the model's name at the server.
-        timeout_s: per call.
-    """
-
-    def __init__(self, target: str, model_name: str = "tfmm", *, timeout_s: float = 10.0):
-        self._model_name, self._timeout_s = model_name, timeout_s
-        self._channel = grpc.insecure_channel(target, _OPTIONS)
-        self._predictions = prediction_grpc.PredictionServiceStub(self._channel)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-
-    def predict(self, inputs: typing.Mapping[str, typing.Any], signature: str = "serving_default", *,
-                version: int | None = None) -> dict[str, np.ndarray]:  # fmt: skip
-        """Calls a signature.
+    def predict(
+        self,
+        inputs: typing.Mapping[str, typing.Any],
+        signature: str = "serving_default",
+        *,
+        version: int | None = None,
+        outputs: typing.Sequence[str] = (),
+    ) -> dict[str, np.ndarray]:
+        """Calls a signature over gRPC.
 
         Args:
             inputs: arrays by name, of the signature's dtypes.
             signature: its name.
             version: of the model; None for the newest.
+            outputs: the outputs wanted; none named: all.
         Returns:
             The outputs by name.
         Raises:
             PredictError: the server refuses, or does not answer in time.
         """
-        request = predict_pb2.PredictRequest()
+        request = predict_pb2.PredictRequest(output_filter=outputs)
         request.model_spec.name, request.model_spec.signature_name = self._model_name, signature
         if version is not None:
             request.model_spec.version.value = version
         for name, value in inputs.items():
             request.inputs[name].CopyFrom(tf.make_tensor_proto(np.asarray(value)))
-        try:
-            response = self._predictions.Predict(request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise PredictError(error.code().name, error.details()) from error
+        response = self._call(self._predictions.Predict, request)
         return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+
+    def predict_rest(
+        self,
+        inputs: typing.Mapping[str, typing.Any],
+        signature: str = "serving_default",
+        *,
+        version: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Calls a signature over REST; floats come back as float64, a lone output under the name "output"."""
+        columns = {name: _plain(np.asarray(value)) for name, value in inputs.items()}
+        path = "" if version is None else f"/versions/{version}"
+        body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
+        outputs = self._call_rest(f"{path}:predict", body)["outputs"]
+        named = outputs if isinstance(outputs, dict) else {"output": outputs}
+        return {name: np.asarray(value) for name, value in named.items()}
 
     def versions(self) -> list[int]:
         """Returns the versions in service, ascending."""
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = self._model_name
-        try:
-            response = self._models.GetModelStatus(request, timeout=self._timeout_s)
-        except grpc.RpcError as error:
-            raise PredictError(error.code().name, error.details()) from error
+        response = self._call(self._models.GetModelStatus, request)
         available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
         return sorted(v.version for v in response.model_version_status if v.state == available)
 
     def close(self) -> None:
         self._channel.close()
 
+    def __enter__(self):  # type: ignore[no-untyped-def]
+        return self
 
-class RestClient(_Client):
-    """Calls predict over REST in columnar JSON: for tools and tests; gRPC is the fast way.
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    Args:
-        url: such as http://127.0.0.1:8501.
-        model_name: the model's name at the server.
-        timeout_s: per call.
-    """
+    def _rank_inputs(
+        self,
+        user_id: Id,
+        behavior_item_ids: typing.Iterable[Id],
+        behavior_categories: typing.Iterable[Id],
+        item_ids: typing.Iterable[Id],
+        categories: typing.Iterable[Id],
+    ) -> dict[str, np.ndarray]:
+        if self._text_inputs is None:
+            self._text_inputs = self._find_text_inputs("rank")
+        columns = {
+            "user_id": [user_id],
+            "behavior_item_ids": _plain_list(behavior_item_ids),
+            "behavior_categories": _plain_list(behavior_categories),
+            "item_id": _plain_list(item_ids),
+            "category": _plain_list(categories),
+        }
+        for name, like in (("behavior_categories", "behavior_item_ids"), ("category", "item_id")):
+            if len(columns[name]) != len(columns[like]):
+                raise ValueError(f"`{name}` must have {len(columns[like])} entries. Received: {len(columns[name])}.")
+        inputs = {
+            name: as_ids(values, is_text=name in self._text_inputs, name=name) for name, values in columns.items()
+        }
+        return {name: ids[None] if name.startswith("behavior") else ids for name, ids in inputs.items()}
 
-    def __init__(self, url: str, model_name: str = "tfmm", *, timeout_s: float = 10.0):
-        self._base, self._timeout_s = f"{url.rstrip('/')}/v1/models/{model_name}", timeout_s
+    def _find_text_inputs(self, signature: str) -> frozenset[str]:
+        """Asks the server which inputs of a signature are strings."""
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = self._model_name
+        response = self._call(self._predictions.GetModelMetadata, request)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(signatures)
+        inputs = signatures.signature_def[signature].inputs
+        return frozenset(name for name, info in inputs.items() if tf.as_dtype(info.dtype) == tf.string)
 
-    def predict(self, inputs: typing.Mapping[str, typing.Any], signature: str = "serving_default", *,
-                version: int | None = None) -> dict[str, np.ndarray]:  # fmt: skip
-        """As RankingClient.predict; floats come back as float64, and a single output is named "output"."""
-        columns = {name: _plain(np.asarray(value)) for name, value in inputs.items()}
-        path = "" if version is None else f"/versions/{version}"
-        body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
-        outputs = self._call(f"{path}:predict", body)["outputs"]
-        named = outputs if isinstance(outputs, dict) else {"output": outputs}
-        return {name: np.asarray(value) for name, value in named.items()}
+    def _call(self, method: typing.Callable[..., T], request: typing.Any) -> T:
+        try:
+            return method(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise PredictError(error.code().name, error.details()) from error
 
-    def versions(self) -> list[int]:
-        """Returns the versions in service, ascending."""
-        status = self._call("", None)["model_version_status"]
-        return sorted(int(v["version"]) for v in status if v["state"] == "AVAILABLE")
-
-    def _call(self, path: str, body: bytes | None) -> dict[str, typing.Any]:
-        request = urllib.request.Request(self._base + path, body, {"Content-Type": "application/json"})
+    def _call_rest(self, path: str, body: bytes) -> dict[str, typing.Any]:
+        if self._rest_url is None:
+            raise ValueError("`rest_url` must be given for calls over REST.")
+        url = f"{self._rest_url.rstrip('/')}/v1/models/{self._model_name}{path}"
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
                 return json.load(response)
@@ -189,16 +222,34 @@ class RestClient(_Client):
             raise PredictError("UNAVAILABLE", str(error)) from error
 
 
-def as_ids(values: typing.Sequence[typing.Any], like: typing.Sequence[typing.Any] = ()) -> np.ndarray:
-    """Returns ids as int64, or as bytes where they are strings; `like` decides where there are none.
+def as_ids(values: typing.Sequence[Id], *, is_text: bool, name: str = "ids") -> np.ndarray:
+    """Returns ids as int64 [n], or as bytes [n] where they are strings; None gives 0 or "" (missing).
 
-    >>> as_ids([3, 5]).dtype, as_ids(["a"]).tolist(), as_ids([[]], like=["b"]).shape
-    (dtype('int64'), [b'a'], (1, 0))
+    Raises:
+        ValueError: an id is of the other type.
+
+    >>> as_ids([3, None], is_text=False), as_ids(["a", None], is_text=True)
+    (array([3, 0]), array([b'a', b''], dtype=object))
     """
-    array = np.asarray(values)
-    if array.dtype.kind in "US" or (not array.size and np.asarray(like).dtype.kind in "US"):
-        return (np.char.encode(array, "utf-8") if array.dtype.kind == "U" else array).astype(object)
-    return array.astype(np.int64)
+    kinds = (str, bytes) if is_text else (int, np.integer)
+    wrong = [value for value in values if value is not None and not isinstance(value, kinds)]
+    if wrong:
+        wanted = "strings" if is_text else "integers"
+        raise ValueError(f"`{name}` must hold {wanted}, as the model was exported. Received: {wrong[0]!r}.")
+    if not is_text:
+        return np.array([0 if value is None else value for value in values], np.int64)
+    result = np.empty(len(values), object)
+    texts = ["" if value is None else value for value in values]
+    result[:] = [text.encode() if isinstance(text, str) else text for text in texts]
+    return result
+
+
+def _plain_list(values: typing.Any) -> list[typing.Any]:
+    """Returns a list of Python values, out of a list, a NumPy or an Arrow array."""
+    for method in ("to_pylist", "tolist"):
+        if hasattr(values, method):
+            return getattr(values, method)()
+    return list(values)
 
 
 def _plain(array: np.ndarray) -> typing.Any:

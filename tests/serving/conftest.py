@@ -97,7 +97,7 @@ def running_server(base_path, name="half_plus_two", **options):
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 240
         while not ready_file.exists():
             assert thread.is_alive() and time.monotonic() < deadline, "the server did not get ready"
             time.sleep(0.02)

@@ -5,9 +5,10 @@ import time
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from serving.client import PredictError, RankingClient, RestClient, as_ids
+from serving.client import PredictError, RankingClient
 from tfmm import config as config_lib
 from tfmm.ctr import model as model_lib
 from tfmm.export import saved_model
@@ -56,82 +57,96 @@ def served(write_version, serving_at, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def grpc_client(served):
-    with RankingClient(served[1]["grpc"], timeout_s=60) as client:
+def client(served):
+    with RankingClient(served[1]["grpc"], served[1]["rest"], timeout_s=120) as client:
         yield client
 
 
-@pytest.fixture(scope="module")
-def rest_client(served):
-    return RestClient(served[1]["rest"], timeout_s=60)
-
-
 def pointwise(count):
-    rows = {name: np.repeat(as_ids([value]), count, 0) for name, value in USER.items()}
+    rows = {name: np.repeat(np.array([value]), count, 0) for name, value in USER.items()}
     return rows | {"item_id": np.arange(100, 100 + count), "category": np.full(count, CATEGORY)}
 
 
-def test_both_transports_give_the_same_scores(grpc_client, rest_client):
+def test_both_transports_give_the_same_scores(client):
     items, categories = list(range(100, 120)), [CATEGORY] * 20
-    scores = grpc_client.rank(**USER, item_ids=items, categories=categories)
+    scores = client.rank(**USER, item_ids=items, categories=categories)
     assert scores.dtype == np.float32 and scores.shape == (20,) and (scores > 0).all() and (scores < 1).all()
-    np.testing.assert_allclose(rest_client.rank(**USER, item_ids=items, categories=categories), scores, rtol=1e-6)
-    for client in (grpc_client, rest_client):
-        np.testing.assert_allclose(client.predict(pointwise(20))["score"], scores, atol=1e-5)
-        assert client.versions() == [1]
-    best = grpc_client.top(3, **USER, item_ids=items, categories=categories)
+    over_rest = client.rank_rest(**USER, item_ids=items, categories=categories)
+    np.testing.assert_allclose(over_rest, scores, rtol=1e-6)
+    for predict in (client.predict, client.predict_rest):
+        np.testing.assert_allclose(predict(pointwise(20))["score"], scores, atol=1e-5)
+    best = client.top(3, **USER, item_ids=items, categories=categories)
     assert [score for _, score in best] == sorted(scores.tolist(), reverse=True)[:3]
+    assert client.versions() == [1]
 
 
-def test_new_item_is_scored_with_its_embedding_after_an_upsert(grpc_client):
+def test_missing_ids_and_arrow_arrays_are_taken(client):
+    ask = {"item_ids": pa.array([100, 101]), "categories": pa.array([CATEGORY, None])}
+    scores = client.rank(**USER, **ask)
+    zeros = client.rank(**USER, item_ids=np.array([100, 101]), categories=[CATEGORY, 0])
+    np.testing.assert_array_equal(scores, zeros)
+    assert client.rank(7, [], [], [100], [1]).shape == (1,)  # a user without behaviors
+
+
+def test_new_item_is_scored_with_its_embedding_after_an_upsert(client):
     ask = {**USER, "item_ids": [NEW_ITEM, 100], "categories": [CATEGORY, CATEGORY]}
-    before = grpc_client.rank(**ask)
+    before = client.rank(**ask)
     rows, scales = encode.quantize(np.ones((1, 8)))
     upsert = {"modality": np.array(b"image"), "item_ids": np.array([NEW_ITEM]), "rows": rows, "scales": scales,
-              "sequences": np.array([1000]), "encoder_version": np.array(b"v1")}  # fmt: skip
-    assert grpc_client.predict(upsert, "upsert_items", version=1)["statuses"].tolist() == [0]
-    after = grpc_client.rank(**ask)
+              "sequences": np.array([1 << 60]), "encoder_version": np.array(b"v1")}  # fmt: skip
+    assert client.predict(upsert, "upsert_items", version=1)["statuses"].tolist() == [0]
+    after = client.rank(**ask)
     assert abs(after[0] - before[0]) > 1e-4 and after[1] == before[1]
-    assert grpc_client.predict({}, "index_status")["watermark"].tolist() == [1000]
+    assert client.predict({}, "index_status")["watermark"].tolist() == [1 << 60]
 
 
-def test_upsert_and_status_work_over_rest(rest_client):
-    status = rest_client.predict({}, "index_status")
+def test_upsert_and_status_work_over_rest(client):
+    status = client.predict_rest({}, "index_status")
     assert status["modality"].tolist() == ["image"] and status["capacity"].tolist() == [64]
     rows, scales = encode.quantize(np.ones((1, 8)))
-    statuses = rest_client.predict(
+    statuses = client.predict_rest(
         {"modality": np.array("image"), "item_ids": [NEW_ITEM + 1], "rows": rows, "scales": scales,
          "sequences": [2000], "encoder_version": np.array("other")}, "upsert_items")  # fmt: skip
     assert statuses["output"].tolist() == [3]  # another encoder's row
 
 
-def test_refusals_carry_code_and_reason(grpc_client, rest_client, served):
+def test_refusals_carry_code_and_reason(client, served):
     with pytest.raises(PredictError, match=r"INVALID_ARGUMENT: input size .* required: {.*category"):
-        grpc_client.predict({"user_id": [1]})
+        client.predict({"user_id": [1]})
     with pytest.raises(PredictError, match=r"400: .*required"):
-        rest_client.predict({"user_id": [1]})
+        client.predict_rest({"user_id": [1]})
     with pytest.raises(PredictError, match=r"INVALID_ARGUMENT: assertion failed: .*`category` must be as long as"):
-        grpc_client.predict(pointwise(3) | {"category": np.array([1])})
+        client.predict(pointwise(3) | {"category": np.array([1])})
     with pytest.raises(PredictError, match="NOT_FOUND"):
-        grpc_client.predict(pointwise(1), version=9)
-    with pytest.raises(PredictError, match="404"):
-        RestClient(served[1]["rest"], "other").versions()
-    with pytest.raises(PredictError, match="UNAVAILABLE"):
-        RestClient("http://127.0.0.1:1").versions()
-    with pytest.raises(ValueError, match="`categories` must have 2 entries"):
-        grpc_client.rank(**USER, item_ids=[100, 101], categories=[1])
+        client.predict(pointwise(1), version=9)
+    with RankingClient(served[1]["grpc"], served[1]["rest"], "other") as other:
+        with pytest.raises(PredictError, match="NOT_FOUND"):
+            other.versions()
+        with pytest.raises(PredictError, match="404"):
+            other.predict_rest({})
+    with RankingClient("127.0.0.1:1", "http://127.0.0.1:1", timeout_s=1) as nowhere:
+        with pytest.raises(PredictError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):
+            nowhere.versions()
+        with pytest.raises(PredictError, match="UNAVAILABLE"):
+            nowhere.predict_rest({})
+    with RankingClient(served[1]["grpc"]) as without_rest, pytest.raises(ValueError, match="`rest_url`"):
+        without_rest.predict_rest({})
+    with pytest.raises(ValueError, match="`category` must have 2 entries"):
+        client.rank(**USER, item_ids=[100, 101], categories=[1])
+    with pytest.raises(ValueError, match="`item_id` must hold integers"):
+        client.rank(**USER, item_ids=["a"], categories=[1])
 
 
-def test_new_version_takes_over_under_load_without_a_failed_request(served, write_version, grpc_client):
+def test_new_version_takes_over_under_load_without_a_failed_request(served, write_version, client):
     base, addresses = served
     failures, seen, done = [], set(), threading.Event()
     ask = {**USER, "item_ids": [100, 101], "categories": [CATEGORY, CATEGORY]}
 
     def load():
-        with RankingClient(addresses["grpc"], timeout_s=60) as client:
+        with RankingClient(addresses["grpc"], timeout_s=120) as own:
             while not done.is_set():
                 try:
-                    seen.add(client.rank(**ask).tobytes())
+                    seen.add(own.rank(**ask).tobytes())
                 except PredictError as error:
                     failures.append(error)
 
@@ -139,12 +154,12 @@ def test_new_version_takes_over_under_load_without_a_failed_request(served, writ
     thread.start()
     try:
         write_version(base / "2", seed=1)
-        deadline = time.monotonic() + 120
-        while grpc_client.versions() != [2] and time.monotonic() < deadline:
+        deadline = time.monotonic() + 300
+        while client.versions() != [2] and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(0.2)
     finally:
         done.set()
         thread.join(60)
-    assert grpc_client.versions() == [2]
+    assert client.versions() == [2]
     assert not failures and len(seen) == 2
