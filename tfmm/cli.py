@@ -9,6 +9,7 @@ import os
 import pathlib
 import time
 import typing
+import warnings
 
 import click
 
@@ -78,8 +79,10 @@ def _config(preset: str, assignments: tuple[str, ...]) -> typing.Any:
     return config.override(presets.PRESETS[preset](), assignments)
 
 
-def _quiet_tensorflow() -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+def _quiet_libraries() -> None:
+    """Keeps notices of libraries about themselves off the terminal; errors still come as exceptions."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="google")
 
 
 def _progress() -> typing.Any:
@@ -100,7 +103,7 @@ def _progress() -> typing.Any:
 @click.version_option(__version__, prog_name="tfmm")
 def main() -> None:
     """Multimodal representations for recommendation: from raw logs to a served score."""
-    _quiet_tensorflow()
+    _quiet_libraries()
 
 
 @main.command(example="tfmm quickstart --workdir quickstart\ntfmm quickstart --data my_tables --workdir my_run")
@@ -199,7 +202,7 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, preset: str, assi
     from tfmm.pretrain import train
 
     config = _config(preset, assignments)
-    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs")
+    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data)
     for modality in schema.modalities(data_dir):
         if modality != "vector":
             result = train.train(

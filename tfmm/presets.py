@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tfmm.config import CTRConfig, DataConfig, MAKEConfig, MarketplaceConfig, RunConfig, SCLConfig
+from tfmm.config import CTRConfig, DataConfig, ExportConfig, MAKEConfig, MarketplaceConfig, RunConfig, SCLConfig
 
 
 def quickstart() -> RunConfig:
@@ -18,21 +18,22 @@ def small() -> RunConfig:
         marketplace=MarketplaceConfig(
             num_items=300,
             new_items_per_day=20,
-            num_users=250,
+            num_users=600,
             num_days=4,
-            impressions_per_user_day=8,
-            num_searches=900,
+            impressions_per_user_day=9,
+            num_searches=1_500,
             image_size=24,
         ),
         data=DataConfig(max_behaviors=20),
         image=SCLConfig(
-            modality="image", dim=32, image_size=24, width=8, epochs=4, batch_size=64, memory_bank_size=512
+            modality="image", dim=32, image_size=24, width=8, epochs=6, batch_size=64, memory_bank_size=512
         ),
         text=SCLConfig(
             modality="text", dim=32, text_buckets=4_096, epochs=4, batch_size=64, memory_bank_size=512
         ),
-        make=MAKEConfig(epochs=3, batch_size=256),
+        make=MAKEConfig(epochs=6, batch_size=256),
         ctr=CTRConfig(batch_size=256),
+        export=ExportConfig(batch_buckets=(8, 512), candidate_buckets=(64,)),
     )
 
 

@@ -57,13 +57,19 @@ def PairBuilder(
     dataset: InputArtifact[Dataset],
     report: InputArtifact[DataReport],
     config: Parameter[str],
+    data_config: Parameter[str],
     code: Parameter[str],
     pairs: OutputArtifact[Pairs],
 ):
-    """Query -> purchased item pairs from the search and purchase logs."""
+    """Query -> purchased item pairs from the search and purchase logs before the evaluation period."""
     from tfmm.data import pairs as pairs_lib
 
-    pairs_lib.build_pairs(dataset.uri, _config(config_lib.PairsConfig, config), pairs.uri)
+    pairs_lib.build_pairs(
+        dataset.uri,
+        _config(config_lib.PairsConfig, config),
+        pairs.uri,
+        _config(config_lib.DataConfig, data_config),
+    )
 
 
 @component

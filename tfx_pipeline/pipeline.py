@@ -68,10 +68,19 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
             custom_properties={"fingerprint": data_fingerprint(environment.data_dir)},
         ).with_id("Dataset")
         dataset, modalities = source.outputs["result"], schema.modalities(environment.data_dir)
+        if not modalities:
+            raise ValueError(
+                f"{environment.data_dir} must have titles or images with searches or orders that teach an encoder, or "
+                "items' own vectors. Received: none. `tfmm data schema` prints the columns."
+            )
 
     check = components.DataCheck(dataset=dataset, code=_code("data"))
     pairs = components.PairBuilder(
-        dataset=dataset, report=check.outputs["report"], config=_json(config.pairs), code=_code("data")
+        dataset=dataset,
+        report=check.outputs["report"],
+        config=_json(config.pairs),
+        data_config=_json(config.data),
+        code=_code("data"),
     )
     scl = components.SCLTrainer(
         pairs=pairs.outputs["pairs"],

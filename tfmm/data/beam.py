@@ -24,9 +24,7 @@ try:
 except ModuleNotFoundError as error:
     raise extras.MissingExtraError(extras.explain(error) or error, name=error.name) from error
 
-ROWS_PER_SHARD = (
-    50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
-)
+ROWS_PER_SHARD = 50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
 NAMESPACE = "tfmm.data"
 _COLUMNS = {
     "impressions": ["user_id", "item_id", "timestamp", "label", "split"],
@@ -81,9 +79,9 @@ class BuildExamples(beam.PTransform):
             read.rows
             | "GroupByShard" >> beam.GroupByKey()
             | "Join"
-            >> beam.ParDo(
-                _JoinShard(self._config.max_behaviors, first_eval), pvalue.AsList(catalog)
-            ).with_outputs("train", "eval", "dead_letter")
+            >> beam.ParDo(_JoinShard(self._config.max_behaviors, first_eval), pvalue.AsList(catalog)).with_outputs(
+                "train", "eval", "dead_letter"
+            )
         )
         dead_letters = (read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
         return {"train": built.train, "eval": built.eval, "dead_letter": dead_letters}
@@ -195,9 +193,7 @@ class _ReadLogs(beam.DoFn):
         }
         if name == "impressions":
             columns["label"] = table["label"].fill_null(0).to_numpy()
-            columns["is_eval"] = np.asarray(
-                pa.compute.equal(table["split"], "eval").fill_null(False).to_numpy(), bool
-            )
+            columns["is_eval"] = np.asarray(pa.compute.equal(table["split"], "eval").fill_null(False).to_numpy(), bool)
         else:
             columns["order_line"] = table["order_line"].fill_null(0).to_numpy()
         shards = behaviors_lib.tie_break(columns["user_id"]) % np.uint64(self._num_shards)
@@ -231,9 +227,7 @@ class _JoinShard(beam.DoFn):
         if not parts["impressions"]:
             return
         catalog = _catalog(catalog_parts)
-        impressions = _concatenate(
-            parts["impressions"], ("user_id", "item_id", "timestamp", "label", "is_eval", "row")
-        )
+        impressions = _concatenate(parts["impressions"], ("user_id", "item_id", "timestamp", "label", "is_eval", "row"))
         names = ("user_id", "item_id", "timestamp") + (
             ("order_line",) if _all_have(parts["behaviors"], "order_line") else ()
         )
@@ -243,11 +237,7 @@ class _JoinShard(beam.DoFn):
         bad, reasons = rules.broken(table, rules.row_rules("impressions", item_ids=catalog["item_id"]))
         self._counters["dead_letter"].inc(int(bad.sum()))
         yield from _dead_letters(table, "impressions", impressions["row"], bad, reasons)
-        is_eval = (
-            impressions["is_eval"]
-            if self._first_eval is None
-            else impressions["timestamp"] >= self._first_eval
-        )
+        is_eval = impressions["is_eval"] if self._first_eval is None else impressions["timestamp"] >= self._first_eval
         for split, rows in (("train", ~bad & ~is_eval), ("eval", ~bad & is_eval)):
             built = examples.build(
                 {name: values[rows] for name, values in shown.items()},
@@ -265,10 +255,7 @@ def _all_have(parts: list[examples.Columns], name: str) -> bool:
 
 
 def _concatenate(parts: list[examples.Columns], names: typing.Iterable[str]) -> examples.Columns:
-    return {
-        name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0, np.int64)
-        for name in names
-    }
+    return {name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0, np.int64) for name in names}
 
 
 def _catalog(parts: list[tuple[np.ndarray, np.ndarray]]) -> examples.Columns:

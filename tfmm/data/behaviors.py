@@ -56,9 +56,7 @@ def histories(
     num_impressions, num_behaviors = len(users), len(behavior_users)
     # One merged order in which an impression stands before a behavior of the same instant.
     is_behavior = np.repeat([False, True], [num_impressions, num_behaviors])
-    order = np.lexsort(
-        (is_behavior, np.concatenate([times, behavior_times]), np.concatenate([users, behavior_users]))
-    )
+    order = np.lexsort((is_behavior, np.concatenate([times, behavior_times]), np.concatenate([users, behavior_users])))
     earlier = np.cumsum(is_behavior[order])
     end = np.empty(num_impressions, np.int64)
     places = order[~is_behavior[order]]

@@ -63,9 +63,7 @@ def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> Che
     return CheckReport(run.counts, tuple(run.faults))
 
 
-def frame_schema(
-    name: str, column_rules: typing.Sequence[rules.Rule], kinds: dict[str, pa.DataType]
-) -> typing.Any:
+def frame_schema(name: str, column_rules: typing.Sequence[rules.Rule], kinds: dict[str, pa.DataType]) -> typing.Any:
     """Returns a pandera DataFrameSchema that applies rules to a pandas frame of a table.
 
     Args:
@@ -116,9 +114,7 @@ class _Check:
         rows: typing.Iterable[int] = (),
         values: typing.Iterable[typing.Any] = (),
     ) -> None:
-        self.faults.append(
-            Fault(table, column, rule, count, tuple(map(int, rows)), tuple(map(_quote, values)))
-        )
+        self.faults.append(Fault(table, column, rule, count, tuple(map(int, rows)), tuple(map(_quote, values))))
 
     def check_table(self, name: str) -> None:
         files = schema.table_files(self.data_dir, name)
@@ -136,9 +132,7 @@ class _Check:
         column_rules, first = self._rules(name, columns), 0
         for file in stored:
             for group in range(file.metadata.num_row_groups):
-                table = schema.conform(
-                    file.read_row_group(group, columns=self._in(file, columns)), name, columns
-                )
+                table = schema.conform(file.read_row_group(group, columns=self._in(file, columns)), name, columns)
                 for column, text, row, value in self._failures(name, table, column_rules):
                     found.setdefault((column, text), []).append((first + row, value))
                 first += table.num_rows
@@ -169,9 +163,7 @@ class _Check:
             cases = error.failure_cases
             unexpected = cases["index"].isna()
             if unexpected.any():  # a check that crashed is our mistake, not the data's
-                raise RuntimeError(
-                    f"A check of {name!r} failed: {cases[unexpected].to_dict('records')}."
-                ) from error
+                raise RuntimeError(f"A check of {name!r} failed: {cases[unexpected].to_dict('records')}.") from error
             cases = cases.sort_values("index", kind="stable")
             for column, rule, row in zip(cases["column"], cases["check"], cases["index"].astype(int)):
                 yield column, rule, row, table[column][row].as_py()
@@ -183,15 +175,11 @@ class _Check:
             has_split = splits.null_count < len(splits)
         dim = None
         if "vector" in columns:
-            lengths = pc.list_value_length(
-                schema.read_table(self.data_dir, name, ["vector"])["vector"]
-            ).drop_null()
+            lengths = pc.list_value_length(schema.read_table(self.data_dir, name, ["vector"])["vector"]).drop_null()
             if len(lengths):
                 dim = int(pc.mode(lengths)[0]["mode"].as_py())
         searches = self._ids.get("searches")
-        return rules.row_rules(name, self._ids.get("items"), searches, has_split) + rules.content_rules(
-            name, dim
-        )
+        return rules.row_rules(name, self._ids.get("items"), searches, has_split) + rules.content_rules(name, dim)
 
     def _readable_columns(self, name: str, stored: typing.Sequence[pq.ParquetFile]) -> list[str]:
         columns = []
@@ -220,17 +208,15 @@ class _Check:
         order = np.argsort(prints, kind="stable")
         again = order[1:][(prints[order][1:] == prints[order][:-1]) & (prints[order][1:] != 0)]
         before = order[:-1][(prints[order][1:] == prints[order][:-1]) & (prints[order][1:] != 0)]
-        same = np.asarray(
-            pc.fill_null(pc.equal(ids.take(pa.array(again)), ids.take(pa.array(before))), True)
-        ).astype(bool)
+        same = np.asarray(pc.fill_null(pc.equal(ids.take(pa.array(again)), ids.take(pa.array(before))), True)).astype(
+            bool
+        )
         for rows, rule in (
             (np.sort(again[same]), "must be unique"),
             (np.sort(again[~same]), "must not share its 64-bit fingerprint with another id"),
         ):
             if len(rows):
-                self.add(
-                    name, key, rule, len(rows), rows[:SHOWN], ids.take(pa.array(rows[:SHOWN])).to_pylist()
-                )
+                self.add(name, key, rule, len(rows), rows[:SHOWN], ids.take(pa.array(rows[:SHOWN])).to_pylist())
         self._ids[name] = prints[order]
 
     def check_ids(self) -> None:
@@ -251,8 +237,7 @@ class _Check:
 
     def check_splits(self, config: DataConfig) -> None:
         if not self.counts.get("impressions") or any(
-            fault.table == "impressions" and fault.column in ("timestamp", "label", "split")
-            for fault in self.faults
+            fault.table == "impressions" and fault.column in ("timestamp", "label", "split") for fault in self.faults
         ):
             return
         table = schema.read_table(self.data_dir, "impressions", ["timestamp", "label", "split"])
@@ -265,9 +250,7 @@ class _Check:
             if not rows.any():
                 self.add("impressions", "timestamp", f"must leave rows in the {split} split", 1)
             elif len(np.unique(labels[rows])) < 2:
-                self.add(
-                    "impressions", "label", f"must be both 0 and 1 in the {split} split", int(rows.sum())
-                )
+                self.add("impressions", "label", f"must be both 0 and 1 in the {split} split", int(rows.sum()))
 
 
 def _quote(value: typing.Any) -> str:

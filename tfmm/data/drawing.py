@@ -160,9 +160,7 @@ def _silhouette(shape: int, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, n
     if name == "cushion":
         return (wide / 0.75) ** 4 + (high / 0.62) ** 4 < 1, nothing
     if name == "vase":
-        return (high < 0.8) & (wide < 0.26 + 0.3 * np.cos(y * 2.2 - 0.6) ** 2), (wide < 0.4) & (y > 0.74) & (
-            y < 0.86
-        )
+        return (high < 0.8) & (wide < 0.26 + 0.3 * np.cos(y * 2.2 - 0.6) ** 2), (wide < 0.4) & (y > 0.74) & (y < 0.86)
     if name == "bag":
         handle = np.hypot(x, (y + 0.2) * 0.8)
         return (wide < 0.62) & (y > -0.2) & (y < 0.75), (handle < 0.46) & (handle > 0.34) & (y <= -0.2)
@@ -191,9 +189,7 @@ def _silhouette(shape: int, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, n
     return (np.hypot(x / 0.85, (y + 0.25) / 0.85) < 1) & (y > -0.25), (wide < 0.32) & (y > 0.55) & (y < 0.68)
 
 
-def _pattern(
-    pattern: int, x: np.ndarray, y: np.ndarray, frequency: np.ndarray, phase: np.ndarray
-) -> np.ndarray:
+def _pattern(pattern: int, x: np.ndarray, y: np.ndarray, frequency: np.ndarray, phase: np.ndarray) -> np.ndarray:
     """Returns how much of the second color each pixel takes, float32 in [0, 1]."""
     turn = np.float32(np.pi)
     u, v = (x * frequency + phase) * turn, (y * frequency + phase) * turn

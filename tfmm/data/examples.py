@@ -138,9 +138,7 @@ def read_columns(pattern: str, spec: dict[str, tf.io.FixedLenFeature]) -> Column
     if not files:
         raise FileNotFoundError(f"{pattern} matches no file. Run `tfmm.data.examples.write_examples` first.")
     batches = (
-        tf.data.TFRecordDataset(files, "GZIP")
-        .batch(_BATCH)
-        .map(lambda records: tf.io.parse_example(records, spec))
+        tf.data.TFRecordDataset(files, "GZIP").batch(_BATCH).map(lambda records: tf.io.parse_example(records, spec))
     )
     parts = list(batches.as_numpy_iterator())
     return {name: np.concatenate([part[name] for part in parts]) for name in spec}
@@ -186,18 +184,14 @@ def transform(
     if config is None:
         config = config_lib.from_dict(DataConfig, manifest["config"])
     spec = features.raw_spec(config.max_behaviors)
-    splits = {
-        split: read_columns(str(source / f"{split}-*.tfrecord.gz"), spec) for split in ("train", "eval")
-    }
+    splits = {split: read_columns(str(source / f"{split}-*.tfrecord.gz"), spec) for split in ("train", "eval")}
     lookups, sizes = {}, {}
     (folder / "vocabulary").mkdir(parents=True, exist_ok=True)
     for name, ids in vocabularies(splits["train"], config.min_id_count).items():
         (folder / "vocabulary" / name).write_text("".join(f"{i}\n" for i in ids.tolist()))
         lookups[name], sizes[name] = features.lookup_from_ids(ids)
     for split, columns in splits.items():
-        indexed = features.preprocess(
-            {name: tf.constant(values) for name, values in columns.items()}, lookups
-        )
+        indexed = features.preprocess({name: tf.constant(values) for name, values in columns.items()}, lookups)
         with tf.io.TFRecordWriter(str(folder / f"{split}-00000-of-00001.tfrecord.gz"), _GZIP) as writer:
             for record in serialize({name: values.numpy() for name, values in indexed.items()}):
                 writer.write(record)

@@ -206,9 +206,7 @@ def _rivals(catalog: _Catalog, wanted: np.ndarray, old: int, rng: np.random.Gene
     return pool[np.arange(len(wanted)), np.argmax(alike + 0.3 * rng.random(pool.shape), axis=1)]
 
 
-def _browse(
-    config: MarketplaceConfig, catalog: _Catalog, taste: shoppers.Taste, rng: np.random.Generator
-) -> pa.Table:
+def _browse(config: MarketplaceConfig, catalog: _Catalog, taste: shoppers.Taste, rng: np.random.Generator) -> pa.Table:
     """Clicks, and a few purchases, in the weeks before the week."""
     counts = np.minimum(rng.geometric(1 / _PAST_CLICKS, config.num_users), 5 * _PAST_CLICKS)
     users = np.repeat(np.arange(config.num_users), counts)
@@ -230,9 +228,7 @@ def _run_week(
     users, items, times = [], [], []
     for day in range(config.num_days):
         alive = np.flatnonzero(catalog.day <= day)
-        pool = alive[
-            shoppers.draw_pool(catalog.traits.popularity[alive], config.num_users, _POOL - _NEW_IN_POOL, rng)
-        ]
+        pool = alive[shoppers.draw_pool(catalog.traits.popularity[alive], config.num_users, _POOL - _NEW_IN_POOL, rng)]
         if (new := np.flatnonzero(catalog.day == day)).size:
             pool = np.concatenate([pool, new[rng.integers(0, len(new), (config.num_users, _NEW_IN_POOL))]], 1)
         most = min(3 * config.impressions_per_user_day, pool.shape[1])
@@ -247,9 +243,7 @@ def _run_week(
         times.append(time[kept])
     user, item, time = np.concatenate(users), np.concatenate(items), np.concatenate(times)
     visual, textual = shoppers.affinities(taste, catalog.traits, user, item)
-    logits = shoppers.click_logits(taste, catalog.traits, user, item) + shoppers.NOISE * rng.standard_normal(
-        len(user)
-    )
+    logits = shoppers.click_logits(taste, catalog.traits, user, item) + shoppers.NOISE * rng.standard_normal(len(user))
     probability = 1 / (1 + np.exp(-logits))
     label = (rng.random(len(user)) < probability).astype(np.int64)
     impressions = _table(

@@ -111,9 +111,7 @@ def _order_lines(raw: pa.Table, bought: pa.Table) -> np.ndarray:
     """Returns int64 [n]: the place of each purchase in its invoice, as the shop wrote the lines down."""
     invoices = schema.fingerprints(raw["invoice_no"])
     _, starts, codes = np.unique(invoices, return_index=True, return_inverse=True)
-    keys, rows = np.unique(
-        behaviors_lib.tie_break(invoices, schema.fingerprints(raw["stock_code"])), return_index=True
-    )
+    keys, rows = np.unique(behaviors_lib.tie_break(invoices, schema.fingerprints(raw["stock_code"])), return_index=True)
     wanted = behaviors_lib.tie_break(
         schema.fingerprints(bought["invoice_no"]), schema.fingerprints(bought["stock_code"])
     )

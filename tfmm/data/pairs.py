@@ -15,8 +15,6 @@ from tfmm.config import DataConfig, PairsConfig
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.data import examples, schema
 
-_QUERY_COLUMNS = {"image": "query_image", "text": "query_text"}
-
 
 class _Links(typing.NamedTuple):
     """n pairs by row numbers; int64 [n] each, -1 where there is none."""
@@ -55,7 +53,7 @@ def build_pairs(
         ValueError: a catalog with images or titles gives no pairs.
     """
     folder = pathlib.Path(output_dir)
-    wanted = [modality for modality in schema.modalities(data_dir) if modality in _QUERY_COLUMNS]
+    wanted = [modality for modality in schema.modalities(data_dir) if modality in schema.QUERY_COLUMNS]
     if not wanted:
         return {}
     if not schema.has_table(data_dir, "behaviors"):
@@ -75,12 +73,7 @@ def build_pairs(
     manifests = {}
     for modality in wanted:
         content = schema.CONTENT_COLUMNS[modality]
-        query_column = _QUERY_COLUMNS[modality] if source == "search" else content
-        if query_column not in queries.column_names:
-            raise ValueError(
-                f"Table 'searches' must have `{query_column}` to learn the {modality} encoder. "
-                f"Received the columns: {queries.column_names}."
-            )
+        query_column = schema.QUERY_COLUMNS[modality] if source == "search" else content
         kept = _usable(links, queries[query_column], items[content], source == "co-purchase")
         manifests[modality] = _write(
             folder / modality, modality, config, source, kept, queries[query_column], items[content], item_ids
@@ -110,12 +103,8 @@ def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(found & (ids != 0), order[places] if len(order) else -1, -1)
 
 
-def _search_links(
-    data_dir: str | pathlib.Path, searches: pa.Table, item_ids: np.ndarray, before: int
-) -> _Links:
-    acts = schema.read_table(
-        data_dir, "behaviors", ["item_id", "timestamp", "action", "search_id", "trigger_item_id"]
-    )
+def _search_links(data_dir: str | pathlib.Path, searches: pa.Table, item_ids: np.ndarray, before: int) -> _Links:
+    acts = schema.read_table(data_dir, "behaviors", ["item_id", "timestamp", "action", "search_id", "trigger_item_id"])
     acts = acts.filter(pc.is_valid(acts["search_id"]))
     search_ids = schema.fingerprints(searches["search_id"])
     search = _rows_of(schema.fingerprints(acts["search_id"]), search_ids)
@@ -124,9 +113,7 @@ def _search_links(
     times, action = schema.microseconds(acts["timestamp"]), acts["action"].to_numpy()
     bought = np.flatnonzero((action == "purchase") & (search >= 0) & (item >= 0) & (times < before))
     bought = bought[np.lexsort((item_ids[item[bought]], search_ids[search[bought]]))]
-    led = np.flatnonzero(
-        (action == "click") & (search >= 0) & (item >= 0) & (trigger >= 0) & (trigger != item)
-    )
+    led = np.flatnonzero((action == "click") & (search >= 0) & (item >= 0) & (trigger >= 0) & (trigger != item))
     led = led[np.lexsort((item_ids[item[led]], times[led]))]
     negatives: dict[tuple[int, int], int] = {}
     bought_in_search = set(zip(search[bought].tolist(), item[bought].tolist()))
@@ -138,9 +125,7 @@ def _search_links(
 
 
 def _order_links(data_dir: str | pathlib.Path, item_ids: np.ndarray, before: int) -> _Links:
-    acts = schema.read_table(
-        data_dir, "behaviors", ["item_id", "timestamp", "action", "order_id", "order_line"]
-    )
+    acts = schema.read_table(data_dir, "behaviors", ["item_id", "timestamp", "action", "order_id", "order_line"])
     if acts["order_id"].null_count == acts.num_rows:
         raise ValueError(
             f"{data_dir} must have a table 'searches', or `order_id` and `order_line` in 'behaviors', to "
@@ -201,9 +186,7 @@ def _write(
     counts = {}
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in (("train", in_training), ("heldout", held[positive])):
-        split_negative = (
-            np.where((negative >= 0) & held[negative], -1, negative) if split == "train" else negative
-        )
+        split_negative = np.where((negative >= 0) & held[negative], -1, negative) if split == "train" else negative
         rival = pa.array(split_negative[rows], mask=split_negative[rows] < 0)
         table = pa.table(
             {

@@ -22,6 +22,7 @@ if typing.TYPE_CHECKING:
 
 MODALITIES = ("image", "text", "vector")
 CONTENT_COLUMNS = {"image": "image", "text": "title", "vector": "vector"}
+QUERY_COLUMNS = {"image": "query_image", "text": "query_text"}  # of searches, by the modality that they teach
 ACTIONS = ("click", "cart", "favorite", "purchase")
 SPLITS = ("train", "eval")
 
@@ -191,9 +192,7 @@ def has_table(data_dir: str | pathlib.Path, name: str) -> bool:
     return bool(table_files(data_dir, name))
 
 
-def read_table(
-    data_dir: str | pathlib.Path, name: str, columns: typing.Sequence[str] | None = None
-) -> pa.Table:
+def read_table(data_dir: str | pathlib.Path, name: str, columns: typing.Sequence[str] | None = None) -> pa.Table:
     """Reads a table, in the documented types.
 
     Args:
@@ -213,10 +212,7 @@ def read_table(
             f"{data_dir} holds no table {name!r}: expected {name}.parquet or {name}/*.parquet. "
             "`tfmm data schema` prints the tables."
         )
-    parts = [
-        conform(pq.ParquetFile(file).read(columns=_present(file, name, columns)), name, columns)
-        for file in files
-    ]
+    parts = [conform(pq.ParquetFile(file).read(columns=_present(file, name, columns)), name, columns) for file in files]
     return concatenate(parts)
 
 
@@ -285,8 +281,7 @@ def _cast(array: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray
         return array.cast(_ARROW_TYPES[column.kind])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(
-            f"Column {column.name!r} of table {table!r} must be {_KIND_TEXT[column.kind]}. "
-            f"Received: {kind} ({error})."
+            f"Column {column.name!r} of table {table!r} must be {_KIND_TEXT[column.kind]}. Received: {kind} ({error})."
         ) from error
 
 
@@ -306,9 +301,7 @@ def fingerprints(ids: pa.ChunkedArray | pa.Array) -> np.ndarray:
         ids = pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], ids.type)
     encoded = ids.dictionary_encode()
     distinct = (
-        features.fingerprint(encoded.dictionary.to_pylist())
-        if len(encoded.dictionary)
-        else np.zeros(0, np.int64)
+        features.fingerprint(encoded.dictionary.to_pylist()) if len(encoded.dictionary) else np.zeros(0, np.int64)
     )
     places = pc.fill_null(encoded.indices, len(distinct)).to_numpy(zero_copy_only=False)
     return np.append(distinct, 0)[places].astype(np.int64)
@@ -320,23 +313,41 @@ def _zero_copy(array: pa.ChunkedArray | pa.Array) -> dict[str, bool]:
 
 def microseconds(timestamps: pa.ChunkedArray) -> np.ndarray:
     """Returns int64 [n] microseconds since 1970 of a timestamp[us] column; null gives the smallest int64."""
-    return pc.fill_null(
-        timestamps.cast(pa.timestamp("us")).cast(pa.int64()), np.iinfo(np.int64).min
-    ).to_numpy()
+    return pc.fill_null(timestamps.cast(pa.timestamp("us")).cast(pa.int64()), np.iinfo(np.int64).min).to_numpy()
 
 
 def modalities(data_dir: str | pathlib.Path) -> tuple[str, ...]:
-    """Returns which of image, text and vector the catalog has in at least one row."""
-    present = set()
-    for file in table_files(data_dir, "items"):
-        stored = pq.read_schema(file).names
-        for modality in MODALITIES:
-            column = CONTENT_COLUMNS[modality]
-            if column in stored and modality not in present:
-                values = pq.ParquetFile(file).read(columns=[column])[column]
-                if values.null_count < len(values):
-                    present.add(modality)
-    return tuple(modality for modality in MODALITIES if modality in present)
+    """Returns what stands for an item: its own vectors where the catalog brings any, else image, text or both.
+
+    An image or a text needs an encoder, which is learned from searches of that kind, or, where there is no table of
+    searches, from orders. So a catalog with pictures whose searches are all typed is represented by text alone.
+
+    Raises:
+        FileNotFoundError: there is no table of items.
+    """
+    if not has_table(data_dir, "items"):
+        raise FileNotFoundError(
+            f"{data_dir} holds no table 'items': expected items.parquet or items/*.parquet. "
+            "`tfmm data schema` prints the tables."
+        )
+    if _has_value(data_dir, "items", "vector"):
+        return ("vector",)
+    by_search = has_table(data_dir, "searches")
+    return tuple(
+        modality
+        for modality, query in QUERY_COLUMNS.items()
+        if _has_value(data_dir, "items", CONTENT_COLUMNS[modality])
+        and (not by_search or _has_value(data_dir, "searches", query))
+    )
+
+
+def _has_value(data_dir: str | pathlib.Path, name: str, column: str) -> bool:
+    for file in table_files(data_dir, name):
+        if column in pq.read_schema(file).names:
+            values = pq.ParquetFile(file).read(columns=[column])[column]
+            if values.null_count < len(values):
+                return True
+    return False
 
 
 def id_types(data_dir: str | pathlib.Path) -> dict[str, str]:
@@ -365,7 +376,6 @@ def id_types(data_dir: str | pathlib.Path) -> dict[str, str]:
             text = "int64" if pa.types.is_integer(kind) else "string"
             if found.setdefault(key, text) != text:
                 raise ValueError(
-                    f"`{key}` must have one type in all tables. Received: {found[key]} elsewhere, {text} "
-                    f"in {file}."
+                    f"`{key}` must have one type in all tables. Received: {found[key]} elsewhere, {text} in {file}."
                 )
     return {key: found.get(key, "int64") for key in ("user_id", "item_id", "category")}

@@ -63,9 +63,7 @@ def draw_taste(num_users: int, rng: np.random.Generator) -> Taste:
     return Taste(looks, themes, rng.standard_normal((num_users, len(drawing.SHAPES))))
 
 
-def affinities(
-    taste: Taste, traits: Traits, users: np.ndarray, items: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def affinities(taste: Taste, traits: Traits, users: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns how well items suit users' liked looks and liked themes, two float [...] in [0, 1].
 
     Args:
@@ -101,9 +99,7 @@ def draw_pool(popularity: np.ndarray, num_users: int, size: int, rng: np.random.
     return np.minimum(np.searchsorted(share, rng.random((num_users, size)) * share[-1]), len(share) - 1)
 
 
-def show(
-    taste: Taste, traits: Traits, pool: np.ndarray, num_shown: int, rng: np.random.Generator
-) -> np.ndarray:
+def show(taste: Taste, traits: Traits, pool: np.ndarray, num_shown: int, rng: np.random.Generator) -> np.ndarray:
     """Picks what each user is shown out of a pool: a recommender that knows a little of the taste.
 
     Args:
@@ -123,9 +119,7 @@ def show(
     return np.take_along_axis(pool, rng.permuted(best, axis=1), 1)
 
 
-def choose(
-    taste: Taste, traits: Traits, users: np.ndarray, pool: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def choose(taste: Taste, traits: Traits, users: np.ndarray, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draws the item of each pool that is shown and clicked; users int [n], pool int [n, P] -> int [n]."""
     visual, textual = affinities(taste, traits, users[:, None], pool)
     clicked = -np.log1p(np.exp(-click_logits(taste, traits, users[:, None], pool)))

@@ -60,10 +60,10 @@ class StageLines:
     def __init__(self, console: rich_console.Console) -> None:
         self._progress = rich_progress.Progress(
             rich_progress.SpinnerColumn(finished_text="[green]✓"),
-            rich_progress.TextColumn("{task.description:<34}"),
-            rich_progress.BarColumn(bar_width=24),
+            rich_progress.TextColumn("{task.description}", table_column=rich_table.Column(min_width=29, no_wrap=True)),
+            rich_progress.BarColumn(bar_width=16),
             rich_progress.TimeElapsedColumn(),
-            rich_progress.TextColumn("{task.fields[note]}"),
+            rich_progress.TextColumn("{task.fields[note]}", table_column=rich_table.Column(no_wrap=True)),
             console=console,
         )
         self._tasks: dict[str, rich_progress.TaskID] = {}

@@ -73,12 +73,25 @@ def test_fingerprints_of_ids_agree_with_the_features():
     [
         ({"image": b"x", "title": "a"}, ("image", "text")),
         ({"image": None, "title": "a"}, ("text",)),
-        ({"vector": [1.0]}, ("vector",)),
+        ({"vector": [1.0], "title": "a"}, ("vector",)),
         ({"category": 1}, ()),
     ],
 )
 def test_modalities_are_those_with_a_value(tables, row, expected):
     assert schema.modalities(tables(items=[{"item_id": 1, **row}])) == expected
+
+
+def test_pictures_that_no_search_teaches_are_left_out(tables):
+    folder = tables(
+        items=[{"item_id": 1, "image": b"x", "title": "a"}],
+        searches=[{"search_id": 1, "user_id": 1, "query_text": "a", "query_image": None}],
+    )
+    assert schema.modalities(folder) == ("text",)
+
+
+def test_modalities_of_a_folder_without_items_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected items\.parquet"):
+        schema.modalities(tmp_path)
 
 
 def test_id_types_are_one_per_name(tables):

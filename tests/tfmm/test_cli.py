@@ -1,0 +1,86 @@
+import json
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+import tfmm
+from tfmm import cli
+
+
+def _commands(group=cli.main, path=()):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), list(_commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_every_help_shows_an_example_that_the_command_itself_parses(path, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.main, [*path, "--help"])
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    for line in command.example.splitlines():
+        words = line.split()
+        assert words[: 1 + len(path)] == ["tfmm", *path]
+        for place, word in enumerate(words):
+            if place > len(path) and not word.startswith("-") and "." not in word and word not in ("small",):
+                (tmp_path / word).mkdir(parents=True, exist_ok=True)
+        command.make_context(path[-1], words[1 + len(path) :])
+
+
+def test_version_is_the_package_version():
+    assert CliRunner().invoke(cli.main, ["--version"]).output == f"tfmm, version {tfmm.__version__}\n"
+
+
+def test_check_lists_every_fault_and_exits_with_1(tmp_path):
+    pq.write_table(pa.table({"item_id": [1, 1], "title": ["a", "b"]}), tmp_path / "items.parquet")
+    times = pa.array([1, 2], pa.timestamp("us"))
+    pq.write_table(
+        pa.table({"user_id": [7, 7], "item_id": [1, 3], "timestamp": times, "label": [1, 2]}),
+        tmp_path / "impressions.parquet",
+    )
+    result = CliRunner().invoke(cli.main, ["data", "check", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "items: 2 rows" in result.output
+    assert result.output.count("impressions │") >= 2  # an unknown item, a label of 2
+
+
+def test_mendable_error_is_one_line_without_traceback(tmp_path):
+    result = CliRunner().invoke(cli.main, ["pretrain", "--data", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert "items.parquet" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_unknown_setting_is_refused_before_anything_runs(tmp_path):
+    result = CliRunner().invoke(cli.main, ["data", "marketplace", str(tmp_path / "out"), "--set", "make.epoch=3"])
+    assert result.exit_code == 1
+    assert "`make` has the fields" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_marketplace_is_made_as_set(tmp_path):
+    result = CliRunner().invoke(
+        cli.main,
+        [
+            "data",
+            "marketplace",
+            str(tmp_path),
+            "--preset",
+            "small",
+            "--set",
+            "marketplace.num_users=40",
+            "--set",
+            "marketplace.num_items=50",
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "manifest.json").read_text())["config"]["num_users"] == 40
