@@ -181,6 +181,8 @@ class _Follower(threading.Thread):
             versions[version] = self._versions.get(version, {})
             try:
                 self._learn(versions[version], self._replica.tables(version))
+                if version not in self._versions:
+                    self._warm_up(version, versions[version])
             except grpc.RpcError as error:
                 if error.code() not in _NO_INDEX:
                     raise  # else it is a model without tables, such as the one of IDs alone
@@ -189,6 +191,13 @@ class _Follower(threading.Thread):
         self._versions = versions
         self._next_refresh = time.monotonic() + self._replicator.refresh_s
         self._set_state("following" if versions else "no version in service")
+
+    def _warm_up(self, version: int, tables: dict[str, _Table]) -> None:
+        """Sends nothing to each table: a version's first upsert is slow, and the next new item is not to wait."""
+        for modality, table in tables.items():
+            if self._index.has_encoder(modality, table.encoder_version):
+                nothing = self._index.changes(modality, table.encoder_version, table.watermark, limit=0)
+                self._replica.upsert(version, modality, table.encoder_version, nothing)
 
     @staticmethod
     def _learn(tables: dict[str, _Table], found: dict[str, TableStatus]) -> None:
