@@ -66,7 +66,6 @@ class GraphTable(tf.Module):
             self._packed = tf.Variable(packed, trainable=False, name="packed_rows")
             self._sequences = tf.Variable(sequences, trainable=False, name="sequences")
             self._used = tf.Variable(size, dtype=tf.int64, trainable=False, name="used_slots")
-            self._full = tf.Variable(capacity, dtype=tf.int64, trainable=False, name="full")
             self._size = tf.Variable(size, dtype=tf.int64, trainable=False, name="size")
             self._watermark = tf.Variable(
                 table.watermark if table is not None else 0, dtype=tf.int64, trainable=False, name="watermark"
@@ -180,18 +179,22 @@ class GraphTable(tf.Module):
         """Raises OUT_OF_RANGE before anything is taken, where the new items do not fit."""
 
         def refuse() -> tf.Tensor:
-            return tf.raw_ops.ResourceCountUpTo(resource=self._full.handle, limit=self.capacity, T=tf.int64)
+            # A counter made here: that of a captured variable has no shape when Python loads the SavedModel.
+            full = tf.raw_ops.VarHandleOp(dtype=tf.int64, shape=[], shared_name=f"tfmm_{self.modality}_full")
+            assigned = tf.raw_ops.AssignVariableOp(resource=full, value=tf.constant(self.capacity, tf.int64))
+            with tf.control_dependencies([assigned] if assigned is not None else []):
+                return tf.raw_ops.ResourceCountUpTo(resource=full, limit=self.capacity, T=tf.int64)
 
         is_full = self._used.read_value() + num_new > self.capacity
         return tf.cond(is_full, refuse, lambda: tf.constant(0, tf.int64))
 
     def _allocate(self, num_new: tf.Tensor) -> tf.Tensor:
-        """Takes slots one by one, each atomically; a read and a later write could give one slot twice."""
-
-        def take(_: tf.Tensor) -> tf.Tensor:
-            return tf.raw_ops.ResourceCountUpTo(resource=self._used.handle, limit=self.capacity, T=tf.int64)
-
-        return tf.map_fn(take, tf.range(num_new), fn_output_signature=tf.int64, parallel_iterations=1)
+        """Takes slots, int64 [num_new]. Only the holder of the mutex may: two writers would share them."""
+        first = self._used.read_value()
+        with tf.control_dependencies([first]):
+            taken = self._used.assign_add(tf.cast(num_new, tf.int64), read_value=False)
+        with tf.control_dependencies([taken] if taken is not None else []):
+            return first + tf.range(tf.cast(num_new, tf.int64))
 
     def status(self) -> dict[str, tf.Tensor]:
         """Returns scalars: `watermark` (newest sequence taken), `size`, `capacity`, `encoder_version`."""
