@@ -232,7 +232,9 @@ def embed(
     folders = {m: str(encoders_dir / m) for m in schema.modalities(data_dir) if m != "vector"}
     beam.embed_catalog(data_dir, folders, index_path, dead_letter_dir=snapshot_dir / "dead_letter")
     with item_index.ItemIndex(index_path) as index:
-        manifest = snapshot.write_snapshot(index, snapshot_dir)
+        active = index.active_encoders()
+        versions = {m: active[m].encoder_version for m in schema.modalities(data_dir)}
+        manifest = snapshot.write_snapshot(index, snapshot_dir, versions)
     for modality, facts in manifest["modalities"].items():
         click.echo(f"{modality}: {facts['size']:,} items of dim {facts['dim']}, encoder {facts['encoder_version']}")
 

@@ -118,7 +118,10 @@ def CatalogEmbedder(
         index_path,
         dead_letter_dir=str(pathlib.Path(snapshot.uri) / "dead_letter"),
     )
-    snapshot_lib.write_snapshot(item_index.ItemIndex(index_path), snapshot.uri)
+    with item_index.ItemIndex(index_path) as index:
+        active = index.active_encoders()
+        versions = {m: active[m].encoder_version for m in json.loads(modalities)}
+        snapshot_lib.write_snapshot(index, snapshot.uri, versions)
 
 
 @component(use_beam=True)
