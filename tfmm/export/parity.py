@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import typing
 
@@ -15,7 +14,7 @@ from tfmm.ctr import model as model_lib
 from tfmm.export import signatures
 from tfmm.index import snapshot as snapshot_lib
 
-Path = str | os.PathLike[str]
+Path = str | pathlib.Path
 TOLERANCE = 1e-5  # of a score: float32 sums in another order; the tier counts themselves are exact
 
 

@@ -19,7 +19,7 @@ KIND = "saved_model"
 EXTRA = "assets.extra"  # TF Serving leaves this folder alone
 ROOM = 1.25  # of the snapshot's size, where the configured capacity is smaller
 
-Path = str | os.PathLike[str]
+Path = str | pathlib.Path
 
 
 def export(
