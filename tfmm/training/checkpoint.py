@@ -8,6 +8,7 @@ import pathlib
 import typing
 
 import numpy as np
+import tensorflow as tf
 
 _META = "__meta__"
 
@@ -53,7 +54,8 @@ class Checkpoint:
 
     def save(self, epochs_done: int, history: typing.Sequence[typing.Mapping[str, float]] = ()) -> None:
         """Writes the state after `epochs_done` epochs in place of the one before."""
-        arrays = {f"{name}/{i}": np.asarray(variable) for name, variable, i in self._each()}
+        # NumPy cannot read a mirrored variable; TensorFlow gives the first replica's value.
+        arrays = {f"{name}/{i}": tf.convert_to_tensor(variable).numpy() for name, variable, i in self._each()}
         meta = json.dumps({"epochs_done": epochs_done, "history": list(history)})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".state.{os.getpid()}.npz")
@@ -76,7 +78,8 @@ class Checkpoint:
         if not self.path.exists():
             return 0, []
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            # np.load would leave a damaged file that it opened itself open.
+            with self.path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             meta = json.loads(str(arrays.pop(_META)))
         except Exception as error:  # zipfile, zlib, numpy and json each have their own
