@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+collect_ignore = ["on_any_backend.py", "recipes"]  # scripts for processes of their own
+
 
 def unit_rows(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Returns float32 vectors of norm 1 on the last axis."""

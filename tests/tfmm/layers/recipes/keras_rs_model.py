@@ -1,0 +1,40 @@
+"""tfmm layers beside those of keras-rs: SimTier's counts and keras-rs's feature crosses in one model."""
+
+import os
+import sys
+import tempfile
+
+import keras
+import keras_rs
+import numpy as np
+
+from tfmm.layers import SimTierLayer
+
+
+def main() -> None:
+    sys.path.insert(0, os.path.dirname(__file__))
+    from keras_functional import DIM, LENGTH, make_data
+
+    target = keras.Input((DIM,), name="target")
+    behaviors = keras.Input((LENGTH, DIM), name="behaviors")
+    mask = keras.Input((LENGTH,), dtype="bool", name="behaviors_mask")
+    features = keras.layers.Concatenate()(
+        [SimTierLayer(20, "log1p")(target, behaviors, behaviors_mask=mask), target]
+    )
+    crossed = keras_rs.layers.FeatureCross()(features, features)
+    model = keras.Model([target, behaviors, mask], keras.layers.Dense(1, "sigmoid")(crossed))
+    model.compile(keras.optimizers.Adam(1e-2), "binary_crossentropy", metrics=["auc"])
+    inputs, clicks = make_data()
+    auc = model.fit(inputs, clicks, epochs=5, batch_size=64, verbose=0).history["auc"][-1]
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model.keras")
+        again = keras.models.load_model(f"{folder}/model.keras")
+        np.testing.assert_allclose(
+            again.predict(inputs, verbose=0), model.predict(inputs, verbose=0), atol=1e-6
+        )
+    print(f"trained with keras-rs on {keras.backend.backend()}; AUC {auc:.3f}")
+    sys.exit(0 if auc > 0.9 else 1)
+
+
+if __name__ == "__main__":
+    main()
