@@ -156,7 +156,7 @@ class CTRConfig:
     attention_units: tuple[int, ...] = (32,)
     softmax: bool = True  # attention weights of a user's behaviors sum to 1
     units: tuple[int, ...] = (128, 64)
-    learning_rate: float = 3e-3  # dense weights
+    learning_rate: float = 1e-3  # dense weights
     embedding_learning_rate: float = 2e-2
     seed: int = 0
 

@@ -15,6 +15,7 @@ from tfmm.make import model as make_model
 
 KIND = "ctr"
 WEIGHTS = "ctr.weights.h5"
+KNOWLEDGE_SCALE = 0.1  # hundreds of inputs: a step of each of their weights must not swing the logit
 ID_INPUTS = ("user_index", "item_index", "category_index", "behavior_item_index", "behavior_category_index")
 
 
@@ -171,7 +172,7 @@ class CTRModel(keras.Model):
         if self.settings.use_make:
             block = self.make_blocks[modality]
             outputs = make_model.extract(block, inputs, modality, training)
-            parts.append(block.knowledge(outputs) * has_target)
+            parts.append(block.knowledge(outputs) * (has_target * KNOWLEDGE_SCALE))
         return parts
 
     def tiers(self, inputs: typing.Mapping[str, typing.Any], modality: str) -> typing.Any:

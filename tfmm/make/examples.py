@@ -77,7 +77,8 @@ def read_columns(files: typing.Sequence[str], names: typing.Sequence[str], max_b
     Returns:
         int64 arrays [n] or [n, L] by name (indices and labels as int32), in the order of the files.
     Raises:
-        ValueError: an example lacks a column or holds another number of behaviors; labels other than 0 and 1.
+        ValueError: a file is damaged; an example lacks a column or holds another number of behaviors;
+            labels other than 0 and 1.
     """
     length = behavior_length(files) if max_behaviors is None else max_behaviors
     spec = {name: feature for name, feature in features.transformed_spec(length).items() if name in names}
@@ -95,6 +96,11 @@ def read_columns(files: typing.Sequence[str], names: typing.Sequence[str], max_b
         raise ValueError(
             f"Examples must have the columns {sorted(spec)}, behaviors with {length} values each. "
             f"Received, in {files[0]} or one of {len(files) - 1} more files: {error.message}"
+        ) from error
+    except tf.errors.DataLossError as error:
+        raise ValueError(
+            f"Example files must be whole TFRecord files. Received, in {files[0]} or one of {len(files) - 1} more "
+            f"files: {error.message}. Write the examples again."
         ) from error
     if not parts or not next(iter(parts.values())):
         raise ValueError(f"{files[0]} and {len(files) - 1} more files hold no example.")

@@ -1,5 +1,7 @@
 """Tests of reading and ordering examples."""
 
+import pathlib
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -64,6 +66,14 @@ def write(path, **values):
     with tf.io.TFRecordWriter(str(path)) as writer:
         writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
     return [str(path)]
+
+
+def test_damaged_file_is_refused(shop, tmp_path):
+    whole = pathlib.Path(examples_lib.example_files(shop.eval)[0]).read_bytes()
+    damaged = tmp_path / "eval.tfrecord.gz"
+    damaged.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"must be whole TFRecord files.*Write the examples again"):
+        examples_lib.read_columns([str(damaged)], ("item_id", "label", "behavior_item_ids"))
 
 
 def test_bad_examples_are_refused(tmp_path):
