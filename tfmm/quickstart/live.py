@@ -84,13 +84,16 @@ def serve_and_stream(
         follower.wait_caught_up(60.0)
         lines.finish("Start server and stream")
 
-        client = stack.enter_context(client_lib.RankingClient(f"127.0.0.1:{ports['grpc_port']}", MODEL_NAME))
-        rest = client_lib.RestClient(f"http://127.0.0.1:{ports['rest_port']}", MODEL_NAME)
+        client = stack.enter_context(
+            client_lib.RankingClient(
+                f"127.0.0.1:{ports['grpc_port']}", f"http://127.0.0.1:{ports['rest_port']}", MODEL_NAME
+            )
+        )
         lines.start("Predict by gRPC and REST")
         request = busiest_user(data, environment.config.data.max_behaviors)
         candidates = first_items(data, CANDIDATES)
         grpc_ms, grpc_scores = _median_ms(lambda: client.rank(**request, **candidates))
-        rest_ms, rest_scores = _median_ms(lambda: rest.rank(**request, **candidates))
+        rest_ms, rest_scores = _median_ms(lambda: client.rank_rest(**request, **candidates))
         np.testing.assert_allclose(grpc_scores, rest_scores, rtol=1e-5)
         lines.finish("Predict by gRPC and REST", f"{grpc_ms:.1f} ms, {rest_ms:.1f} ms")
 

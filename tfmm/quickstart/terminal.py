@@ -51,7 +51,7 @@ class Events:
 
 
 class StageLines:
-    """Shows nodes and the training inside them as lines with bars and times.
+    """Shows nodes and the training inside them as lines with bars and times; in a log file, as finished lines.
 
     Args:
         console: where to draw.
@@ -65,7 +65,9 @@ class StageLines:
             rich_progress.TimeElapsedColumn(),
             rich_progress.TextColumn("{task.fields[note]}", table_column=rich_table.Column(no_wrap=True)),
             console=console,
+            disable=not console.is_terminal,
         )
+        self._console = console
         self._tasks: dict[str, rich_progress.TaskID] = {}
         self._started: dict[str, float] = {}
         self._current = ""
@@ -88,6 +90,8 @@ class StageLines:
         self._progress.update(self._tasks[stage], total=1, completed=1)
         if note is not None:
             self._progress.update(self._tasks[stage], note=note)
+        if not self._console.is_terminal:
+            self._console.print(f"{TITLES.get(stage, stage):<30}{self.seconds[stage]:7.1f} s  {note or ''}")
 
     def show(self, event: typing.Mapping[str, typing.Any]) -> None:
         """Takes one event of the progress file."""
