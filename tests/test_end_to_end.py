@@ -7,14 +7,13 @@ import pathlib
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+import tensorflow as tf
 import sybil
 import sybil.parsers.markdown
 
 pytest.importorskip("tfx", reason="TFX is not installed")
 
-from tfmm.ctr import model as ctr_model
 from tfmm.export import parity
 from tfmm.quickstart import processes
 from tfx_pipeline import environments
@@ -87,22 +86,24 @@ def test_report_is_one_file_with_pictures(road):
 
 
 def test_pushed_model_scores_like_the_keras_model_through_the_loader_of_tf_serving(road, outputs):
-    version = environments.newest_version(road[0] / "serving" / "tfmm")
-    model = ctr_model.load_model(pathlib.Path(outputs["MultimodalTrainer.model"]) / "Format-TFMM")
     files = sorted(glob.glob(outputs["ExampleGenerator.examples"] + "/Split-eval/*"))
-    exported, keras_scores = parity.scores(version, model, files, limit=512)
-    assert len(exported) > 100
-    np.testing.assert_allclose(exported, keras_scores, rtol=0, atol=1e-5)
-    assert np.ptp(exported) > 0.01
+    examples = list(tf.data.TFRecordDataset(files, "GZIP").take(500).as_numpy_iterator())
+    found = parity.check(
+        environments.newest_version(road[0] / "serving" / "tfmm"),
+        pathlib.Path(outputs["MultimodalTrainer.model"]) / "Format-TFMM",
+        pathlib.Path(outputs["Transform.transform_graph"]) / "transform_fn" / "assets",
+        outputs["CatalogEmbedder.snapshot"],
+        examples,
+    )
+    assert found.num_rows == 500
+    assert found.max_score_difference <= 1e-5
 
 
 def test_no_process_is_left(road):
     import psutil
 
     workdir = str(road[0])
-    assert [
-        p.pid for p in psutil.process_iter(["cmdline"]) if workdir in " ".join(p.info["cmdline"] or [])
-    ] == []
+    assert [p.pid for p in psutil.process_iter(["cmdline"]) if workdir in " ".join(p.info["cmdline"] or [])] == []
 
 
 def test_second_run_in_the_same_workdir_takes_up_what_is_there(road):
