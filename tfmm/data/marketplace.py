@@ -24,10 +24,8 @@ FIRST_ITEM_ID, FIRST_USER_ID, FIRST_SEARCH_ID = 1_000_001, 500_001, 9_000_001
 _HOUR_US, _DAY_US = 3_600_000_000, 86_400_000_000
 _PAST_DAYS = 60  # of searches, clicks and purchases before the week
 _PAST_CLICKS = 25  # mean, per user
-_POOL, _NEW_IN_POOL = (
-    64,
-    12,
-)  # candidates per user and day, and those among them that entered the catalog that day
+_POOL = 64  # candidates per user and day
+_NEW_IN_POOL = 12  # those among them that entered the catalog within 24 hours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +134,7 @@ def _draw_catalog(config: MarketplaceConfig, rng: np.random.Generator) -> _Catal
     created_at = np.where(
         day < 0,
         WEEK_START_US - rng.integers((_PAST_DAYS + 1) * _DAY_US, 150 * _DAY_US, n),
-        WEEK_START_US + day * _DAY_US + rng.integers(0, 5 * _HOUR_US, n),
+        WEEK_START_US + day * _DAY_US + rng.integers(0, _DAY_US, n),
     )
     traits = shoppers.Traits(
         look.shape, look.palette, look.pattern, words.style, words.material, rng.standard_normal(n)
@@ -227,14 +225,14 @@ def _run_week(
 ) -> tuple[pa.Table, pa.Table]:
     users, items, times = [], [], []
     for day in range(config.num_days):
-        alive = np.flatnonzero(catalog.day <= day)
-        pool = alive[shoppers.draw_pool(catalog.traits.popularity[alive], config.num_users, _POOL - _NEW_IN_POOL, rng)]
-        if (new := np.flatnonzero(catalog.day == day)).size:
-            pool = np.concatenate([pool, new[rng.integers(0, len(new), (config.num_users, _NEW_IN_POOL))]], 1)
+        start = WEEK_START_US + day * _DAY_US + rng.integers(6 * _HOUR_US, 23 * _HOUR_US, config.num_users)
+        old = np.flatnonzero(catalog.day < day)
+        pool = old[shoppers.draw_pool(catalog.traits.popularity[old], config.num_users, _POOL, rng)]
+        recent = _recent(catalog.created_at, start, rng)
+        pool[:, :_NEW_IN_POOL] = np.where(recent >= 0, recent, pool[:, :_NEW_IN_POOL])
         most = min(3 * config.impressions_per_user_day, pool.shape[1])
         shown = shoppers.show(taste, catalog.traits, pool, most, rng)
         counts = np.minimum(rng.poisson(config.impressions_per_user_day, config.num_users), most)
-        start = WEEK_START_US + day * _DAY_US + rng.integers(6 * _HOUR_US, 23 * _HOUR_US, config.num_users)
         place = np.arange(most)
         kept = (place < counts[:, None]) & (shown >= 0)
         time = start[:, None] + place * 25_000_000 + rng.integers(0, 5_000_000, shown.shape)
@@ -268,6 +266,15 @@ def _run_week(
             )
         )
     return _sorted(impressions, rng), pa.concat_tables(parts)
+
+
+def _recent(created_at: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draws items of the 24 hours before each time; int64 [n, _NEW_IN_POOL], -1 where there are none."""
+    order = np.argsort(created_at, kind="stable")
+    first, last = (np.searchsorted(created_at[order], bound) for bound in (times - _DAY_US, times))
+    places = first[:, None] + rng.integers(0, np.maximum(last - first, 1)[:, None], (len(times), _NEW_IN_POOL))
+    found = order[np.minimum(places, len(order) - 1)]
+    return np.where((last > first)[:, None], found, -1)
 
 
 def _items(config: MarketplaceConfig, catalog: _Catalog, rng: np.random.Generator) -> pa.Table:

@@ -105,7 +105,7 @@ def show(taste: Taste, traits: Traits, pool: np.ndarray, num_shown: int, rng: np
     Args:
         pool: int [users, P] candidates.
     Returns:
-        int [users, num_shown], no item twice, in random order.
+        int [users, num_shown], no item twice, in random order; -1 where the pool holds no more.
     """
     users = np.arange(len(pool))[:, None]
     visual, textual = affinities(taste, traits, users, pool)
@@ -116,7 +116,8 @@ def show(taste: Taste, traits: Traits, pool: np.ndarray, num_shown: int, rng: np
     np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], 1)
     preference[repeated] = -np.inf
     best = np.argpartition(-preference, min(num_shown, pool.shape[1]) - 1, axis=1)[:, :num_shown]
-    return np.take_along_axis(pool, rng.permuted(best, axis=1), 1)
+    best = rng.permuted(best, axis=1)
+    return np.where(np.take_along_axis(repeated, best, 1), -1, np.take_along_axis(pool, best, 1))
 
 
 def choose(taste: Taste, traits: Traits, users: np.ndarray, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:

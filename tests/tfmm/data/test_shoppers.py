@@ -49,6 +49,12 @@ def test_nobody_is_shown_an_item_twice():
     assert all(len(set(row)) == 10 for row in shown.tolist())
 
 
+def test_a_pool_of_few_items_is_not_repeated():
+    taste, items = one_user(), traits(palette=[0, 1, 2], pattern=[0, 0, 0])
+    shown = shoppers.show(taste, items, np.array([[0, 1, 2, 2, 1, 0, 0]]), 5, np.random.default_rng(0))
+    assert sorted(shown[0].tolist()) == [-1, -1, 0, 1, 2]
+
+
 def test_liked_items_are_shown_and_chosen_more_often():
     items = traits(palette=[0, 1], pattern=[0, 1])
     pool = np.tile([0, 1], (1, 1)).repeat(2000, 0)
