@@ -48,7 +48,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=[*PACKAGES, *(f"{name}.*" for name in PACKAGES)]),
-    package_data={"": ["*.html", "*.j2", "*.json", "*.yaml", "*.config", "*.txt", "Dockerfile", "py.typed"]},
+    package_data={"": ["*.j2", "py.typed"], "serving": ["deploy/*"]},
     install_requires=["click>=8.1", "keras>=3", "numpy>=1.26", "pyarrow>=10", "rich>=13",
                       "tensorflow>=2.16,<2.22"],
     extras_require=EXTRAS,
