@@ -33,16 +33,25 @@ def auc(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLike | N
     values = finite_scores("scores", scores, clicked.size)
     row_weights = sample_weights(weights, clicked.size)
     check_both_classes(clicked if row_weights is None else clicked[row_weights > 0])
-    if row_weights is None:
-        keys = score_keys(values)
-        keys <<= 1
-        keys |= clicked
-        return _auc_of_keys(keys)
-    order = np.argsort(values)
-    values, clicks, weight = values[order], clicked[order], row_weights[order]
-    starts = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
-    positives = np.add.reduceat(weight * clicks, starts)
-    negatives = np.add.reduceat(weight * ~clicks, starts)
+    if row_weights is not None:
+        return _weighted_auc(clicked, values, row_weights)
+    positives = int(np.count_nonzero(clicked))
+    pairs = positives * (clicked.size - positives)
+    marks = clicked if 2 * positives <= clicked.size else ~clicked  # the rarer class: less to count
+    keys = score_keys(values)
+    keys <<= 1
+    keys |= marks
+    keys.sort()
+    won = int(pairs_won(keys)[1].sum())
+    return (won if marks is clicked else 2 * pairs - won) / (2 * pairs)
+
+
+def _weighted_auc(clicked: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(scores)
+    scores, clicked, weights = scores[order], clicked[order], weights[order]
+    starts = np.flatnonzero(np.concatenate(([True], scores[1:] != scores[:-1])))
+    positives = np.add.reduceat(weights * clicked, starts)
+    negatives = np.add.reduceat(weights * ~clicked, starts)
     below = np.cumsum(negatives) - negatives
     return float(np.dot(positives, below + 0.5 * negatives) / (positives.sum() * negatives.sum()))
 
@@ -80,18 +89,25 @@ def check_both_classes(clicked: np.ndarray) -> None:
         )
 
 
-def _auc_of_keys(keys: np.ndarray) -> float:
-    """Computes AUC from keys (score << 1 | label); sorts them in place."""
-    keys.sort()
-    clicks = (keys & 1).astype(bool)
-    keys >>= 1
-    ends = np.flatnonzero(np.concatenate((keys[1:] != keys[:-1], [True])))
-    clicked_to_end = np.cumsum(clicks, dtype=np.int64)[ends]
-    others_to_end = ends + 1 - clicked_to_end
-    clicked_here = np.diff(clicked_to_end, prepend=0)
-    others_before = np.concatenate(([0], others_to_end[:-1]))
-    twice_won = np.dot(clicked_here, others_before + others_to_end)
-    return float(twice_won / (2 * int(clicked_to_end[-1]) * int(others_to_end[-1])))
+def pairs_won(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts, for each row of the marked class, the rows of the other class that it beats.
+
+    Args:
+        keys: uint32 or uint64 [n], ascending, score << 1 | mark: unmarked rows stand first in a tie.
+    Returns:
+        int64 [marked], places of the marked rows; int64 [marked], twice the unmarked rows before each, one
+        in a tie counting once.
+    """
+    places = np.flatnonzero((keys & keys.dtype.type(1)).astype(bool))
+    marked = keys[places]
+    before = places - np.arange(places.size)  # unmarked rows before, those in the tie included
+    first = np.flatnonzero(np.concatenate(([places.size > 0], marked[1:] != marked[:-1])))  # of each score
+    ties = first[
+        keys[places[first] - 1] == marked[first] - 1
+    ]  # an unmarked row of this score stands before it
+    tied = np.zeros(first.size, np.int64)
+    tied[np.searchsorted(first, ties)] = places[ties] - np.searchsorted(keys, marked[ties] - 1)
+    return places, 2 * before - np.repeat(tied, np.diff(first, append=places.size))
 
 
 @keras.saving.register_keras_serializable("tfmm")

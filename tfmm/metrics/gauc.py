@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from tfmm.metrics.auc import score_keys
+from tfmm.metrics.auc import pairs_won, score_keys
 from tfmm.metrics.inputs import binary_labels, finite_scores, id_column
 from tfmm.metrics.state import RowsMetric, host_array
 
@@ -117,23 +117,19 @@ def user_aucs(labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayL
     keys <<= np.uint64(1)
     keys |= clicked
     keys.sort()  # by user, then score, then label
-    clicks = (keys & np.uint64(1)).astype(bool)
-    keys >>= np.uint64(1)
-    ends = np.flatnonzero(np.concatenate((keys[1:] != keys[:-1], [True])))  # last row of each tie
-    owner = (keys[ends] >> np.uint64(32)).astype(np.int64)
-    clicked_to_end = np.cumsum(clicks, dtype=np.int64)[ends]
-    others_to_end = ends + 1 - clicked_to_end
-    clicked_here = np.diff(clicked_to_end, prepend=0)
-    others_before = np.concatenate(([0], others_to_end[:-1]))
-    first = np.searchsorted(owner, np.arange(ids.size))  # every user has a row
-    last = np.concatenate((first[1:], [ends.size])) - 1
-    before_user = others_before[first]
-    twice_won = np.add.reduceat(clicked_here * (others_before + others_to_end), first)
-    positives = np.add.reduceat(clicked_here, first)
-    negatives = others_to_end[last] - before_user
-    twice_won = twice_won - 2 * before_user * positives
+    places, won = pairs_won(keys)
+    impressions = np.bincount(users, minlength=ids.size)
+    owners = (keys[places] >> np.uint64(33)).astype(np.int64)
+    clicks = np.bincount(owners, minlength=ids.size)
+    before = np.cumsum(impressions - clicks) - (impressions - clicks)  # non-clicks of the users before
+    first = np.cumsum(clicks) - clicks
+    won_of_user = np.zeros(ids.size, np.int64)
+    has_click = clicks > 0
+    if places.size:
+        won_of_user[has_click] = np.add.reduceat(won, first[has_click])
     with np.errstate(invalid="ignore"):
-        return UserAUC(ids, twice_won / (2 * positives * negatives), positives + negatives, positives)
+        aucs = (won_of_user - 2 * before * clicks) / (2 * clicks * (impressions - clicks))
+    return UserAUC(ids, aucs, impressions, clicks)
 
 
 def user_index(user_ids: npt.ArrayLike, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +143,17 @@ def user_index(user_ids: npt.ArrayLike, size: int) -> tuple[np.ndarray, np.ndarr
     Raises:
         ValueError: another length, or ids that are neither integers nor strings.
     """
-    ids, index = np.unique(id_column(user_ids, size), return_inverse=True)
+    column = id_column(user_ids, size)
+    if column.dtype.kind in "iu" and size:
+        low, high = int(column.min()), int(column.max())
+        if high - low < 4 * size:  # counting beats sorting where ids lie close together
+            wide = column.astype(np.uint64 if column.dtype.kind == "u" else np.int64)
+            offsets = (wide - wide.dtype.type(low)).astype(np.int64)
+            present = np.bincount(offsets) > 0
+            index = (np.cumsum(present) - 1)[offsets]
+            ids = np.flatnonzero(present).astype(wide.dtype) + wide.dtype.type(low)
+            return ids.astype(column.dtype), index
+    ids, index = np.unique(column, return_inverse=True)
     return ids, index
 
 

@@ -64,6 +64,24 @@ def test_user_aucs_come_in_order_of_id():
     assert users.clicks.tolist() == [1, 1, 1]
 
 
+def test_users_without_a_click_have_no_auc():
+    users = user_aucs([0, 0, 0], [0.1, 0.1, 0.2], [-4, 9, -4])
+    assert users.user_ids.tolist() == [-4, 9]
+    assert np.isnan(users.auc).all()
+    assert users.impressions.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint64, np.int64])
+def test_ids_keep_their_type_and_value(dtype):
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    for ids in ([high, high - 1, high], [low, low + 1, high] * 30):
+        size = len(ids)
+        users = user_aucs(np.arange(size) % 3 > 0, np.arange(size), np.array(ids, dtype))
+        assert users.user_ids.dtype == dtype
+        assert users.user_ids.tolist() == sorted(set(ids))
+        assert users.impressions.sum() == size
+
+
 @pytest.mark.parametrize(
     ("labels", "users", "weighting", "match"),
     [
