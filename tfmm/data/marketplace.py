@@ -25,7 +25,7 @@ _HOUR_US, _DAY_US = 3_600_000_000, 86_400_000_000
 _PAST_DAYS = 60  # of searches, clicks and purchases before the week
 _PAST_CLICKS = 25  # mean, per user
 _POOL = 64  # candidates per user and day
-_NEW_IN_POOL = 12  # those among them that entered the catalog within 24 hours
+_NEW_IN_POOL = 28  # those among them that entered the catalog within 24 hours
 
 
 @dataclasses.dataclass(frozen=True)
