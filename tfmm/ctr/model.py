@@ -46,7 +46,8 @@ class CTRModel(keras.Model):
     Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B].
 
     Differs from the paper: the count of behaviors without an embedding and whether the target has one are
-    inputs of their own, beside the tiers, so that a missing embedding is never taken for similarity 0.
+    inputs of their own, beside the tiers, so that a missing embedding is never taken for similarity 0. MAKE's
+    knowledge is scaled by 0.1: its inputs are many, and at full size they made the scores ill-calibrated.
     """
 
     def __init__(
