@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-import tensorflow as tf
 import sybil
 import sybil.parsers.markdown
+import tensorflow as tf
 
 pytest.importorskip("tfx", reason="TFX is not installed")
 
