@@ -12,7 +12,7 @@ from tfmm.make import examples as examples_lib
 from tfmm.make import model as make_model
 from tfmm.make import train as make_train
 
-SMALL = {"batch_size": 256, "attention_units": (8,), "units": (16,), "num_tiers": 8}
+SMALL = {"batch_size": 256, "learning_rate": 1e-2, "attention_units": (8,), "units": (16,), "num_tiers": 8}
 MAKE = config_lib.MAKEConfig(epochs=1, batch_size=256, attention_units=(8,), units=(16, 8, 4))
 
 
