@@ -29,9 +29,7 @@ class MarketplaceConfig:
         for name in ("num_items", "num_users", "num_days", "impressions_per_user_day", "num_searches"):
             value = getattr(self, name)
             _require(value > 0, f"`{name}` must be at least 1.", value)
-        _require(
-            self.new_items_per_day >= 0, "`new_items_per_day` must not be negative.", self.new_items_per_day
-        )
+        _require(self.new_items_per_day >= 0, "`new_items_per_day` must not be negative.", self.new_items_per_day)
         _require(self.image_size >= 16, "`image_size` must be at least 16 pixels.", self.image_size)
 
 
@@ -42,13 +40,13 @@ class DataConfig:
     max_behaviors: int = 50  # L: the newest behaviors kept per impression
     eval_fraction: float = 0.2  # the last impressions by time, unless the table has a `split` column
     min_id_count: int = 2  # ids seen less often in training share the out-of-vocabulary embedding
+    max_bad_fraction: float = 0.01  # rows of a table that may break a rule: they become dead letters; more stop the run
 
     def __post_init__(self) -> None:
         _require(self.max_behaviors >= 1, "`max_behaviors` must be at least 1.", self.max_behaviors)
-        _require(
-            0.0 < self.eval_fraction < 1.0, "`eval_fraction` must lie between 0 and 1.", self.eval_fraction
-        )
+        _require(0.0 < self.eval_fraction < 1.0, "`eval_fraction` must lie between 0 and 1.", self.eval_fraction)
         _require(self.min_id_count >= 1, "`min_id_count` must be at least 1.", self.min_id_count)
+        _require(0.0 <= self.max_bad_fraction <= 1.0, "`max_bad_fraction` must lie in 0..1.", self.max_bad_fraction)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +90,8 @@ class SCLConfig:
 
     def __post_init__(self) -> None:
         _require(self.modality in ("image", "text"), "`modality` must be 'image' or 'text'.", self.modality)
-        _require(
-            0 < self.dim <= 1040, "`dim` must lie in 1..1040 (int8 dots are exact up to there).", self.dim
-        )
-        _require(
-            self.memory_bank_size >= 0, "`memory_bank_size` must not be negative.", self.memory_bank_size
-        )
+        _require(0 < self.dim <= 1040, "`dim` must lie in 1..1040 (int8 dots are exact up to there).", self.dim)
+        _require(self.memory_bank_size >= 0, "`memory_bank_size` must not be negative.", self.memory_bank_size)
         _require(0.0 <= self.momentum < 1.0, "`momentum` must lie in [0, 1).", self.momentum)
         _require(
             0.01 <= self.temperature <= 1.0,
@@ -249,9 +243,7 @@ def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
         fields = {field.name for field in dataclasses.fields(stage)}
         _require(field_name in fields, f"`{stage_name}` has the fields {sorted(fields)}.", field_name)
         value = _parse(text.strip(), type(getattr(stage, field_name)), path)
-        config = dataclasses.replace(
-            config, **{stage_name: dataclasses.replace(stage, **{field_name: value})}
-        )
+        config = dataclasses.replace(config, **{stage_name: dataclasses.replace(stage, **{field_name: value})})
     return config
 
 

@@ -39,16 +39,24 @@ def Marketplace(config: Parameter[str], code: Parameter[str], dataset: OutputArt
 
 
 @component
-def DataCheck(dataset: InputArtifact[Dataset], code: Parameter[str], report: OutputArtifact[DataReport]):
-    """Stops the run where a table breaks the schema; says every fault."""
+def DataCheck(
+    dataset: InputArtifact[Dataset],
+    config: Parameter[str],
+    code: Parameter[str],
+    report: OutputArtifact[DataReport],
+):
+    """Writes down every fault of the tables, and stops the run where leaving rows out would not do."""
     from tfmm.data import schema
 
-    found = schema.check(dataset.uri)
+    data_config = _config(config_lib.DataConfig, config)
+    found = schema.check(dataset.uri, data_config)
     (pathlib.Path(report.uri) / "report.json").write_text(json.dumps(dataclasses.asdict(found), default=str))
-    if not found.ok:
+    stopping = found.stopping(data_config.max_bad_fraction)
+    if stopping:
         raise ValueError(
-            f"{dataset.uri} breaks the data schema in {len(found.faults)} rules, the first: "
-            f"{found.faults[0]}. `tfmm data check {dataset.uri}` lists them all."
+            f"{dataset.uri} breaks {len(stopping)} rules of the data schema too often to leave rows out: "
+            f"{'; '.join(map(str, stopping[:5]))}. `tfmm data check` lists every fault; `data.max_bad_fraction` says "
+            "how many rows may be left out."
         )
 
 

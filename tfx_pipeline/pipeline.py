@@ -74,7 +74,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
                 "items' own vectors. Received: none. `tfmm data schema` prints the columns."
             )
 
-    check = components.DataCheck(dataset=dataset, code=_code("data"))
+    check = components.DataCheck(dataset=dataset, config=_json(config.data), code=_code("data"))
     pairs = components.PairBuilder(
         dataset=dataset,
         report=check.outputs["report"],

@@ -20,6 +20,10 @@ from tfmm.data import examples, rules, schema
 SHOWN = 5  # rows and values that a fault quotes
 
 
+UNIQUE = "must be unique"
+COLLISION = "must not share its 64-bit fingerprint with another id"
+
+
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """One rule that one column breaks."""
@@ -47,6 +51,20 @@ class CheckReport:
     @property
     def ok(self) -> bool:
         return not self.faults
+
+    def stopping(self, max_bad_fraction: float) -> tuple[Fault, ...]:
+        """Returns the faults that a run cannot leave out row by row.
+
+        Those are the faults of a whole table or column, ids that are not unique, and rules that more than
+        `max_bad_fraction` of a table's rows break. Rows of all others go to dead letters, each with its reason.
+        """
+        return tuple(
+            fault
+            for fault in self.faults
+            if not fault.rows
+            or fault.rule in (UNIQUE, COLLISION)
+            or fault.count > max_bad_fraction * self.counts[fault.table]
+        )
 
 
 def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> CheckReport:
@@ -212,8 +230,8 @@ class _Check:
             bool
         )
         for rows, rule in (
-            (np.sort(again[same]), "must be unique"),
-            (np.sort(again[~same]), "must not share its 64-bit fingerprint with another id"),
+            (np.sort(again[same]), UNIQUE),
+            (np.sort(again[~same]), COLLISION),
         ):
             if len(rows):
                 self.add(name, key, rule, len(rows), rows[:SHOWN], ids.take(pa.array(rows[:SHOWN])).to_pylist())

@@ -190,3 +190,21 @@ def test_the_report_turns_to_plain_data(tables, at):
     data["impressions"][0]["label"] = 3
     plain = checks.dataclasses.asdict(schema.check(tables(**data)))
     assert plain["faults"][0]["rows"] == (0,) and plain["counts"]["items"] == 3
+
+
+def test_few_bad_rows_do_not_stop_a_run_and_many_do(tables, at):
+    data = good(at)
+    data["impressions"] += [{**data["impressions"][0], "label": 5}]
+    report = schema.check(tables(**data))
+    assert report.stopping(0.05) == ()
+    assert [fault.column for fault in report.stopping(0.04)] == ["label"]
+
+
+@pytest.mark.parametrize("change", [{"items": None}, {"items": "twice"}])
+def test_faults_of_tables_and_ids_stop_a_run_however_few(tables, at, change):
+    data = good(at)
+    if change["items"] is None:
+        del data["items"]
+    else:
+        data["items"] *= 2
+    assert schema.check(tables(**data)).stopping(1.0)
