@@ -314,7 +314,7 @@ def evaluate(
 
     models = {name: str(models_dir / name / "Format-Serving") for name in ("id", "multimodal")}
     if in_service_dir is not None:
-        models["service"] = str(in_service_dir)
+        models["in_service"] = str(in_service_dir)
     examples_dir = models_dir / "examples"
     judged = report.evaluate(models, str(examples_dir / "train-*"), str(examples_dir / "eval-*"), output_dir)
     verdict = gate.decide(judged, _config(preset, assignments).gate)

@@ -312,7 +312,7 @@ def ModelGate(
     models = {"id": f"{id_model.uri}/Format-Serving", "multimodal": f"{multimodal_model.uri}/Format-Serving"}
     in_service = environments.newest_version(serving_dir)
     if in_service is not None:
-        models["service"] = str(in_service)
+        models["in_service"] = str(in_service)
     judged = report.evaluate(models, train_pattern, eval_pattern, evaluation.uri)
     verdict = gate.decide(judged, _config(config_lib.GateConfig, config))
     (pathlib.Path(evaluation.uri) / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2))
