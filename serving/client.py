@@ -1,6 +1,6 @@
 """Ranking client of TensorFlow Serving and of the embedded server, over gRPC or REST.
 
-with RankingClient("127.0.0.1:8500", "tfmm") as client:
+with RankingClient("127.0.0.1:8500", "http://127.0.0.1:8501") as client:
     scores = client.rank(user_id=7, behavior_item_ids=[3, 5], behavior_categories=[1, 1],
                          item_ids=[11, 12], categories=[1, 2])
 """

@@ -85,20 +85,6 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="google")
 
 
-def _progress() -> typing.Any:
-    """A Progress that prints a line every few seconds and at the end of each unit of work."""
-    shown = {"at": 0.0}
-
-    def report(stage: str, done: int, total: int, **metrics: float) -> None:
-        if time.monotonic() - shown["at"] < 2.0 and done != total:
-            return
-        shown["at"] = time.monotonic()
-        values = " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
-        click.echo(f"{stage}: {done}/{total or '?'} {values}")
-
-    return report
-
-
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tfmm")
 def main() -> None:
@@ -200,6 +186,7 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, preset: str, assi
     """Pre-train item encoders on search query -> purchased item (SCL)."""
     from tfmm.data import pairs, schema
     from tfmm.pretrain import train
+    from tfmm.training import progress
 
     config = _config(preset, assignments)
     pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data)
@@ -210,7 +197,7 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, preset: str, assi
                 output_dir / "pairs" / modality,
                 output_dir / modality,
                 checkpoint_dir=output_dir / "checkpoints" / modality,
-                progress=_progress(),
+                progress=progress.lines(click.echo),
             )
             click.echo(f"{modality}: Acc@1 {result['acc_at_1']:.3f}, Acc@5 {result['acc_at_5']:.3f}")
 
@@ -256,9 +243,10 @@ def train(
     from tfmm.data import examples, schema
     from tfmm.export import saved_model
     from tfmm.make import train as make_train
+    from tfmm.training import progress as progress_lib
 
     config = _config(preset, assignments)
-    raw, transformed, progress = output_dir / "examples", output_dir / "transformed", _progress()
+    raw, transformed, progress = output_dir / "examples", output_dir / "transformed", progress_lib.lines(click.echo)
     examples.write_examples(data_dir, config.data, raw)
     examples.transform(raw, transformed, config.data)
     train_pattern, eval_pattern = (str(transformed / f"{split}-*") for split in ("train", "eval"))

@@ -56,6 +56,23 @@ def jsonl(path: str | os.PathLike[str]) -> Progress:
     return report
 
 
+def lines(write: typing.Callable[[str], object], interval_s: float = 2.0) -> Progress:
+    """Returns a Progress that writes a line of text every `interval_s` seconds and at the end of each stage.
+
+    >>> lines(print)("make", 4, 4, loss=0.51234)
+    make: 4/4 loss=0.5123
+    """
+    last = 0.0
+
+    def report(stage: str, done: int, total: int, **metrics: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= interval_s or done == total:
+            last = time.monotonic()
+            write(f"{stage}: {done}/{total or '?'} " + " ".join(f"{k}={v:.4g}" for k, v in metrics.items()))
+
+    return report
+
+
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, typing.Any]]:
     """Returns the reports in a file that `jsonl` writes; a line still being written is left out."""
     lines = pathlib.Path(path).read_text().split("\n")[:-1]
