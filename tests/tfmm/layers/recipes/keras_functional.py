@@ -6,10 +6,9 @@ import tempfile
 import keras
 import numpy as np
 import tensorflow as tf
+from clicks import DIM, LENGTH, make_data
 
 from tfmm.layers import DINAttention, SimTierLayer
-
-DIM, LENGTH = 16, 12
 
 
 def build_model() -> keras.Model:
@@ -20,15 +19,6 @@ def build_model() -> keras.Model:
     interest = DINAttention(units=(16,))(target, behaviors, behaviors_mask=mask)
     hidden = keras.layers.Dense(16, "relu")(keras.layers.Concatenate()([tiers, interest, target]))
     return keras.Model([target, behaviors, mask], keras.layers.Dense(1, "sigmoid", name="score")(hidden))
-
-
-def make_data(rows: int = 512):
-    rng = np.random.default_rng(0)
-    target, behaviors = (rng.normal(size=shape) for shape in ((rows, DIM), (rows, LENGTH, DIM)))
-    behaviors[::2] += target[::2, None]  # half of the users like what they are shown
-    target, behaviors = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (target, behaviors))
-    mask = rng.random((rows, LENGTH)) < 0.8
-    return [target.astype("float32"), behaviors.astype("float32"), mask], (np.arange(rows) % 2 == 0) * 1.0
 
 
 def score_in_cpp(path: str, inputs) -> np.ndarray:

@@ -1,20 +1,17 @@
 """tfmm layers beside those of keras-rs: SimTier's counts and keras-rs's feature crosses in one model."""
 
-import os
 import sys
 import tempfile
 
 import keras
 import keras_rs
 import numpy as np
+from clicks import DIM, LENGTH, make_data
 
 from tfmm.layers import SimTierLayer
 
 
 def main() -> None:
-    sys.path.insert(0, os.path.dirname(__file__))
-    from keras_functional import DIM, LENGTH, make_data
-
     target = keras.Input((DIM,), name="target")
     behaviors = keras.Input((LENGTH, DIM), name="behaviors")
     mask = keras.Input((LENGTH,), dtype="bool", name="behaviors_mask")

@@ -14,10 +14,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
+from clicks import DIM, LENGTH, make_data
+from keras_functional import score_in_cpp
 
 from tfmm.layers import SimTierLayer
 
-NUM_TIERS, DIM, LENGTH = 20, 16, 12
+NUM_TIERS = 20
 
 
 class ClickModel(tfrs.Model):
@@ -67,9 +69,6 @@ class Servable(tf.Module):
 
 
 def main() -> None:
-    sys.path.insert(0, os.path.dirname(__file__))
-    from keras_functional import make_data, score_in_cpp
-
     (target, behaviors, mask), clicks = make_data()
     features = {"target": target, "behaviors": behaviors, "behaviors_mask": mask}
     model = ClickModel()
