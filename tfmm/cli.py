@@ -45,7 +45,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> typing.Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, FileNotFoundError, ChildProcessError, ImportError) as error:
+        except (ValueError, OSError, ImportError) as error:
             if os.environ.get("TFMM_TRACEBACK"):
                 raise
             answer = extras.explain(error) if isinstance(error, ImportError) else None
@@ -131,7 +131,7 @@ def data_schema() -> None:
 @click.argument("data_dir", type=ExistingFolder)
 def data_check(data_dir: pathlib.Path) -> None:
     """Check a data folder against the schema: every fault with table, row, column, rule, and a count."""
-    from rich import console, table
+    from rich import console, markup, table
 
     from tfmm.data import schema
 
@@ -143,16 +143,14 @@ def data_check(data_dir: pathlib.Path) -> None:
         return
     faults = table.Table("table", "column", "rule", "count", "first rows", "values", title="Faults")
     for fault in report.faults:
-        faults.add_row(
-            fault.table,
-            fault.column,
-            fault.rule,
-            f"{fault.count:,}",
-            ", ".join(map(str, fault.rows)),
-            ", ".join(map(str, fault.values)),
-        )
+        cells = (fault.table, fault.column, fault.rule, f"{fault.count:,}", _joined(fault.rows), _joined(fault.values))
+        faults.add_row(*(markup.escape(cell) for cell in cells))
     terminal.print(faults)
     raise SystemExit(1)
+
+
+def _joined(values: typing.Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 @data.command("marketplace", example="tfmm data marketplace my_tables --preset small")
@@ -308,7 +306,8 @@ def evaluate(
     verdict = gate.decide(judged, _config(preset, assignments).gate)
     (output_dir / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2) + "\n")
     for name in models:
-        values = ", ".join(f"{key} {judged['models'][name][key]:.4f}" for key in ("auc", "gauc", "logloss"))
+        found = {key: judged["models"][name].get(key) for key in ("auc", "gauc", "logloss")}
+        values = ", ".join(f"{key} {'too few rows' if v is None else format(v, '.4f')}" for key, v in found.items())
         click.echo(f"{name}: {values}")
     click.echo(f"The gate {'passed' if verdict.passed else 'refused'}. {' '.join(verdict.reasons)}")
     raise SystemExit(0 if verdict.passed else 1)
@@ -351,7 +350,12 @@ def export(
 @click.option("--model-name", default="tfmm", show_default=True)
 @click.option("--port", type=int, default=8500, show_default=True, help="gRPC; 0 takes a free one.")
 @click.option("--rest-api-port", type=int, default=8501, show_default=True, help="REST; 0 takes a free one.")
-@click.option("--index", "index_path", type=File, help="Follow this item index: new items are served in seconds.")
+@click.option(
+    "--index",
+    "index_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    help="Follow this item index: new items are served in seconds.",
+)
 def serve(
     model_base_path: pathlib.Path,
     model_name: str,
@@ -363,31 +367,30 @@ def serve(
     from serving import replicator
     from serving.model_server import __main__ as model_server
 
-    targets = [f"127.0.0.1:{port}"]
     if index_path is not None and port == 0:
         raise click.BadParameter("must be a fixed port where an index is followed.", param_hint="--port")
-    with replicator.Replicator(index_path, targets, model_name) if index_path else contextlib.nullcontext():
-        raise SystemExit(
-            model_server.main(
-                [
-                    f"--model_base_path={model_base_path}",
-                    f"--model_name={model_name}",
-                    f"--port={port}",
-                    f"--rest_api_port={rest_api_port}",
-                ]
-            )
-        )
+    flags = [f"--model_base_path={model_base_path}", f"--model_name={model_name}", f"--port={port}",
+             f"--rest_api_port={rest_api_port}"]  # fmt: skip
+    follower = replicator.Replicator(index_path, [f"127.0.0.1:{port}"], model_name) if index_path else None
+    with follower or contextlib.nullcontext():
+        try:
+            raise SystemExit(model_server.main(flags))
+        except RuntimeError as error:  # gRPC's word for a port that is taken
+            raise OSError(f"The server could not start on ports {port} and {rest_api_port}: {error}") from error
 
 
 @main.command(example="tfmm stream --events run/events.sqlite --index run/items.sqlite --encoders run/encoders")
 @click.option("--events", "events_path", type=File, required=True, help="SQLite file of new item events.")
 @click.option("--index", "index_path", type=File, required=True, help="SQLite file of the item index.")
-@click.option("--encoders", "encoders_dir", type=ExistingFolder, required=True, help="As `tfmm pretrain` wrote them.")
-def stream(events_path: pathlib.Path, index_path: pathlib.Path, encoders_dir: pathlib.Path) -> None:
+@click.option(
+    "--encoders", "encoders_dir", type=ExistingFolder, help="As `tfmm pretrain` wrote them; own vectors need none."
+)
+def stream(events_path: pathlib.Path, index_path: pathlib.Path, encoders_dir: pathlib.Path | None) -> None:
     """Embed new items as their events arrive, by a streaming Beam job."""
     from serving.streaming import __main__ as streaming
 
-    streaming.main(["--events", str(events_path), "--index", str(index_path), "--encoders", str(encoders_dir)])
+    encoders = [] if encoders_dir is None else ["--encoders", str(encoders_dir)]
+    streaming.main(["--events", str(events_path), "--index", str(index_path), *encoders])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,14 @@ def _require(holds: bool, rule: str, value: object) -> None:
         raise ValueError(f"{rule} Received: {value!r}.")
 
 
+def _require_training(config: typing.Any) -> None:
+    _require(config.batch_size >= 1, "`batch_size` must be at least 1.", config.batch_size)
+    _require(config.learning_rate > 0.0, "`learning_rate` must be positive.", config.learning_rate)
+    for name in ("attention_units", "units"):
+        sizes = getattr(config, name)
+        _require(all(size >= 1 for size in sizes), f"`{name}` must hold sizes of at least 1.", sizes)
+
+
 @dataclasses.dataclass(frozen=True)
 class MarketplaceConfig:
     """The synthetic marketplace that stands in where no data is named."""
@@ -126,6 +134,7 @@ class MAKEConfig:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, "`epochs` must not be negative (0 trains MAKE jointly).", self.epochs)
+        _require_training(self)
         _require(
             len(self.units) == 3,
             "`units` must name three hidden layers; the fourth gives the logit.",
@@ -155,6 +164,17 @@ class CTRConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        unknown = sorted(set(self.modalities) - {"image", "text", "vector"})
+        _require(not unknown, "`modalities` must be among image, text and vector.", unknown)
+        for name in ("epochs", "user_dim", "item_dim", "category_dim"):
+            _require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
+        _require(len(self.units) >= 1, "`units` must name at least one hidden layer.", self.units)
+        _require(
+            self.embedding_learning_rate > 0.0,
+            "`embedding_learning_rate` must be positive.",
+            self.embedding_learning_rate,
+        )
+        _require_training(self)
         _require(self.num_tiers >= 1, "`num_tiers` must be at least 1.", self.num_tiers)
         _require(
             self.tier_output in ("count", "log1p", "ratio"),
@@ -172,6 +192,11 @@ class GateConfig:
     max_logloss: float = 1.0
     min_gain_over_id: float = 0.0  # GAUC, absolute: the multimodal model against its ID-only twin
     max_loss_to_service: float = 0.002  # GAUC, absolute: against the model in service, where there is one
+
+    def __post_init__(self) -> None:
+        for name in ("min_auc", "min_gauc"):
+            _require(0.0 <= getattr(self, name) <= 1.0, f"`{name}` must lie in 0..1.", getattr(self, name))
+        _require(self.max_logloss > 0.0, "`max_logloss` must be positive.", self.max_logloss)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +233,11 @@ class RunConfig:
     gate: GateConfig = GateConfig()
     export: ExportConfig = ExportConfig()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("image", "text"):
+            modality = getattr(self, name).modality
+            _require(modality == name, f"`{name}.modality` must be {name!r}.", modality)
 
     def with_seed(self, seed: int) -> RunConfig:
         """Returns the same run with every stage seeded with `seed`."""

@@ -51,10 +51,8 @@ class Environment:
         self.workdir.mkdir(parents=True, exist_ok=True)
         run = self.workdir / "run.json"
         run.write_text(json.dumps(config_lib.to_dict(self.config), indent=2) + "\n")
-        variables = {"TFMM_WORKDIR": str(self.workdir), "TFMM_RUN": str(run)}
-        if self.data_dir is not None:
-            variables["TFMM_DATA"] = str(self.data_dir)
-        return variables
+        data = "" if self.data_dir is None else str(self.data_dir)  # "" hides one that the shell has
+        return {"TFMM_WORKDIR": str(self.workdir), "TFMM_RUN": str(run), "TFMM_DATA": data}
 
     @property
     def pipeline_root(self) -> pathlib.Path:
@@ -115,7 +113,7 @@ def newest_version(serving_dir: str | pathlib.Path) -> pathlib.Path | None:
 
 
 def latest_outputs(metadata_path: pathlib.Path) -> dict[str, str]:
-    """Returns the newest finished artifact of each node's output as {"Node.output": uri}."""
+    """Returns what each node gave the last time that it ran or was answered by the cache, as {"Node.output": uri}."""
     from ml_metadata import metadata_store
     from ml_metadata.proto import metadata_store_pb2
 
@@ -124,9 +122,12 @@ def latest_outputs(metadata_path: pathlib.Path) -> dict[str, str]:
     connection.sqlite.filename_uri = str(metadata_path)
     connection.sqlite.connection_mode = protos.SqliteMetadataSourceConfig.READONLY
     store = metadata_store.MetadataStore(connection)
-    artifacts = [a for a in store.get_artifacts() if a.state == protos.Artifact.LIVE]
+    finished = (protos.Execution.COMPLETE, protos.Execution.CACHED)
+    executions = [e.id for e in store.get_executions() if e.last_known_state in finished]
+    uris = {artifact.id: artifact.uri for artifact in store.get_artifacts()}
+    events = [e for e in store.get_events_by_execution_ids(executions) if e.type == protos.Event.OUTPUT]
     outputs = {}
-    for artifact in sorted(artifacts, key=lambda a: a.id):
-        parts = pathlib.PurePath(artifact.uri).parts  # .../<node>/<output>/<execution>
-        outputs[".".join(parts[-3:-1])] = artifact.uri
+    for event in sorted(events, key=lambda e: e.execution_id):
+        parts = pathlib.PurePath(uris[event.artifact_id]).parts  # .../<node>/<output>/<execution>
+        outputs[".".join(parts[-3:-1])] = uris[event.artifact_id]
     return outputs

@@ -14,30 +14,18 @@ from tfx_pipeline.environments import PIPELINE_NAME, Environment, code_fingerpri
 # Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
 LOCAL_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
 
-_BASE = ("tfmm.config", "tfmm.features")
-_CODE = {
-    "data": (*_BASE, "tfmm.data"),
-    "pretrain": (*_BASE, "tfmm.layers", "tfmm.losses", "tfmm.metrics", "tfmm.training", "tfmm.pretrain"),
-    "index": (*_BASE, "tfmm.data", "tfmm.index"),
-    "make": (*_BASE, "tfmm.layers", "tfmm.metrics", "tfmm.training", "tfmm.index", "tfmm.make"),
-    "ctr": (
-        *_BASE,
-        "tfmm.layers",
-        "tfmm.metrics",
-        "tfmm.training",
-        "tfmm.index",
-        "tfmm.make",
-        "tfmm.ctr",
-        "tfmm.saved_model",
-        "tfmm.export",
-    ),
-    "evaluate": (*_BASE, "tfmm.metrics", "tfmm.evaluate"),
-    "preprocessing": (*_BASE, "tfx_pipeline.preprocessing"),
-}
+# The library in the order of its imports: a stage runs nothing that stands after it.
+_ORDER = (
+    "tfmm.config", "tfmm.features", "tfmm.artifacts", "tfmm.saved_model", "tfmm.layers", "tfmm.losses", "tfmm.metrics",
+    "tfmm.data", "tfmm.training", "tfmm.pretrain", "tfmm.index", "tfmm.make", "tfmm.ctr", "tfmm.export",
+    "tfmm.evaluate",
+)  # fmt: skip
 
 
 def _code(stage: str) -> str:
-    return code_fingerprint("tfx_pipeline.components", *_CODE[stage])
+    """Returns a fingerprint of all code that a stage may run."""
+    used = _ORDER[: _ORDER.index(f"tfmm.{stage}") + 1]
+    return code_fingerprint("tfx_pipeline.components", "tfx_pipeline.preprocessing", *used)
 
 
 def _json(config: object) -> str:
@@ -87,7 +75,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         modalities=json.dumps([m for m in modalities if m != "vector"]),
         image=_json(config.image),
         text=_json(config.text),
-        checkpoint_dir=str(checkpoints / "scl"),
+        checkpoint_dir=str(checkpoints / "scl" / _code("pretrain")),
         progress_path=progress_path,
         code=_code("pretrain"),
     )
@@ -104,7 +92,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         dataset=dataset, report=check.outputs["report"], config=_json(config.data), code=_code("data")
     )
     statistics = tfx.components.StatisticsGen(examples=examples.outputs["examples"])
-    feature_schema = components.FeatureSchema(max_behaviors=config.data.max_behaviors, code=_code("preprocessing"))
+    feature_schema = components.FeatureSchema(max_behaviors=config.data.max_behaviors, code=_code("data"))
     validator = tfx.components.ExampleValidator(
         statistics=statistics.outputs["statistics"], schema=feature_schema.outputs["schema"]
     )
@@ -113,7 +101,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         schema=feature_schema.outputs["schema"],
         preprocessing_fn="tfx_pipeline.preprocessing.preprocessing_fn",
         disable_statistics=True,
-        custom_config={"min_id_count": config.data.min_id_count, "code": _code("preprocessing")},
+        custom_config={"min_id_count": config.data.min_id_count, "code": _code("data")},
     )
     transformed = transform.outputs["transformed_examples"]
 
@@ -121,7 +109,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         examples=transformed,
         snapshot=snapshot,
         config=_json(config.make),
-        checkpoint_dir=str(checkpoints / "make"),
+        checkpoint_dir=str(checkpoints / "make" / _code("make")),
         progress_path=progress_path,
         code=_code("make"),
     )
@@ -132,18 +120,18 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         "export": _json(config.export),
         "max_behaviors": config.data.max_behaviors,
         "progress_path": progress_path,
-        "code": _code("ctr"),
+        "code": _code("export"),
     }
     id_trainer = components.IDTrainer(
         config=_json(dataclasses.replace(config.ctr, modalities=())),
-        checkpoint_dir=str(checkpoints / "id"),
+        checkpoint_dir=str(checkpoints / "id" / _code("export")),
         **shared,
     )
     multimodal_trainer = components.MultimodalTrainer(
         config=_json(dataclasses.replace(config.ctr, modalities=modalities)),
         snapshot=snapshot,
         make=make.outputs["make"],
-        checkpoint_dir=str(checkpoints / "multimodal"),
+        checkpoint_dir=str(checkpoints / "multimodal" / _code("export")),
         **shared,
     )
 

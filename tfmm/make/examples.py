@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmm import features
+from tfmm.data import behaviors
 
 IS_ROW = "is_row"  # of a batch: False where it is filled up
 Columns = dict[str, np.ndarray]
@@ -111,9 +112,9 @@ def read_columns(files: typing.Sequence[str], names: typing.Sequence[str], max_b
 
 
 def in_time_order(columns: Columns) -> Columns:
-    """Sorts rows by time; ties by user, item and label, so that the order of the files never matters."""
-    keys = [columns[name] for name in ("label", "item_id", "user_id", "timestamp") if name in columns]
-    order = np.lexsort(keys)
+    """Sorts rows by time, ties by a hash of their ids: neither the files' order nor an id or a label orders them."""
+    ids = [columns[name] for name in ("user_id", "item_id", "timestamp") if name in columns]
+    order = np.lexsort((columns["label"], behaviors.tie_break(*ids), columns["timestamp"]))
     return {name: values[order] for name, values in columns.items()}
 
 

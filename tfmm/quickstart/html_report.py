@@ -94,7 +94,7 @@ def curves(histories: typing.Mapping[str, typing.Sequence[typing.Mapping[str, fl
         for run, history in histories.items()
         if len(history) > 1
         for name in history[0]
-        if name not in ("epoch", "seconds", "steps")
+        if name not in ("epoch", "segment", "seconds", "steps")
     ]
     if not panels:
         return ""
@@ -106,7 +106,7 @@ def curves(histories: typing.Mapping[str, typing.Sequence[typing.Mapping[str, fl
     for axis, (run, name, values) in zip(axes.ravel(), panels, strict=False):
         axis.plot(range(1, len(values) + 1), values, marker="o", markersize=3)
         axis.set_title(f"{run}: {name}", fontsize=8)
-        axis.set_xlabel("epoch", fontsize=7)
+        axis.set_xlabel("epoch, or part of one", fontsize=7)
         axis.tick_params(labelsize=7)
     figure.tight_layout()
     text = io.StringIO()

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from tfmm.data import schema
+from tfmm.index import snapshot as snapshot_lib
 from tfmm.quickstart import processes, terminal
 
 NEW_ITEM_TIMEOUT_S = 30.0
@@ -36,11 +37,11 @@ def serve_and_stream(
     """
     from serving import client as client_lib
     from serving import replicator
-    from serving.streaming import event_log
     from tfx_pipeline.environments import MODEL_NAME
 
     logs, events_path = environment.workdir / "logs", environment.workdir / "index" / "events.sqlite"
     data = environment.data_dir or pathlib.Path(outputs["Marketplace.dataset"])
+    snapshot_dir = outputs["CatalogEmbedder.snapshot"]
     lines.start("Start server and stream")
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(
@@ -68,7 +69,7 @@ def serve_and_stream(
                     "--index",
                     str(environment.index_path),
                     "--encoders",
-                    outputs["SCLTrainer.encoders"],
+                    str(encoders_of(environment)),
                     "--ready-file",
                     str(logs / "stream.json"),
                 ],
@@ -89,23 +90,69 @@ def serve_and_stream(
                 f"127.0.0.1:{ports['grpc_port']}", f"http://127.0.0.1:{ports['rest_port']}", MODEL_NAME
             )
         )
-        lines.start("Predict by gRPC and REST")
-        request = busiest_user(data, environment.config.data.max_behaviors)
-        candidates = first_items(data, CANDIDATES)
-        grpc_ms, grpc_scores = _median_ms(lambda: client.rank(**request, **candidates))
-        rest_ms, rest_scores = _median_ms(lambda: client.rank_rest(**request, **candidates))
-        np.testing.assert_allclose(grpc_scores, rest_scores, rtol=1e-5)
-        lines.finish("Predict by gRPC and REST", f"{grpc_ms:.1f} ms, {rest_ms:.1f} ms")
-
-        lines.start("Score a new item")
-        with event_log.SQLiteEventLog(events_path) as log:
-            delay_s = _score_new_item(environment, data, log, client, request)
-        lines.finish("Score a new item", f"{delay_s:.2f} s after its event")
+        try:
+            grpc_ms, rest_ms, delay_s = _score(environment, data, events_path, client, snapshot_dir, lines)
+        except client_lib.PredictError as error:
+            raise ChildProcessError(
+                f"The model server refused a request: {error}. See {logs / 'server.log'}."
+            ) from error
     return {
         "grpc_predict_ms": round(grpc_ms, 2),
         "rest_predict_ms": round(rest_ms, 2),
         "new_item_delay_s": round(delay_s, 3),
     }
+
+
+def encoders_of(environment: typing.Any) -> pathlib.Path:
+    """Returns the encoders whose vectors the version in service takes: after a refusal they are not the newest."""
+    from tfmm import artifacts
+    from tfmm.export import saved_model
+    from tfx_pipeline.environments import newest_version
+
+    version = newest_version(environment.serving_dir)
+    if version is None:
+        raise FileNotFoundError(f"{environment.serving_dir} must hold a version. Received: none.")
+    wanted = {m: facts["encoder_version"] for m, facts in saved_model.read_manifest(version)["index"].items()}
+    wanted.pop("vector", None)  # the items bring these themselves
+    folders = sorted((environment.pipeline_root / "SCLTrainer" / "encoders").iterdir(), key=lambda f: -int(f.name))
+    for folder in folders:
+        if all(
+            (folder / modality / artifacts.MANIFEST).exists()
+            and artifacts.read_manifest(folder / modality)["encoder_version"] == encoder_version
+            for modality, encoder_version in wanted.items()
+        ):
+            return folder
+    raise FileNotFoundError(
+        f"{environment.pipeline_root} must hold the encoders of {version}: {wanted}. Run in another --workdir."
+    )
+
+
+def _score(
+    environment: typing.Any,
+    data: pathlib.Path,
+    events_path: pathlib.Path,
+    client: typing.Any,
+    snapshot_dir: str,
+    lines: terminal.StageLines,
+) -> tuple[float, float, float]:
+    """Returns the milliseconds by gRPC and by REST, and the seconds until a new item was scored."""
+    from serving.streaming import event_log
+
+    lines.start("Predict by gRPC and REST")
+    request = busiest_user(data, environment.config.data.max_behaviors)
+    candidates = first_items(data, CANDIDATES)
+    grpc_ms, grpc_scores = _median_ms(lambda: client.rank(**request, **candidates))
+    rest_ms, rest_scores = _median_ms(lambda: client.rank_rest(**request, **candidates))
+    difference = float(np.max(np.abs(grpc_scores - rest_scores)))
+    if difference > 1e-5:
+        raise ChildProcessError(f"gRPC and REST must give one score to 1e-5. Received: a difference of {difference}.")
+    lines.finish("Predict by gRPC and REST", f"{grpc_ms:.1f} ms, {rest_ms:.1f} ms")
+
+    lines.start("Score a new item")
+    with event_log.SQLiteEventLog(events_path) as log:
+        delay_s = _score_new_item(environment, data, log, client, request, snapshot_dir)
+    lines.finish("Score a new item", f"{delay_s:.2f} s after its event")
+    return grpc_ms, rest_ms, delay_s
 
 
 def _median_ms(call: typing.Callable[[], typing.Any]) -> tuple[float, typing.Any]:
@@ -124,11 +171,12 @@ def _score_new_item(
     log: typing.Any,
     client: typing.Any,
     request: typing.Mapping[str, typing.Any],
+    snapshot_dir: str,
 ) -> float:
     """Sends a new item's event and asks for its score until the score shows its embedding; returns the seconds."""
     from serving.streaming import events
 
-    item = new_item(environment, data, number=log.append([]))
+    item = new_item(environment, data, snapshot_dir, number=log.append([]))
     candidate = {"item_ids": [item["item_id"]], "categories": [_given(data, item["category"])]}
     before = float(client.rank(**request, **candidate)[0])  # masked: the index does not know the item
     sent = time.monotonic()
@@ -144,7 +192,7 @@ def _score_new_item(
     )
 
 
-def new_item(environment: typing.Any, data: pathlib.Path, number: int) -> dict[str, typing.Any]:
+def new_item(environment: typing.Any, data: pathlib.Path, snapshot_dir: str, number: int) -> dict[str, typing.Any]:
     """Returns the arguments of an event for an item that the catalog does not hold.
 
     The marketplace draws one; of data of one's own, an item's content comes again under a new id.
@@ -152,6 +200,7 @@ def new_item(environment: typing.Any, data: pathlib.Path, number: int) -> dict[s
     Args:
         environment: of the run.
         data: the tables.
+        snapshot_dir: the index snapshot, which says what can be embedded.
         number: how many new items came before.
     """
     if environment.data_dir is None:
@@ -161,13 +210,15 @@ def new_item(environment: typing.Any, data: pathlib.Path, number: int) -> dict[s
         return {name: item[name] for name in ("item_id", "category", "title", "image")}
     items = schema.read_table(data, "items")
     names = [schema.CONTENT_COLUMNS[m] for m in schema.modalities(data)]
-    mask = np.ones(len(items), bool)
-    for name in names:
-        mask &= items[name].is_valid().to_numpy(zero_copy_only=False)
-    row = items.slice(int(np.flatnonzero(mask)[number % int(mask.sum())]), 1).to_pylist()[0]
+    snapshot = snapshot_lib.load_snapshot(snapshot_dir)
+    held = np.mean(
+        [np.isin(schema.fingerprints(items["item_id"]), snapshot[m].ids) for m in snapshot.modalities], axis=0
+    )
+    embedded = np.flatnonzero(held == held.max())  # content that the encoders take
+    row = items.slice(int(embedded[number % len(embedded)]), 1).to_pylist()[0]
     ids = items["item_id"].to_pylist()
     item_id = f"new-item-{number}" if isinstance(ids[0], str) else max(ids) + 1 + number
-    return {"item_id": item_id, "category": row.get("category"), **{name: row[name] for name in names}}
+    return {"item_id": item_id, "category": row.get("category"), **{name: row.get(name) for name in names}}
 
 
 def busiest_user(data: pathlib.Path, max_behaviors: int) -> dict[str, typing.Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -93,18 +94,18 @@ class Child:
         raise TimeoutError(f"{self.name} was not ready within {timeout_s:.0f} s. See {self._log_path}.")
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """Ends the whole process group: SIGTERM, then SIGKILL after `timeout_s`."""
-        for signal_number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, signal_number)
-            except ProcessLookupError:
-                break
-            try:
+        """Ends the whole process group: SIGTERM, and SIGKILL for what is left when its leader is gone or is late."""
+        try:
+            self._signal_group(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout_s)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        self.process.wait()
+        finally:  # also where a second Ctrl-C ends the wait
+            self._signal_group(signal.SIGKILL)
+            self.process.wait()
+
+    def _signal_group(self, signal_number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal_number)
 
 
 class PeakMemory:

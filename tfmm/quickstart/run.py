@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import shlex
 import signal
+import sys
 import time
 import typing
 
@@ -30,10 +32,11 @@ def main(workdir: pathlib.Path, data_dir: pathlib.Path | None, config: config_li
         with _terminate_as_interrupt():
             run(workdir, data_dir, config, console)
     except KeyboardInterrupt:
-        console.print(f"[yellow]Stopped. `tfmm quickstart --workdir {workdir}` goes on from here.")
+        again = shlex.join(["tfmm", *sys.argv[1:]])
+        console.print(f"Stopped. The same command goes on from here: {again}", style="yellow", markup=False)
         return 130
     except (ChildProcessError, TimeoutError, GateRefused) as error:
-        console.print(f"[red]{error}", markup=True, highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False)
         return 1
     return 0
 
@@ -168,7 +171,11 @@ def _write_report(
     items = schema.read_table(data, "items")
     snapshot = snapshot_lib.load_snapshot(outputs["CatalogEmbedder.snapshot"])
     galleries = {modality: html_report.gallery(snapshot, modality, items) for modality in snapshot.modalities}
-    places = {"MAKE": pathlib.Path(outputs["MAKETrainer.make"]) / "history.json"}
+    places = {
+        "MAKE": pathlib.Path(outputs["MAKETrainer.make"]) / "history.json",
+        "ID-only": pathlib.Path(outputs["IDTrainer.model"]) / "Format-TFMM" / "history.json",
+        "SimTier + MAKE": pathlib.Path(outputs["MultimodalTrainer.model"]) / "Format-TFMM" / "history.json",
+    }
     for place in sorted(pathlib.Path(outputs["SCLTrainer.encoders"]).glob("*/history.json")):
         places[f"SCL {place.parent.name}"] = place
     histories = {name: json.loads(place.read_text()) for name, place in places.items() if place.exists()}

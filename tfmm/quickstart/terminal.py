@@ -129,7 +129,12 @@ def result_table(summary: typing.Mapping[str, typing.Any]) -> rich_table.Table:
 
 def closing_lines(summary: typing.Mapping[str, typing.Any], report: pathlib.Path) -> list[str]:
     """Returns what stands under the closing table."""
-    lines = [
+    gate = summary["gate"]
+    if gate["passed"]:
+        lines = ["The gate passed the multimodal model."]
+    else:
+        lines = [f"The gate refused it: {'; '.join(gate['reasons'])}. The model in service stays."]
+    lines += [
         f"{modality} encoder: Acc@1 {facts['acc_at_1']:.3f}, Acc@5 {facts['acc_at_5']:.3f}"
         for modality, facts in summary["encoders"].items()
     ]

@@ -34,10 +34,7 @@ def test_report_is_one_escaped_file(tmp_path):
             "image": [b"\x89PNG", None, None, None],
         }
     )
-    models = {
-        name: {"auc": 0.6, "gauc": 0.6, "logloss": 0.5, "gauc_new_items": None}
-        for name in ("id", "multimodal")
-    }
+    models = {name: {"auc": 0.6, "gauc": 0.6, "logloss": 0.5, "gauc_new_items": None} for name in ("id", "multimodal")}
     summary = {
         **models,
         "encoders": {"text": {"acc_at_1": 0.4, "acc_at_5": 0.7}},
@@ -48,9 +45,7 @@ def test_report_is_one_escaped_file(tmp_path):
         "data": {"items": 4},
         "stages": {"Push": 1.0},
     }
-    svg = html_report.curves(
-        {"MAKE": [{"epoch": 0, "loss": 0.7}, {"epoch": 1, "loss": 0.6}], "one": [{"loss": 1.0}]}
-    )
+    svg = html_report.curves({"MAKE": [{"epoch": 0, "loss": 0.7}, {"epoch": 1, "loss": 0.6}], "one": [{"loss": 1.0}]})
     html_report.write_report(
         tmp_path / "report.html",
         summary,

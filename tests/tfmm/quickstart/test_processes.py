@@ -50,9 +50,7 @@ def test_ready_file_is_returned_and_the_process_is_gone_afterwards(child_module,
 
 
 def test_grandchildren_end_with_their_parent(child_module, tmp_path):
-    with processes.Child(
-        "child", child_module(SPAWN), tmp_path / "log", ready_file=tmp_path / "ready.json"
-    ) as child:
+    with processes.Child("child", child_module(SPAWN), tmp_path / "log", ready_file=tmp_path / "ready.json") as child:
         grandchild = child.wait_ready(20)
     assert _is_gone(grandchild)
 

@@ -48,6 +48,7 @@ def _summary(new_items):
         "encoders": {"image": {"acc_at_1": 0.4, "acc_at_5": 0.7}},
         "grpc_predict_ms": 3.0,
         "rest_predict_ms": 4.0,
+        "gate": {"passed": False, "reasons": ["AUC is 0.5"]},
         "new_item_delay_s": 0.2,
         "total_seconds": 100.0,
         "peak_memory_gb": 3.0,
@@ -62,6 +63,7 @@ def test_result_table_shows_differences(tmp_path):
         console.print(line)
     assert "+0.0500" in text.getvalue()
     assert "Acc@1 0.400" in text.getvalue()
+    assert "The gate refused it: AUC is 0.5." in text.getvalue()
 
 
 def test_metric_that_does_not_exist_is_said():

@@ -1,0 +1,104 @@
+"""The stages run by hand, without TFX, on a catalog of titles whose ids are strings."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tfmm import presets, saved_model
+from tfmm.config import override
+from tfmm.data import marketplace, schema
+
+pytest.importorskip("apache_beam", reason="Beam is not installed")
+
+SMALL = [
+    "marketplace.num_users=150",
+    "marketplace.num_items=120",
+    "marketplace.num_searches=400",
+    "data.max_behaviors=8",
+    "text.epochs=1",
+    "make.epochs=1",
+]
+GATE = ["gate.min_auc=0.0", "gate.min_gauc=0.0", "gate.min_gain_over_id=-1.0"]  # this small, it is only run
+SCRIPT = """
+import sys
+from tfmm import cli
+for words in [line.split() for line in sys.stdin]:
+    try:
+        cli.main(words, standalone_mode=False)
+    except SystemExit as end:
+        assert not end.code, words
+assert "tfx" not in sys.modules
+"""
+
+
+def with_string_ids(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies tables, every id turned to a string and pictures left out."""
+    target.mkdir()
+    for name in schema.TABLES:
+        table = schema.read_table(source, name)
+        for place, column in enumerate(table.column_names):
+            if column.endswith("_id") or column == "category":
+                prefix = "item" if column.endswith("item_id") else column
+                texts = [None if value is None else f"{prefix}-{value}" for value in table[column].to_pylist()]
+                table = table.set_column(place, column, pa.array(texts, pa.string()))
+        pq.write_table(table.drop([c for c in table.column_names if "image" in c]), target / f"{name}.parquet")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder in which every stage's command has run."""
+    folder = tmp_path_factory.mktemp("by_hand")
+    marketplace.generate(override(presets.small(), SMALL).marketplace, folder / "numbers")
+    with_string_ids(folder / "numbers", folder / "tables")
+    options = " --preset small " + " ".join(f"--set {assignment}" for assignment in (*SMALL, *GATE))
+    commands = [
+        "data check tables",
+        "pretrain --data tables --output encoders" + options,
+        "embed --data tables --encoders encoders --index index/items.sqlite --snapshot snapshot",
+        "train --data tables --snapshot snapshot --output models" + options,
+        "evaluate --models models --output evaluation" + options,
+        "export --models models --snapshot snapshot --data tables --output serving" + options,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], input="\n".join(commands), cwd=folder, env=environment, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return folder
+
+
+def test_each_stage_leaves_its_artifact(run):
+    assert json.loads((run / "encoders" / "text" / "manifest.json").read_text())["modality"] == "text"
+    assert not (run / "encoders" / "image").exists()
+    report = json.loads((run / "evaluation" / "report.json").read_text())
+    assert set(report["models"]) == {"id", "multimodal"}
+    assert json.loads((run / "evaluation" / "verdict.json").read_text())["passed"] is True
+
+
+def test_exported_model_ranks_by_string_ids(run):
+    (version,) = (run / "serving").iterdir()
+    items = schema.read_table(run / "tables", "items")
+    ids, categories = (items[name].to_pylist() for name in ("item_id", "category"))
+    request = {
+        "user_id": [schema.read_table(run / "tables", "impressions")["user_id"][0].as_py()],
+        "behavior_item_ids": [ids[:3]],
+        "behavior_categories": [categories[:3]],
+        "item_id": [*ids[:4], "never-seen"],
+        "category": [*categories[:4], ""],
+    }
+    with saved_model.load_session(version) as model:
+        scores = model("rank", request)["score"]
+        assert scores.shape == (5,) and np.isfinite(scores).all()
+        assert np.ptp(scores[:4]) > 0
+        pairs = {"user_id": request["user_id"] * 5, "item_id": request["item_id"], "category": request["category"],
+                 "behavior_item_ids": request["behavior_item_ids"] * 5,
+                 "behavior_categories": request["behavior_categories"] * 5}  # fmt: skip
+        np.testing.assert_allclose(model("serving_default", pairs)["score"], scores, atol=1e-5)
