@@ -49,3 +49,34 @@ def test_newest_version_is_the_highest_complete_one(tmp_path):
         if complete:
             (tmp_path / name / "saved_model.pb").touch()
     assert environments.newest_version(tmp_path) == pathlib.Path(tmp_path / "10")
+
+
+def test_latest_outputs_are_those_of_the_last_run_even_if_the_cache_gave_them(tmp_path):
+    metadata_store = pytest.importorskip("ml_metadata.metadata_store", reason="TFX is not installed")
+    from ml_metadata.proto import metadata_store_pb2 as protos
+
+    connection = protos.ConnectionConfig()
+    connection.sqlite.filename_uri = str(tmp_path / "metadata.sqlite")
+    connection.sqlite.connection_mode = protos.SqliteMetadataSourceConfig.READWRITE_OPENCREATE
+    store = metadata_store.MetadataStore(connection)
+    artifact_type = store.put_artifact_type(protos.ArtifactType(name="Make"))
+    execution_type = store.put_execution_type(protos.ExecutionType(name="MAKETrainer"))
+    first, second = store.put_artifacts(
+        [protos.Artifact(type_id=artifact_type, uri=f"/root/MAKETrainer/make/{n}") for n in (1, 2)]
+    )
+    states = (protos.Execution.COMPLETE, protos.Execution.COMPLETE, protos.Execution.CACHED, protos.Execution.FAILED)
+    executions = store.put_executions(
+        [protos.Execution(type_id=execution_type, last_known_state=state) for state in states]
+    )
+    store.put_events(
+        [
+            protos.Event(artifact_id=artifact, execution_id=execution, type=protos.Event.OUTPUT)
+            for artifact, execution in zip((first, second, first, second), executions, strict=True)
+        ]
+    )
+    assert environments.latest_outputs(tmp_path / "metadata.sqlite") == {"MAKETrainer.make": "/root/MAKETrainer/make/1"}
+
+
+def test_data_of_the_shell_is_hidden_from_a_run_without_data(tmp_path):
+    variables = environments.Environment(tmp_path, None, presets.small()).to_variables()
+    assert environments.Environment.from_variables({"TFMM_DATA": "/elsewhere", **variables}).data_dir is None
