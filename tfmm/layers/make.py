@@ -44,7 +44,7 @@ class MAKEBlock(keras.layers.Layer):
         float32 [B, 1].
 
     Differs from the paper: it says neither what DIN's output joins (`combine` is ours), nor widths, nor how
-    vectors are scaled (`scale_inputs` is ours: +4 points of GAUC on our data), nor masks.
+    vectors are scaled (`scale_inputs` is ours), nor masks.
 
     >>> block = MAKEBlock(units=(8, 6, 4), attention_units=(5,))
     >>> outputs = block(ops.ones((2, 3)), ops.ones((2, 7, 3)))
