@@ -109,7 +109,10 @@ def _sum_chunks(queries, bank: _Bank, chunk_size: int, bound):
 
     def add_chunk(index, state):
         shift, total, weighted = state
-        start = ops.minimum(index * chunk_size, bank.size - chunk_size)
+        # `total` is never negative, so this adds 0; it holds the chunk back until the one before is summed, else
+        # TensorFlow runs up to ten ahead, each with logits of its own in memory.
+        wait = ops.cast(ops.minimum(total[0, 0], 0.0), "int32")
+        start = ops.clip(index * chunk_size + wait, 0, bank.size - chunk_size)
         rows, counts, ids = bank.read(start, chunk_size)
         is_new = start + columns >= index * chunk_size  # the last chunk begins inside the one before it
         counts = is_new if counts is None else ops.logical_and(counts, is_new)

@@ -12,7 +12,7 @@ from keras import ops
 
 from tfmm.losses.bank_logsumexp import MASKED_LOGIT, bank_logsumexp, same_id
 
-CHUNK_SIZE = 1024  # slots of the bank per streamed chunk: 4 MB of logits at B = 1,024
+CHUNK_SIZE = 384  # slots of the bank per streamed chunk: 1.6 MB of logits at B = 1,024
 
 
 def info_nce(
@@ -78,7 +78,8 @@ def info_nce(
         memory_bank_mask,
     )
     positives = ops.cast(positives, "float32")
-    scaled = ops.cast(queries, "float32") / ops.cast(temperature, "float32")  # [B, D]
+    # One scalar division: the gradient of a division of [B, D] would hold three more of them.
+    scaled = ops.cast(queries, "float32") * (1.0 / ops.cast(temperature, "float32"))  # [B, D]
     positive_logit = ops.sum(scaled * positives, axis=-1)  # [B]
     negatives = []
     if memory_bank is not None:
