@@ -62,7 +62,7 @@ class PairsConfig:
     """How query -> purchased item pairs are built (section 3.2)."""
 
     heldout_fraction: float = 0.1  # split by item: no held-out positive is trained on
-    max_pairs: int = 200_000
+    max_pairs: int = 50_000  # per modality; drawn at random where the logs give more
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from tfmm.config import CTRConfig, DataConfig, ExportConfig, MAKEConfig, MarketplaceConfig, RunConfig, SCLConfig
+from tfmm.config import (
+    CTRConfig,
+    DataConfig,
+    ExportConfig,
+    MAKEConfig,
+    MarketplaceConfig,
+    PairsConfig,
+    RunConfig,
+    SCLConfig,
+)
 
 
 def quickstart() -> RunConfig:
@@ -28,9 +37,7 @@ def small() -> RunConfig:
         image=SCLConfig(
             modality="image", dim=32, image_size=24, width=8, epochs=6, batch_size=64, memory_bank_size=512
         ),
-        text=SCLConfig(
-            modality="text", dim=32, text_buckets=4_096, epochs=4, batch_size=64, memory_bank_size=512
-        ),
+        text=SCLConfig(modality="text", dim=32, text_buckets=4_096, epochs=4, batch_size=64, memory_bank_size=512),
         make=MAKEConfig(epochs=6, batch_size=256),
         ctr=CTRConfig(batch_size=256),
         export=ExportConfig(batch_buckets=(8, 512), candidate_buckets=(64,)),
@@ -39,11 +46,10 @@ def small() -> RunConfig:
 
 def paper() -> RunConfig:
     """The sizes that the paper names; the others are ours. Needs GPUs and data of that scale."""
-    scl = SCLConfig(
-        dim=128, memory_bank_size=196_800, batch_size=1_024, image_size=224, width=64, momentum=0.999
-    )
+    scl = SCLConfig(dim=128, memory_bank_size=196_800, batch_size=1_024, image_size=224, width=64, momentum=0.999)
     return RunConfig(
         data=DataConfig(max_behaviors=1_000),
+        pairs=PairsConfig(max_pairs=1 << 40),
         image=scl,
         text=dataclasses.replace(scl, modality="text", text_buckets=1 << 20),
     )
