@@ -57,13 +57,17 @@ class CheckReport:
 
         Those are the faults of a whole table or column, ids that are not unique, and rules that more than
         `max_bad_fraction` of a table's rows break. Rows of all others go to dead letters, each with its reason.
+        Behaviors with items that the catalog lacks never stop a run: items are delisted, histories keep them.
         """
         return tuple(
             fault
             for fault in self.faults
             if not fault.rows
             or fault.rule in (UNIQUE, COLLISION)
-            or fault.count > max_bad_fraction * self.counts[fault.table]
+            or (
+                fault.count > max_bad_fraction * self.counts[fault.table]
+                and not (fault.rule == rules.UNKNOWN_ITEM and fault.table != "impressions")
+            )
         )
 
 

@@ -1,7 +1,8 @@
-"""Query -> positive pairs for semantic-aware contrastive learning, from search and purchase logs."""
+"""Positive pairs for semantic-aware contrastive learning, from searches and purchases, orders, or clicks."""
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import typing
 
@@ -15,14 +16,20 @@ from tfmm.config import DataConfig, PairsConfig
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.data import examples, schema
 
+SPLITS = ("train", "heldout")
+MIN_PAIRS = 2  # per split: pre-training needs another pair to tell from
+
 
 class _Links(typing.NamedTuple):
     """n pairs by row numbers; int64 [n] each, -1 where there is none."""
 
-    query: np.ndarray  # row of searches, or of items for co-purchase pairs
+    query: np.ndarray  # row of searches, or of items where two items make a pair
     positive: np.ndarray  # row of items
     negative: np.ndarray  # row of items
-    query_id: np.ndarray  # fingerprint of the search, or of the order
+    query_id: np.ndarray  # fingerprint of the search, of the order, or of the user who clicked
+
+
+_NO_LINKS = _Links(*(np.zeros(0, np.int64) for _ in range(4)))
 
 
 def build_pairs(
@@ -33,11 +40,17 @@ def build_pairs(
 ) -> dict[str, dict[str, typing.Any]]:
     """Writes pairs per modality: `<output_dir>/<modality>/{train,heldout}.parquet` (section 3.2).
 
-    With searches: the query of a search, and the item that it ended in buying; the hard negative is another
-    item clicked in that search, to which the positive's page led (`trigger_item_id`; section 6.1.1).
+    Each modality takes the first source that gives at least two pairs to train on and two to hold out:
 
-    Differs from the paper: without searches, but with orders, a pair is two adjacent lines of one order. Such
-    co-purchase pairs have no negative, and say less than a search does.
+    - "search": the query of a search, and the item that it ended in buying; the hard negative is another item
+      clicked in that search, to which the positive's page led (`trigger_item_id`; section 6.1.1). Only where
+      searches carry a query of the modality.
+    - "co-purchase": two adjacent lines of one order.
+    - "co-click": two items that one user clicked one after the other, by the behaviors of action click, else
+      by the clicked impressions.
+
+    Differs from the paper: it has searches alone. Co-purchase and co-click pairs are ours; they have no
+    negative, and say less than a search does.
 
     Only logs earlier than the first impression of the eval split are used. The split into train and held-out
     pairs is by positive item: no held-out positive takes part in training, be it as query or as negative.
@@ -48,37 +61,38 @@ def build_pairs(
         output_dir: made where missing.
         data_config: how impressions are split; None: DataConfig().
     Returns:
-        The manifest per modality: `train`, `heldout`, `source` (search or co-purchase), `with_negative`.
+        The manifest per modality: `train`, `heldout`, `source` (search, co-purchase or co-click),
+        `with_negative`.
     Raises:
-        ValueError: a catalog with images or titles gives no pairs.
+        ValueError: no source gives pairs for the images or the titles of a catalog.
     """
-    folder = pathlib.Path(output_dir)
     wanted = [modality for modality in schema.modalities(data_dir) if modality in schema.QUERY_COLUMNS]
     if not wanted:
         return {}
-    if not schema.has_table(data_dir, "behaviors"):
-        raise ValueError(
-            f"{data_dir} must have a table 'behaviors' with purchases to learn encoders from. Add it, or a "
-            "`vector` column to items in place of image and title."
-        )
     items = schema.read_table(data_dir, "items", ["item_id", *(schema.CONTENT_COLUMNS[m] for m in wanted)])
     item_ids = schema.fingerprints(items["item_id"])
     before = _first_eval(data_dir, data_config or DataConfig())
-    if schema.has_table(data_dir, "searches"):
-        source, queries = "search", schema.read_table(data_dir, "searches")
-        links = _search_links(data_dir, queries, item_ids, before)
-    else:
-        source, queries = "co-purchase", items
-        links = _order_links(data_dir, item_ids, before)
-    manifests = {}
-    for modality in wanted:
-        content = schema.CONTENT_COLUMNS[modality]
-        query_column = schema.QUERY_COLUMNS[modality] if source == "search" else content
-        kept = _usable(links, queries[query_column], items[content], source == "co-purchase")
-        manifests[modality] = _write(
-            folder / modality, modality, config, source, kept, queries[query_column], items[content], item_ids
+    sources = [
+        (source, functools.cache(functools.partial(find, data_dir, item_ids, before)))
+        for source, find in (
+            ("search", _search_links),
+            ("co-purchase", _order_links),
+            ("co-click", functools.partial(_click_links, "behaviors", "action", "click")),
+            ("co-click", functools.partial(_click_links, "impressions", "label", 1)),
         )
-    return manifests
+    ]
+    return {
+        modality: _write_first(
+            data_dir,
+            pathlib.Path(output_dir) / modality,
+            modality,
+            config,
+            sources,
+            items[schema.CONTENT_COLUMNS[modality]],
+            item_ids,
+        )
+        for modality in wanted
+    }
 
 
 def is_heldout(item_ids: np.ndarray, config: PairsConfig) -> np.ndarray:
@@ -89,11 +103,21 @@ def is_heldout(item_ids: np.ndarray, config: PairsConfig) -> np.ndarray:
 
 def _first_eval(data_dir: str | pathlib.Path, config: DataConfig) -> int:
     shown = schema.read_table(data_dir, "impressions", ["timestamp", "split"])
+    shown = shown.filter(pc.is_valid(shown["timestamp"]))
     times = schema.microseconds(shown["timestamp"])
     if shown["split"].null_count == shown.num_rows:
-        return examples.eval_start(times[times > np.iinfo(np.int64).min], config.eval_fraction)
+        return examples.eval_start(times, config.eval_fraction)
     in_eval = np.asarray(pc.fill_null(pc.equal(shown["split"], "eval"), False).to_numpy(), bool)
     return int(times[in_eval].min()) if in_eval.any() else np.iinfo(np.int64).max
+
+
+def _acts(data_dir: str | pathlib.Path, name: str, columns: typing.Sequence[str], before: int) -> pa.Table:
+    """Reads a log's rows that have a time, earlier than `before`; none where the table is absent."""
+    if not schema.has_table(data_dir, name):
+        return pa.table({column: pa.nulls(0) for column in columns})
+    acts = schema.read_table(data_dir, name, columns)
+    acts = acts.filter(pc.is_valid(acts["timestamp"]))
+    return acts.filter(pa.array(schema.microseconds(acts["timestamp"]) < before))
 
 
 def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -103,15 +127,18 @@ def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(found & (ids != 0), order[places] if len(order) else -1, -1)
 
 
-def _search_links(data_dir: str | pathlib.Path, searches: pa.Table, item_ids: np.ndarray, before: int) -> _Links:
-    acts = schema.read_table(data_dir, "behaviors", ["item_id", "timestamp", "action", "search_id", "trigger_item_id"])
+def _search_links(data_dir: str | pathlib.Path, item_ids: np.ndarray, before: int) -> _Links:
+    names = ["item_id", "timestamp", "action", "search_id", "trigger_item_id"]
+    acts = _acts(data_dir, "behaviors", names, before)
     acts = acts.filter(pc.is_valid(acts["search_id"]))
-    search_ids = schema.fingerprints(searches["search_id"])
+    if not acts.num_rows or not schema.has_table(data_dir, "searches"):
+        return _NO_LINKS
+    search_ids = schema.fingerprints(schema.read_table(data_dir, "searches", ["search_id"])["search_id"])
     search = _rows_of(schema.fingerprints(acts["search_id"]), search_ids)
     item = _rows_of(schema.fingerprints(acts["item_id"]), item_ids)
     trigger = _rows_of(schema.fingerprints(acts["trigger_item_id"]), item_ids)
     times, action = schema.microseconds(acts["timestamp"]), acts["action"].to_numpy()
-    bought = np.flatnonzero((action == "purchase") & (search >= 0) & (item >= 0) & (times < before))
+    bought = np.flatnonzero((action == "purchase") & (search >= 0) & (item >= 0))
     bought = bought[np.lexsort((item_ids[item[bought]], search_ids[search[bought]]))]
     led = np.flatnonzero((action == "click") & (search >= 0) & (item >= 0) & (trigger >= 0) & (trigger != item))
     led = led[np.lexsort((item_ids[item[led]], times[led]))]
@@ -125,38 +152,79 @@ def _search_links(data_dir: str | pathlib.Path, searches: pa.Table, item_ids: np
 
 
 def _order_links(data_dir: str | pathlib.Path, item_ids: np.ndarray, before: int) -> _Links:
-    acts = schema.read_table(data_dir, "behaviors", ["item_id", "timestamp", "action", "order_id", "order_line"])
+    acts = _acts(data_dir, "behaviors", ["item_id", "timestamp", "action", "order_id", "order_line"], before)
     if acts["order_id"].null_count == acts.num_rows:
-        raise ValueError(
-            f"{data_dir} must have a table 'searches', or `order_id` and `order_line` in 'behaviors', to "
-            "learn encoders from. Add one, or give items a `vector` column in place of image and title."
-        )
+        return _NO_LINKS
     acts = acts.filter(pc.and_(pc.equal(acts["action"], "purchase"), pc.is_valid(acts["order_id"])))
-    item, orders = (
-        _rows_of(schema.fingerprints(acts["item_id"]), item_ids),
-        schema.fingerprints(acts["order_id"]),
-    )
-    times = schema.microseconds(acts["timestamp"])
+    ids, orders = schema.fingerprints(acts["item_id"]), schema.fingerprints(acts["order_id"])
     lines = pc.fill_null(acts["order_line"], 0).to_numpy()
-    sorting = np.lexsort((behaviors_lib.tie_break(schema.fingerprints(acts["item_id"])), lines, orders))
-    item, orders, times = item[sorting], orders[sorting], times[sorting]
-    adjacent = (
-        (orders[1:] == orders[:-1])
-        & (item[1:] >= 0)
-        & (item[:-1] >= 0)
-        & (item[1:] != item[:-1])
-        & (times[1:] < before)
-        & (times[:-1] < before)
+    sorting = np.lexsort((behaviors_lib.tie_break(ids), lines, orders))
+    return _adjacent(_rows_of(ids, item_ids)[sorting], orders[sorting])
+
+
+def _click_links(
+    name: str, column: str, value: str | int, data_dir: str | pathlib.Path, item_ids: np.ndarray, before: int
+) -> _Links:
+    """Links of a log's rows whose `column` says that they are clicks by holding `value`."""
+    acts = _acts(data_dir, name, ["user_id", "item_id", "timestamp", column], before)
+    if not acts.num_rows:
+        return _NO_LINKS
+    acts = acts.filter(pc.and_(pc.equal(acts[column], value), pc.is_valid(acts["user_id"])))
+    ids, users = schema.fingerprints(acts["item_id"]), schema.fingerprints(acts["user_id"])
+    sorting = behaviors_lib.sort_behaviors(users, schema.microseconds(acts["timestamp"]), ids)
+    return _adjacent(_rows_of(ids, item_ids)[sorting], users[sorting])
+
+
+def _adjacent(item: np.ndarray, group: np.ndarray) -> _Links:
+    """Links each row of a sorted log to the next of its group; int64 [n] rows of items, and group ids, 0: none."""
+    of_one_group = (group[1:] == group[:-1]) & (group[1:] != 0)
+    first = np.flatnonzero(of_one_group & (item[1:] >= 0) & (item[:-1] >= 0) & (item[1:] != item[:-1]))
+    return _Links(item[first], item[first + 1], np.full(len(first), -1, np.int64), group[first])
+
+
+def _write_first(
+    data_dir: str | pathlib.Path,
+    folder: pathlib.Path,
+    modality: str,
+    config: PairsConfig,
+    sources: typing.Iterable[tuple[str, typing.Callable[[], _Links]]],
+    contents: pa.ChunkedArray,
+    item_ids: np.ndarray,
+) -> dict[str, typing.Any]:
+    """Writes the pairs of the first source that gives enough for a modality; returns the manifest."""
+    best: dict[str, int] = dict.fromkeys(SPLITS, 0)
+    for source, find in sources:
+        links, queries = find(), contents
+        if source == "search" and len(links.query):
+            query_column = schema.QUERY_COLUMNS[modality]
+            queries = schema.read_table(data_dir, "searches", [query_column])[query_column]
+        if len(links.query):
+            links = _usable(links, queries, contents, from_items=source != "search")
+        splits = _split(links, config, item_ids, from_items=source != "search")
+        counts = {split: len(rows.query) for split, rows in splits.items()}
+        if min(counts.values()) >= MIN_PAIRS:
+            _write(folder, splits, queries, contents, item_ids)
+            facts: dict[str, typing.Any] = {
+                **counts,
+                "source": source,
+                "with_negative": int((splits["train"].negative >= 0).sum()),
+            }
+            return artifacts.write_manifest(folder, "pairs", config, modality=modality, **facts)
+        best = max(best, counts, key=lambda found: sum(found.values()))
+    raise ValueError(
+        f"Modality {modality!r} must have at least {MIN_PAIRS} pairs to train on and {MIN_PAIRS} to hold out, from "
+        f"rows earlier than the eval split. Received: {best}. Pairs come from purchases in 'behaviors' whose "
+        f"`search_id` is in 'searches' with a `{schema.QUERY_COLUMNS[modality]}`, from purchases with `order_id` and "
+        "`order_line`, from behaviors of action click, or from impressions with label 1. Add one of these, or give "
+        f"items a `vector` column in place of image and title. `pairs.heldout_fraction` is {config.heldout_fraction}."
     )
-    first = np.flatnonzero(adjacent)
-    return _Links(item[first], item[first + 1], np.full(len(first), -1, np.int64), orders[first])
 
 
-def _usable(links: _Links, queries: pa.ChunkedArray, contents: pa.ChunkedArray, co_purchase: bool) -> _Links:
+def _usable(links: _Links, queries: pa.ChunkedArray, contents: pa.ChunkedArray, from_items: bool) -> _Links:
     """Leaves out pairs without a query or a positive content; takes away negatives without content."""
     has_query, has_content = (_filled(values) for values in (queries, contents))
     kept = has_query[links.query] & has_content[links.positive]
-    if co_purchase:  # two items of one title say nothing
+    if from_items:  # two items of one title or picture say nothing
         codes = contents.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
         kept &= codes[links.query] != codes[links.positive]
     query, positive, negative, query_id = (values[kept] for values in links)
@@ -168,44 +236,37 @@ def _filled(values: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.fill_null(pc.greater(pc.binary_length(values), 0), False).to_numpy(), bool)
 
 
+def _split(links: _Links, config: PairsConfig, item_ids: np.ndarray, from_items: bool) -> dict[str, _Links]:
+    """Draws at most `max_pairs` and splits them by positive item."""
+    order = np.random.default_rng(config.seed).permutation(len(links.query))[: config.max_pairs]
+    query, positive, negative, query_id = (values[order] for values in links)
+    held = is_heldout(item_ids, config)
+    in_training = ~held[positive] & ~held[query] if from_items else ~held[positive]
+    not_held = np.where((negative >= 0) & held[negative], -1, negative)
+    return {
+        split: _Links(*(values[rows] for values in (query, positive, negatives, query_id)))
+        for split, rows, negatives in (("train", in_training, not_held), ("heldout", held[positive], negative))
+    }
+
+
 def _write(
     folder: pathlib.Path,
-    modality: str,
-    config: PairsConfig,
-    source: str,
-    links: _Links,
+    splits: dict[str, _Links],
     queries: pa.ChunkedArray,
     contents: pa.ChunkedArray,
     item_ids: np.ndarray,
-) -> dict[str, typing.Any]:
-    rng = np.random.default_rng(config.seed)
-    order = rng.permutation(len(links.query))[: config.max_pairs]
-    query, positive, negative, query_id = (values[order] for values in links)
-    held = is_heldout(item_ids, config)
-    in_training = ~held[positive] if source == "search" else ~held[positive] & ~held[query]
-    counts = {}
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in (("train", in_training), ("heldout", held[positive])):
-        split_negative = np.where((negative >= 0) & held[negative], -1, negative) if split == "train" else negative
-        rival = pa.array(split_negative[rows], mask=split_negative[rows] < 0)
+    for split, links in splits.items():
+        rival = pa.array(links.negative, mask=links.negative < 0)
         table = pa.table(
             {
-                "query": queries.take(pa.array(query[rows])),
-                "positive": contents.take(pa.array(positive[rows])),
-                "positive_item_id": item_ids[positive[rows]],
+                "query": queries.take(pa.array(links.query)),
+                "positive": contents.take(pa.array(links.positive)),
+                "positive_item_id": item_ids[links.positive],
                 "negative": contents.take(rival),
                 "negative_item_id": pa.array(item_ids).take(rival),
-                "query_id": query_id[rows],
+                "query_id": links.query_id,
             }
         )
-        counts[split] = table.num_rows
         pq.write_table(table, folder / f"{split}.parquet", row_group_size=8_192)
-        if split == "train":
-            counts["with_negative"] = table.num_rows - table["negative"].null_count
-    if not counts["train"] or not counts["heldout"]:
-        raise ValueError(
-            f"Modality {modality!r} must have pairs to train on and to hold out. Received: {counts}. "
-            "Purchases must carry the `search_id` of a search, or `order_id` and `order_line`, and be "
-            "earlier than the eval split."
-        )
-    return artifacts.write_manifest(folder, "pairs", config, modality=modality, source=source, **counts)

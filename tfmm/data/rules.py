@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfmm.data import schema
 
 Array: typing.TypeAlias = pa.Array | pa.ChunkedArray
+UNKNOWN_ITEM = "must be in the items table"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +59,14 @@ def row_rules(
             rules.append(Rule("split", "must not be null where other rows have a split", _null))
     if name == "behaviors":
         rules.append(Rule("action", f"must be one of {', '.join(schema.ACTIONS)}", _outside(schema.ACTIONS)))
-    for referring, table, ids in (
-        ("item_id", "items", item_ids),
-        ("trigger_item_id", "items", item_ids),
-        ("search_id", "searches", search_ids),
+    for referring, table, ids, text in (
+        ("item_id", "items", item_ids, UNKNOWN_ITEM),
+        ("trigger_item_id", "items", item_ids, UNKNOWN_ITEM),
+        ("search_id", "searches", search_ids, "must be in the searches table"),
     ):
         is_here = any(column.name == referring for column in schema.TABLES[name].columns)
         if ids is not None and name != table and is_here:
-            rules.append(Rule(referring, f"must be in the {table} table", _unknown(ids)))
+            rules.append(Rule(referring, text, _unknown(ids)))
     return rules
 
 

@@ -319,8 +319,8 @@ def microseconds(timestamps: pa.ChunkedArray) -> np.ndarray:
 def modalities(data_dir: str | pathlib.Path) -> tuple[str, ...]:
     """Returns what stands for an item: its own vectors where the catalog brings any, else image, text or both.
 
-    An image or a text needs an encoder, which is learned from searches of that kind, or, where there is no table of
-    searches, from orders. So a catalog with pictures whose searches are all typed is represented by text alone.
+    An image or a title in at least one row is enough. Each needs an encoder; see `tfmm.data.pairs.build_pairs`
+    for the logs that it is learned from.
 
     Raises:
         FileNotFoundError: there is no table of items.
@@ -332,13 +332,7 @@ def modalities(data_dir: str | pathlib.Path) -> tuple[str, ...]:
         )
     if _has_value(data_dir, "items", "vector"):
         return ("vector",)
-    by_search = has_table(data_dir, "searches")
-    return tuple(
-        modality
-        for modality, query in QUERY_COLUMNS.items()
-        if _has_value(data_dir, "items", CONTENT_COLUMNS[modality])
-        and (not by_search or _has_value(data_dir, "searches", query))
-    )
+    return tuple(m for m in QUERY_COLUMNS if _has_value(data_dir, "items", CONTENT_COLUMNS[m]))
 
 
 def _has_value(data_dir: str | pathlib.Path, name: str, column: str) -> bool:
@@ -354,7 +348,8 @@ def id_types(data_dir: str | pathlib.Path) -> dict[str, str]:
     """Returns the types of user ids, item ids and categories at the edge: "int64" or "string".
 
     Raises:
-        ValueError: an id has another type in one table than in another.
+        ValueError: an id, be it one of these, of a search or of an order, has another type in one table or file
+            than in another.
     """
     found: dict[str, str] = {}
     for name, column, key in (
@@ -364,7 +359,11 @@ def id_types(data_dir: str | pathlib.Path) -> dict[str, str]:
         ("impressions", "item_id", "item_id"),
         ("behaviors", "user_id", "user_id"),
         ("behaviors", "item_id", "item_id"),
+        ("behaviors", "trigger_item_id", "item_id"),
+        ("behaviors", "order_id", "order_id"),
         ("searches", "user_id", "user_id"),
+        ("searches", "search_id", "search_id"),
+        ("behaviors", "search_id", "search_id"),
     ):
         for file in table_files(data_dir, name):
             schema = pq.read_schema(file)
@@ -375,7 +374,6 @@ def id_types(data_dir: str | pathlib.Path) -> dict[str, str]:
                 kind = kind.value_type
             text = "int64" if pa.types.is_integer(kind) else "string"
             if found.setdefault(key, text) != text:
-                raise ValueError(
-                    f"`{key}` must have one type in all tables. Received: {found[key]} elsewhere, {text} in {file}."
-                )
+                rule = "one type in all tables" if column == key else f"the type of `{key}`"
+                raise ValueError(f"`{column}` must have {rule}. Received: {found[key]} elsewhere, {kind} in {file}.")
     return {key: found.get(key, "int64") for key in ("user_id", "item_id", "category")}

@@ -200,6 +200,26 @@ def test_few_bad_rows_do_not_stop_a_run_and_many_do(tables, at):
     assert [fault.column for fault in report.stopping(0.04)] == ["label"]
 
 
+def test_histories_of_delisted_items_do_not_stop_a_run(tables, at):
+    data = good(at)
+    for act in data["behaviors"]:
+        act |= {"item_id": 77, "trigger_item_id": 78}
+    report = schema.check(tables(**data))
+    assert {fault.column: fault.count for fault in report.faults} == {"item_id": 2, "trigger_item_id": 2}
+    assert report.stopping(0.0) == ()
+    for row in data["impressions"]:
+        row["item_id"] = 77
+    (fault,) = schema.check(tables(**data)).stopping(0.01)
+    assert (fault.table, fault.column, fault.count) == ("impressions", "item_id", 20)
+
+
+def test_a_search_id_of_another_type_is_told_as_such(tables, at):
+    data = good(at)
+    data["behaviors"][0]["search_id"] = "5"
+    report = schema.check(tables(**data))
+    assert any("`search_id` must have one type in all tables" in fault.rule for fault in report.stopping(1.0))
+
+
 @pytest.mark.parametrize("change", [{"items": None}, {"items": "twice"}])
 def test_faults_of_tables_and_ids_stop_a_run_however_few(tables, at, change):
     data = good(at)

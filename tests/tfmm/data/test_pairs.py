@@ -154,15 +154,100 @@ def test_a_catalog_with_nothing_but_vectors_needs_no_pairs(tables, tmp_path):
     assert pairs.build_pairs(tables(items=[{"item_id": 1, "vector": [1.0]}]), HALF, tmp_path / "pairs") == {}
 
 
-def test_logs_that_give_no_pairs_are_answered_with_the_way_out(tables, tmp_path, at):
-    data = shop(at, [1, 2, 3])
-    without_searches = {name: rows for name, rows in data.items() if name != "searches"}
-    with pytest.raises(ValueError, match="must have a table 'searches', or `order_id` and `order_line`"):
-        pairs.build_pairs(tables(**without_searches), HALF, tmp_path / "pairs")
+def clicks(at, of, items=40):
+    """Clicks of two users, item after item; `of`: the table that tells of them."""
+    shown = [
+        {"user_id": user, "item_id": item, "timestamp": at(2 * item + user), "label": 1}
+        for user in (1, 2)
+        for item in range(1, items + 1)
+    ]
+    later = [{"user_id": 1, "item_id": k % items + 1, "timestamp": at(1_000 + k), "label": 0} for k in range(200)]
+    data = {
+        "items": [{"item_id": k, "title": f"title {k}", "image": f"image {k}".encode()} for k in range(1, items + 1)],
+        "impressions": shown + later,
+    }
+    if of == "behaviors":
+        rows = [{**row, "action": "click"} for row in shown]
+        data |= {"behaviors": [{k: v for k, v in row.items() if k != "label"} for row in rows], "impressions": later}
+    return data
+
+
+def total(manifest):
+    return manifest["train"] + manifest["heldout"]
+
+
+def test_a_hard_negative_is_no_click_of_the_eval_split(tables, tmp_path, at):
+    data = shop(at, list(range(1, 41)))
     for act in data["behaviors"]:
-        act["search_id"] = 1
-    with pytest.raises(ValueError, match=r"must have pairs to train on and to hold out. Received: {'train': 0"):
+        if act["trigger_item_id"]:
+            act["timestamp"] = at(20_000)
+    assert pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")["text"]["with_negative"] == 0
+    assert all(pair["negative"] is None for pair in read(tmp_path / "pairs")["heldout"])
+
+
+@pytest.mark.parametrize("split", ["eval", None])
+def test_rows_without_a_time_count_for_nothing(tables, tmp_path, at, split):
+    data = shop(at, list(range(1, 41)))
+    for k, row in enumerate(data["impressions"]):
+        row["split"] = split and ("eval" if k > 4 else "train")
+    data["impressions"].append({**data["impressions"][-1], "timestamp": None})
+    for act in data["behaviors"][:15]:  # of five searches
+        act["timestamp"] = None
+    assert total(pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")["text"]) == 35
+
+
+@pytest.mark.parametrize("of", ["behaviors", "impressions"])
+def test_without_purchases_clicks_one_after_the_other_are_pairs(tables, tmp_path, at, of):
+    data = clicks(at, of)
+    data[of].insert(3, dict(data[of][2]))  # a click told twice is no pair of an item with itself
+    late = {**data[of][0], "timestamp": at(1_195)}  # in the eval split
+    data[of] += [{**late, "item_id": k} for k in (5, 9)]
+    data[of] += [{**data[of][0], "user_id": 0, "item_id": k} for k in (5, 9)]  # 0 is no user
+    manifests = pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")
+    assert {modality: manifest["source"] for modality, manifest in manifests.items()} == {
+        "image": "co-click",
+        "text": "co-click",
+    }
+    splits = read(tmp_path / "pairs")
+    found = sorted(pair["positive_item_id"] for pair in splits["heldout"])
+    assert found == sorted(2 * [k for k in range(2, 41) if pairs.is_heldout(np.array([k]), HALF)[0]])
+    for pair in splits["train"] + splits["heldout"]:
+        assert (pair["query"], pair["negative"]) == (f"title {pair['positive_item_id'] - 1}", None)
+        assert pair["query_id"] in (1, 2)
+    held = {pair["positive"] for pair in splits["heldout"]}
+    assert splits["train"] and not held & {pair[side] for pair in splits["train"] for side in ("query", "positive")}
+
+
+def test_behaviors_without_clicks_leave_the_clicked_impressions(tables, tmp_path, at):
+    data = clicks(at, "impressions")
+    data["behaviors"] = [{"user_id": 1, "item_id": k, "timestamp": at(k), "action": "purchase"} for k in range(1, 41)]
+    assert pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")["text"]["source"] == "co-click"
+
+
+@pytest.mark.parametrize("queries", ["absent", "null", "one"])
+def test_each_modality_learns_from_the_first_source_that_gives_enough(tables, tmp_path, at, queries):
+    data = shop(at, list(range(1, 41)))
+    for k, row in enumerate(data["searches"]):
+        if queries == "absent":
+            del row["query_image"]
+        elif queries == "null" or k:
+            row["query_image"] = None
+    manifests = pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")
+    assert (manifests["text"]["source"], manifests["image"]["source"]) == ("search", "co-click")
+    assert all(pair["query"].startswith(b"image ") for pair in read(tmp_path / "pairs", "image")["train"])
+
+
+def test_orders_stand_in_for_searches_that_give_no_pair(tables, tmp_path, at):
+    data = shop(at, list(range(1, 41)))
+    for k, act in enumerate(data["behaviors"]):
+        act |= {"search_id": None, "order_id": 7 if act["action"] == "purchase" else None, "order_line": k}
+    assert pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")["text"]["source"] == "co-purchase"
+
+
+def test_logs_that_give_no_pairs_are_answered_with_the_way_out(tables, tmp_path, at):
+    data = clicks(at, "impressions", items=2)
+    with pytest.raises(ValueError, match="'image' must have at least 2 pairs to train on and 2 to hold out") as error:
         pairs.build_pairs(tables(**data), HALF, tmp_path / "pairs")
-    (tmp_path / "behaviors.parquet").unlink()
-    with pytest.raises(ValueError, match="must have a table 'behaviors' with purchases"):
-        pairs.build_pairs(tmp_path, HALF, tmp_path / "pairs")
+    for named in ("query_image", "search_id", "order_line", "action click", "impressions with label 1", "vector"):
+        assert named in str(error.value)
+    assert not (tmp_path / "pairs").exists()

@@ -81,12 +81,12 @@ def test_modalities_are_those_with_a_value(tables, row, expected):
     assert schema.modalities(tables(items=[{"item_id": 1, **row}])) == expected
 
 
-def test_pictures_that_no_search_teaches_are_left_out(tables):
+def test_pictures_count_whatever_the_searches_hold(tables):
     folder = tables(
-        items=[{"item_id": 1, "image": b"x", "title": "a"}],
+        items=[{"item_id": 1, "image": b"x", "title": "a"}, {"item_id": 2, "image": None, "title": None}],
         searches=[{"search_id": 1, "user_id": 1, "query_text": "a", "query_image": None}],
     )
-    assert schema.modalities(folder) == ("text",)
+    assert schema.modalities(folder) == ("image", "text")
 
 
 def test_modalities_of_a_folder_without_items_are_refused(tmp_path):
@@ -100,6 +100,31 @@ def test_id_types_are_one_per_name(tables):
     tables(behaviors=[{"user_id": 1, "item_id": 7}])
     with pytest.raises(ValueError, match=r"`item_id` must have one type in all tables. Received: string elsewhere"):
         schema.id_types(folder)
+
+
+@pytest.mark.parametrize(
+    "column, value, message",
+    [
+        ("search_id", "5", "`search_id` must have one type in all tables. Received: int64 elsewhere, string in"),
+        ("trigger_item_id", "1", "`trigger_item_id` must have the type of `item_id`. Received: int64 elsewhere, st"),
+    ],
+)
+def test_ids_that_refer_to_another_table_have_its_type(tables, column, value, message):
+    folder = tables(
+        items=[{"item_id": 1}],
+        searches=[{"search_id": 5, "user_id": 1}],
+        behaviors=[{"user_id": 1, "item_id": 1, "search_id": 5, "trigger_item_id": 1, column: value}],
+    )
+    with pytest.raises(ValueError, match=message):
+        schema.id_types(folder)
+
+
+def test_order_ids_of_all_parts_have_one_type(tmp_path):
+    (tmp_path / "behaviors").mkdir()
+    for part, order_id in enumerate((7, "7")):
+        pq.write_table(pa.table({"order_id": [order_id]}), tmp_path / "behaviors" / f"{part}.parquet")
+    with pytest.raises(ValueError, match="`order_id` must have one type in all tables"):
+        schema.id_types(tmp_path)
 
 
 def test_the_schema_text_names_every_column():
