@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import pathlib
 import signal
 import typing
 
@@ -22,9 +21,7 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
     parser.add_argument("--index", required=True, help="SQLite file of the item index; made where missing")
     parser.add_argument(
         "--encoders",
-        required=True,
-        type=pathlib.Path,
-        help="folder with one encoder per modality, as pre-training wrote them",
+        help="folder with one encoder per modality, as pre-training wrote them; not needed where items bring vectors",
     )
     parser.add_argument("--ready-file", help="JSON file written when the job polls")
     parser.add_argument("--poll-ms", type=float, default=5.0, help="between looks at an idle log (default: 5)")
@@ -43,10 +40,9 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: pipeline.stop_requested.set())
-    folders = {path.parent.name: str(path.parent) for path in sorted(options.encoders.glob("*/manifest.json"))}
     pipeline.run(
         event_log.SQLiteEventLog(options.events),
-        folders,
+        options.encoders,
         options.index,
         options.ready_file,
         options.poll_ms / 1000,

@@ -37,10 +37,15 @@ def embed_events(batch: typing.Sequence[event_log.Event], encoders: typing.Seque
     new = [(event, result.item) for event, result in parsed if not result.is_withdrawn]
     embedded = []
     for encoder in encoders:
-        rows, rejected = _embed([item for _, item in new], encoder)
+        rows, reasons = _embed([item for _, item in new], encoder)
         embedded.append((encoder, rows))
-        reasons = {item_id: reason for item_id, _, reason in rejected}
-        dead += [(event, reasons[item.item_id]) for event, item in new if item.item_id in reasons]
+        dead += [(new[place][0], reason) for place, reason in reasons.items()]
+    taken = sorted(encode.CONTENT_FIELDS[encoder.modality] for encoder in encoders)
+    for event, item in new:
+        brought = [field for field in encode.CONTENT_FIELDS.values() if getattr(item, field)]
+        if not set(brought) & set(taken):
+            reason = "no content that this index embeds: it takes {}, the event brings {}"
+            dead.append((event, reason.format(", ".join(taken), ", ".join(brought))))
     return Outcome(
         [item for _, item in new],
         [result.item for _, result in parsed if result.is_withdrawn],
@@ -49,18 +54,20 @@ def embed_events(batch: typing.Sequence[event_log.Event], encoders: typing.Seque
     )
 
 
-def _embed(items: list[encode.Item], encoder: encode.AnyEncoder) -> tuple[rows_lib.IndexRows, list[encode.Rejected]]:
+def _embed(items: list[encode.Item], encoder: encode.AnyEncoder) -> tuple[rows_lib.IndexRows, dict[int, str]]:
+    """As `encode.embed`; reasons are by place in `items`."""
     try:
-        rows, rejected, _ = encode.embed(items, encoder)
-        return rows, rejected
+        rows, reasons, _ = encode.embed(items, encoder)
+        return rows, reasons
     except Exception as error:  # one content that an encoder cannot take must not stop the stream at every start
         if len(items) > 1:
             parts = [_embed([item], encoder) for item in items]
-            return rows_lib.concatenate([rows for rows, _ in parts]), [one for _, found in parts for one in found]
+            reasons = {place: found[0] for place, (_, found) in enumerate(parts) if found}
+            return rows_lib.concatenate([rows for rows, _ in parts]), reasons
         if not items:
             raise
         reason = f"{encode.CONTENT_FIELDS[encoder.modality]}: the encoder fails: {str(error)[:500]}"
-        return encode.embed([], encoder)[0], [encode.Rejected(items[0].item_id, encoder.modality, reason)]
+        return encode.embed([], encoder)[0], {0: reason}
 
 
 def warm_up(encoders: typing.Sequence[encode.AnyEncoder]) -> None:

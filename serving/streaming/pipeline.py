@@ -16,6 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.timestamp import Duration
 
 from serving.streaming import embedding, event_log
+from tfmm import artifacts
 from tfmm.index import beam as index_beam
 from tfmm.index import item_index
 
@@ -156,7 +157,7 @@ class EmbedEvents(beam.DoFn):
 
 def run(
     source: event_log.EventSource,
-    encoder_dirs: typing.Mapping[str, str],
+    encoders_dir: str | pathlib.Path | None,
     index_path: str | pathlib.Path,
     ready_file: str | pathlib.Path | None = None,
     poll_s: float = 0.005,
@@ -170,13 +171,24 @@ def run(
 
     Args:
         source: where events come from.
-        encoder_dirs: pre-training's output folder by modality; items' own vectors need none.
+        encoders_dir: folder with one encoder per modality, as pre-training wrote them; None: there are none, and
+            items bring their own vectors.
         index_path: the SQLite file of the item index; made where missing.
         ready_file: JSON file that says when the job polls; None: none.
         poll_s: seconds between looks at an idle source.
         bundle_s: seconds until a bundle ends; take less than a second on Flink.
         pipeline_args: Beam's options.
+    Raises:
+        ValueError: the folder holds no encoder, and the index no vectors that items brought themselves.
     """
+    encoder_dirs = find_encoders(encoders_dir)
+    with item_index.ItemIndex(index_path) as index:
+        if not encoder_dirs and "vector" not in index.active_encoders():
+            raise ValueError(
+                f"`encoders_dir` must hold an encoder as <modality>/{artifacts.MANIFEST}, since items of {index_path} "
+                f"do not bring their own vectors. Received: {encoders_dir}. Name the folder that pre-training wrote; "
+                "a quickstart leaves it at <workdir>/pipeline/SCLTrainer/encoders/<N>."
+            )
     index_path, ready = str(index_path), None if ready_file is None else str(ready_file)
     pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
     _ = (
@@ -186,6 +198,16 @@ def run(
         | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, index_path))
     )
     pipeline.run().wait_until_finish()
+
+
+def find_encoders(encoders_dir: str | pathlib.Path | None) -> dict[str, str]:
+    """Returns the folders of the encoders in `encoders_dir` by modality."""
+    manifests = [] if encoders_dir is None else sorted(pathlib.Path(encoders_dir).glob(f"*/{artifacts.MANIFEST}"))
+    return {
+        path.parent.name: str(path.parent)
+        for path in manifests
+        if artifacts.read_manifest(path.parent)["kind"] == "encoder"
+    }
 
 
 def write_json(path: str | pathlib.Path, values: typing.Mapping[str, typing.Any]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import pathlib
 import typing
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tfmm import extras
+from tfmm import extras, features
 from tfmm.data import schema
 from tfmm.index import encode, item_index
 
@@ -93,11 +95,12 @@ class EmbedIntoIndex(beam.DoFn):
 
     def process(self, items: list[encode.Item]) -> typing.Iterator[encode.Rejected]:
         results = [(encoder, *encode.embed(items, encoder)) for encoder in self._encoders]
+        named = [item for item in items if item.item_id != features.PADDING]
         with self._index.transaction():
             self._index.write_items(
-                [item.item_id for item in items],
-                [item.category for item in items],
-                [item.event_time_us for item in items],
+                [item.item_id for item in named],
+                [item.category for item in named],
+                [item.event_time_us for item in named],
             )
             for encoder, rows, rejected, missing in results:
                 changed = self._index.write(
@@ -110,8 +113,9 @@ class EmbedIntoIndex(beam.DoFn):
                     ("missing", missing),
                 ):
                     beam.metrics.Metrics.counter(_METRICS, f"{encoder.modality}/{name}").inc(count)
-        for _, _, rejected, _ in results:
-            yield from rejected
+        for encoder, _, rejected, _ in results:
+            for place, reason in rejected.items():
+                yield encode.Rejected(items[place].item_id, encoder.modality, reason)
 
     def teardown(self) -> None:
         self._index.close()
@@ -124,6 +128,9 @@ class EmbedCatalog(beam.PTransform):
         data_dir: the data folder, with table `items`.
         encoder_dirs: pre-training's output folder by modality; `vector` needs none.
         index_path: the SQLite file of the item index.
+
+    Attributes:
+        vector_dim: dim of the items' own vectors; None: they bring none.
     """
 
     def __init__(
@@ -134,31 +141,33 @@ class EmbedCatalog(beam.PTransform):
     ):
         super().__init__()
         self._parts = catalog_parts(data_dir)
-        self._vector_dim = vector_dim(data_dir)
+        self.vector_dim = vector_dim(data_dir)
         self._encoder_dirs, self._index_path = dict(encoder_dirs), str(index_path)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
-        modalities = [*self._encoder_dirs, *(["vector"] if self._vector_dim else [])]
+        modalities = [*self._encoder_dirs, *(["vector"] if self.vector_dim else [])]
         return (
             begin
             | "Parts" >> beam.Create(self._parts)
             | "Spread" >> beam.Reshuffle()
             | "Read" >> beam.FlatMap(read_items, modalities)
-            | "Embed" >> beam.ParDo(EmbedIntoIndex(self._encoder_dirs, self._vector_dim, self._index_path))
+            | "Embed" >> beam.ParDo(EmbedIntoIndex(self._encoder_dirs, self.vector_dim, self._index_path))
         )
 
 
 def vector_dim(data_dir: str | pathlib.Path) -> int | None:
-    """Returns the length of the items' own vectors, None where the catalog brings none."""
+    """Returns the most frequent length of the items' own vectors, None where the catalog brings none."""
     if "vector" not in schema.modalities(data_dir):
         return None
+    counts: collections.Counter[int] = collections.Counter()
     for part in catalog_parts(data_dir):
         file = pq.ParquetFile(part.path)
         if "vector" in file.schema_arrow.names:
-            for vector in file.read_row_group(part.row_group, columns=["vector"])["vector"]:
-                if vector.is_valid and len(vector):
-                    return len(vector)
-    return None
+            table = schema.conform(file.read_row_group(part.row_group, columns=["vector"]), "items", ["vector"])
+            for found in pc.value_counts(pc.list_value_length(table["vector"])).to_pylist():
+                counts[found["values"] or 0] += found["counts"]
+    counts.pop(0, None)  # null or empty: none
+    return min(counts, key=lambda length: (-counts[length], length), default=None)
 
 
 def embed_catalog(
@@ -185,13 +194,14 @@ def embed_catalog(
     Raises:
         ValueError: nothing to embed: no encoder is named and the catalog brings no vectors.
     """
-    encoders = load_encoders(encoder_dirs, vector_dim(data_dir))
+    transform = EmbedCatalog(data_dir, encoder_dirs, index_path)
+    encoders = load_encoders(encoder_dirs, transform.vector_dim)
     if not encoders:
         raise ValueError(
             f"`encoder_dirs` must name an encoder, since items of {data_dir} bring no vectors. Received: none."
         )
     pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
-    rejected = pipeline | EmbedCatalog(data_dir, encoder_dirs, index_path)
+    rejected = pipeline | transform
     if dead_letter_dir is not None:
         (
             rejected

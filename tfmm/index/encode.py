@@ -8,7 +8,7 @@ import typing
 
 import numpy as np
 
-from tfmm import artifacts
+from tfmm import artifacts, features
 from tfmm.index import rows as rows_lib
 
 Content = bytes | str | typing.Sequence[float]
@@ -137,36 +137,39 @@ def load_encoder(folder: str | pathlib.Path) -> Encoder:
 class Rejected(typing.NamedTuple):
     """An item's content that has no usable embedding."""
 
-    item_id: int
+    item_id: int  # 0: the row has no id
     modality: str
     reason: str
 
 
-def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.IndexRows, list[Rejected], int]:
+def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.IndexRows, dict[int, str], int]:
     """Embeds and quantises the items that have content of the encoder's modality.
 
     Returns:
-        The rows (sequence numbers 0: the index gives them), the rejected contents, and how many have none.
+        The rows (sequence numbers 0: the index gives them), the reasons of the rejected items by their place in
+        `items`, and how many items have no such content.
     """
     field = CONTENT_FIELDS[encoder.modality]
-    present = [item for item in items if getattr(item, field) is not None and len(getattr(item, field))]
-    vectors = encoder([getattr(item, field) for item in present])
+    contents = [getattr(item, field) for item in items]
+    rejected = {
+        place: "item_id: must be neither null, 0 nor empty"
+        for place, item in enumerate(items)
+        if item.item_id == features.PADDING
+    }
+    num_named = len(items) - len(rejected)
+    present = [
+        place
+        for place, content in enumerate(contents)
+        if content is not None and len(content) and place not in rejected
+    ]
+    vectors = encoder([contents[place] for place in present])
     is_finite = np.isfinite(vectors).all(axis=1)
     usable = is_finite & np.any(vectors != 0, axis=1)
-    rejected = [
-        Rejected(
-            item.item_id,
-            encoder.modality,
-            f"{field}: must give {encoder.dim} finite values"
-            if not finite
-            else "vector: is all zeros"
-            if encoder.modality == "vector"
-            else f"{field}: cannot be decoded",
-        )
-        for item, finite, good in zip(present, is_finite, usable)
-        if not good
-    ]
-    kept = [item for item, good in zip(present, usable) if good]
+    unusable = "vector: is all zeros" if encoder.modality == "vector" else f"{field}: cannot be decoded"
+    for place, finite, good in zip(present, is_finite, usable):
+        if not good:
+            rejected[place] = unusable if finite else f"{field}: must give {encoder.dim} finite values"
+    kept = [items[place] for place, good in zip(present, usable) if good]
     rows, scales = quantize(vectors[usable])
     return (
         rows_lib.IndexRows(
@@ -177,5 +180,5 @@ def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.I
             np.array([item.event_time_us for item in kept], np.int64),
         ),
         rejected,
-        len(items) - len(present),
+        num_named - len(present),
     )

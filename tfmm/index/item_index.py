@@ -11,7 +11,7 @@ import numpy as np
 from tfmm.index import database
 from tfmm.index import rows as rows_lib
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SCHEMA = """
 CREATE TABLE encoders (
     encoder INTEGER PRIMARY KEY, modality TEXT NOT NULL, encoder_version TEXT NOT NULL,
@@ -22,7 +22,8 @@ CREATE TABLE embeddings (
     PRIMARY KEY (encoder, item_id)) WITHOUT ROWID;
 CREATE UNIQUE INDEX changes ON embeddings (encoder, sequence);
 CREATE TABLE items (
-    item_id INTEGER PRIMARY KEY, category INTEGER NOT NULL, event_time_us INTEGER NOT NULL);
+    item_id INTEGER PRIMARY KEY, category INTEGER NOT NULL, event_time_us INTEGER NOT NULL,
+    withdrawn_at_us INTEGER);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE dead_letters (
     source TEXT NOT NULL, position INTEGER NOT NULL, reason TEXT NOT NULL, payload BLOB,
@@ -45,10 +46,11 @@ class ItemIndex:
     """The index in a SQLite file, shared by writers and readers in several processes.
 
     Per encoder version there is one row for each (modality, item id). The newest event time wins, and of
-    equal ones the last written; writing the same row twice changes nothing. Every change takes the next
-    sequence number, and they become visible in ascending order: a reader who has seen all up to s misses
-    nothing when it asks for those after s. They start at the file's birth in microseconds since 1970, so that a
-    model which was exported from an earlier index gets all of this one.
+    equal ones the last written; writing the same row twice changes nothing. Only an event that is newer than its
+    withdrawal brings an item back, with any encoder. Every change takes the next sequence number, and they become
+    visible in ascending order: a reader who has seen all up to s misses nothing when it asks for those after s.
+    They start at the file's birth in microseconds since 1970, so that a model which was exported from an earlier
+    index gets all of this one.
 
     Embeddings of two encoders are never mixed: a new encoder's rows
     stand beside the old ones, which model versions in service still need, until `forget`.
@@ -200,6 +202,9 @@ class ItemIndex:
             encoder = self.register_encoder(modality, encoder_version, rows.shape[1])
             (sequence,) = execute("SELECT value FROM counters WHERE name = 'sequence'").fetchone()
             for item_id, row, scale, time in zip(ids.tolist(), rows, scales.tolist(), times.tolist()):
+                withdrawn = execute("SELECT withdrawn_at_us FROM items WHERE item_id = ?", (item_id,)).fetchone()
+                if withdrawn is not None and withdrawn[0] is not None and time <= withdrawn[0]:
+                    continue
                 blob = row.tobytes()
                 old = execute(
                     "SELECT event_time_us, scale, row FROM embeddings WHERE encoder = ? AND item_id = ?",
@@ -222,7 +227,9 @@ class ItemIndex:
         return changed
 
     def withdraw(self, ids: typing.Any, event_times_us: typing.Any) -> int:
-        """Withdraws items' embeddings of every modality and encoder; older events do not bring them back.
+        """Withdraws items' embeddings of every modality and encoder, later ones included.
+
+        Only an event that is newer brings an item back, so a catalog that still lists it does not.
 
         Returns:
             The number of rows that changed.
@@ -232,6 +239,12 @@ class ItemIndex:
             for modality, encoder_version, dim, _ in self.encoders():
                 rows, scales = np.zeros([len(ids), dim], np.int8), np.zeros(len(ids), np.float32)
                 changed += self.write(modality, encoder_version, ids, rows, scales, event_times_us)
+            columns = (np.asarray(column, np.int64).tolist() for column in (ids, event_times_us))
+            self._database.executemany(
+                "INSERT INTO items VALUES (?, 0, 0, ?) ON CONFLICT (item_id) DO UPDATE SET withdrawn_at_us = "
+                "MAX(COALESCE(withdrawn_at_us, excluded.withdrawn_at_us), excluded.withdrawn_at_us)",
+                zip(*columns),
+            )
         return changed
 
     def changes(self, modality: str, encoder_version: str, after: int, limit: int = 1024) -> rows_lib.IndexRows:
@@ -278,7 +291,7 @@ class ItemIndex:
         """Keeps items' categories (int64 [n], 0: none); newest event time wins."""
         columns = (np.asarray(column, np.int64).tolist() for column in (ids, categories, event_times_us))
         self._database.executemany(
-            "INSERT INTO items VALUES (?, ?, ?) ON CONFLICT (item_id) DO UPDATE SET "
+            "INSERT INTO items VALUES (?, ?, ?, NULL) ON CONFLICT (item_id) DO UPDATE SET "
             "category = excluded.category, event_time_us = excluded.event_time_us "
             "WHERE excluded.event_time_us >= items.event_time_us",
             zip(*columns),

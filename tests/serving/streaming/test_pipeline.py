@@ -11,8 +11,9 @@ import time
 import numpy as np
 import pytest
 
+from serving.streaming import __main__ as streaming
 from serving.streaming import event_log, events, pipeline
-from tfmm import features
+from tfmm import artifacts, features
 from tfmm.index import encode, item_index
 
 
@@ -24,10 +25,6 @@ def wait_for(condition, process=None, timeout_s=120):
         time.sleep(0.01)
 
 
-def folders(encoders_dir):
-    return {modality: str(encoders_dir / modality) for modality in ("image", "text")}
-
-
 @pytest.fixture
 def running(encoders_dir, tmp_path):
     """The job in a thread of this process, with its log and its index."""
@@ -37,7 +34,7 @@ def running(encoders_dir, tmp_path):
 
     def job():
         try:
-            pipeline.run(event_log.SQLiteEventLog(log.path), folders(encoders_dir), index.path,
+            pipeline.run(event_log.SQLiteEventLog(log.path), encoders_dir, index.path,
                          tmp_path / "ready.json", bundle_s=0.5)  # fmt: skip
         except Exception as error:
             failures.append(error)
@@ -85,6 +82,40 @@ def test_events_become_embeddings_withdrawals_and_dead_letters(running, encoders
     found = index.embeddings("text", "text-1")
     assert found.ids.tolist() == sorted(ids[[1, 3]].tolist())
     assert found.event_times_us[found.ids == ids[3]] == [13]
+
+
+@pytest.fixture
+def ending():
+    """A job that is asked to stop at once."""
+    pipeline.stop_requested.set()
+    yield
+    pipeline.stop_requested.clear()
+
+
+@pytest.mark.parametrize("folder", [None, "", "run", "run/encoders/text"])
+def test_nothing_to_embed_with_is_refused(folder, encoders_dir, tmp_path, ending):
+    artifacts.write_manifest(tmp_path / "run" / "snapshot", "index_snapshot")
+    (tmp_path / "run" / "encoders").symlink_to(encoders_dir)
+    with event_log.SQLiteEventLog(tmp_path / "events.sqlite") as log:
+        log.append([events.make_event("a", title="title a")])
+        place = None if folder is None else tmp_path / folder
+        with pytest.raises(ValueError, match="must hold an encoder") as refusal:
+            pipeline.run(log, place, tmp_path / "items.sqlite")
+        assert f"Received: {place}" in str(refusal.value)
+        with item_index.ItemIndex(tmp_path / "items.sqlite") as index:
+            assert index.position(log.name) == 0
+
+
+@pytest.mark.parametrize("folder", [None, "."])
+def test_index_of_given_vectors_needs_no_encoders(folder, tmp_path, monkeypatch, ending):
+    given = encode.GivenVectors(2)
+    with item_index.ItemIndex(tmp_path / "items.sqlite") as index:
+        index.register_encoder("vector", given.version, given.dim)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--events=events.sqlite", "--index=items.sqlite", "--ready-file=ready.json"]
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    streaming.main(arguments + ([f"--encoders={folder}"] if folder else []))
+    assert (tmp_path / "ready.json").exists()
 
 
 def start(encoders_dir, tmp_path, root):

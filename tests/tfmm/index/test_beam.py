@@ -65,6 +65,30 @@ def test_items_bring_their_own_vectors(tmp_path):
     assert table.rows.tolist() == [[95, -127], [127, 0]]
 
 
+def write_vectors(data_dir, ids, vectors, **options):
+    data_dir.mkdir()
+    table = pa.table({"item_id": ids, "vector": pa.array(vectors, pa.list_(pa.float32()))})
+    pq.write_table(table, data_dir / "items.parquet", **options)
+
+
+@pytest.mark.parametrize("ids", [[1, None, 0, 4], ["a", None, "", "d"]])
+def test_rows_without_an_id_are_dead_letters(ids, tmp_path):
+    write_vectors(tmp_path / "data", ids, [[1.0, 0.0]] * 4)
+    counts = beam.embed_catalog(tmp_path / "data", {}, tmp_path / "index.sqlite", tmp_path / "dead")
+    assert counts == {"vector": {"embedded": 2, "changed": 2, "rejected": 2, "missing": 0}}
+    lines = [line for path in (tmp_path / "dead").iterdir() for line in path.read_text().splitlines()]
+    reason = {"item_id": 0, "modality": "vector", "reason": "item_id: must be neither null, 0 nor empty"}
+    assert [json.loads(line) for line in lines] == [reason] * 2
+
+
+def test_most_frequent_length_of_vectors_counts(tmp_path):
+    vectors = [[1.0, 2.0, 3.0], [1.0, 0.0], None, [], [], [], [0.0, 1.0]]
+    write_vectors(tmp_path / "data", range(1, 8), vectors, row_group_size=3)
+    assert beam.vector_dim(tmp_path / "data") == 2
+    counts = beam.embed_catalog(tmp_path / "data", {}, tmp_path / "index.sqlite")
+    assert counts == {"vector": {"embedded": 2, "changed": 2, "rejected": 1, "missing": 4}}
+
+
 def test_an_encoder_of_another_modality_is_refused(catalog, encoder_dirs, tmp_path):
     with pytest.raises(ValueError, match="holds an encoder of 'text'"):
         beam.embed_catalog(catalog, {"image": encoder_dirs["text"]}, tmp_path / "index.sqlite")

@@ -94,8 +94,15 @@ def test_embed_tells_missing_from_rejected(encoder_dirs):
              encode.Item(4, image=b"")]  # fmt: skip
     rows, rejected, missing = encode.embed(items, encoder)
     assert rows.ids.tolist() == [1] and rows.event_times_us.tolist() == [5]
-    assert rejected == [encode.Rejected(3, "image", "image: cannot be decoded")]
+    assert rejected == {2: "image: cannot be decoded"}  # by place in `items`
     assert missing == 2
+
+
+def test_embed_rejects_an_item_without_an_id():
+    items = [encode.Item(0, vector=[1.0, 0.0]), encode.Item(5, vector=[1.0, 0.0]), encode.Item(0)]
+    rows, rejected, missing = encode.embed(items, encode.GivenVectors(2))
+    assert rows.ids.tolist() == [5] and missing == 0
+    assert rejected == dict.fromkeys((0, 2), "item_id: must be neither null, 0 nor empty")
 
 
 def test_given_vectors_of_equal_length_share_a_version():

@@ -100,6 +100,24 @@ def test_withdrawn_item_stays_withdrawn_until_a_newer_event():
     index.close()
 
 
+def test_withdrawn_item_stays_withdrawn_with_a_later_encoder():
+    index = item_index.ItemIndex(":memory:")
+    index.write_items([1], [7], [1])
+    index.write("image", "v1", *as_arrays([(1, 5, 1)]))
+    index.withdraw([1, 2], [3, 3])  # 2 was never there
+    index.withdraw([1], [2])  # an older event that comes late
+    assert index.write("image", "v2", *as_arrays([(1, 6, 1), (1, 6, 3), (2, 6, 3), (3, 6, 0)])) == 1
+    assert index.embeddings("image", "v2").ids.tolist() == [3]
+    index.write_items([1, 2], [7, 8], [1, 1])  # the catalog again
+    assert index.categories([1, 2]).tolist() == [7, 8]
+    assert index.write("image", "v2", *as_arrays([(1, 6, 3), (2, 6, 4)])) == 1
+    assert index.embeddings("image", "v2").ids.tolist() == [2, 3]
+    assert index.withdraw([2], [4]) == 1  # in v2: it never came back in v1
+    assert index.withdraw([2], [4]) == 0
+    assert index.embeddings("image", "v2").ids.tolist() == [3]
+    index.close()
+
+
 def test_encoders_stand_side_by_side_until_forgotten():
     index = item_index.ItemIndex(":memory:")
     index.write("image", "v1", *as_arrays([(1, 5, 1)]))
@@ -242,5 +260,5 @@ def test_file_of_another_format_is_refused(tmp_path):
     with sqlite3.connect(tmp_path / "items.sqlite") as connection:
         connection.execute("PRAGMA user_version=9")
     connection.close()
-    with pytest.raises(ValueError, match=r"must have format 1\. Received: 9"):
+    with pytest.raises(ValueError, match=r"must have format 2\. Received: 9"):
         item_index.ItemIndex(tmp_path / "items.sqlite")
