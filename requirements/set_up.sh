@@ -19,6 +19,7 @@ if ! runs "$venv/bin/python" "$version"; then
   make_environment "$version" "$venv"
 fi
 
+type g++ > /dev/null 2>&1 || echo "No g++ here. Both locks hold pyfarmhash, which comes as source only: apt install g++" >&2
 python=$PWD/$venv/bin/python
 echo "Python $version, glibc $glibc, $lock"
 "$uv" pip sync --python "$python" --compile-bytecode "$lock"
