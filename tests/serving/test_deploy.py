@@ -18,10 +18,51 @@ def test_files_agree_with_the_commands(root):
     targets = re.findall(r"AS (\w+)", dockerfile)
     services = yaml.safe_load((deploy / "compose.yaml").read_text())["services"]
     assert [service["build"]["target"] for service in services.values()] == targets
-    deployment, service = yaml.safe_load_all((deploy / "kubernetes.yaml").read_text())
-    server, replicator = deployment["spec"]["template"]["spec"]["containers"]
-    assert {port["containerPort"] for port in server["ports"]} == {port["port"] for port in service["spec"]["ports"]}
+    server, _, _ = kubernetes(deploy)
+    (container,) = containers(server)
+    assert container["image"] == f"tfmm-{targets[0]}"
     known = set(re.findall(r'add_argument\("(--[\w-]+)"', (root / "serving" / "replicator.py").read_text()))
-    for arguments in (services["replicator"]["command"], replicator["args"]):
-        assert {argument for argument in arguments if argument.startswith("--")} <= known
-        assert arguments[arguments.index("--model-name") + 1] == model.name
+    module, *arguments = services["replicator"]["command"]
+    assert module == "serving.replicator"
+    assert set(arguments[::2]) <= known
+    assert arguments[arguments.index("--model-name") + 1] == model.name
+
+
+def kubernetes(deploy):
+    return list(yaml.safe_load_all((deploy / "kubernetes.yaml").read_text()))
+
+
+def containers(workload):
+    return workload["spec"]["template"]["spec"]["containers"]
+
+
+def test_index_is_on_one_node_and_reaches_every_server(root):
+    server, service, index = kubernetes(root / "serving" / "deploy")
+    ports = {port["containerPort"] for port in containers(server)[0]["ports"]}
+    assert ports == {port["port"] for port in service["spec"]["ports"]}
+    assert service["spec"]["clusterIP"] == "None" and server["spec"]["serviceName"] == service["metadata"]["name"]
+    assert index["spec"]["replicas"] == 1
+    (claim,) = index["spec"]["volumeClaimTemplates"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]
+    shared = {volume["name"] for volume in server["spec"]["template"]["spec"]["volumes"]}
+    assert claim["metadata"]["name"] not in shared
+    options = {}
+    for container in containers(index):
+        assert container["image"] == "tfmm-index"
+        module, *arguments = container["args"]
+        path = root.joinpath(*module.split("."))
+        source = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        assert set(arguments[::2]) <= set(re.findall(r'"(--[\w-]+)"', source.read_text()))
+        options[module] = list(zip(arguments[::2], arguments[1::2]))
+    assert len({dict(found)["--index"] for found in options.values()}) == 1
+    name = server["metadata"]["name"]
+    wanted = {f"{name}-{n}.{service['metadata']['name']}:8500" for n in range(server["spec"]["replicas"])}
+    assert {value for option, value in options["serving.replicator"] if option == "--target"} == wanted
+
+
+def test_images_hold_what_is_packaged_and_nothing_else(root):
+    lines = [line for line in (root / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert lines[0] == "*"
+    kept = {line[1:] for line in lines if line.startswith("!")}
+    packages = re.search(r"^PACKAGES = \((.*)\)$", (root / "setup.py").read_text(), re.M).group(1)
+    assert kept == {"setup.py", "pyproject.toml", "README.md", "LICENSE", *re.findall(r'"(\w+)"', packages)}
