@@ -160,8 +160,9 @@ def test_gate_that_refuses_leaves_nothing_to_serve_and_says_why(tmp_path, road):
     assert len(list((workdir / "serving" / "tfmm").iterdir())) == 1
 
 
-def test_code_of_the_serving_guide_runs_against_the_pushed_model(road, tmp_path):
+def test_code_of_the_serving_guide_runs_against_the_pushed_model(road, tmp_path, monkeypatch):
     """The guide's ports stand for whatever ports the server got."""
+    monkeypatch.chdir(tmp_path)
     ready = tmp_path / "server.json"
     command = ["serving.model_server", "--model_name=tfmm", f"--model_base_path={road[0] / 'serving' / 'tfmm'}"]
     command += ["--port=0", "--rest_api_port=0", f"--ready_file={ready}"]

@@ -350,12 +350,7 @@ def export(
 @click.option("--model-name", default="tfmm", show_default=True)
 @click.option("--port", type=int, default=8500, show_default=True, help="gRPC; 0 takes a free one.")
 @click.option("--rest-api-port", type=int, default=8501, show_default=True, help="REST; 0 takes a free one.")
-@click.option(
-    "--index",
-    "index_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
-    help="Follow this item index: new items are served in seconds.",
-)
+@click.option("--index", "index_path", type=File, help="Follow this item index: new items are served in seconds.")
 def serve(
     model_base_path: pathlib.Path,
     model_name: str,
@@ -369,6 +364,8 @@ def serve(
 
     if index_path is not None and port == 0:
         raise click.BadParameter("must be a fixed port where an index is followed.", param_hint="--port")
+    if index_path is not None and not index_path.is_file():
+        raise FileNotFoundError(f"{index_path} does not exist. `tfmm embed` makes the item index.")
     flags = [f"--model_base_path={model_base_path}", f"--model_name={model_name}", f"--port={port}",
              f"--rest_api_port={rest_api_port}"]  # fmt: skip
     follower = replicator.Replicator(index_path, [f"127.0.0.1:{port}"], model_name) if index_path else None
