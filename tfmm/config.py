@@ -59,7 +59,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PairsConfig:
-    """How query -> purchased item pairs are built (section 3.2)."""
+    """How encoder pairs are built: query -> purchased item (section 3.2), else co-purchase or co-click."""
 
     heldout_fraction: float = 0.1  # split by item: no held-out positive is trained on
     max_pairs: int = 50_000  # per modality; drawn at random where the logs give more
