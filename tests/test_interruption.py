@@ -49,7 +49,7 @@ def test_five_stops_at_random_moments_change_nothing(tmp_path):
     for _ in range(STOPS):
         process = start(stopped)
         try:
-            process.wait(moments.uniform(0.05, 0.6) * duration)
+            process.wait(moments.uniform(0.04, 0.3) * duration)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
         assert process.wait(60) in (0, 130), (stopped / "terminal.log").read_text()[-3000:]
