@@ -144,8 +144,8 @@ def test_each_source_of_knowledge_works_alone(changes):
 
 
 def test_bad_arguments_are_refused():
-    config = config_lib.CTRConfig(modalities=("image", "audio"))
-    with pytest.raises(ValueError, match=r"Missing: \['audio'\]"):
+    config = config_lib.CTRConfig(modalities=("image", "vector"))
+    with pytest.raises(ValueError, match=r"Missing: \['vector'\]"):
         model_lib.CTRModel(config, MAKE, SIZES, DIMS, LENGTH)
     with pytest.raises(ValueError, match="`vocabulary_sizes` must give at least 2"):
         model_lib.CTRModel(config_lib.CTRConfig(), MAKE, {**SIZES, "category": 1}, {}, LENGTH)
