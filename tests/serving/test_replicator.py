@@ -269,6 +269,10 @@ def test_command_follows_and_ends_on_sigterm(index, tmp_path, root):
                 assert process.poll() is None
                 time.sleep(0.05)
             assert_serves(target, index, 1)
+            deadline = time.monotonic() + 30  # the file is written each second, first before the server was reached
+            while json.loads(status.read_text())["tables"][0]["version"] != 1:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
             (table,) = json.loads(status.read_text())["tables"]
             assert (table["rows"], table["modality"], table["version"]) == (0, "image", 1)
             process.send_signal(signal.SIGTERM)
