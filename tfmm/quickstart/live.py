@@ -177,7 +177,10 @@ def _score_new_item(
     from serving.streaming import events
 
     item = new_item(environment, data, snapshot_dir, number=log.append([]))
-    candidate = {"item_ids": [item["item_id"]], "categories": [_given(data, item["category"])]}
+    candidate = {
+        "item_ids": [item["item_id"]],
+        "categories": [_missing_category(data) if item["category"] is None else item["category"]],
+    }
     before = float(client.rank(**request, **candidate)[0])  # masked: the index does not know the item
     sent = time.monotonic()
     log.append([events.make_event(**item)])
@@ -248,10 +251,10 @@ def first_items(data: pathlib.Path, count: int) -> dict[str, typing.Any]:
 def _categories(data: pathlib.Path, ids: list[typing.Any]) -> list[typing.Any]:
     items = schema.read_table(data, "items", ["item_id", "category"])
     known = dict(zip(items["item_id"].to_pylist(), items["category"].to_pylist(), strict=True))
-    return [_given(data, known.get(item_id)) for item_id in ids]
+    missing = _missing_category(data)
+    return [missing if known.get(item_id) is None else known[item_id] for item_id in ids]
 
 
-def _given(data: pathlib.Path, category: typing.Any) -> typing.Any:
-    """Returns a category as a request carries it: a missing one is 0 or the empty string."""
-    missing = "" if schema.id_types(data)["category"] == "string" else 0
-    return missing if category is None else category
+def _missing_category(data: pathlib.Path) -> int | str:
+    """Returns how a request says that an item has no category."""
+    return "" if schema.id_types(data)["category"] == "string" else 0
