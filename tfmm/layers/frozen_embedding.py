@@ -53,9 +53,7 @@ class FrozenEmbedding(keras.layers.Layer):
         super().__init__(autocast=False, **kwargs)
         checks.require(num_items >= 1, "`num_items` must be at least 1.", num_items)
         checks.require(1 <= dim <= MAX_INT8_DIM, f"`dim` must lie in 1..{MAX_INT8_DIM}.", dim)
-        checks.require(
-            output_form in FROZEN_OUTPUTS, f"`output_form` must be one of {FROZEN_OUTPUTS}.", output_form
-        )
+        checks.require(output_form in FROZEN_OUTPUTS, f"`output_form` must be one of {FROZEN_OUTPUTS}.", output_form)
         self.num_items = num_items
         self.dim = dim
         self.output_form = output_form
@@ -69,14 +67,13 @@ class FrozenEmbedding(keras.layers.Layer):
             )
 
         self.ids = weight("ids", (self.num_items,), _id_dtype())
-        self.rows = weight("rows", (self.num_items, self.dim), "int8")
-        self.scales = weight("scales", (self.num_items,), "float32")
+        # One row more than items: the last is zero and stands for every id that is missing.
+        self.rows = weight("rows", (self.num_items + 1, self.dim), "int8")
+        self.scales = weight("scales", (self.num_items + 1,), "float32")
         self.built = True
 
     @classmethod
-    def from_table(
-        cls, ids: typing.Any, rows: typing.Any, scales: typing.Any, **kwargs: typing.Any
-    ) -> FrozenEmbedding:
+    def from_table(cls, ids: typing.Any, rows: typing.Any, scales: typing.Any, **kwargs: typing.Any) -> FrozenEmbedding:
         """Builds the layer around a table.
 
         Args:
@@ -117,9 +114,7 @@ class FrozenEmbedding(keras.layers.Layer):
             ids[1:][ids[1:] == ids[:-1]][:3].tolist(),
         )
         numbered = np.array_equal(ids, np.arange(1, self.num_items + 1))
-        checks.require(
-            numbered or not self.by_index, "With `by_index`, `ids` must be 1..n.", ids[:3].tolist()
-        )
+        checks.require(numbered or not self.by_index, "With `by_index`, `ids` must be 1..n.", ids[:3].tolist())
         norms = np.sqrt((rows.astype(np.float32) ** 2).sum(1))
         wrong = ~(np.abs(norms * scales - 1.0) < 1e-3) & ~((scales == 0.0) & np.isfinite(scales))
         checks.require(
@@ -134,27 +129,24 @@ class FrozenEmbedding(keras.layers.Layer):
             (int(ids[0]), int(ids[-1])),
         )
         self.ids.assign(ids.astype(_id_dtype()))
-        self.rows.assign(rows.astype(np.int8))
-        self.scales.assign(scales)
+        self.rows.assign(np.pad(rows.astype(np.int8) * (scales > 0)[:, None], ((0, 1), (0, 0))))
+        self.scales.assign(np.pad(scales, (0, 1)))
 
     def lookup(self, ids: typing.Any) -> tuple[typing.Any, typing.Any, typing.Any]:
         """Returns rows int8 [..., D], scales float32 [...] and mask bool [...] of ids int [...]."""
-        checks.require(
-            self.built, "The table is empty; use `FrozenEmbedding.from_table`.", "an unbuilt layer"
-        )
+        checks.require(self.built, "The table is empty; use `FrozenEmbedding.from_table`.", "an unbuilt layer")
         ids = ops.cast(ops.convert_to_tensor(ids), _id_dtype())
         if self.by_index:
-            place = ops.clip(ids - 1, 0, self.num_items - 1)
-            found = ops.equal(place, ids - 1)
+            place = ids - 1
+            found = ops.logical_and(place >= 0, place < self.num_items)
         else:
             table = ops.convert_to_tensor(self.ids)
             place = ops.minimum(self._search(table, ids), self.num_items - 1)
             found = ops.equal(ops.take(table, place, axis=0), ids)
-        scales = ops.take(ops.convert_to_tensor(self.scales), place, axis=0)
-        mask = ops.logical_and(found, scales > 0.0)
+        place = ops.where(found, place, self.num_items)
         rows = ops.take(ops.convert_to_tensor(self.rows), place, axis=0)
-        rows = ops.where(ops.expand_dims(mask, -1), rows, ops.zeros_like(rows))
-        return rows, ops.where(mask, scales, ops.zeros_like(scales)), mask
+        scales = ops.take(ops.convert_to_tensor(self.scales), place, axis=0)
+        return rows, scales, scales > 0.0
 
     def _search(self, table: typing.Any, ids: typing.Any) -> typing.Any:
         """Returns int32 [...]: how many ids of the sorted table are smaller than each id."""

@@ -82,29 +82,58 @@ def _segment_counts(tier: typing.Any, num_tiers: int) -> typing.Any:
 
 
 def _packed_counts(tier: typing.Any, num_tiers: int) -> typing.Any:
-    """Several counters per integer: one fused reduction counts several tiers, and no [B, L, N] exists.
+    """Many counters in one integer: one shift counts a behavior for up to 20 tiers, and no [B, L, N] exists.
 
-    Each counter has bits for L. A tier outside an integer's counters adds to its top bit, which nobody reads.
+    The counters are narrow at first, 3 bits. Before they could overflow, each integer is split into its even and
+    its odd counters, which leaves each counter twice the bits: 6, then 12. At 12 bits they are unpacked.
+    Every sum runs over at most 32 values, since XLA:CPU rewrites a longer one into a slow window.
     """
-    length = tier.shape[1]
-    bits, word = (31, "int32") if keras.backend.backend() == "jax" else (63, "int64")
-    width = None if length is None else max(1, length.bit_length())
-    if width is None or width > bits:
+    length, padding = tier.shape[1], 0
+    if length is None:
         return _segment_counts(tier, num_tiers)
-    per_word = bits // width
-    scaled = tier * width
-    one, top, field = ops.cast(1, word), ops.cast(bits, "uint32"), ops.cast(2**width - 1, word)
+    if _largest_divisor(length, 7) < 4 < length:
+        padding = -length % 4
+        tier = ops.pad(tier, ((0, 0), (0, padding)), constant_values=num_tiers)
+    bits, word = (31, "int32") if keras.backend.backend() == "jax" else (63, "int64")
+    per_word = bits // 12 * 4
     counts = []
     for first in range(0, num_tiers, per_word):
-        shift = ops.minimum(
-            ops.cast(scaled - first * width, "uint32"), top
-        )  # below 0: large, so the top bit as well
-        packed = ops.sum(ops.left_shift(one, ops.cast(shift, word)), axis=1)
-        counts += [
-            ops.bitwise_and(ops.right_shift(packed, ops.cast(i * width, word)), field)
-            for i in range(min(per_word, num_tiers - first))
-        ]
+        # a tier outside this word adds to the top bit, which nobody reads; below `first`: large when unsigned
+        shift = ops.minimum(ops.cast((tier - first) * 3, "uint32"), ops.cast(bits, "uint32"))
+        columns = [ops.left_shift(ops.cast(1, word), ops.cast(shift, word))]  # counter i: in columns[i % len]
+        width, left, most = 3, length + padding, 1
+        while left > 1:
+            size = _largest_divisor(left, min(32, (2**width - 1) // most))
+            left, most = left // size, most * size
+            columns = [_sum_groups(column, size, left, fused=width == 3) for column in columns]
+            if left == 1 or width == 12:
+                break
+            even = _constant(sum((2**width - 1) << i for i in range(0, bits - width + 1, 2 * width)), word)
+            odd = [ops.right_shift(column, _constant(width, word)) for column in columns]
+            columns = [ops.bitwise_and(column, even) for column in columns + odd]
+            width *= 2
+        for i in range(min(per_word, num_tiers - first)):
+            column = ops.right_shift(columns[i % len(columns)], _constant(i // len(columns) * width, word))
+            counts.append(ops.sum(ops.bitwise_and(column, _constant(2**width - 1, word)), axis=1))
     return ops.cast(ops.stack(counts, axis=-1), "float32")
+
+
+def _sum_groups(values: typing.Any, size: int, left: int, fused: bool) -> typing.Any:
+    """Sums [B, size * left] to [B, left]; `fused` as additions of slices, which XLA joins with what made them."""
+    if not fused:
+        return ops.sum(ops.reshape(values, (-1, size, left)), axis=1)
+    total = values[:, :left]
+    for start in range(left, size * left, left):
+        total = total + values[:, start : start + left]
+    return total
+
+
+def _constant(value: int, dtype: str) -> typing.Any:
+    return ops.convert_to_tensor(value, dtype=dtype)
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next((size for size in range(limit, 1, -1) if number % size == 0), 1)
 
 
 @keras.saving.register_keras_serializable(package="tfmm")
@@ -176,9 +205,7 @@ class SimTierLayer(keras.layers.Layer):
             "`num_tiers` must be an int of at least 1.",
             num_tiers,
         )
-        checks.require(
-            tier_output in TIER_OUTPUTS, f"`tier_output` must be one of {TIER_OUTPUTS}.", tier_output
-        )
+        checks.require(tier_output in TIER_OUTPUTS, f"`tier_output` must be one of {TIER_OUTPUTS}.", tier_output)
         checks.require(tiers in TIER_RULES, f"`tiers` must be one of {TIER_RULES}.", tiers)
         checks.require(
             tiers == "paper" or num_tiers == MUSE_NUM_TIERS,
@@ -255,9 +282,7 @@ class SimTierLayer(keras.layers.Layer):
                 (-1, self._num_values * self.tier_embedding_dim),
             )
         if self.count_missing:
-            result = ops.concatenate(
-                [result, self._missing(result, behaviors_mask, behaviors_present)], axis=-1
-            )
+            result = ops.concatenate([result, self._missing(result, behaviors_mask, behaviors_present)], axis=-1)
         if self.check:
             valid = verify_similarity(similarity, mask, target, behaviors, target_scales, behaviors_scales)
             result = ops.where(valid, result, ops.full_like(result, float("nan")))
@@ -267,9 +292,7 @@ class SimTierLayer(keras.layers.Layer):
     def _num_values(self) -> int:
         return self.num_tiers + sum(self.coarse_num_tiers)
 
-    def _mask(
-        self, similarity: typing.Any, behaviors_mask: typing.Any, target_mask: typing.Any
-    ) -> typing.Any:
+    def _mask(self, similarity: typing.Any, behaviors_mask: typing.Any, target_mask: typing.Any) -> typing.Any:
         shape = tuple(similarity.shape)
         mask = ops.ones_like(similarity, dtype="bool")
         if behaviors_mask is not None:

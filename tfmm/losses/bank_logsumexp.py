@@ -7,7 +7,7 @@ import typing
 from keras import ops
 
 MASKED_LOGIT = -1e30  # stands for "no negative here"; finite, so that a row without negatives has gradient 0
-SAFE_EXPONENT = 80.0  # exp(-80) and sums of exp(80) are normal float32 numbers
+SAFE_EXPONENT = 40.0  # exp(-40), and the sum of any number of exp(40), are normal float32 numbers
 
 
 def bank_logsumexp(
@@ -89,47 +89,46 @@ def _slice(column, start, length):
 
 def _stream(scaled_queries, bank: _Bank, chunk_size: int):
     queries = ops.stop_gradient(scaled_queries)
-    # |q.k| <= |q| for unit vectors: where exp(-2 |q|) is a float32 number, |q| serves as the maximum.
-    bound = ops.sqrt(ops.sum(ops.square(queries), axis=-1, keepdims=True))  # [B, 1]
+    # |q.k| <= |q| for unit vectors: below this bound float32 needs no maximum to be taken off.
+    longest = ops.sqrt(ops.max(ops.sum(ops.square(queries), axis=-1)))
     total, shift, mean = ops.cond(
-        ops.max(bound) < SAFE_EXPONENT / 2,
-        lambda: _sum_chunks(queries, bank, chunk_size, bound),
-        lambda: _sum_chunks(queries, bank, chunk_size, None),
+        longest < SAFE_EXPONENT,
+        lambda: _sum_chunks(queries, bank, chunk_size, running=False),
+        lambda: _sum_chunks(queries, bank, chunk_size, running=True),
     )
     value = ops.where(total > 0, shift + ops.log(ops.where(total > 0, total, 1.0)), MASKED_LOGIT)
     # The second term is 0 and carries the gradient, so that nothing is differentiated through the loop.
     return value + ops.sum((scaled_queries - queries) * mean, axis=-1)
 
 
-def _sum_chunks(queries, bank: _Bank, chunk_size: int, bound):
-    """Sums exp(logit - shift) over the bank, and the rows weighted by it; a running maximum without `bound`."""
-    running = bound is None
-    num_chunks = -(-bank.size // chunk_size)
-    columns = ops.arange(chunk_size)
+def _sum_chunks(queries, bank: _Bank, chunk_size: int, running: bool):
+    """Sums exp(logit - shift) over the bank, and the rows weighted by it; shift: a running maximum, or 0."""
 
-    def add_chunk(index, state):
+    def add(state, start, length):
         shift, total, weighted = state
-        # `total` is never negative, so this adds 0; it holds the chunk back until the one before is summed, else
-        # TensorFlow runs up to ten ahead, each with logits of its own in memory.
-        wait = ops.cast(ops.minimum(total[0, 0], 0.0), "int32")
-        start = ops.clip(index * chunk_size + wait, 0, bank.size - chunk_size)
-        rows, counts, ids = bank.read(start, chunk_size)
-        is_new = start + columns >= index * chunk_size  # the last chunk begins inside the one before it
-        counts = is_new if counts is None else ops.logical_and(counts, is_new)
-        rows = ops.where(counts[:, None], rows, ops.zeros_like(rows))
+        rows, counts, ids = bank.read(start, length)
+        weights = bank.logits(queries, rows, counts, ids)
         if running:
-            logits = bank.logits(queries, rows, counts, ids)
-            new_shift = ops.maximum(shift, ops.max(logits, axis=-1, keepdims=True))
+            new_shift = ops.maximum(shift, ops.max(weights, axis=-1, keepdims=True))
             scale = ops.exp(shift - new_shift)
             shift, total, weighted = new_shift, total * scale, weighted * scale
-            weights = ops.exp(logits - shift)
-        else:
-            weights = ops.exp(bank.logits(queries, rows, None, ids) - shift)
-        total = total + ops.matmul(weights, ops.cast(counts, "float32")[:, None])
+            weights = weights - shift
+        weights = ops.exp(weights)
+        total = total + ops.sum(weights, axis=-1, keepdims=True)
         weighted = weighted + ops.cast(ops.matmul(ops.cast(weights, bank.gemm_dtype), rows), "float32")
         return shift, total, weighted
 
+    def add_whole_chunk(index, state):
+        # This adds 0; it holds the chunk back until the one before is summed, else TensorFlow runs up to ten
+        # ahead, each with logits of its own in memory.
+        wait = ops.cast(ops.minimum(ops.abs(state[2][0, 0]), 0.0), "int32")
+        return add(state, index * chunk_size + wait, chunk_size)
+
     zeros = ops.zeros_like(queries[:, :1])
-    state = (zeros + MASKED_LOGIT if running else bound, zeros, ops.zeros_like(queries))
-    shift, total, weighted = ops.fori_loop(0, num_chunks, add_chunk, state)
+    state = (zeros + MASKED_LOGIT if running else zeros, zeros, ops.zeros_like(queries))
+    num_chunks, rest = divmod(bank.size, chunk_size)
+    state = ops.fori_loop(0, num_chunks, add_whole_chunk, state)
+    if rest:
+        state = add(state, num_chunks * chunk_size, rest)
+    shift, total, weighted = state
     return total[:, 0], shift[:, 0], weighted / ops.where(total > 0, total, 1.0)
