@@ -12,7 +12,8 @@ from keras import ops
 def require(holds: bool, rule: str, received: object) -> None:
     """Raises a ValueError that names the rule and the value where `holds` is False."""
     if not holds:
-        raise ValueError(f"{rule} Received: {received!r}.")
+        plain = received.item() if isinstance(received, np.generic) else received
+        raise ValueError(f"{rule} Received: {plain!r}.")
 
 
 def require_rank(name: str, tensor: typing.Any, rank: int, axes: str) -> None:

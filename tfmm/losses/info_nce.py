@@ -172,7 +172,7 @@ def check_positive(name: str, value: typing.Any) -> None:
         number = float(value)
         if not (number > 0.0 and math.isfinite(number)):
             raise ValueError(
-                f"`{name}` must be a positive number. Received: {value!r}. Learn its logarithm and "
+                f"`{name}` must be a positive number. Received: {number!r}. Learn its logarithm and "
                 "pass the exponential to keep it positive."
             )
 

@@ -119,7 +119,7 @@ def _distinct(candidates: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.n
         row = int(np.argmax(apart))
         raise ValueError(
             "One id must have one vector. Received: different vectors in `positives` for id "
-            f"{ids[row]!r} (row {row}). Embed each item once, without augmentation."
+            f"{ids[row].item()!r} (row {row}). Embed each item once, without augmentation."
         )
     return distinct, own
 

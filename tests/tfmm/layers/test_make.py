@@ -107,13 +107,14 @@ def test_block_is_saved_and_loaded_alone(tmp_path, make_unit, is_frozen):
 
 
 def test_make_learns_clicks_from_vectors_alone(rng, make_unit):
+    keras.utils.set_random_seed(0)
     behaviors, target = make_unit(512, 6, 8), make_unit(512, 8)
     clicks = (np.einsum("bd,bld->b", target, behaviors) > 0).astype(np.float32)
     block = MAKEBlock(**SMALL)
     inputs = keras.Input((8,)), keras.Input((6, 8))
     model = keras.Model(inputs, block(*inputs)["logit"])
     model.compile(keras.optimizers.Adam(1e-2), keras.losses.BinaryCrossentropy(from_logits=True))
-    history = model.fit([target, behaviors], clicks, epochs=15, batch_size=128, verbose=0).history["loss"]
+    history = model.fit([target, behaviors], clicks, epochs=30, batch_size=128, verbose=0).history["loss"]
     assert history[-1] < 0.5 < history[0]
 
 
