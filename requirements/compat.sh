@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests of layers, losses and metrics on other Pythons, TensorFlows and Keras backends, each in an
-# environment of its own under .cache/compat; `make compat` calls it. `compat.sh short` runs the newest alone.
+# Runs the tests of layers, losses and metrics, and the recipes, on other Pythons, TensorFlows and Keras backends, each
+# in an environment of its own under .cache/compat; `make compat` calls it. `compat.sh short` runs the newest alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset VIRTUAL_ENV
@@ -8,6 +8,7 @@ source requirements/interpreters.sh
 find_uv
 TESTS="tests/tfmm/layers tests/tfmm/losses tests/tfmm/metrics tests/tfmm/test_testing.py"
 TOOLS="hypothesis pytest pytest-timeout scikit-learn"
+export TF_CPP_MIN_LOG_LEVEL=3
 
 check() {  # check PYTHON BACKEND REQUIREMENT...
   local python=$1 backend=$2 environment=.cache/compat/$1-$2
@@ -15,13 +16,19 @@ check() {  # check PYTHON BACKEND REQUIREMENT...
   echo "== Python $python, $backend backend, $*"
   runs "$environment/bin/python" "$python" || make_environment "$python" "$environment"
   "$uv" pip install --quiet --python "$environment/bin/python" -r setup.py $TOOLS "$@"
-  KERAS_BACKEND=$backend "$environment/bin/python" -m pytest -q -m "not slow" -p no:cacheprovider $TESTS
+  test_with() { KERAS_BACKEND=$backend "$environment/bin/python" -m pytest -q -p no:cacheprovider "$@"; }
+  if [ "$backend" = tensorflow ]; then
+    test_with -m "not slow" $TESTS
+    test_with tests/tfmm/layers/test_recipes.py
+  else  # the layers' harness, and streaming InfoNCE against the dense form, by that backend's own autodiff
+    test_with -k "not tensorflow" tests/tfmm/layers/test_backends.py tests/tfmm/losses/test_backends.py
+  fi
 }
 
-check 3.12 tensorflow "tensorflow==2.21.*" "keras==3.15.*"
+check 3.12 tensorflow "tensorflow==2.21.*" "keras==3.15.*" keras-rs
 [ "${1:-}" = short ] && exit
 check 3.10 tensorflow "tensorflow==2.16.2" "keras==3.12.*"
-check 3.11 tensorflow "tensorflow==2.21.*" "keras==3.15.*"
-check 3.13 tensorflow "tensorflow==2.21.*" "keras==3.15.*"
+check 3.11 tensorflow "tensorflow==2.21.*" "keras==3.15.*" keras-rs
+check 3.13 tensorflow "tensorflow==2.21.*" "keras==3.15.*" keras-rs
 check 3.12 jax "tensorflow==2.21.*" "keras==3.15.*" jax
 check 3.12 torch "tensorflow==2.21.*" "keras==3.15.*" torch

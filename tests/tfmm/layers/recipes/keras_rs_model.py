@@ -1,4 +1,8 @@
-"""tfmm layers beside those of keras-rs: SimTier's counts and keras-rs's feature crosses in one model."""
+"""tfmm layers beside those of keras-rs: SimTier's counts and keras-rs's feature crosses in one model.
+
+Trained and saved on any backend; on TensorFlow also exported and loaded in C++. keras-rs 0.2 does not import beside
+TensorFlow 2.16.
+"""
 
 import sys
 import tempfile
@@ -29,6 +33,11 @@ def main() -> None:
         np.testing.assert_allclose(
             again.predict(inputs, verbose=0), model.predict(inputs, verbose=0), atol=1e-6
         )
+        if keras.backend.backend() == "tensorflow":
+            from keras_functional import score_in_cpp
+
+            model.export(f"{folder}/exported", verbose=False)
+            np.testing.assert_allclose(score_in_cpp(f"{folder}/exported", inputs), model(inputs), atol=1e-5)
     print(f"trained with keras-rs on {keras.backend.backend()}; AUC {auc:.3f}")
     sys.exit(0 if auc > 0.9 else 1)
 
