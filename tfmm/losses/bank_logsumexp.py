@@ -41,7 +41,8 @@ def bank_logsumexp(
     memory_bank = ops.stop_gradient(ops.convert_to_tensor(memory_bank))
     bank = _Bank(memory_bank, positive_ids, memory_bank_ids, memory_bank_mask, gemm_dtype)
     if chunk_size is None or memory_bank.shape[0] is None or memory_bank.shape[0] <= chunk_size:
-        return ops.logsumexp(bank.logits(scaled_queries, *bank.read(0, None)), axis=-1)
+        queries = ops.cast(scaled_queries, gemm_dtype)
+        return ops.logsumexp(bank.logits(queries, *bank.read(0, None)), axis=-1)
     return _stream(scaled_queries, bank, chunk_size)
 
 
@@ -73,8 +74,8 @@ class _Bank:
         return rows, counts, ids
 
     def logits(self, queries, rows, counts, ids):
-        """Returns float32 [B, length], -1e30 where a slot does not count for a query."""
-        logits = ops.cast(ops.matmul(ops.cast(queries, self.gemm_dtype), ops.transpose(rows)), "float32")
+        """Returns float32 [B, length], -1e30 where a slot does not count for a query of the product's type."""
+        logits = ops.cast(ops.matmul(queries, ops.transpose(rows)), "float32")
         if counts is not None:
             logits = ops.where(counts[None, :], logits, MASKED_LOGIT)
         if ids is not None:
@@ -103,11 +104,15 @@ def _stream(scaled_queries, bank: _Bank, chunk_size: int):
 
 def _sum_chunks(queries, bank: _Bank, chunk_size: int, running: bool):
     """Sums exp(logit - shift) over the bank, and the rows weighted by it; shift: a running maximum, or 0."""
+    factor = ops.cast(queries, bank.gemm_dtype)  # once: a cast inside the loop keeps one more [B, chunk] in memory
 
     def add(state, start, length):
         shift, total, weighted = state
+        # This adds 0; it holds the chunk back until both sums of the one before are made, else TensorFlow runs up to
+        # ten ahead, each with logits of its own in memory.
+        start = start + ops.cast(ops.minimum(ops.abs(total[0, 0] + weighted[0, 0]), 0.0), "int32")
         rows, counts, ids = bank.read(start, length)
-        weights = bank.logits(queries, rows, counts, ids)
+        weights = bank.logits(factor, rows, counts, ids)
         if running:
             new_shift = ops.maximum(shift, ops.max(weights, axis=-1, keepdims=True))
             scale = ops.exp(shift - new_shift)
@@ -118,16 +123,10 @@ def _sum_chunks(queries, bank: _Bank, chunk_size: int, running: bool):
         weighted = weighted + ops.cast(ops.matmul(ops.cast(weights, bank.gemm_dtype), rows), "float32")
         return shift, total, weighted
 
-    def add_whole_chunk(index, state):
-        # This adds 0; it holds the chunk back until the one before is summed, else TensorFlow runs up to ten
-        # ahead, each with logits of its own in memory.
-        wait = ops.cast(ops.minimum(ops.abs(state[2][0, 0]), 0.0), "int32")
-        return add(state, index * chunk_size + wait, chunk_size)
-
     zeros = ops.zeros_like(queries[:, :1])
     state = (zeros + MASKED_LOGIT if running else zeros, zeros, ops.zeros_like(queries))
     num_chunks, rest = divmod(bank.size, chunk_size)
-    state = ops.fori_loop(0, num_chunks, add_whole_chunk, state)
+    state = ops.fori_loop(0, num_chunks, lambda i, state: add(state, i * chunk_size, chunk_size), state)
     if rest:
         state = add(state, num_chunks * chunk_size, rest)
     shift, total, weighted = state
