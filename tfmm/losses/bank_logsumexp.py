@@ -97,7 +97,7 @@ def _stream(scaled_queries, bank: _Bank, chunk_size: int):
         lambda: _sum_chunks(queries, bank, chunk_size, running=False),
         lambda: _sum_chunks(queries, bank, chunk_size, running=True),
     )
-    value = ops.where(total > 0, shift + ops.log(ops.where(total > 0, total, 1.0)), MASKED_LOGIT)
+    value = ops.where(total == 0, MASKED_LOGIT, shift + ops.log(ops.where(total == 0, 1.0, total)))
     # The second term is 0 and carries the gradient, so that nothing is differentiated through the loop.
     return value + ops.sum((scaled_queries - queries) * mean, axis=-1)
 
@@ -108,9 +108,9 @@ def _sum_chunks(queries, bank: _Bank, chunk_size: int, running: bool):
 
     def add(state, start, length):
         shift, total, weighted = state
-        # This adds 0; it holds the chunk back until both sums of the one before are made, else TensorFlow runs up to
-        # ten ahead, each with logits of its own in memory.
-        start = start + ops.cast(ops.minimum(ops.abs(total[0, 0] + weighted[0, 0]), 0.0), "int32")
+        # This adds 0, for NaN too; it holds the chunk back until both sums of the one before are made, else
+        # TensorFlow runs up to ten ahead, each with logits of its own in memory.
+        start = start + ops.cast(ops.abs(total[0, 0] + weighted[0, 0]) < 0.0, "int32")
         rows, counts, ids = bank.read(start, length)
         weights = bank.logits(factor, rows, counts, ids)
         if running:
@@ -130,4 +130,4 @@ def _sum_chunks(queries, bank: _Bank, chunk_size: int, running: bool):
     if rest:
         state = add(state, num_chunks * chunk_size, rest)
     shift, total, weighted = state
-    return total[:, 0], shift[:, 0], weighted / ops.where(total > 0, total, 1.0)
+    return total[:, 0], shift[:, 0], weighted / ops.where(total == 0, 1.0, total)

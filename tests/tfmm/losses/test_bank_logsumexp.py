@@ -138,3 +138,13 @@ def test_logits_never_exist():
 
 def _functions(graph):
     return [f for f in graph._functions.values() if hasattr(f, "graph")]
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.004])
+@pytest.mark.parametrize("chunk_size", [8, None])
+def test_nan_in_the_bank_is_no_number_rather_than_no_negative(temperature, chunk_size):
+    rng = np.random.default_rng(5)
+    bank = unit(rng, 40)
+    bank[30, 2] = np.nan
+    value = bank_logsumexp(unit(rng, 3) / temperature, bank, chunk_size=chunk_size)
+    assert np.isnan(value).all()
