@@ -16,22 +16,30 @@ PACKAGES = ("tensorflow", "keras", "numpy", "apache-beam", "tfx", "scikit-learn"
 
 
 def interleave(sides: dict[str, typing.Callable[[], typing.Any]], repeats: int,
-               warm_ups: int = 1) -> dict[str, list[float]]:
+               warm_ups: int = 1, block_s: float = 0.0) -> dict[str, list[float]]:
     """Times the sides in turn, so that a slow minute of the machine meets all of them.
 
     Args:
         sides: name -> call without arguments that returns when its work is done.
-        repeats: timed calls of each side; `warm_ups` calls before them are not timed.
+        repeats: timed rounds; `warm_ups` rounds before them are not timed.
+        block_s: in a round, a side shorter than this is called several times in a row, for about so many seconds:
+            it is timed warm, as in a server or a training loop, not as the first call after another side has
+            emptied the caches. 0: once.
     Returns:
-        Name -> seconds of each call.
+        Name -> seconds per call, one value a round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    calls = dict.fromkeys(sides, 1)
     for round_number in range(warm_ups + repeats):
         for name, call in sides.items():
             start = time.perf_counter()
-            call()
+            for _ in range(calls[name]):
+                call()
+            elapsed = (time.perf_counter() - start) / calls[name]
             if round_number >= warm_ups:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
+            else:
+                calls[name] = max(1, int(block_s / elapsed))
     return seconds
 
 
@@ -62,10 +70,19 @@ def _commit() -> str:
     return git("rev-parse", "HEAD") + ("+changes" if changes else "")
 
 
-def write(name: str, question: str, results: typing.Any, seed: int | None = None) -> pathlib.Path:
-    """Writes results/<name>.json and shows it; returns its path."""
+def bar(measured: float, at_least: float | None = None, at_most: float | None = None) -> dict[str, typing.Any]:
+    """Returns a bar of the project beside its figure, and whether it is met."""
+    met = (at_least is None or measured >= at_least) and (at_most is None or measured <= at_most)
+    limits = {"at_least": at_least, "at_most": at_most}
+    return {"measured": measured, **{k: v for k, v in limits.items() if v is not None}, "met": met}
+
+
+def write(name: str, question: str, results: typing.Any, seed: int | None = None,
+          bars: dict[str, dict[str, typing.Any]] | None = None) -> pathlib.Path:
+    """Writes results/<name>.json and shows it, with the bars last; returns its path."""
     record = {
         "question": question,
+        **({"bars": bars} if bars else {}),
         "results": results,
         "command": " ".join(["python", *sys.argv]),
         "seed": seed,
@@ -79,4 +96,7 @@ def write(name: str, question: str, results: typing.Any, seed: int | None = None
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(results, indent=2))
+    for title, figure in (bars or {}).items():
+        limit = " and ".join(f"{k.replace('_', ' ')} {figure[k]:g}" for k in ("at_least", "at_most") if k in figure)
+        print(f"{'met   ' if figure['met'] else 'MISSED'} {title}: {figure['measured']:.4g} ({limit})")
     return path

@@ -1,14 +1,14 @@
 """How fast is SimTier against what one would write from the paper, and against the machine?
 
-Sides: the loop of Algorithm 1 (as section 4.2 reads: similarities, then one comparison per tier), the one-hot
-form, the layer under XLA and without it, on float32 vectors and on int8 rows; from item ids; and one user's
-history against many candidates, shared and tiled. Floor: the bytes of the vectors over the memory bandwidth
-of the same run.
+Sides: the loop of Algorithm 1 (as section 4.2 reads: similarities, then one comparison per tier), the one-hot form,
+the layer under XLA and without it, on float32 vectors and on int8 rows; from item ids; and one user's history against
+many candidates, shared and tiled. References run as plain TensorFlow graphs, and under XLA (`..._xla`) as well. Floor:
+the bytes of the vectors over the memory bandwidth of the same run.
 """
 
 import argparse
-import statistics
 
+import graphs
 import numpy as np
 import recording
 import tensorflow as tf
@@ -42,84 +42,31 @@ def tiled(target, history, mask):
     return one_hot(target, tf.tile(history, [count, 1, 1]), tf.tile(mask, [count, 1]))
 
 
-def graph(function, jit_compile=False):
-    return tf.function(function, jit_compile=jit_compile, autograph=False)
+def layer_on_floats(target, behaviors, mask):
+    return SimTierLayer(NUM_TIERS)(target, behaviors, behaviors_mask=mask)
 
 
-def peak_bytes(call) -> int:
-    """Bytes that a warm call takes beyond what was held before it."""
-    tf.config.experimental.reset_memory_stats("CPU:0")
-    before = tf.config.experimental.get_memory_info("CPU:0")["current"]
-    call()
-    return tf.config.experimental.get_memory_info("CPU:0")["peak"] - before
-
-
-def unit(rng, *shape):
-    vectors = rng.normal(size=shape).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
-def quantized(vectors):
-    rows = np.round(vectors * 127 / np.abs(vectors).max(-1, keepdims=True)).astype(np.int8)
-    return rows, (1 / np.linalg.norm(rows.astype(np.float32), axis=-1)).astype(np.float32)
-
-
-def bind(function, *tensors):
-    return lambda: function(*tensors).numpy()
-
-
-def floors(repeats):
-    """Seconds to read 268 MB, and to multiply two 2048 x 2048 matrices, on this machine now."""
-    flat, square = tf.ones([2**26]), tf.ones([2048, 2048])
-    seconds = recording.interleave(
-        {
-            "read": bind(graph(tf.reduce_sum), flat),
-            "gemm": bind(graph(lambda x: tf.reduce_sum(x @ x)), square),
-        },
-        repeats,
-    )
-    best = {name: min(values) for name, values in seconds.items()}
-    return {"read_bytes_per_s": 2**28 / best["read"], "gemm_flop_per_s": 2 * 2048**3 / best["gemm"]}
-
-
-def measure(sides, repeats, reference, floor_s=None):
-    """Times sides in turn; a ratio is the median over rounds of reference / side."""
-    seconds = recording.interleave(sides, repeats, warm_ups=2)
-    result = {}
-    for name, values in seconds.items():
-        ratios = [a / b for a, b in zip(seconds[reference], values)]
-        result[name] = {
-            "seconds": recording.spread(values),
-            "min_s": min(values),
-            f"times_{reference}": statistics.median(ratios),
-            "peak_bytes": peak_bytes(sides[name]),
-        }
-        if floor_s is not None:
-            result[name]["times_floor"] = min(values) / floor_s
-    return result
+def layer_on_rows(target, target_scales, behaviors, behaviors_scales, mask):
+    scales = {"target_scales": target_scales, "behaviors_scales": behaviors_scales}
+    return SimTierLayer(NUM_TIERS)(target, behaviors, behaviors_mask=mask, **scales)
 
 
 def batch(rng, size, length, repeats, bandwidth):
-    target, behaviors = unit(rng, size, DIM), unit(rng, size, length, DIM)
-    rows = [tf.constant(x) for x in (*quantized(target), *quantized(behaviors))]
-    target, behaviors = tf.constant(target), tf.constant(behaviors)
+    target, behaviors = graphs.unit(rng, size, DIM), graphs.unit(rng, size, length, DIM)
     mask = tf.constant(rng.random((size, length)) < 0.9)
-    layer = SimTierLayer(NUM_TIERS)
-
-    def of_floats(t, b, m):
-        return layer(t, b, behaviors_mask=m)
-
-    def of_rows(t, ts, b, bs, m):
-        return layer(t, b, behaviors_mask=m, target_scales=ts, behaviors_scales=bs)
-
+    floats = [tf.constant(target), tf.constant(behaviors), mask]
+    rows = [tf.constant(x) for x in (*graphs.quantized(target), *graphs.quantized(behaviors))] + [mask]
     sides = {
-        "naive_loop": bind(graph(naive), target, behaviors, mask),
-        "one_hot": bind(graph(one_hot), target, behaviors, mask),
-        "layer_xla": bind(graph(of_floats, True), target, behaviors, mask),
-        "layer": bind(graph(of_floats), target, behaviors, mask),
-        "layer_int8_xla": bind(graph(of_rows, True), *rows, mask),
+        "naive_loop": graphs.compiled(naive, *floats),
+        "naive_loop_xla": graphs.compiled(naive, *floats, jit_compile=True),
+        "one_hot": graphs.compiled(one_hot, *floats),
+        "one_hot_xla": graphs.compiled(one_hot, *floats, jit_compile=True),
+        "layer_xla": graphs.compiled(layer_on_floats, *floats, jit_compile=True),
+        "layer": graphs.compiled(layer_on_floats, *floats),
+        "layer_int8_xla": graphs.compiled(layer_on_rows, *rows, jit_compile=True),
     }
-    return measure(sides, repeats, "naive_loop", size * length * DIM * 4 / bandwidth)
+    floor_s = size * length * DIM * 4 / bandwidth
+    return graphs.measure(sides, repeats, ["naive_loop", "naive_loop_xla"], floor_s)
 
 
 def from_ids(rng, repeats, num_rows):
@@ -129,63 +76,64 @@ def from_ids(rng, repeats, num_rows):
     for start in range(0, num_rows, 100_000):
         part = rows[start : start + 100_000].astype(np.float32)
         scales[start : start + 100_000] = 1 / np.linalg.norm(part, axis=-1)
-    table = FrozenEmbedding.from_table(
-        np.arange(1, num_rows + 1), rows, scales, by_index=True, output_form="rows"
-    )
+    table = FrozenEmbedding.from_table(np.arange(1, num_rows + 1), rows, scales, by_index=True, output_form="rows")
     floats = tf.Variable(tf.zeros([num_rows, DIM]), trainable=False)
     floats.assign(rows * scales[:, None])
     target = tf.constant(rng.integers(1, num_rows + 1, size=size))
     behaviors = tf.constant(rng.integers(1, num_rows + 1, size=(size, length)))
     mask = tf.ones([size, length], tf.bool)
-    layer = SimTierLayer(NUM_TIERS)
 
-    def of_ids(target, behaviors):
+    def layer(target, behaviors):
         t, b = table(target), table(behaviors)
-        return layer(
-            t["rows"],
-            b["rows"],
-            behaviors_mask=b["mask"],
-            target_scales=t["scales"],
-            behaviors_scales=b["scales"],
-        )
+        return layer_on_rows(t["rows"], t["scales"], b["rows"], b["scales"], b["mask"])
 
     def float_gather(target, behaviors):
         return one_hot(tf.gather(floats, target - 1), tf.gather(floats, behaviors - 1), mask)
 
-    return measure(
-        {
-            "float_gather_one_hot": bind(graph(float_gather), target, behaviors),
-            "layer_int8_xla": bind(graph(of_ids, True), target, behaviors),
-            "layer_int8": bind(graph(of_ids), target, behaviors),
-        },
-        repeats,
-        "float_gather_one_hot",
-    )
+    sides = {
+        "float_gather_one_hot": graphs.compiled(float_gather, target, behaviors),
+        "float_gather_one_hot_xla": graphs.compiled(float_gather, target, behaviors, jit_compile=True),
+        "layer_int8_xla": graphs.compiled(layer, target, behaviors, jit_compile=True),
+        "layer_int8": graphs.compiled(layer, target, behaviors),
+    }
+    return graphs.measure(sides, repeats, ["float_gather_one_hot", "float_gather_one_hot_xla"])
 
 
-def request(rng, repeats):
+def request(rng, repeats, flop_per_s):
     candidates, length = REQUEST
-    target, history = unit(rng, candidates, DIM), unit(rng, 1, length, DIM)
-    rows = [tf.constant(x) for x in (*quantized(target), *quantized(history))]
-    target, history, mask = tf.constant(target), tf.constant(history), tf.ones([1, length], tf.bool)
-    layer = SimTierLayer(NUM_TIERS)
+    target, history = graphs.unit(rng, candidates, DIM), graphs.unit(rng, 1, length, DIM)
+    mask = tf.ones([1, length], tf.bool)
+    floats = [tf.constant(target), tf.constant(history), mask]
+    rows = [tf.constant(x) for x in (*graphs.quantized(target), *graphs.quantized(history))] + [mask]
+    sides = {
+        "tiled": graphs.compiled(tiled, *floats),
+        "tiled_xla": graphs.compiled(tiled, *floats, jit_compile=True),
+        "layer_shared_xla": graphs.compiled(layer_on_floats, *floats, jit_compile=True),
+        "layer_shared": graphs.compiled(layer_on_floats, *floats),
+        "layer_shared_int8_xla": graphs.compiled(layer_on_rows, *rows, jit_compile=True),
+    }
+    return graphs.measure(sides, repeats, ["tiled", "tiled_xla"], 2 * candidates * length * DIM / flop_per_s)
 
-    def of_floats(t, b, m):
-        return layer(t, b, behaviors_mask=m)
 
-    def of_rows(t, ts, b, bs, m):
-        return layer(t, b, behaviors_mask=m, target_scales=ts, behaviors_scales=bs)
-
-    return measure(
-        {
-            "tiled": bind(graph(tiled), target, history, mask),
-            "layer_shared_xla": bind(graph(of_floats, True), target, history, mask),
-            "layer_shared": bind(graph(of_floats), target, history, mask),
-            "layer_shared_int8_xla": bind(graph(of_rows, True), *rows, mask),
-        },
-        repeats,
-        "tiled",
-    )
+def bars(results):
+    """The project's bars, for what was measured."""
+    found = {}
+    if "B256_L1000" in results:
+        side = results["B256_L1000"]["layer_xla"]
+        found["SimTier B=256 L=1000, times the naive loop"] = recording.bar(side["times_naive_loop"], at_least=2.9)
+        found["SimTier B=256 L=1000, times the floor"] = recording.bar(side["times_floor"], at_most=2.3)
+        found["SimTier B=256 L=1000, temporary MB"] = recording.bar(side["peak_bytes"] / 1e6, at_most=5)
+    for name in ("B1024_L50", "B32_L10000"):
+        if name in results:
+            times = results[name]["layer_xla"]["times_naive_loop"]
+            found[f"SimTier {name}, times the naive loop"] = recording.bar(times, at_least=2.7)
+    if "from_ids" in results:
+        times = results["from_ids"]["layer_int8_xla"]["times_float_gather_one_hot"]
+        found["SimTier from ids, times float gather, einsum, one-hot"] = recording.bar(times, at_least=2.8)
+    if "request" in results:
+        times = results["request"]["layer_shared_xla"]["times_tiled"]
+        found["SimTier, 1 user x 500 candidates, times tiled"] = recording.bar(times, at_least=20)
+    return found
 
 
 def main() -> None:
@@ -195,16 +143,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[*SHAPES, "from_ids", "request"])
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    results = {"floors": floors(arguments.repeats)}
-    bandwidth = results["floors"]["read_bytes_per_s"]
+    results = {"floors": graphs.floors(arguments.repeats)}
     for name in arguments.only:
         if name in SHAPES:
-            results[name] = batch(rng, *SHAPES[name], arguments.repeats, bandwidth)
+            results[name] = batch(rng, *SHAPES[name], arguments.repeats, results["floors"]["read_bytes_per_s"])
         elif name == "from_ids":
             results[name] = from_ids(rng, arguments.repeats, arguments.table_rows)
         else:
-            results[name] = request(rng, arguments.repeats)
-    recording.write("simtier", __doc__.splitlines()[0], results, seed=0)
+            results[name] = request(rng, arguments.repeats, results["floors"]["gemm_float32_flop_per_s"])
+    recording.write("simtier", __doc__.splitlines()[0], results, seed=0, bars=bars(results))
 
 
 if __name__ == "__main__":

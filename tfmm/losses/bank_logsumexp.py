@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 
 from keras import ops
 
 MASKED_LOGIT = -1e30  # stands for "no negative here"; finite, so that a row without negatives has gradient 0
 SAFE_EXPONENT = 40.0  # exp(-40), and the sum of any number of exp(40), are normal float32 numbers
+SMALLEST_SUM, LARGEST_SUM = 1e-18, 1e30  # between them no summand that matters has left float32's range
 
 
 def bank_logsumexp(
@@ -24,13 +26,15 @@ def bank_logsumexp(
 
     With a `chunk_size` below K it streams: the bank is read once, chunk by chunk, and the [B, K] logits never
     exist. What the backward pass needs, the mean of the bank under the softmax, [B, D], is summed in the same
-    pass, so that backward costs no matrix product. Equal to the dense form up to float32 rounding.
+    pass, so that backward costs no matrix product. Equal to the dense form up to float32 rounding. Costs 4 B K D
+    FLOP and B K exponentials; memory is a few [B, D] and one [B, chunk_size]. Vectors far longer than 1 make a second
+    pass, with a running maximum, necessary.
 
     Args:
         scaled_queries: float32 [B, D], query / temperature.
-        memory_bank: float [K, D]; no gradient reaches it.
-        positive_ids: optional int [B]; a slot with the same id is left out of that row.
-        memory_bank_ids: int [K], beside `positive_ids`.
+        memory_bank: float [K, D]; no gradient reaches it. K need not be static.
+        positive_ids: optional int64 [B]; a slot with the same id is left out of that row.
+        memory_bank_ids: int64 [K], beside `positive_ids`.
         memory_bank_mask: optional bool [K], True where the slot counts; what a masked slot holds has no
             effect.
         chunk_size: slots per chunk; None, or at least K, keeps the logits in memory.
@@ -40,7 +44,8 @@ def bank_logsumexp(
     """
     memory_bank = ops.stop_gradient(ops.convert_to_tensor(memory_bank))
     bank = _Bank(memory_bank, positive_ids, memory_bank_ids, memory_bank_mask, gemm_dtype)
-    if chunk_size is None or memory_bank.shape[0] is None or memory_bank.shape[0] <= chunk_size:
+    size = memory_bank.shape[0]
+    if chunk_size is None or (size is not None and size <= chunk_size):
         queries = ops.cast(scaled_queries, gemm_dtype)
         return ops.logsumexp(bank.logits(queries, *bank.read(0, None)), axis=-1)
     return _stream(scaled_queries, bank, chunk_size)
@@ -56,7 +61,7 @@ class _Bank:
 
     def __init__(self, rows, positive_ids, ids, mask, gemm_dtype) -> None:
         self.rows = rows
-        self.size, self.dim = rows.shape
+        self.size = ops.shape(rows)[0]  # an int where it is static
         self.positive_ids = positive_ids
         self.ids = None if ids is None else ops.convert_to_tensor(ids)
         self.mask = None if mask is None else ops.cast(mask, "bool")
@@ -90,20 +95,28 @@ def _slice(column, start, length):
 
 def _stream(scaled_queries, bank: _Bank, chunk_size: int):
     queries = ops.stop_gradient(scaled_queries)
+    sums = {running: functools.partial(_sum_chunks, queries, bank, chunk_size, running) for running in (False, True)}
     # |q.k| <= |q| for unit vectors: below this bound float32 needs no maximum to be taken off.
     longest = ops.sqrt(ops.max(ops.sum(ops.square(queries), axis=-1)))
-    total, shift, mean = ops.cond(
-        longest < SAFE_EXPONENT,
-        lambda: _sum_chunks(queries, bank, chunk_size, running=False),
-        lambda: _sum_chunks(queries, bank, chunk_size, running=True),
-    )
-    value = ops.where(total == 0, MASKED_LOGIT, shift + ops.log(ops.where(total == 0, 1.0, total)))
+    column = ops.zeros_like(queries[:, :1])
+    nothing = (column, column, ops.zeros_like(queries))
+    state = ops.cond(longest < SAFE_EXPONENT, sums[False], lambda: nothing)
+    # Nothing summed yet, or a bank of longer vectors: what left float32's range is summed again.
+    fits = ops.all(ops.logical_and(state[1] > SMALLEST_SUM, state[1] < LARGEST_SUM))
+    shift, total, weighted = ops.cond(fits, lambda: state, sums[True])
+    is_empty = total == 0
+    divisor = ops.where(is_empty, 1.0, total)
+    value = ops.where(is_empty, MASKED_LOGIT, shift + ops.log(divisor))[:, 0]
     # The second term is 0 and carries the gradient, so that nothing is differentiated through the loop.
-    return value + ops.sum((scaled_queries - queries) * mean, axis=-1)
+    return value + ops.sum((scaled_queries - queries) * (weighted / divisor), axis=-1)
 
 
 def _sum_chunks(queries, bank: _Bank, chunk_size: int, running: bool):
-    """Sums exp(logit - shift) over the bank, and the rows weighted by it; shift: a running maximum, or 0."""
+    """Sums exp(logit - shift) over the bank, and the rows weighted by it; shift: a running maximum, or 0.
+
+    Returns:
+        shift and sum float32 [B, 1], weighted rows float32 [B, D].
+    """
     factor = ops.cast(queries, bank.gemm_dtype)  # once: a cast inside the loop keeps one more [B, chunk] in memory
 
     def add(state, start, length):
@@ -125,9 +138,8 @@ def _sum_chunks(queries, bank: _Bank, chunk_size: int, running: bool):
 
     zeros = ops.zeros_like(queries[:, :1])
     state = (zeros + MASKED_LOGIT if running else zeros, zeros, ops.zeros_like(queries))
-    num_chunks, rest = divmod(bank.size, chunk_size)
+    num_chunks, rest = bank.size // chunk_size, bank.size % chunk_size
     state = ops.fori_loop(0, num_chunks, lambda i, state: add(state, i * chunk_size, chunk_size), state)
-    if rest:
-        state = add(state, num_chunks * chunk_size, rest)
-    shift, total, weighted = state
-    return total[:, 0], shift[:, 0], weighted / ops.where(total == 0, 1.0, total)
+    if isinstance(rest, int) and rest == 0:
+        return state
+    return add(state, num_chunks * chunk_size, rest)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
 import typing
 
 import keras
-import numpy as np
 from keras import ops
 
+from tfmm.losses import checks
 from tfmm.losses.bank_logsumexp import MASKED_LOGIT, bank_logsumexp, same_id
 
 CHUNK_SIZE = 768  # slots of the bank per streamed chunk: 3.1 MB of logits at B = 1,024
@@ -44,10 +43,13 @@ def info_nce(
         positives: float [B, D], L2-normalized; row i is the positive of query i.
         memory_bank: float [K, D], L2-normalized negatives, K >= 1; None leaves the in-batch negatives alone.
             Kept in bfloat16 or float16 it takes half the memory.
-        temperature: positive float, or float scalar tensor that can be learned.
-        in_batch_negatives: True adds the positives of the other queries to the negatives.
-        positive_ids: optional int [B], item id of each positive: negatives with the same id are left out.
-        memory_bank_ids: int [K], item id of each slot; needed beside a bank where `positive_ids` is given.
+        temperature: positive float, or float scalar tensor that can be learned (its sign is read where it can be:
+            in an eager call).
+        in_batch_negatives: True adds the positives of the other queries to the negatives; a row without any, as in
+            a batch of one whose size is not static, has loss 0.
+        positive_ids: optional integers [B], item id of each positive: negatives with the same id are left out.
+            Signed and unsigned 64-bit ids compare bit for bit.
+        memory_bank_ids: integers [K], item id of each slot; needed beside a bank where `positive_ids` is given.
         memory_bank_mask: optional bool [K], True where the slot is filled.
         chunk_size: a larger bank is streamed in chunks of so many slots: the [B, K] logits never exist, and
             the backward pass needs no further pass over the bank. None keeps the logits in memory.
@@ -56,8 +58,8 @@ def info_nce(
     Returns:
         float32 [B], at least 0; 0 where every negative is masked.
     Raises:
-        ValueError: no negatives at all (K = 0), temperature <= 0, ranks or dims that do not fit, ids without
-            a counterpart.
+        ValueError: no negatives at all (K = 0), temperature <= 0, ranks, sizes or dims that do not fit, ids without
+            a counterpart or that are no integers.
 
     >>> import numpy as np
     >>> query = np.array([[1.0, 0.0]])
@@ -66,28 +68,30 @@ def info_nce(
     >>> bool(abs(float(loss[0]) - np.log(1 + 3 * np.exp(-2))) < 1e-6)
     True
     """
-    check_gemm(chunk_size, gemm_dtype)
-    _check_inputs(
-        queries,
-        positives,
-        memory_bank,
-        temperature,
-        in_batch_negatives,
-        positive_ids,
-        memory_bank_ids,
-        memory_bank_mask,
-    )
+    queries, positives = ops.convert_to_tensor(queries), ops.convert_to_tensor(positives)
+    checks.require_gemm(chunk_size, gemm_dtype)
+    checks.require_pairs(queries=queries, positives=positives)
+    checks.require_positive("temperature", temperature)
+    positive_ids = checks.item_ids("positive_ids", positive_ids)
+    checks.require_rows("positive_ids", positive_ids, "queries", queries.shape[0])
+    _require_negatives(queries, memory_bank, in_batch_negatives)
     positives = ops.cast(positives, "float32")
     # One scalar division: the gradient of a division of [B, D] would hold three more of them.
     scaled = ops.cast(queries, "float32") * (1.0 / ops.cast(temperature, "float32"))  # [B, D]
     positive_logit = ops.sum(scaled * positives, axis=-1)  # [B]
     negatives = []
     if memory_bank is not None:
-        masks = (positive_ids, memory_bank_ids, memory_bank_mask)
+        memory_bank = ops.convert_to_tensor(memory_bank)
+        masks = _bank_masks(queries, memory_bank, positive_ids, memory_bank_ids, memory_bank_mask)
         negatives.append(bank_logsumexp(scaled, memory_bank, *masks, chunk_size=chunk_size, gemm_dtype=gemm_dtype))
+    elif memory_bank_ids is not None or memory_bank_mask is not None:
+        raise ValueError(
+            "`memory_bank_ids` and `memory_bank_mask` describe a `memory_bank`. Received: none. "
+            "Pass the bank too, or leave them out."
+        )
     if in_batch_negatives:
         negatives.append(_in_batch_logsumexp(scaled, positives, positive_ids))
-    negative_logit = negatives[0] if len(negatives) == 1 else ops.logaddexp(*negatives)
+    negative_logit = ops.logsumexp(ops.stack(negatives), axis=0)  # logaddexp has a wrong gradient at a tie
     return ops.softplus(negative_logit - positive_logit)
 
 
@@ -100,81 +104,34 @@ def _in_batch_logsumexp(scaled: typing.Any, positives: typing.Any, positive_ids:
     return ops.logsumexp(ops.where(excluded, MASKED_LOGIT, logits), axis=-1)
 
 
-def _check_inputs(
-    queries,
-    positives,
-    memory_bank,
-    temperature,
-    in_batch_negatives,
-    positive_ids,
-    memory_bank_ids,
-    memory_bank_mask,
-) -> None:
-    query_shape, positive_shape = tuple(queries.shape), tuple(positives.shape)
-    if len(query_shape) != 2 or len(positive_shape) != 2 or not _agree(query_shape, positive_shape):
+def _require_negatives(queries: typing.Any, memory_bank: typing.Any, in_batch_negatives: bool) -> None:
+    if memory_bank is None and not (in_batch_negatives and queries.shape[0] != 1):
         raise ValueError(
-            "`queries` and `positives` must both be [B, D], one positive per query. "
-            f"Received: {query_shape} and {positive_shape}."
+            "InfoNCE needs at least one negative (K >= 1). Received: no `memory_bank`, "
+            f"`in_batch_negatives={in_batch_negatives}` and a batch of {queries.shape[0]}. Pass a memory bank, or set "
+            "`in_batch_negatives=True` and drop batches of one row."
         )
-    if memory_bank is None:
-        if not in_batch_negatives:
-            raise ValueError(
-                "InfoNCE needs at least one negative (K >= 1). Received: no `memory_bank` and "
-                "`in_batch_negatives=False`. Pass a memory bank, or set `in_batch_negatives=True`."
-            )
-        if memory_bank_ids is not None or memory_bank_mask is not None:
-            raise ValueError(
-                "`memory_bank_ids` and `memory_bank_mask` describe a `memory_bank`. Received: none. "
-                "Pass the bank too, or leave them out."
-            )
-    else:
-        _check_bank(query_shape, tuple(memory_bank.shape), positive_ids, memory_bank_ids, memory_bank_mask)
-    check_positive("temperature", temperature)
 
 
-def _check_bank(query_shape, bank_shape, positive_ids, memory_bank_ids, memory_bank_mask) -> None:
-    if len(bank_shape) != 2 or not _agree(query_shape[1:], bank_shape[1:]):
-        raise ValueError(
-            f"`memory_bank` must be [K, D] with the D of `queries`, {query_shape[1]}. Received: {bank_shape}."
-        )
-    if bank_shape[0] == 0:
-        raise ValueError(
-            "`memory_bank` must hold at least one slot (K >= 1). Received: K = 0. Pass None and set "
-            "`in_batch_negatives=True` to train without a bank."
-        )
+def _bank_masks(
+    queries: typing.Any,
+    memory_bank: typing.Any,
+    positive_ids: typing.Any,
+    memory_bank_ids: typing.Any,
+    memory_bank_mask: typing.Any,
+) -> tuple[typing.Any, typing.Any, typing.Any]:
+    """Checks the bank with what belongs to it; returns the ids of positives and slots, and the mask."""
+    checks.require_bank(tuple(queries.shape), memory_bank)
     if (positive_ids is None) != (memory_bank_ids is None):
         raise ValueError(
             "False negatives are masked by comparing `positive_ids` [B] with `memory_bank_ids` [K]. "
             "Received: only one of them. Pass both, or neither."
         )
+    memory_bank_ids = checks.item_ids("memory_bank_ids", memory_bank_ids)
+    memory_bank_mask = None if memory_bank_mask is None else ops.cast(memory_bank_mask, "bool")
     for name, column in (("memory_bank_ids", memory_bank_ids), ("memory_bank_mask", memory_bank_mask)):
-        if column is not None and not _agree(tuple(column.shape), bank_shape[:1]):
-            raise ValueError(
-                f"`{name}` must be [K] with the K of `memory_bank`, {bank_shape[0]}. Received: {tuple(column.shape)}."
-            )
-
-
-def _agree(left: tuple, right: tuple) -> bool:
-    return len(left) == len(right) and all(a is None or b is None or a == b for a, b in zip(left, right))
-
-
-def check_gemm(chunk_size: int | None, gemm_dtype: str) -> None:
-    """Refuses a chunk of no slots and a type that is not a float."""
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be at least 1, or None. Received: {chunk_size!r}.")
-    if gemm_dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"`gemm_dtype` must be float32, bfloat16 or float16. Received: {gemm_dtype!r}.")
-
-
-def check_positive(name: str, value: typing.Any) -> None:
-    """Refuses a Python or NumPy number that is not positive and finite; a tensor is left to its owner."""
-    if isinstance(value, (numbers.Real, np.ndarray)):
-        number = float(value)
-        if not (number > 0.0 and math.isfinite(number)):
-            raise ValueError(
-                f"`{name}` must be a positive number. Received: {number!r}. Learn its logarithm and "
-                "pass the exponential to keep it positive."
-            )
+        checks.require_rows(name, column, "memory_bank", memory_bank.shape[0])
+    return positive_ids, memory_bank_ids, memory_bank_mask
 
 
 @keras.saving.register_keras_serializable("tfmm")
@@ -208,11 +165,19 @@ class InfoNCE(keras.layers.Layer):
         chunk_size: a larger memory bank is streamed in chunks of so many slots; None keeps the logits.
         gemm_dtype: "float32", or "bfloat16" where the hardware is faster in it.
         check: True refuses NaN and vectors that are not of length 1 (to 1e-3). It reads the values, so it
-            works in eager steps only, and it costs one pass over the bank.
+            works in eager steps only (a compiled one raises), and it costs one pass over the bank.
 
     Call with `queries`, `positives` float [B, D], and as wanted `memory_bank` float [K, D], `positive_ids`
     int [B], `memory_bank_ids` int [K], `memory_bank_mask` bool [K], as in `info_nce`. Returns a float32
     scalar.
+
+    Raises:
+        ValueError: a temperature that is not positive or outside its range, an unknown `gemm_dtype`; when called,
+            what `info_nce` refuses, and with `check` vectors that are not of length 1.
+
+    >>> layer, vectors = InfoNCE(temperature=0.5, in_batch_negatives=True), ops.eye(3)
+    >>> round(float(layer(vectors, vectors)), 4)                         # log(1 + 2 e^-2): two orthogonal negatives
+    0.2395
     """
 
     def __init__(
@@ -233,8 +198,8 @@ class InfoNCE(keras.layers.Layer):
             ("min_temperature", min_temperature),
             ("max_temperature", max_temperature),
         ):
-            check_positive(name, value)
-        check_gemm(chunk_size, gemm_dtype)
+            checks.require_positive(name, value)
+        checks.require_gemm(chunk_size, gemm_dtype)
         if not min_temperature <= temperature <= max_temperature:
             raise ValueError(
                 f"`temperature` must lie in [`min_temperature`, `max_temperature`] = "
@@ -279,12 +244,9 @@ class InfoNCE(keras.layers.Layer):
         memory_bank_mask=None,
     ):
         if self.check:
-            for name, vectors in (
-                ("queries", queries),
-                ("positives", positives),
-                ("memory_bank", memory_bank),
-            ):
-                check_unit_vectors(name, vectors, memory_bank_mask if name == "memory_bank" else None)
+            checks.require_unit_vectors("queries", queries)
+            checks.require_unit_vectors("positives", positives)
+            checks.require_unit_vectors("memory_bank", memory_bank, memory_bank_mask)
         losses = info_nce(
             queries,
             positives,
@@ -310,6 +272,9 @@ class InfoNCE(keras.layers.Layer):
     ):
         return ()
 
+    def compute_output_spec(self, *args, **kwargs):
+        return keras.KerasTensor((), dtype="float32")  # whatever the policy
+
     def get_config(self) -> dict[str, typing.Any]:
         names = (
             "temperature",
@@ -322,27 +287,3 @@ class InfoNCE(keras.layers.Layer):
             "check",
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-def check_unit_vectors(name: str, vectors: typing.Any, mask: typing.Any = None) -> None:
-    """Refuses NaN and rows whose length is not 1 to 1e-3.
-
-    Args:
-        name: how the error calls the argument.
-        vectors: float [n, D], readable (eager), or None.
-        mask: optional bool [n], True where the row counts.
-    Raises:
-        ValueError: a row that is not a unit vector.
-    """
-    if vectors is None:
-        return
-    norms = np.linalg.norm(np.asarray(ops.convert_to_numpy(ops.cast(vectors, "float32"))), axis=-1)
-    wrong = ~(np.abs(norms - 1.0) <= 1e-3)
-    if mask is not None:
-        wrong &= np.asarray(ops.convert_to_numpy(mask)).astype(bool)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise ValueError(
-            f"`{name}` must be L2-normalized: every row of length 1. Received: row {row} of length "
-            f"{norms[row]}. Divide each row by its length, and leave zero and NaN rows out."
-        )

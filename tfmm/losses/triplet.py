@@ -7,6 +7,8 @@ import typing
 import keras
 from keras import ops
 
+from tfmm.losses import checks
+
 
 def triplet_loss(
     queries: typing.Any, positives: typing.Any, negatives: typing.Any, *, margin: float = 0.2
@@ -32,12 +34,8 @@ def triplet_loss(
     0.4
     """
     _check_margin(margin)
-    shapes = [tuple(tensor.shape) for tensor in (queries, positives, negatives)]
-    if len(shapes[0]) != 2 or any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes[1:]):
-        raise ValueError(
-            "`queries`, `positives` and `negatives` must all be [B, D]. "
-            f"Received: {shapes[0]}, {shapes[1]} and {shapes[2]}."
-        )
+    queries, positives, negatives = (ops.convert_to_tensor(each) for each in (queries, positives, negatives))
+    checks.require_pairs(queries=queries, positives=positives, negatives=negatives)
     queries, positives, negatives = (
         unit_vectors(ops.cast(tensor, "float32")) for tensor in (queries, positives, negatives)
     )
@@ -46,7 +44,10 @@ def triplet_loss(
 
 def unit_vectors(vectors: typing.Any) -> typing.Any:
     """Returns float32 [B, D] rows of length 1; a row of zeros stays zero, and so does its gradient."""
-    return vectors * ops.rsqrt(ops.maximum(ops.sum(ops.square(vectors), axis=-1, keepdims=True), 1e-12))
+    largest = ops.stop_gradient(ops.max(ops.abs(vectors), axis=-1, keepdims=True))  # else squares leave the range
+    vectors = vectors / ops.where(largest == 0, 1.0, largest)
+    squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
+    return vectors * ops.where(largest == 0, 0.0, ops.rsqrt(ops.where(largest == 0, 1.0, squared)))
 
 
 @keras.saving.register_keras_serializable("tfmm")
@@ -58,6 +59,14 @@ class TripletLoss(keras.layers.Layer):
 
     Call with `queries`, `positives`, `negatives` float [B, D] and optionally `negatives_mask` bool [B], True
     where a hard negative exists. Returns a float32 scalar; 0 where no row has one.
+
+    Raises:
+        ValueError: a margin outside (0, 2]; when called, shapes that differ.
+
+    >>> vectors = ops.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> layer = TripletLoss(margin=0.5)                                  # row 0: 0.5 - 1 + 1, row 1: no hard negative
+    >>> float(layer(vectors, vectors, vectors, negatives_mask=ops.array([True, False])))
+    0.5
     """
 
     def __init__(self, margin: float = 0.2, **kwargs: typing.Any) -> None:
@@ -69,16 +78,22 @@ class TripletLoss(keras.layers.Layer):
         self.built = True
 
     def call(self, queries, positives, negatives, negatives_mask=None):
-        losses = triplet_loss(queries, positives, negatives, margin=self.margin)
         if negatives_mask is None:
-            return ops.mean(losses)
-        mask = ops.cast(negatives_mask, "float32")
-        return ops.sum(losses * mask) / ops.maximum(ops.sum(mask), 1.0)
+            return ops.mean(triplet_loss(queries, positives, negatives, margin=self.margin))
+        mask = ops.cast(negatives_mask, "bool")
+        checks.require_rows("negatives_mask", mask, "negatives", negatives.shape[0])
+        negatives = ops.where(mask[:, None], negatives, ops.zeros_like(negatives))  # a masked row may hold anything
+        losses = triplet_loss(queries, positives, negatives, margin=self.margin)
+        losses = ops.where(mask, losses, ops.zeros_like(losses))
+        return ops.sum(losses) / ops.maximum(ops.sum(ops.cast(mask, "float32")), 1.0)
 
     def compute_output_shape(
         self, queries_shape, positives_shape, negatives_shape, negatives_mask_shape=None
     ):
         return ()
+
+    def compute_output_spec(self, *args, **kwargs):
+        return keras.KerasTensor((), dtype="float32")  # whatever the policy
 
     def get_config(self) -> dict[str, typing.Any]:
         return {**super().get_config(), "margin": self.margin}

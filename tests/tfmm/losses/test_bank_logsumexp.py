@@ -16,16 +16,15 @@ def unit(rng, rows, dim=8):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def value_and_gradient(queries, *arguments, compiled=True, **options):
+def value_and_gradient(queries, *arguments, compiled=True, jit_compile=False, **options):
     def compute(queries):
         with tf.GradientTape() as tape:
             tape.watch(queries)
             value = bank_logsumexp(queries, *arguments, **options)
         return value, tape.gradient(value, queries)
 
-    return [
-        np.asarray(each) for each in (tf.function(compute) if compiled else compute)(tf.constant(queries))
-    ]
+    run = tf.function(compute, jit_compile=jit_compile) if compiled else compute
+    return [np.asarray(each) for each in run(tf.constant(queries))]
 
 
 def float64(queries, bank, counts):
@@ -148,3 +147,39 @@ def test_nan_in_the_bank_is_no_number_rather_than_no_negative(temperature, chunk
     bank[30, 2] = np.nan
     value = bank_logsumexp(unit(rng, 3) / temperature, bank, chunk_size=chunk_size)
     assert np.isnan(value).all()
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("length", [1e-3, 20.0])
+def test_bank_of_longer_vectors_keeps_a_running_maximum(length, jit_compile):
+    rng = np.random.default_rng(6)
+    queries, bank = unit(rng, 3) / 0.07, unit(rng, 50) * np.float32(length)
+    expected, mean = float64(queries, bank, np.ones((3, 50), bool))
+    value, gradient = value_and_gradient(queries, bank, jit_compile=jit_compile, chunk_size=16)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, mean, rtol=1e-4, atol=1e-6)
+
+
+def test_number_of_slots_need_not_be_static():
+    rng = np.random.default_rng(7)
+    queries = unit(rng, 3)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8])])
+    def streamed(bank):
+        return bank_logsumexp(queries, bank, chunk_size=16)
+
+    for size in (5, 16, 32, 50):
+        bank = unit(rng, size)
+        np.testing.assert_allclose(streamed(bank), bank_logsumexp(queries, bank, chunk_size=None), rtol=1e-5)
+    operations = [operation for f in _functions(streamed.get_concrete_function().graph) for operation in
+                  f.graph.get_operations()]
+    assert any("While" in operation.type for operation in operations)  # it streams
+
+
+@pytest.mark.parametrize("position", [(0, 1), (30, 2)])
+def test_nan_in_one_query_is_that_rows_alone(position):
+    rng = np.random.default_rng(8)
+    queries, bank = unit(rng, 40), unit(rng, 40)
+    queries[position] = np.nan
+    value = np.asarray(bank_logsumexp(queries, bank, chunk_size=16))
+    assert list(np.flatnonzero(np.isnan(value))) == [position[0]]

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfmm.losses import InfoNCE, info_nce
-from tfmm.losses.info_nce import check_unit_vectors
+from tfmm.losses.checks import require_unit_vectors
 
 
 def unit(rng, rows, dim):
@@ -155,7 +155,7 @@ def test_layer_learns_its_temperature_within_the_range(vectors):
 
 def test_layer_round_trips_its_config_and_ignores_the_policy(vectors):
     config = {"temperature": 0.1, "learnable": False, "in_batch_negatives": True, "min_temperature": 0.05,
-              "max_temperature": 0.5, "chunk_size": 5, "gemm_dtype": "float16", "check": True}  # fmt: skip
+              "max_temperature": 0.5, "chunk_size": 5, "gemm_dtype": "bfloat16", "check": True}  # fmt: skip
     layer = InfoNCE(**config, dtype="mixed_bfloat16")
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert {name: again.get_config()[name] for name in config} == config
@@ -175,7 +175,40 @@ def test_check_mode_refuses_nan_and_other_lengths(vectors):
     bank[4] = np.nan
     with pytest.raises(ValueError, match=r"`memory_bank` must be L2-normalized.*row 4 of length nan"):
         layer(queries, positives, memory_bank=bank)
-    check_unit_vectors("memory_bank", bank, np.arange(21) != 4)
+    require_unit_vectors("memory_bank", bank, np.arange(21) != 4)
+
+
+def test_check_mode_in_a_compiled_step_names_the_way_out(vectors):
+    layer = InfoNCE(check=True)
+    with pytest.raises(ValueError, match=r"`check=True` reads the values of `queries`.*run_eagerly=True"):
+        tf.function(lambda *each: layer(each[0], each[1], memory_bank=each[2]))(*vectors)
+
+
+def test_ids_of_two_integer_types_are_compared_bit_for_bit(vectors):
+    options = {"temperature": 0.1, "chunk_size": 4}
+    positive_ids = 2**60 + np.arange(6, dtype=np.uint64)
+    bank_ids = 2**60 + 10 + np.arange(21)  # float32, and float64, would take them for equal
+    loss = info_nce(*vectors, positive_ids=positive_ids, memory_bank_ids=bank_ids, **options)
+    np.testing.assert_allclose(loss, info_nce(*vectors, **options), rtol=1e-6)
+    bank_ids[3] = 2**60 + 5
+    changed = info_nce(*vectors, positive_ids=positive_ids, memory_bank_ids=bank_ids, **options)
+    assert list(np.asarray(changed) < np.asarray(loss)) == [False] * 5 + [True]
+
+
+def test_gradient_is_right_where_bank_and_batch_weigh_the_same(vectors):
+    queries, positives = tf.constant(vectors[0][:2]), tf.constant(vectors[1][:2])
+
+    def gradient(**negatives):
+        with tf.GradientTape() as tape:
+            tape.watch(queries)
+            loss = tf.reduce_sum(info_nce(queries, positives, temperature=0.2, **negatives))
+        return tape.gradient(loss, queries)
+
+    own = {"positive_ids": np.arange(2), "memory_bank_ids": np.arange(2)}
+    twice = gradient(memory_bank=positives, in_batch_negatives=True, **own)
+    both = tf.concat([positives, positives], axis=0)
+    dense = gradient(memory_bank=both, positive_ids=np.arange(2), memory_bank_ids=np.arange(4) % 2)
+    np.testing.assert_allclose(twice, dense, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -186,17 +219,22 @@ def test_check_mode_refuses_nan_and_other_lengths(vectors):
         ({"memory_bank": np.zeros((3, 7), np.float32)}, r"with the D of `queries`, 8. Received: \(3, 7\)"),
         (
             {"queries": np.zeros((5, 8), np.float32)},
-            r"one positive per query. Received: \(5, 8\) and \(6, 8\)",
+            r"one row of each per query. Received: \(5, 8\) and \(6, 8\)",
         ),
         ({"positives": np.zeros((6, 8, 1), np.float32)}, r"Received: \(6, 8\) and \(6, 8, 1\)"),
         ({"chunk_size": 0}, "`chunk_size` must be at least 1, or None. Received: 0"),
-        ({"gemm_dtype": "int8"}, "must be float32, bfloat16 or float16. Received: 'int8'"),
+        ({"gemm_dtype": "int8"}, "must be float32 or bfloat16. Received: 'int8'"),
         ({"temperature": 0.0}, "`temperature` must be a positive number. Received: 0.0. Learn its logarithm"),
         ({"temperature": np.float32(-1)}, "Received: -1"),
         ({"temperature": math.nan}, "Received: nan"),
         ({"positive_ids": np.arange(6)}, "only one of them"),
         ({"memory_bank_ids": np.arange(21)}, "only one of them"),
-        ({"memory_bank_mask": np.ones(20, bool)}, r"`memory_bank_mask` must be \[K\].*21. Received: \(20,\)"),
+        ({"memory_bank_mask": np.ones(20, bool)}, r"`memory_bank_mask` must be \[21\].*Received: \(20,\)"),
+        ({"positive_ids": np.ones((6, 1), int)}, r"`positive_ids` must be \[6\].*`queries`. Received: \(6, 1\)"),
+        ({"positive_ids": np.ones(6)}, "`positive_ids` must be integers.*'float64'"),
+        ({"temperature": tf.constant(-0.1)}, "Received: -0.1"),
+        ({"temperature": keras.Variable(0.0)}, "Received: 0.0"),
+        ({"temperature": np.ones(8, np.float32)}, r"must be one number, of shape \(\). Received: \(8,\)"),
         (
             {"memory_bank": None, "in_batch_negatives": True, "memory_bank_mask": np.ones(20, bool)},
             "Pass the bank",
@@ -214,6 +252,12 @@ def test_refuses(vectors, changes, match):
     }
     with pytest.raises(ValueError, match=match):
         info_nce(**arguments)
+
+
+def test_refuses_a_batch_of_one_without_a_bank(vectors):
+    query = vectors[0][:1]
+    with pytest.raises(ValueError, match=r"a batch of 1\. Pass a memory bank"):
+        info_nce(query, query, temperature=0.07, in_batch_negatives=True)
 
 
 def test_layer_refuses_a_start_outside_the_range():

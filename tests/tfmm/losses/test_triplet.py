@@ -63,5 +63,33 @@ def test_refuses_a_margin_outside_the_range(margin):
 
 
 def test_refuses_other_shapes(triplets):
-    with pytest.raises(ValueError, match=r"must all be \[B, D\]. Received: \(7, 5\), \(7, 5\) and \(7, 4\)"):
+    with pytest.raises(ValueError, match=r"must all be \[B, D\].*Received: \(7, 5\), \(7, 5\) and \(7, 4\)"):
         triplet_loss(*triplets[:2], triplets[2][:, :4])
+
+
+def test_refuses_rows_and_masks_that_would_be_broadcast(triplets):
+    queries, positives, negatives = triplets
+    with pytest.raises(ValueError, match=r"one row of each per query. Received: .* and \(1, 5\)"):
+        triplet_loss(queries, positives, negatives[:1])
+    with pytest.raises(ValueError, match=r"`negatives_mask` must be \[7\].*Received: \(7, 1\)"):
+        TripletLoss()(queries, positives, negatives, negatives_mask=np.ones((7, 1), bool))
+
+
+def test_masked_negatives_may_hold_anything(triplets):
+    queries, positives, negatives = triplets
+    mask = np.arange(7) != 2
+    expected = TripletLoss()(queries, positives, negatives, negatives_mask=mask)
+    negatives = np.where(mask[:, None], negatives, np.float32(np.nan))
+    with tf.GradientTape() as tape:
+        watched = tf.constant(queries)
+        tape.watch(watched)
+        loss = TripletLoss()(watched, positives, negatives, negatives_mask=mask)
+    assert float(loss) == float(expected)
+    assert np.isfinite(tape.gradient(loss, watched)).all()
+
+
+@pytest.mark.parametrize("length", [1e-20, 1e20])
+def test_lengths_beyond_float32_squares_do_not_matter(triplets, length):
+    queries, positives, negatives = triplets
+    scaled = triplet_loss(queries * np.float32(length), positives, negatives)
+    np.testing.assert_allclose(scaled, triplet_loss(queries, positives, negatives), rtol=1e-5)
