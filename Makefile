@@ -28,10 +28,10 @@ lint: $(STAMP)
 	mypy
 
 test: lint
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow and not compat"
 
 test-all: lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -m "not compat"
 	$(MAKE) compat
 
 bench: $(STAMP)

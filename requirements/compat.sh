@@ -16,19 +16,25 @@ check() {  # check PYTHON BACKEND REQUIREMENT...
   echo "== Python $python, $backend backend, $*"
   runs "$environment/bin/python" "$python" || make_environment "$python" "$environment"
   "$uv" pip install --quiet --python "$environment/bin/python" -r setup.py $TOOLS "$@"
-  test_with() { KERAS_BACKEND=$backend "$environment/bin/python" -m pytest -q -p no:cacheprovider "$@"; }
+  test_with() { KERAS_BACKEND=$backend "$environment/bin/python" -m pytest -q -rs -p no:cacheprovider "$@"; }
   if [ "$backend" = tensorflow ]; then
-    test_with -m "not slow" $TESTS
-    test_with tests/tfmm/layers/test_recipes.py
-  else  # the layers' harness, and streaming InfoNCE against the dense form, by that backend's own autodiff
-    test_with -k "not tensorflow" tests/tfmm/layers/test_backends.py tests/tfmm/losses/test_backends.py
+    test_with -m "not slow and not compat" $TESTS
+  else  # the layers' harness; streaming InfoNCE against the dense form, by that backend's own autodiff; the metrics
+    test_with -k "$backend" tests/tfmm/layers/test_backends.py
+    test_with tests/tfmm/losses/test_backends.py tests/tfmm/metrics/test_backends.py
   fi
 }
+recipes() {  # recipes ENVIRONMENT: those of the layers in other people's models, on what is installed there
+  ".cache/compat/$1/bin/python" -m pytest -q -rs -p no:cacheprovider tests/tfmm/layers/test_recipes.py
+}
 
-check 3.12 tensorflow "tensorflow==2.21.*" "keras==3.15.*" keras-rs
+newest=("tensorflow==2.21.*" "keras==3.15.*")
+with_peers=("${newest[@]}" keras-rs "tensorflow-recommenders==0.7.7" "tf-keras==2.21.*")
+check 3.12 tensorflow "${with_peers[@]}"
+recipes 3.12-tensorflow
 [ "${1:-}" = short ] && exit
 check 3.10 tensorflow "tensorflow==2.16.2" "keras==3.12.*"
-check 3.11 tensorflow "tensorflow==2.21.*" "keras==3.15.*" keras-rs
-check 3.13 tensorflow "tensorflow==2.21.*" "keras==3.15.*" keras-rs
-check 3.12 jax "tensorflow==2.21.*" "keras==3.15.*" jax
-check 3.12 torch "tensorflow==2.21.*" "keras==3.15.*" torch
+check 3.11 tensorflow "${newest[@]}"
+check 3.13 tensorflow "${newest[@]}"
+check 3.12 jax "${newest[@]}" jax
+check 3.12 torch "${newest[@]}" torch

@@ -9,11 +9,18 @@ import sys
 import pytest
 
 RECIPES = pathlib.Path(__file__).with_name("recipes")
-NEEDS = {"keras_functional": "keras", "tfrs_model": "tensorflow_recommenders", "keras_rs_model": "keras_rs"}
+NEEDS = {
+    "keras_functional": "keras",
+    "from_ids": "keras",
+    "tfrs_model": "tensorflow_recommenders",
+    "keras_rs_model": "keras_rs",
+}
+IN_COMPAT = {"keras_rs_model"}  # keras-rs does not import beside TensorFlow 2.16
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", NEEDS)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[pytest.mark.compat] * (name in IN_COMPAT)) for name in NEEDS]
+)
 def test_recipe_runs(root, recipe):
     if importlib.util.find_spec(NEEDS[recipe]) is None:
         pytest.skip(f"{NEEDS[recipe]} is not installed in this environment")

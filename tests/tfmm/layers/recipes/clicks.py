@@ -1,4 +1,4 @@
-"""Clicks for the recipes: half of the users like what they are shown."""
+"""What the recipes share: clicks, half of the users liking what they are shown, and the loader of TF Serving."""
 
 import numpy as np
 
@@ -13,3 +13,18 @@ def make_data(rows: int = 512):
     target, behaviors = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (target, behaviors))
     mask = rng.random((rows, LENGTH)) < 0.8
     return [target.astype("float32"), behaviors.astype("float32"), mask], (np.arange(rows) % 2 == 0) * 1.0
+
+
+def by_name(inputs) -> dict[str, np.ndarray]:
+    return dict(zip(("target", "behaviors", "behaviors_mask"), inputs, strict=True))
+
+
+def score_in_cpp(path: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Loads a SavedModel with the loader of TF Serving and runs it."""
+    import tensorflow as tf
+
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], path)
+        signature = graph.signature_def["serving_default"]
+        feeds = {signature.inputs[name].name: x for name, x in inputs.items()}
+        return session.run(next(iter(signature.outputs.values())).name, feeds)

@@ -5,8 +5,7 @@ import tempfile
 
 import keras
 import numpy as np
-import tensorflow as tf
-from clicks import DIM, LENGTH, make_data
+from clicks import DIM, LENGTH, by_name, make_data, score_in_cpp
 
 from tfmm.layers import DINAttention, SimTierLayer
 
@@ -21,17 +20,6 @@ def build_model() -> keras.Model:
     return keras.Model([target, behaviors, mask], keras.layers.Dense(1, "sigmoid", name="score")(hidden))
 
 
-def score_in_cpp(path: str, inputs) -> np.ndarray:
-    """Loads a SavedModel with the loader of TF Serving and runs it."""
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        signature = tf.compat.v1.saved_model.loader.load(session, ["serve"], path).signature_def[
-            "serving_default"
-        ]
-        names = ("target", "behaviors", "behaviors_mask")
-        feeds = {signature.inputs[name].name: x for name, x in zip(names, inputs, strict=True)}
-        return session.run(next(iter(signature.outputs.values())).name, feeds)
-
-
 def main() -> None:
     inputs, clicks = make_data()
     model = build_model()
@@ -43,7 +31,7 @@ def main() -> None:
             keras.models.load_model(f"{folder}/model.keras")(inputs), model(inputs), atol=1e-6
         )
         model.export(f"{folder}/exported", verbose=False)
-        np.testing.assert_allclose(score_in_cpp(f"{folder}/exported", inputs), model(inputs), atol=1e-5)
+        np.testing.assert_allclose(score_in_cpp(f"{folder}/exported", by_name(inputs)), model(inputs), atol=1e-5)
     print(f"trained, saved, exported and loaded in C++; AUC {history['auc'][-1]:.3f}")
     sys.exit(0 if history["auc"][-1] > 0.9 else 1)
 

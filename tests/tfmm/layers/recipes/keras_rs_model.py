@@ -10,7 +10,7 @@ import tempfile
 import keras
 import keras_rs
 import numpy as np
-from clicks import DIM, LENGTH, make_data
+from clicks import DIM, LENGTH, by_name, make_data, score_in_cpp
 
 from tfmm.layers import SimTierLayer
 
@@ -34,10 +34,8 @@ def main() -> None:
             again.predict(inputs, verbose=0), model.predict(inputs, verbose=0), atol=1e-6
         )
         if keras.backend.backend() == "tensorflow":
-            from keras_functional import score_in_cpp
-
             model.export(f"{folder}/exported", verbose=False)
-            np.testing.assert_allclose(score_in_cpp(f"{folder}/exported", inputs), model(inputs), atol=1e-5)
+            np.testing.assert_allclose(score_in_cpp(f"{folder}/exported", by_name(inputs)), model(inputs), atol=1e-5)
     print(f"trained with keras-rs on {keras.backend.backend()}; AUC {auc:.3f}")
     sys.exit(0 if auc > 0.9 else 1)
 

@@ -14,10 +14,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
-from clicks import DIM, LENGTH, make_data
-from keras_functional import score_in_cpp
+from clicks import DIM, LENGTH, make_data, score_in_cpp
 
-from tfmm.layers import SimTierLayer
+from tfmm.layers import DINAttention, SimTierLayer
 
 NUM_TIERS = 20
 
@@ -27,25 +26,28 @@ class ClickModel(tfrs.Model):
         super().__init__()
         self.tower = keras.Sequential([keras.layers.Dense(16, "relu"), keras.layers.Dense(1, "sigmoid")])
         self.tiers = SimTierLayer(NUM_TIERS, tier_output="log1p")
+        self.attention = DINAttention(units=(16,))
         self.task = tfrs.tasks.Ranking(loss=tf.keras.losses.BinaryCrossentropy())
-        self.tower.build((None, NUM_TIERS + DIM))
-        self.tf_variables = [variable.value for variable in self.tower.variables]
+        self.tower.build((None, NUM_TIERS + 2 * DIM))
+        self.attention.build((None, DIM), (None, LENGTH, DIM))
+        trained = (*self.tower.variables, *self.attention.variables)
+        self.tf_variables = [variable.value for variable in trained]
 
     def call(self, features):
-        counts = self.tiers(
-            features["target"], features["behaviors"], behaviors_mask=features["behaviors_mask"]
-        )
-        return self.tower(tf.concat([counts, features["target"]], axis=-1))
+        target, behaviors, mask = (features[name] for name in ("target", "behaviors", "behaviors_mask"))
+        counts = self.tiers(target, behaviors, behaviors_mask=mask)
+        interest = self.attention(target, behaviors, behaviors_mask=mask)
+        return self.tower(tf.concat([counts, interest, target], axis=-1))
 
     def compute_loss(self, inputs, training=False):
         features, clicks = inputs
         return self.task(labels=clicks, predictions=self(features))
 
     def train_step(self, inputs):
-        weights = [variable.value for variable in self.tower.trainable_variables]
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        gradients = tape.gradient(loss, self.tf_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.tf_variables, strict=True))
         return {"loss": loss}
 
 
@@ -78,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         servable = Servable(model)
         tf.saved_model.save(servable, folder, signatures=servable.serve)
-        scores = score_in_cpp(folder, [target, behaviors, mask])
+        scores = score_in_cpp(folder, features)
     np.testing.assert_allclose(scores, model(features), atol=1e-5)
     print(f"trained in tfrs.Model and loaded in C++; loss {losses[0]:.3f} -> {losses[-1]:.3f}")
     sys.exit(0 if losses[-1] < 0.5 * losses[0] else 1)
