@@ -8,6 +8,7 @@ same run.
 
 import argparse
 
+import graphs
 import keras
 import numpy as np
 import recording
@@ -58,30 +59,30 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     shared, tiled = build(rng)
-    target = tf.constant(simtier.unit(rng, arguments.candidates, DIM))
-    history = tf.constant(simtier.unit(rng, 1, LENGTH, DIM))
+    target = tf.constant(graphs.unit(rng, arguments.candidates, DIM))
+    history = tf.constant(graphs.unit(rng, 1, LENGTH, DIM))
     mask = tf.constant(rng.random((1, LENGTH)) < 0.9)
     difference = np.abs(shared(target[:20], history, mask) - tiled(target[:20], history, mask)).max()
-    floors = simtier.floors(arguments.repeats)
+    floors = graphs.floors(arguments.repeats)
     flop = 2 * arguments.candidates * LENGTH * (DIM * UNITS[0] + UNITS[0] * UNITS[1] + UNITS[1] + 2 * DIM)
-    results = simtier.measure(
-        {
-            "tiled": simtier.bind(simtier.graph(tiled), target, history, mask),
-            "shared": simtier.bind(simtier.graph(shared), target, history, mask),
-            "shared_xla": simtier.bind(simtier.graph(shared, True), target, history, mask),
-        },
-        arguments.repeats,
-        "tiled",
-        flop / floors["gemm_flop_per_s"],
-    )
-    for side in results.values():
-        side["memory_of_tiled"] = side["peak_bytes"] / results["tiled"]["peak_bytes"]
-    recording.write(
-        "din",
-        __doc__.splitlines()[0],
-        {"floors": floors, "request": results, "largest_difference": float(difference)},
-        seed=0,
-    )
+    arrays = target, history, mask
+    sides = {
+        "tiled": graphs.compiled(tiled, *arrays),
+        "tiled_xla": graphs.compiled(tiled, *arrays, jit_compile=True),
+        "shared": graphs.compiled(shared, *arrays),
+        "shared_xla": graphs.compiled(shared, *arrays, jit_compile=True),
+    }
+    floor_s = flop / floors["gemm_float32_flop_per_s"]
+    request = graphs.measure(sides, arguments.repeats, ["tiled", "tiled_xla"], floor_s)
+    for side in request.values():
+        side["memory_of_tiled"] = side["peak_bytes"] / request["tiled"]["peak_bytes"]
+    results = {"floors": floors, "request": request, "largest_difference": float(difference)}
+    best = request["shared_xla"]
+    bars = {
+        "DIN + SimTier + MLP request, times tiled": recording.bar(best["times_tiled"], at_least=2.8),
+        "DIN + SimTier + MLP request, % of its memory": recording.bar(100 * best["memory_of_tiled"], at_most=10),
+    }
+    recording.write("din", __doc__.splitlines()[0], results, seed=0, bars=bars)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How fast is SimTier against what one would write from the paper, and against the machine?
 
-Sides: the loop of Algorithm 1 (as section 4.2 reads: similarities, then one comparison per tier), the one-hot form,
-the layer under XLA and without it, on float32 vectors and on int8 rows; from item ids; and one user's history against
+Sides: the loop of Algorithm 1 (as section 4.2 reads: similarities, then one comparison per tier; with the similarities
+as a sum of products or by einsum), the one-hot form, the layer under XLA and without it, on float32 vectors and on int8 rows; from item ids; and one user's history against
 many candidates, shared and tiled. References run as plain TensorFlow graphs, and under XLA (`..._xla`) as well. Floor:
 the bytes of the vectors over the memory bandwidth of the same run.
 """
@@ -22,7 +22,14 @@ REQUEST = (500, 1000)  # candidates, behaviors of one user
 
 def naive(target, behaviors, mask):
     """Algorithm 1: the similarities, then for each tier the number of those inside."""
-    similarity = tf.reduce_sum(behaviors * target[:, None, :], axis=-1)
+    return loop_over_tiers(tf.reduce_sum(behaviors * target[:, None, :], axis=-1), mask)
+
+
+def naive_einsum(target, behaviors, mask):
+    return loop_over_tiers(tf.einsum("bd,bld->bl", target, behaviors), mask)
+
+
+def loop_over_tiers(similarity, mask):
     counts = []
     for n in range(NUM_TIERS):
         low, high = -1 + 2 * n / NUM_TIERS, -1 + 2 * (n + 1) / NUM_TIERS
@@ -59,6 +66,7 @@ def batch(rng, size, length, repeats, bandwidth):
     sides = {
         "naive_loop": graphs.compiled(naive, *floats),
         "naive_loop_xla": graphs.compiled(naive, *floats, jit_compile=True),
+        "naive_loop_einsum_xla": graphs.compiled(naive_einsum, *floats, jit_compile=True),
         "one_hot": graphs.compiled(one_hot, *floats),
         "one_hot_xla": graphs.compiled(one_hot, *floats, jit_compile=True),
         "layer_xla": graphs.compiled(layer_on_floats, *floats, jit_compile=True),
@@ -66,7 +74,7 @@ def batch(rng, size, length, repeats, bandwidth):
         "layer_int8_xla": graphs.compiled(layer_on_rows, *rows, jit_compile=True),
     }
     floor_s = size * length * DIM * 4 / bandwidth
-    return graphs.measure(sides, repeats, ["naive_loop", "naive_loop_xla"], floor_s)
+    return graphs.measure(sides, repeats, ["naive_loop", "naive_loop_xla", "naive_loop_einsum_xla"], floor_s)
 
 
 def from_ids(rng, repeats, num_rows):
