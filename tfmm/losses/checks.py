@@ -113,21 +113,27 @@ def item_ids(name: str, ids: typing.Any) -> typing.Any:
     if isinstance(ids, (list, tuple, np.ndarray)):
         ids = np.asarray(ids)
         ids = ids.view(np.int64) if ids.dtype == np.uint64 else ids.astype(np.int64)
-        if keras.backend.backend() == "jax":
-            _require_room_on_jax(name, ids)
+    if keras.backend.backend() == "jax" and not _jax_has_64_bits():
+        return _narrow(name, ids)
     return ops.cast(ids, "int64")
 
 
-def _require_room_on_jax(name: str, ids: np.ndarray) -> None:
+def _jax_has_64_bits() -> bool:
     import jax
 
-    cut = ids.astype(np.int32) != ids
-    require(
-        jax.config.jax_enable_x64 or not cut.any(),
-        f"`{name}` must fit 32 bits, else JAX cuts them and takes other items for the positive. Set "
-        "JAX_ENABLE_X64=1 before the import, or number the items.",
-        ids[cut][:1].tolist(),
-    )
+    return bool(jax.config.jax_enable_x64)
+
+
+def _narrow(name: str, ids: typing.Any) -> typing.Any:
+    """Returns int32 ids; values that this would cut are refused, as other items would pass for the positive."""
+    if isinstance(ids, np.ndarray):
+        cut = ids.astype(np.int32) != ids
+        require(
+            not cut.any(),
+            f"`{name}` must fit 32 bits on JAX. Set JAX_ENABLE_X64=1 before the import, or number the items.",
+            ids[cut][:1].tolist(),
+        )
+    return ops.cast(ids, "int32")
 
 
 def _agree(left: tuple, right: tuple) -> bool:

@@ -1,8 +1,6 @@
-"""Runs every layer through the harness, and the counts against NumPy, on the backend that KERAS_BACKEND
-names.
+"""Runs every layer through the harness, and the counts against NumPy, on the backend that KERAS_BACKEND names.
 
-A script, not a test module: one process has one backend. `test_backends.py` starts it where a backend is
-    installed.
+A script, not a test module: one process has one backend. `make compat` runs it on JAX and PyTorch.
 """
 
 import keras
