@@ -85,3 +85,61 @@ def concrete(tensor: typing.Any) -> np.ndarray | None:
         return np.asarray(ops.convert_to_numpy(tensor))
     except Exception:  # each backend has its own error for a traced tensor
         return None
+
+
+def require_shape(name: str, tensor: typing.Any, *shapes: typing.Sequence[int | None]) -> None:
+    """Raises a ValueError unless a static shape agrees with one of `shapes`; None agrees with any size."""
+    received = np.shape(tensor) if isinstance(tensor, (list, tuple)) else tuple(tensor.shape)
+    agrees = any(
+        len(received) == len(shape) and all(a is None or b is None or a == b for a, b in zip(received, shape))
+        for shape in shapes
+    )
+    expected = " or ".join(str(tuple(shape)) for shape in shapes)
+    require(agrees, f"`{name}` must have the shape {expected}.", received)
+
+
+def as_mask(
+    name: str, mask: typing.Any, *shapes: typing.Sequence[int | None], scales: typing.Any = None
+) -> typing.Any:
+    """Returns a mask as a bool tensor, None as None; where `scales` are given, a scale of 0 hides as well.
+
+    Raises:
+        ValueError: the mask has none of `shapes`.
+    """
+    if mask is not None:
+        require_shape(name, mask, *shapes)
+        mask = ops.cast(np.array(mask) if isinstance(mask, (list, tuple)) else mask, "bool")
+    if scales is None:
+        return mask
+    has_vector = ops.cast(scales, "float32") > 0.0
+    return has_vector if mask is None else ops.logical_and(mask, has_vector)
+
+
+def pair_shapes(target: typing.Any, behaviors: typing.Any) -> list[tuple[int | None, int | None]]:
+    """Returns the shapes of what is known per target and behavior: [B, L], and [1, L] with a shared history."""
+    rows, length = target.shape[0], behaviors.shape[1]
+    return [(rows, length), (1, length)] if is_shared(target, behaviors) else [(rows, length)]
+
+
+def require_scales(name: str, rows: typing.Any, scales_name: str, scales: typing.Any) -> None:
+    """Raises a ValueError unless there is one scale per vector, or there are none and the vectors are float."""
+    if scales is not None:
+        require_shape(scales_name, scales, tuple(rows.shape)[:-1])
+    else:
+        require_float(name, rows, f"int8 `{name}` need `{scales_name}` (1 / norm of each row).")
+
+
+def require_float(name: str, tensor: typing.Any, way_out: str) -> None:
+    """Raises a ValueError unless a tensor holds floats."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    require("float" in dtype, f"`{name}` must be float; {way_out}", dtype)
+
+
+def require_activation(name: str, value: typing.Any, others: typing.Sequence[str | None] = ()) -> None:
+    """Raises a ValueError unless `value` is one of `others` or the name of a Keras activation."""
+    try:  # the only way to ask: Keras publishes no list of names
+        is_known = value in others or (isinstance(value, str) and callable(keras.activations.get(value)))
+    except ValueError:
+        is_known = False
+    rule = f"`{name}` must be the name of a Keras activation, such as 'relu' or 'sigmoid'"
+    require(is_known, f"{rule}, or one of {tuple(others)}." if others else f"{rule}.", value)

@@ -10,6 +10,8 @@ from keras import ops
 from tfmm.layers import checks
 from tfmm.layers.compilation import is_traced_for_xla
 
+ACTIVATIONS = ("prelu", "dice")  # beside those of Keras
+_SMALLEST = -3e38  # below any score
 _FOLD_FROM = 16  # behaviors: from here on, one product with per-row weights beats two with shared weights
 
 
@@ -21,12 +23,18 @@ class Dice(keras.layers.Layer):
     no part.
 
     Args:
-        epsilon: float, added to the variance.
-        momentum: float, of the moving averages.
+        epsilon: float > 0, added to the variance.
+        momentum: float in [0, 1), of the moving averages.
 
     Call arguments:
         inputs: float [..., H].
         mask: bool [...], True where a position counts in the batch's mean and variance.
+
+    Returns:
+        float [..., H], in the dtype of the inputs.
+
+    Raises:
+        ValueError: `epsilon` or `momentum` out of range.
 
     Source: Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", equation 3.
 
@@ -36,11 +44,19 @@ class Dice(keras.layers.Layer):
 
     def __init__(self, epsilon: float = 1e-8, momentum: float = 0.99, **kwargs: typing.Any) -> None:
         super().__init__(**kwargs)
-        self.epsilon = epsilon
-        self.momentum = momentum
+        checks.require(epsilon > 0.0, "`epsilon` must be positive.", epsilon)
+        checks.require(0.0 <= momentum < 1.0, "`momentum` must be in [0, 1).", momentum)
+        self.epsilon = float(epsilon)
+        self.momentum = float(momentum)
         self.supports_masking = True
         self.standardize = keras.layers.BatchNormalization(
-            epsilon=epsilon, momentum=momentum, center=False, scale=False, dtype="float32", name="standardize"
+            epsilon=self.epsilon,
+            momentum=self.momentum,
+            center=False,
+            scale=False,
+            dtype="float32",
+            name="standardize",
+            trainable=self.trainable,
         )
 
     def build(self, input_shape: typing.Any) -> None:
@@ -49,9 +65,7 @@ class Dice(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: typing.Any, mask: typing.Any = None, training: bool | None = None) -> typing.Any:
-        standard = self.standardize(
-            ops.cast(inputs, "float32"), training=bool(training) and self.trainable, mask=mask
-        )
+        standard = self.standardize(ops.cast(inputs, "float32"), training=bool(training) and self.trainable, mask=mask)
         p = ops.cast(ops.sigmoid(standard), inputs.dtype)
         return inputs * (p + (1.0 - p) * ops.cast(self.alpha, inputs.dtype))
 
@@ -62,35 +76,49 @@ class Dice(keras.layers.Layer):
         return {**super().get_config(), "epsilon": self.epsilon, "momentum": self.momentum}
 
 
-def make_activation(name: str, layer_name: str, dtype: typing.Any, rank: int = 3) -> keras.layers.Layer:
+def make_activation(
+    name: str, layer_name: str, dtype: typing.Any, trainable: bool, rank: int = 3
+) -> keras.layers.Layer:
     """Returns a new activation layer: "dice", "prelu" (a slope per unit, from 0.25) or a Keras activation."""
+    settings = {"name": layer_name, "dtype": dtype, "trainable": trainable}
     if name == "dice":
-        return Dice(name=layer_name, dtype=dtype)
+        return Dice(**settings)
     if name == "prelu":
-        return keras.layers.PReLU(
-            shared_axes=list(range(1, rank - 1)),
-            name=layer_name,
-            dtype=dtype,
-            alpha_initializer=keras.initializers.Constant(0.25),
-        )
-    return keras.layers.Activation(name, name=layer_name, dtype=dtype)
+        slope = keras.initializers.Constant(0.25)
+        return keras.layers.PReLU(alpha_initializer=slope, shared_axes=list(range(1, rank - 1)), **settings)
+    return keras.layers.Activation(name, **settings)
+
+
+def zero_hidden(vectors: typing.Any, mask: typing.Any) -> typing.Any:
+    """Replaces the vectors that a mask hides by zeros, so that no NaN in them reaches a result or a gradient.
+
+    Args:
+        vectors: float [..., D]; mask: bool [...], True where a vector exists; None: all do.
+    Returns:
+        float [..., D].
+
+    >>> zero_hidden([[1.0, 2.0], [float("nan"), 3.0]], [True, False]).numpy()
+    array([[1., 2.],
+           [0., 0.]], dtype=float32)
+    """
+    return vectors if mask is None else ops.where(ops.expand_dims(mask, -1), vectors, 0.0)
 
 
 def masked_softmax(scores: typing.Any, mask: typing.Any) -> typing.Any:
     """Computes softmax over the unmasked entries of the last axis; a fully masked row gives zeros.
 
     Args:
-        scores: float [..., L]; mask: bool [..., L], True where an entry counts.
+        scores: float [..., L]; mask: bool [..., L] or a shape that broadcasts to it, True where an entry counts.
     Returns:
         float32 [..., L]; each row sums to 1, or to 0 where nothing is unmasked.
 
     >>> masked_softmax([[0.0, 0.0, 9.0]], [[True, True, False]]).numpy()
     array([[0.5, 0.5, 0. ]], dtype=float32)
     """
-    scores = ops.cast(scores, "float32")
     mask = ops.cast(mask, "bool")
-    largest = ops.max(ops.where(mask, scores, -3e38), axis=-1, keepdims=True)
-    weights = ops.where(mask, ops.exp(ops.where(mask, scores - largest, 0.0)), 0.0)
+    scores = ops.where(mask, ops.cast(scores, "float32"), _SMALLEST)
+    largest = ops.max(scores, axis=-1, keepdims=True, initial=_SMALLEST)
+    weights = ops.where(mask, ops.exp(scores - largest), 0.0)
     return weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
 
 
@@ -103,27 +131,43 @@ class DINAttention(keras.layers.Layer):
     part is computed once per target and the second once per behavior; only the third sees both. Equal to the
     joined form to rounding.
 
-    Several targets [C, D] may share one history [1, L, D]: behaviors are then read once for all targets.
+    Several targets [C, D] may share one history [1, L, D]: behaviors are then read once for all targets. That form
+    needs to see the 1 while the graph is built. `model.export()` forgets it, and the exported graph then broadcasts:
+    the same numbers, slower. To keep it, pass `input_signature` with the history as [1, L, D]:
+
+        model.export(path, input_signature=[[tf.TensorSpec([None, D], name="target"),
+                                             tf.TensorSpec([1, L, D], name="history")]])
 
     Args:
-        units: hidden widths of the activation unit.
+        units: hidden widths of the activation unit, at least one.
         activation: "prelu", "dice" or the name of a Keras activation.
         softmax: normalise the weights over a user's behaviors. Off, as in DIN: the sum keeps the intensity of
             interest.
-        chunk_size: targets computed at a time where they share a history, which bounds memory. "dice" in
-            training takes all at once, as its statistics are the batch's.
+        chunk_size: targets computed at a time where they share a history. It bounds memory where C is known while
+            the graph is built: hidden layers then hold [L, chunk_size, H] values. Each chunk is written out in the
+            graph, so that thousands of candidates make a large one. With an unknown C, and with "dice" in
+            training, whose statistics are the batch's, all targets are computed at once: [L, C, H].
         kernel_initializer: of all kernels.
 
     Call arguments:
         target: float [B, D], or [C, D] with one history.
         behaviors: float [B, L, D], or [1, L, D].
         behaviors_mask: bool [B, L] (or [1, L]), True where a behavior exists; None: all do.
+        target_mask: bool [B], True where the target exists; None: all do.
+        What a mask hides may hold anything, NaN included. Masks that travel with the inputs are found.
 
     Returns:
-        float [B, D] ([C, D]), in the layer's compute dtype; a fully masked row gives zeros.
+        float [B, D] ([C, D]), in the layer's compute dtype; zeros where no behavior, or no target, exists.
 
-    Differs from [36]: the target - behavior term stands in the authors' code, not in their figure; the mask
-    is ours.
+    Raises:
+        ValueError: an argument out of range, an unknown activation; tensors that are not float, other ranks, dims or
+            lengths that differ, or another number of histories than one or B. Eager, in a graph, and on Keras
+            inputs alike, as far as the sizes are known.
+
+    Source: Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", section 4.3 and figure 2.
+
+    Differs from [36]: the target - behavior term stands in the authors' code, not in their figure; the masks are
+    ours.
 
     >>> layer, target, behaviors = DINAttention(units=(8,)), ops.ones((2, 4)), ops.ones((2, 3, 4))
     >>> layer(target, behaviors, behaviors_mask=ops.zeros((2, 3))).numpy().sum()
@@ -140,20 +184,16 @@ class DINAttention(keras.layers.Layer):
         **kwargs: typing.Any,
     ) -> None:
         super().__init__(**kwargs)
-        checks.require(
-            len(units) >= 1 and all(u >= 1 for u in units),
-            "`units` must name at least one hidden layer, each of 1 unit or more.",
-            units,
-        )
-        checks.require(chunk_size >= 1, "`chunk_size` must be at least 1.", chunk_size)
-        self.units = tuple(int(u) for u in units)
+        self.units = checks.require_ints("units", units)
+        checks.require(len(self.units) >= 1, "`units` must name at least one hidden layer.", units)
+        checks.require_activation("activation", activation, ACTIVATIONS)
         self.activation = activation
         self.softmax = softmax
-        self.chunk_size = chunk_size
+        self.chunk_size = checks.require_int("chunk_size", chunk_size)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
         self.activation_layers = [
-            make_activation(activation, f"activation_{i + 1}", self.dtype_policy)
+            make_activation(activation, f"activation_{i + 1}", self.dtype_policy, self.trainable)
             for i in range(len(self.units))
         ]
         self.dense_layers = [
@@ -162,6 +202,7 @@ class DINAttention(keras.layers.Layer):
                 kernel_initializer=self._new_initializer(),
                 name=f"dense_{i + 2}",
                 dtype=self.dtype_policy,
+                trainable=self.trainable,
             )
             for i, width in enumerate((*self.units[1:], 1))
         ]
@@ -170,10 +211,9 @@ class DINAttention(keras.layers.Layer):
         return self.kernel_initializer.__class__.from_config(self.kernel_initializer.get_config())
 
     def build(self, target_shape: typing.Any, behaviors_shape: typing.Any) -> None:
-        checks.require(len(target_shape) == 2, "`target` must have 2 axes [B, D].", target_shape)
-        checks.require(len(behaviors_shape) == 3, "`behaviors` must have 3 axes [B, L, D].", behaviors_shape)
+        checks.require_history(keras.KerasTensor(target_shape), keras.KerasTensor(behaviors_shape))
         dim = behaviors_shape[-1]
-        checks.require_same_dim("target", target_shape[-1], "behaviors", dim)
+        checks.require(dim is not None, "`behaviors` must have a known number of values per vector.", behaviors_shape)
         self.kernel = self.add_weight(
             name="kernel", shape=(4 * dim, self.units[0]), initializer=self.kernel_initializer
         )
@@ -188,21 +228,35 @@ class DINAttention(keras.layers.Layer):
         target: typing.Any,
         behaviors: typing.Any,
         behaviors_mask: typing.Any = None,
+        target_mask: typing.Any = None,
         training: bool | None = None,
     ) -> typing.Any:
-        checks.require_rank("target", target, 2, "[B, D]")
-        checks.require_rank("behaviors", behaviors, 3, "[B, L, D]")
-        if behaviors_mask is not None:
-            checks.require_mask("behaviors_mask", behaviors_mask, tuple(behaviors.shape[:2]))
-            behaviors_mask = ops.cast(behaviors_mask, "bool")
-        if checks.is_shared(target, behaviors):
-            return self._attend_shared(target, behaviors[0], behaviors_mask, training)
-        weights = self._weights(self._first_layer(target, behaviors), behaviors_mask, training)
-        if (
-            is_traced_for_xla()
-        ):  # fuses; a batched product with one row per batch entry would run on one thread
+        behaviors_mask, target_mask = self._check(target, behaviors, behaviors_mask, target_mask)
+        shared = checks.is_shared(target, behaviors)  # before a mask of unknown batch hides the 1
+        target, behaviors = zero_hidden(target, target_mask), zero_hidden(behaviors, behaviors_mask)
+        if shared:
+            return self._attend_shared(target, behaviors[0], behaviors_mask, target_mask, training)
+        mask = _join_masks(behaviors_mask, target_mask)
+        weights = self._weights(self._first_layer(target, behaviors), mask, training)
+        if is_traced_for_xla():  # fuses; a batched product with one row per batch entry would run on one thread
             return ops.sum(ops.expand_dims(weights, -1) * behaviors, axis=1)
         return ops.squeeze(ops.matmul(ops.expand_dims(weights, 1), behaviors), axis=1)
+
+    def _check(
+        self, target: typing.Any, behaviors: typing.Any, behaviors_mask: typing.Any, target_mask: typing.Any
+    ) -> tuple[typing.Any, typing.Any]:
+        """Raises a ValueError unless the arguments of `call` fit; returns the masks as bool tensors."""
+        checks.require_history(target, behaviors)
+        for name, vectors in (("target", target), ("behaviors", behaviors)):
+            checks.require_float(name, vectors, "`unit_vectors` makes such of int8 rows.")
+        if self.built:
+            dim, built_dim = target.shape[-1], self.kernel.shape[0] // 4
+            rule = f"`target` and `behaviors` must have {built_dim} values per vector, as when the layer was built."
+            checks.require(dim in (None, built_dim), rule, dim)
+        return (
+            checks.as_mask("behaviors_mask", behaviors_mask, tuple(behaviors.shape)[:2]),
+            checks.as_mask("target_mask", target_mask, tuple(target.shape)[:1]),
+        )
 
     def _kernels(self) -> tuple[typing.Any, typing.Any, typing.Any]:
         """The first layer's kernels for the target [D, H], the behavior [D, H] and their product [D, H]."""
@@ -217,9 +271,8 @@ class DINAttention(keras.layers.Layer):
         if is_traced_for_xla() or (length is not None and length < _FOLD_FROM):
             product = behaviors * ops.expand_dims(target, 1)
             return once + ops.matmul(behaviors, of_behavior) + ops.matmul(product, of_product)
-        folded = (
-            of_behavior + ops.expand_dims(target, -1) * of_product
-        )  # [B, D, H]: h Wk + (q h) Wp = h (Wk + q Wp)
+        # [B, D, H]: h Wk + (q h) Wp = h (Wk + q Wp)
+        folded = of_behavior + ops.expand_dims(target, -1) * of_product
         return once + ops.matmul(behaviors, folded)
 
     def _weights(self, hidden: typing.Any, mask: typing.Any, training: bool | None) -> typing.Any:
@@ -237,36 +290,53 @@ class DINAttention(keras.layers.Layer):
         return scores if mask is None else ops.where(mask, scores, ops.zeros_like(scores))
 
     def _attend_shared(
-        self, target: typing.Any, history: typing.Any, mask: typing.Any, training: bool | None
+        self,
+        target: typing.Any,
+        history: typing.Any,
+        behaviors_mask: typing.Any,
+        target_mask: typing.Any,
+        training: bool | None,
     ) -> typing.Any:
         """Targets [C, D] over one history [L, D]: one product [L, D] x [D, c H] per chunk of c targets."""
         of_target, of_behavior, of_product = self._kernels()
         per_target = ops.matmul(target, of_target) + self.bias  # [C, H]
         per_behavior = ops.expand_dims(ops.matmul(history, of_behavior), 1)  # [L, 1, H]
-        num_targets = target.shape[0]
-        whole = num_targets is None or (training and self.activation == "dice")
-        chunk = num_targets if whole else self.chunk_size
+        length, dim = ops.shape(history)
         pooled = []
-        for start in range(0, 1 if whole else num_targets, chunk or 1):
-            part = slice(None) if whole else slice(start, start + chunk)
+        for part in self._chunks(target.shape[0], training):
             kernel = ops.transpose(ops.expand_dims(target[part], -1) * of_product, (1, 0, 2))  # [D, c, H]
-            product = ops.matmul(history, ops.reshape(kernel, (history.shape[-1], -1)))
-            product = ops.reshape(product, (ops.shape(history)[0], -1, self.units[0]))  # [L, c, H]
-            hidden = product + per_behavior + ops.expand_dims(per_target[part], 0)
+            shape = (length, ops.shape(kernel)[1], self.units[0])
+            product = ops.matmul(history, ops.reshape(kernel, (dim, shape[1] * shape[2])))
+            hidden = ops.reshape(product, shape) + per_behavior + ops.expand_dims(per_target[part], 0)  # [L, c, H]
+            mask = _join_masks(behaviors_mask, None if target_mask is None else target_mask[part])
             pooled.append(ops.matmul(self._shared_weights(hidden, mask, training), history))
         return ops.concatenate(pooled, axis=0) if len(pooled) > 1 else pooled[0]
 
+    def _chunks(self, num_targets: int | None, training: bool | None) -> list[slice]:
+        """The targets computed at a time: all of them where their number, or their joint statistics, ask for it."""
+        if num_targets is None or num_targets <= self.chunk_size or (training and self.activation == "dice"):
+            return [slice(None)]
+        return [slice(start, start + self.chunk_size) for start in range(0, num_targets, self.chunk_size)]
+
     def _shared_weights(self, hidden: typing.Any, mask: typing.Any, training: bool | None) -> typing.Any:
-        """Float [L, c, H] -> weights [c, L]; the mask [1, L] is the history's."""
-        if mask is not None:
-            mask = ops.broadcast_to(ops.transpose(mask), ops.shape(hidden)[:2])
-        if not self.softmax:
-            return ops.transpose(self._weights(hidden, mask, training))
-        hidden = ops.transpose(hidden, (1, 0, 2))
-        return self._weights(hidden, None if mask is None else ops.transpose(mask), training)
+        """Float [L, c, H] and a mask [1 or c, L] -> weights [c, L]."""
+        if self.softmax:
+            return self._weights(ops.transpose(hidden, (1, 0, 2)), mask, training)
+        return ops.transpose(self._weights(hidden, None if mask is None else ops.transpose(mask), training))
 
     def compute_output_shape(self, target_shape: typing.Any, behaviors_shape: typing.Any) -> typing.Any:
         return (target_shape[0], behaviors_shape[-1])
+
+    def compute_output_spec(
+        self,
+        target: typing.Any,
+        behaviors: typing.Any,
+        behaviors_mask: typing.Any = None,
+        target_mask: typing.Any = None,
+        training: bool | None = None,
+    ) -> typing.Any:
+        self._check(target, behaviors, behaviors_mask, target_mask)
+        return keras.KerasTensor((target.shape[0], behaviors.shape[-1]), dtype=self.compute_dtype)
 
     def compute_mask(self, inputs: typing.Any, previous_mask: typing.Any) -> None:
         return None
@@ -280,3 +350,11 @@ class DINAttention(keras.layers.Layer):
             "chunk_size": self.chunk_size,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _join_masks(behaviors_mask: typing.Any, target_mask: typing.Any) -> typing.Any:
+    """Joins bool [B or 1, L] and bool [B] to what broadcasts to [B, L]; None where both are."""
+    if target_mask is None:
+        return behaviors_mask
+    target_mask = ops.expand_dims(target_mask, -1)
+    return target_mask if behaviors_mask is None else ops.logical_and(behaviors_mask, target_mask)

@@ -1,8 +1,9 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmm.layers import Dice, DINAttention, masked_softmax
+from tfmm.layers import Dice, DINAttention, MAKEBlock, SemanticTargetAttention, masked_softmax
 from tfmm.testing import check_layer
 
 
@@ -153,12 +154,137 @@ def test_masked_softmax_of_large_scores_is_finite():
     np.testing.assert_allclose(weights, [[0.5, 0.5, 0.0], [0.0, 0.0, 0.0]])
 
 
+@pytest.mark.parametrize("softmax", [False, True])
+def test_no_behaviors_give_zeros_and_no_targets_give_no_rows(rng, softmax):
+    target, history = rng.normal(size=(30, 4)).astype(np.float32), rng.normal(size=(1, 3, 4)).astype(np.float32)
+    layer = DINAttention((5,), softmax=softmax)
+    layer(target, history)
+    spec = [tf.TensorSpec([None, 4]), tf.TensorSpec([1, None, 4])]
+    functions = [layer, tf.function(layer.call, autograph=False), tf.function(layer.call, spec, autograph=False)]
+    functions.append(tf.function(layer.call, jit_compile=True, autograph=False))
+    for function in functions:
+        np.testing.assert_array_equal(function(target, history[:, :0]), np.zeros((30, 4)))
+        assert function(target[:0], history).shape == (0, 4)
+    np.testing.assert_array_equal(layer(target, np.repeat(history[:, :0], 30, 0)), np.zeros((30, 4)))
+    np.testing.assert_array_equal(masked_softmax(np.ones((2, 0)), np.ones((2, 0))), np.ones((2, 0)))
+
+
+@pytest.mark.parametrize("activation", ["prelu", "dice"])
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("histories", [1, 4])
+def test_hidden_nan_reaches_no_result_and_no_gradient(rng, activation, softmax, histories):
+    target = rng.normal(size=(4, 6)).astype(np.float32)
+    behaviors = rng.normal(size=(histories, 20, 6)).astype(np.float32)
+    masks = {"behaviors_mask": rng.random((histories, 20)) < 0.6, "target_mask": np.array([True, False, True, True])}
+    layer = DINAttention((5,), activation=activation, softmax=softmax, chunk_size=3)
+    layer(target, behaviors)
+    results = []
+    for hidden in (0.0, np.nan):
+        target[1], behaviors[~masks["behaviors_mask"]] = hidden, hidden
+        with tf.GradientTape() as tape:
+            output = layer(target, behaviors, **masks, training=True)
+        weights = [weight.value for weight in layer.trainable_weights]
+        results.append([output, *tape.gradient(output, weights)])
+    for clean, received in zip(*results, strict=True):
+        np.testing.assert_array_equal(received, clean)
+    np.testing.assert_array_equal(results[0][0][1], np.zeros(6))
+
+
+def test_zero_padding_normalised_with_numpy_changes_nothing(rng):
+    target, behaviors = rng.normal(size=(2, 4)).astype(np.float32), rng.normal(size=(2, 20, 4)).astype(np.float32)
+    mask = np.arange(20) < [[15], [3]]
+    layer = DINAttention((5,))
+    expected = layer(target, behaviors / np.linalg.norm(behaviors, axis=-1, keepdims=True), behaviors_mask=mask)
+    behaviors[~mask] = 0
+    with np.errstate(invalid="ignore"):
+        behaviors /= np.linalg.norm(behaviors, axis=-1, keepdims=True)  # NaN where there is padding
+    np.testing.assert_allclose(layer(target, behaviors, behaviors_mask=mask), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["prelu", "dice"])
+@pytest.mark.parametrize("histories", [1, 8])
+def test_rows_without_a_target_are_zero_and_no_part_of_the_statistics(rng, activation, histories):
+    target = rng.normal(size=(8, 4)).astype(np.float32)
+    behaviors = rng.normal(size=(histories, 9, 4)).astype(np.float32)
+    exists = np.arange(8) < 5
+    layers = [DINAttention((5,), activation=activation) for _ in range(2)]
+    for layer in layers:
+        layer(target, behaviors)
+        layer.set_weights(layers[0].get_weights())
+    expected = layers[0](target[:5], behaviors[:5], training=True)
+    received = layers[1](target, behaviors, target_mask=exists, training=True)
+    np.testing.assert_allclose(received[:5], expected, atol=1e-5)
+    np.testing.assert_array_equal(received[5:], np.zeros((3, 4)))
+    for mine, other in zip(layers[0].get_weights(), layers[1].get_weights(), strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+
+
+def test_mask_may_be_a_list(rng):
+    target, behaviors = rng.normal(size=(2, 4)).astype(np.float32), rng.normal(size=(2, 2, 4)).astype(np.float32)
+    layer, mask = DINAttention((5,)), [[True, False], [True, True]]
+    received = layer(target, behaviors, behaviors_mask=mask)
+    np.testing.assert_array_equal(received, layer(target, behaviors, behaviors_mask=np.array(mask)))
+
+
+def test_layer_made_untrainable_has_nothing_to_train(rng):
+    layer = DINAttention((5, 3), activation="dice", trainable=False)
+    layer(np.ones((2, 4), np.float32), np.ones((2, 3, 4), np.float32))
+    before = layer.get_weights()
+    layer(np.ones((2, 4), np.float32), np.ones((2, 3, 4), np.float32), training=True)
+    assert not any(variable.trainable for variable in layer.variables if "moving" not in variable.path)
+    for old, new in zip(before, layer.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    layer.trainable = True
+    assert len(layer.trainable_variables) == 2 + 2 + 2 * 2  # kernel and bias, Dice's slopes, two dense layers
+
+
+def run_in_cpp(path, inputs):
+    """Loads a SavedModel with the loader of TF Serving and runs it."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        loaded = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(path))
+        signature = loaded.signature_def["serving_default"]
+        feeds = {signature.inputs[name].name: value for name, value in inputs.items()}
+        return session.run(next(iter(signature.outputs.values())).name, feeds)
+
+
+@pytest.mark.parametrize("layer_class", [DINAttention, MAKEBlock, SemanticTargetAttention])
+@pytest.mark.parametrize("is_static", [False, True])
+def test_exported_shared_history_gives_the_eager_result(tmp_path, rng, layer_class, is_static):
+    inputs = {
+        "target": keras.Input((4,), name="target"),
+        "behaviors": keras.Input(batch_shape=(1, 20, 4), name="behaviors"),
+        "behaviors_mask": keras.Input(batch_shape=(1, 20), dtype="bool", name="behaviors_mask"),
+    }
+    if layer_class is SemanticTargetAttention:
+        inputs["similarity"] = keras.Input((20,), name="similarity")
+    layer = layer_class(3) if layer_class is SemanticTargetAttention else layer_class()
+    output = layer(**inputs)
+    model = keras.Model(list(inputs.values()), output["logit"] if layer_class is MAKEBlock else output)
+    arrays = {
+        "target": rng.normal(size=(5, 4)).astype(np.float32),
+        "behaviors": rng.normal(size=(1, 20, 4)).astype(np.float32),
+        "behaviors_mask": rng.random((1, 20)) < 0.7,
+        "similarity": rng.uniform(-1, 1, (5, 20)).astype(np.float32),
+    }
+    arrays = {name: arrays[name] for name in inputs}
+    signature = [[tf.TensorSpec(x.shape, x.dtype, x.name) for x in inputs.values()]] if is_static else None
+    model.export(tmp_path, verbose=False, input_signature=signature)
+    np.testing.assert_allclose(run_in_cpp(tmp_path, arrays), model(list(arrays.values())), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "arguments, rule",
     [
         ({"units": ()}, "`units` must name at least one hidden layer"),
-        ({"units": (0,)}, "`units` must name at least one hidden layer"),
-        ({"chunk_size": 0}, "`chunk_size` must be at least 1"),
+        ({"units": (0,)}, "`units` must be an int of at least 1. Received: 0"),
+        ({"units": (2.5,)}, "`units` must be an int of at least 1. Received: 2.5"),
+        ({"units": (True,)}, "`units` must be an int of at least 1. Received: True"),
+        ({"units": 8}, "`units` must be a sequence of ints. Received: 8"),
+        ({"chunk_size": 0}, "`chunk_size` must be an int of at least 1"),
+        ({"chunk_size": -1}, "`chunk_size` must be an int of at least 1"),
+        ({"chunk_size": 2.5}, "`chunk_size` must be an int of at least 1"),
+        ({"activation": "rellu"}, "`activation` must be the name of a Keras activation, .* or one of .*'dice'"),
+        ({"activation": None}, "`activation` must be the name"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, rule):
@@ -166,19 +292,56 @@ def test_wrong_arguments_are_refused(arguments, rule):
         DINAttention(**arguments)
 
 
+@pytest.mark.parametrize("arguments", [{"epsilon": -1}, {"epsilon": 0.0}, {"momentum": 5}, {"momentum": -0.1}])
+def test_wrong_arguments_of_dice_are_refused(arguments):
+    with pytest.raises(ValueError, match=f"`{next(iter(arguments))}` must be"):
+        Dice(**arguments)
+
+
+def test_numpy_ints_are_stored_as_python_ints():
+    layer = DINAttention(np.array([3, 2]), chunk_size=np.int64(4))
+    stored = [*layer.get_config()["units"], layer.get_config()["chunk_size"]]
+    assert stored == [3, 2, 4] and all(type(value) is int for value in stored)
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
 @pytest.mark.parametrize(
-    "target, behaviors, mask, rule",
+    "target, behaviors, masks, rule",
     [
-        ((2, 3), (2, 5, 4), None, "`target` must have as many values"),
-        ((2, 5, 3), (2, 5, 3), None, "`target` must have 2 axes"),
-        ((2, 3), (2, 3), None, "`behaviors` must have 3 axes"),
-        ((2, 3), (2, 5, 3), (2, 4), "`behaviors_mask` must have the shape"),
+        ((2, 3), (2, 5, 4), {}, "`target` must have as many values"),
+        ((2, 5, 3), (2, 5, 3), {}, "`target` must have 2 axes"),
+        ((2, 3), (2, 3), {}, "`behaviors` must have 3 axes"),
+        ((3, 3), (2, 5, 3), {}, "`behaviors` must hold one history per target"),
+        ((1, 3), (2, 5, 3), {}, "`behaviors` must hold one history per target"),
+        ((2, 3), (2, 5, 3), {"behaviors_mask": (2, 4)}, "`behaviors_mask` must have the shape"),
+        ((2, 3), (2, 5, 3), {"behaviors_mask": (2, 1)}, "`behaviors_mask` must have the shape"),
+        ((2, 3), (2, 5, 3), {"behaviors_mask": (1, 5)}, "`behaviors_mask` must have the shape"),
+        ((2, 3), (1, 5, 3), {"behaviors_mask": (2, 5)}, "`behaviors_mask` must have the shape"),
+        ((2, 3), (2, 5, 3), {"target_mask": (2, 1)}, "`target_mask` must have the shape"),
+        ((2, 3), (2, 5, 3), {"target_mask": (3,)}, "`target_mask` must have the shape"),
     ],
 )
-def test_wrong_inputs_are_refused(target, behaviors, mask, rule):
-    mask = None if mask is None else np.ones(mask, bool)
+def test_wrong_inputs_are_refused(symbolic, target, behaviors, masks, rule):
+    def make(shape, dtype):
+        return keras.Input(batch_shape=shape, dtype=dtype) if symbolic else np.ones(shape, dtype)
+
+    layer = DINAttention((2,))
+    masks = {name: make(shape, "bool") for name, shape in masks.items()}
     with pytest.raises(ValueError, match=rule):
-        DINAttention((2,))(np.ones(target, np.float32), np.ones(behaviors, np.float32), behaviors_mask=mask)
+        layer(make(target, "float32"), make(behaviors, "float32"), **masks)
+    layer(np.ones((2, 3), np.float32), np.ones((2, 5, 3), np.float32))
+    with pytest.raises(ValueError, match=rule):
+        layer(make(target, "float32"), make(behaviors, "float32"), **masks)
+
+
+@pytest.mark.parametrize("make", [np.ones, lambda shape, dtype: keras.Input(batch_shape=shape, dtype=dtype)])
+def test_wrong_dims_and_dtypes_are_refused_in_a_built_layer(make):
+    layer = DINAttention((2,))
+    layer(np.ones((2, 3), np.float32), np.ones((2, 5, 3), np.float32))
+    with pytest.raises(ValueError, match="must have 3 values per vector, as when the layer was built"):
+        layer(make((2, 4), "float32"), make((2, 5, 4), "float32"))
+    with pytest.raises(ValueError, match="`behaviors` must be float; `unit_vectors`"):
+        layer(make((2, 3), "float32"), make((2, 5, 3), "int8"))
 
 
 @pytest.mark.parametrize(
@@ -194,6 +357,7 @@ def test_conformance(rng, settings):
         "target": rng.normal(size=(3, 8)).astype(np.float32),
         "behaviors": rng.normal(size=(3, 17, 8)).astype(np.float32),
         "behaviors_mask": mask,
+        "target_mask": np.array([True, False, True]),
     }
     check_layer(DINAttention, settings, inputs, differentiable=["target", "behaviors"])
 
