@@ -20,9 +20,14 @@ class BinnedAUC(SumMetric):
 
     Args:
         num_bins: at least 2.
+
+    >>> metric = BinnedAUC(num_bins=10)
+    >>> metric.update_state([0, 1, 0, 1], [0.15, 0.45, 0.41, 0.85])     # 0.45 and 0.41 share a bin and tie
+    >>> float(metric.result())
+    0.875
     """
 
-    def __init__(self, num_bins: int = 20_000, name: str = "auc", dtype: typing.Any = None) -> None:
+    def __init__(self, num_bins: int = 20_000, name: str = "binned_auc", dtype: typing.Any = None) -> None:
         if num_bins < 2:
             raise ValueError(f"`num_bins` must be at least 2. Received: {num_bins!r}.")
         super().__init__(2 * num_bins, name=name, dtype=dtype)
@@ -34,10 +39,10 @@ class BinnedAUC(SumMetric):
         bins = ops.clip(ops.cast(ops.floor(scores * self.num_bins), "int32"), 0, self.num_bins - 1)
         bins = bins + self.num_bins * ops.cast(labels > 0.5, "int32")
         counts = ops.segment_sum(weights, bins, num_segments=2 * self.num_bins)
-        self.sums.assign_add(ops.cast(counts, self.sums.dtype))
+        self.add(counts)
 
     def result(self):
-        negatives, positives = self.sums[: self.num_bins], self.sums[self.num_bins :]
+        negatives, positives = ops.split(self.totals(), 2)
         below = ops.cumsum(negatives) - negatives
         pairs = ops.sum(positives) * ops.sum(negatives)
         won = ops.sum(positives * (below + 0.5 * negatives))

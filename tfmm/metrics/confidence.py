@@ -10,12 +10,10 @@ import numpy.typing as npt
 
 from tfmm.metrics.auc import check_both_classes
 from tfmm.metrics.gauc import user_aucs, user_index
-from tfmm.metrics.inputs import binary_labels, finite_scores, probabilities
-from tfmm.metrics.log_loss import EPSILON
+from tfmm.metrics.inputs import binary_labels, finite_scores
+from tfmm.metrics.log_loss import read_rows, row_losses
 
-Statistic = typing.Callable[
-    [np.ndarray], float
-]  # copies of each user [users] -> the metric, NaN without a value
+Statistic = typing.Callable[[np.ndarray], float]  # copies of each user [users] -> the metric, NaN without a value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +104,8 @@ def _gauc(clicked: np.ndarray, scores: npt.ArrayLike, users: np.ndarray, num_use
 
 
 def _log_loss(clicked: np.ndarray, scores: npt.ArrayLike, users: np.ndarray, num_users: int) -> Statistic:
-    predicted = np.clip(probabilities(scores, clicked.size), EPSILON, 1.0 - EPSILON)
-    losses = -np.where(clicked, np.log(predicted), np.log1p(-predicted))
-    loss_of_user = np.bincount(users, losses, num_users)
+    _, predicted, _ = read_rows(clicked, scores)
+    loss_of_user = np.bincount(users, row_losses(clicked, predicted), num_users)
     rows_of_user = np.bincount(users, minlength=num_users)
     return lambda copies: _divide(copies @ loss_of_user, copies @ rows_of_user)
 
@@ -117,7 +114,8 @@ def _auc(clicked: np.ndarray, scores: npt.ArrayLike, users: np.ndarray, num_user
     values = finite_scores("scores", scores, clicked.size)
     check_both_classes(clicked)
     order = np.argsort(values)
-    starts = np.flatnonzero(np.concatenate(([True], np.diff(values[order]) != 0)))
+    ordered = values[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
     owner, clicks = users[order], clicked[order]
 
     def statistic(copies: np.ndarray) -> float:

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from tfmm.metrics.auc import pairs_won, score_keys
 from tfmm.metrics.inputs import binary_labels, finite_scores, id_column
 from tfmm.metrics.state import RowsMetric, host_array
 
@@ -76,7 +75,7 @@ def gauc(
 
     Args:
         labels: 0 or 1, [n].
-        scores: finite floats [n]; probabilities or logits.
+        scores: finite numbers [n]; probabilities, logits or whole numbers.
         user_ids: integers or strings [n]; rows of a user need not be adjacent.
         weighting: "impressions" (default, as in the paper's references) weighs a user by impressions,
             "clicks" by clicks, "users" counts each user once.
@@ -99,7 +98,7 @@ def user_aucs(labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayL
 
     Args:
         labels: 0 or 1, [n].
-        scores: finite floats [n].
+        scores: finite numbers [n].
         user_ids: integers or strings [n].
     Returns:
         UserAUC, users in ascending order of id.
@@ -132,6 +131,49 @@ def user_aucs(labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayL
     return UserAUC(ids, aucs, impressions, clicks)
 
 
+def score_keys(scores: np.ndarray) -> np.ndarray:
+    """Maps scores to whole numbers in the same order, equal where the scores are equal.
+
+    Args:
+        scores: numbers [n], finite.
+    Returns:
+        uint32 [n] of at most 31 bits, or uint64 [n] of at most 32. Floats that float32 holds are keyed by their
+        bits; other scores are ranked first, so that nothing is rounded.
+    """
+    with np.errstate(over="ignore"):
+        single = scores.astype(np.float32) + np.float32(0.0)  # + 0.0 turns -0.0 into 0.0
+    if scores.dtype.kind != "f" or not np.array_equal(single, scores):
+        order = np.argsort(scores)
+        ordered = scores[order]
+        ranks = np.empty(scores.size, np.uint64)
+        ranks[order] = np.cumsum(np.concatenate(([False], ordered[1:] != ordered[:-1])), dtype=np.uint64)
+        return ranks
+    bits = single.view(np.uint32)
+    if bits.max() < 2**31:  # no negative score: the bits are already in order
+        return bits
+    negative = bits >= 2**31
+    return np.where(negative, ~bits, bits | np.uint32(2**31)).astype(np.uint64)
+
+
+def pairs_won(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts, for each click, the non-clicks before it.
+
+    Args:
+        keys: uint64 [n], ascending, (user, score) << 1 | label: non-clicks stand first in a tie.
+    Returns:
+        int64 [clicks], their places; int64 [clicks], twice the non-clicks before each, one of the same user and
+        score counting once.
+    """
+    places = np.flatnonzero((keys & np.uint64(1)).astype(bool))
+    clicks = keys[places]
+    before = places - np.arange(places.size)  # non-clicks before, those in the tie included
+    first = np.flatnonzero(np.concatenate(([places.size > 0], clicks[1:] != clicks[:-1])))  # of each score
+    ties = first[keys[places[first] - 1] == clicks[first] - 1]  # a non-click of this score stands before it
+    tied = np.zeros(first.size, np.int64)
+    tied[np.searchsorted(first, ties)] = places[ties] - np.searchsorted(keys, clicks[ties] - 1)
+    return places, 2 * before - np.repeat(tied, np.diff(first, append=places.size))
+
+
 def user_index(user_ids: npt.ArrayLike, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers users from 0.
 
@@ -143,7 +185,7 @@ def user_index(user_ids: npt.ArrayLike, size: int) -> tuple[np.ndarray, np.ndarr
     Raises:
         ValueError: another length, or ids that are neither integers nor strings.
     """
-    column = id_column(user_ids, size)
+    column = id_column("user_ids", user_ids, size)
     if column.dtype.kind in "iu" and size:
         low, high = int(column.min()), int(column.max())
         if high - low < 4 * size:  # counting beats sorting where ids lie close together
@@ -171,6 +213,12 @@ class GAUC(RowsMetric):
 
     Args:
         weighting: "impressions", "clicks" or "users", as in `gauc`.
+
+    >>> metric = GAUC()
+    >>> metric.update_state([1, 0, 1], [0.9, 0.1, 0.2], [7, 7, 8])
+    >>> metric.update_state([0, 0], [0.5, 0.3], [7, 8])       # user 7: 1, 3 rows; user 8: 0, 2 rows
+    >>> metric.result()
+    0.6
     """
 
     def __init__(self, weighting: str = "impressions", name: str = "gauc", dtype: typing.Any = None) -> None:
@@ -180,13 +228,14 @@ class GAUC(RowsMetric):
 
     def update_state(self, labels, scores, user_ids) -> None:
         """Adds a batch: labels 0 or 1, scores, and integer or string ids, each [n] or [n, 1]."""
-        way_out = "Read the predictions and call `gauc`, or use `compile(run_eagerly=True)`."
+        way_out = "Keras gives a metric no user ids: call `gauc` on the predictions, in a callback for instance."
         labels, scores, user_ids = (
             host_array(self, values, way_out) for values in (labels, scores, user_ids)
         )
         clicked = binary_labels(labels)
         scores = finite_scores("scores", scores, clicked.size)
-        self.add_state({"labels": clicked, "scores": scores, "user_ids": id_column(user_ids, clicked.size)})
+        ids = id_column("user_ids", user_ids, clicked.size)
+        self.add_state({"labels": clicked, "scores": scores, "user_ids": ids})
 
     def result(self) -> float:
         result = self.details()

@@ -12,9 +12,7 @@ from keras import ops
 from tfmm.metrics.inputs import binary_labels, probabilities, sample_weights
 from tfmm.metrics.state import SumMetric, checked_batch
 
-EPSILON = float(
-    np.finfo(np.float32).eps
-)  # probabilities are clipped to [EPSILON, 1 - EPSILON] in the logarithm
+EPSILON = float(np.finfo(np.float32).eps)  # probabilities are clipped to [EPSILON, 1 - EPSILON] in the logarithm
 
 
 def log_loss(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> float:
@@ -32,10 +30,8 @@ def log_loss(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLik
     >>> round(log_loss([1, 0], [0.5, 0.75]), 4)           # (log 2 + log 4) / 2
     1.0397
     """
-    clicked, predicted, row_weights = _read(labels, scores, weights)
-    predicted = np.clip(predicted, EPSILON, 1.0 - EPSILON)
-    losses = -np.where(clicked, np.log(predicted), np.log1p(-predicted))
-    return float(np.average(losses, weights=row_weights))
+    clicked, predicted, row_weights = read_rows(labels, scores, weights)
+    return float(np.average(row_losses(clicked, predicted), weights=row_weights))
 
 
 def normalized_entropy(
@@ -55,7 +51,7 @@ def normalized_entropy(
     >>> round(normalized_entropy([1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]), 6)
     1.0
     """
-    clicked, _, row_weights = _read(labels, scores, weights)
+    clicked, _, row_weights = read_rows(labels, scores, weights)
     rate = float(np.average(clicked, weights=row_weights))
     if rate in (0.0, 1.0):
         raise ValueError(
@@ -79,7 +75,7 @@ def calibration(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.Array
     >>> calibration([1, 0, 0, 0], [0.25, 0.5, 0.25, 0.5])
     1.5
     """
-    clicked, predicted, row_weights = _read(labels, scores, weights)
+    clicked, predicted, row_weights = read_rows(labels, scores, weights)
     observed = float(np.average(clicked, weights=row_weights))
     if observed == 0.0:
         raise ValueError(
@@ -93,13 +89,24 @@ def entropy(rate: float) -> float:
     return float(-(rate * np.log(rate) + (1.0 - rate) * np.log1p(-rate)))
 
 
-def _read(labels, scores, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def row_losses(clicked: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Returns -log(probability given to what happened), float64 [n], of bool [n] and float64 [n]."""
+    predicted = np.clip(predicted, EPSILON, 1.0 - EPSILON)
+    return -np.where(clicked, np.log(predicted), np.log1p(-predicted))
+
+
+def read_rows(
+    labels: npt.ArrayLike, scores: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Returns checked labels, probabilities and weights, the largest weight 1, so that no sum overflows."""
     clicked = binary_labels(labels)
     predicted = probabilities(scores, clicked.size)
     row_weights = sample_weights(weights, clicked.size)
-    if clicked.size == 0 or (row_weights is not None and row_weights.sum() == 0.0):
-        raise ValueError(f"At least one row with a weight above 0 is needed. Received: {clicked.size} rows.")
-    return clicked, predicted, row_weights
+    if clicked.size == 0 or (row_weights is not None and not row_weights.any()):
+        raise ValueError(
+            f"At least one row with a weight above 0 is needed. Received: {clicked.size} rows. Widen the sample."
+        )
+    return clicked, predicted, None if row_weights is None else row_weights / row_weights.max()
 
 
 class _ProbabilityMetric(SumMetric):
@@ -118,7 +125,7 @@ class _ProbabilityMetric(SumMetric):
         clipped = ops.clip(scores, EPSILON, 1.0 - EPSILON)
         losses = -ops.where(labels > 0.5, ops.log(clipped), ops.log1p(-clipped))
         rows = ops.stack([ops.ones_like(losses), losses, labels, scores])  # [4, n]
-        self.sums.assign_add(ops.sum(rows * weights[None, :], axis=-1))
+        self.add(ops.sum(rows * weights[None, :], axis=-1))
 
     def _ratio(self, numerator, denominator):
         return ops.where(
@@ -141,30 +148,44 @@ class LogLoss(_ProbabilityMetric):
         super().__init__(name=name, dtype=dtype)
 
     def result(self):
-        weight, loss, _, _ = ops.unstack(ops.convert_to_tensor(self.sums))
+        weight, loss, _, _ = ops.unstack(self.totals())
         return self._ratio(loss, weight)
 
 
 @keras.saving.register_keras_serializable("tfmm")
 class NormalizedEntropy(_ProbabilityMetric):
-    """Normalized entropy over all batches, as `normalized_entropy`."""
+    """Normalized entropy over all batches, as `normalized_entropy`.
+
+    >>> metric = NormalizedEntropy()
+    >>> metric.update_state([1, 0], [0.5, 0.5])
+    >>> metric.update_state([1, 0], [0.25, 0.75])             # log losses log 2, log 4; entropy of 1/2: log 2
+    >>> round(float(metric.result()), 4)
+    1.5
+    """
 
     def __init__(self, name: str = "normalized_entropy", dtype: typing.Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
 
     def result(self):
-        weight, loss, clicks, _ = ops.unstack(ops.convert_to_tensor(self.sums))
+        weight, loss, clicks, _ = ops.unstack(self.totals())
         rate = self._ratio(clicks, weight)
         return -loss / weight / (rate * ops.log(rate) + (1.0 - rate) * ops.log1p(-rate))  # 0 log 0: NaN
 
 
 @keras.saving.register_keras_serializable("tfmm")
 class Calibration(_ProbabilityMetric):
-    """Predicted clicks over observed clicks over all batches, as `calibration`."""
+    """Predicted clicks over observed clicks over all batches, as `calibration`.
+
+    >>> metric = Calibration()
+    >>> metric.update_state([1, 0], [0.25, 0.5])
+    >>> metric.update_state([0, 0], [0.25, 0.5])
+    >>> float(metric.result())
+    1.5
+    """
 
     def __init__(self, name: str = "calibration", dtype: typing.Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
 
     def result(self):
-        _, _, clicks, predicted = ops.unstack(ops.convert_to_tensor(self.sums))
+        _, _, clicks, predicted = ops.unstack(self.totals())
         return self._ratio(predicted, clicks)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfmm.metrics.inputs import binary_labels, probabilities, sample_weights
+from tfmm.metrics.inputs import as_array, binary_labels, check_column, check_length, probabilities, sample_weights
 
 
 class MergeableMetric(keras.metrics.Metric):
@@ -57,21 +57,36 @@ def _restore(cls: type[MergeableMetric], config: dict, state: dict) -> Mergeable
 class SumMetric(MergeableMetric):
     """A metric whose state is one vector of sums; it works in compiled steps.
 
-    The sums are float64, and float32 on the JAX backend, which has no float64 by default.
+    The sums are float64, and float32 on the JAX backend, which has no float64 by default. What rounding takes
+    from a sum is kept beside it: float32 alone counts no further than 2^24 rows.
     """
 
     def __init__(self, size: int, name: str | None, dtype: typing.Any) -> None:
         super().__init__(name=name, dtype=dtype)
         self.sums = self.add_variable((size,), "zeros", dtype=sum_dtype(), name="sums")
+        self.lost = self.add_variable((size,), "zeros", dtype=sum_dtype(), name="lost")
+
+    def add(self, increments: typing.Any) -> None:
+        """Adds a vector, with what rounding took from the addition before (Kahan; the error by Knuth's TwoSum)."""
+        sums = ops.convert_to_tensor(self.sums)
+        increments = increments + self.lost
+        total = sums + increments
+        added = total - sums
+        self.lost.assign((sums - (total - added)) + (increments - added))
+        self.sums.assign(total)
+
+    def totals(self) -> typing.Any:
+        """Returns the sums as a tensor."""
+        return self.sums + self.lost
 
     def state(self) -> dict[str, np.ndarray]:
-        return {"sums": np.array(ops.convert_to_numpy(self.sums))}
+        sums, lost = (ops.convert_to_numpy(each).astype(np.float64) for each in (self.sums, self.lost))
+        return {"sums": sums + lost}
 
     def add_state(self, state: typing.Mapping[str, np.ndarray]) -> None:
-        self.sums.assign_add(ops.cast(state["sums"], self.sums.dtype))
-
-    def reset_state(self) -> None:
-        self.sums.assign(ops.zeros(self.sums.shape, self.sums.dtype))
+        rounded = state["sums"].astype(sum_dtype())
+        self.add(rounded)
+        self.add((state["sums"] - rounded).astype(sum_dtype()))
 
 
 class RowsMetric(MergeableMetric):
@@ -82,21 +97,52 @@ class RowsMetric(MergeableMetric):
         self.batches: list[dict[str, np.ndarray]] = []
 
     def state(self) -> dict[str, np.ndarray]:
-        names = {name for batch in self.batches for name in batch}
-        return {name: np.concatenate([self._column(batch, name) for batch in self.batches]) for name in names}
+        names = self.batches[0] if self.batches else ()
+        return {name: _joined(name, [batch[name] for batch in self.batches]) for name in names}
 
     def add_state(self, state: typing.Mapping[str, np.ndarray]) -> None:
-        if state:
-            self.batches.append(dict(state))
+        if not any(column.shape[0] for column in state.values()):
+            return  # no rows are no state
+        if self.batches:
+            _check_same_columns(self.batches[0], state)
+        self.batches.append(dict(state))
 
     def reset_state(self) -> None:
         self.batches = []
 
-    @staticmethod
-    def _column(batch: dict[str, np.ndarray], name: str) -> np.ndarray:
-        if name not in batch:
-            raise ValueError(f"`{name}` must be given with every batch or with none. Received: both kinds.")
-        return batch[name]
+
+def _check_same_columns(first: typing.Mapping[str, np.ndarray], batch: typing.Mapping[str, np.ndarray]) -> None:
+    for name in first.keys() ^ batch.keys():
+        raise ValueError(
+            f"`{name}` must be given with every batch or with none. Received: both kinds. "
+            "Add it to the batches without it, or drop it."
+        )
+    for name, column in batch.items():
+        if column.shape[1:] != first[name].shape[1:]:
+            raise ValueError(
+                f"`{name}` must have rows of shape {first[name].shape[1:]}, as in the batches before. "
+                f"Received: {column.shape[1:]}. Give each encoder a metric of its own."
+            )
+
+
+def _joined(name: str, columns: list[np.ndarray]) -> np.ndarray:
+    """Concatenates the batches of a column, where none changes by taking their common type."""
+    joined = np.concatenate(columns)
+    is_new_kind = joined.dtype.kind not in {column.dtype.kind for column in columns}  # uint64 and int64: float64
+    for column in columns:
+        if column.dtype != joined.dtype and (is_new_kind or not _survives(column, joined.dtype)):
+            raise ValueError(
+                f"`{name}` must have one type in all batches. Received: {column.dtype}, which becomes "
+                f"{joined.dtype} beside the others. Convert them to one type before `update_state`."
+            )
+    return joined
+
+
+def _survives(column: np.ndarray, dtype: np.dtype) -> bool:
+    if dtype.kind in "US":
+        return column.dtype.kind in "US"  # not the id 1 as "1"
+    with np.errstate(invalid="ignore"):
+        return np.array_equal(column.astype(dtype).astype(column.dtype), column)
 
 
 def sum_dtype() -> str:
@@ -122,7 +168,7 @@ def host_array(metric: keras.metrics.Metric, values: typing.Any, way_out: str) -
 def readable(values: typing.Any) -> np.ndarray | None:
     """Returns `values` as an array, or None where they are symbolic (inside a compiled step)."""
     if isinstance(values, (np.ndarray, list, tuple, float, int)):
-        return np.asarray(values)
+        return as_array(values)
     try:
         return np.asarray(ops.convert_to_numpy(values))
     except (NotImplementedError, TypeError, ValueError):  # what TensorFlow, JAX and Keras symbols raise
@@ -140,16 +186,23 @@ def checked_batch(labels: typing.Any, scores: typing.Any, weights: typing.Any) -
         labels, scores and weights as tensors [n] of `sum_dtype`; inside a compiled step the weight of a row
         that breaks the rules is NaN, so that no number comes out that could pass for a result.
     Raises:
-        ValueError: a label other than 0 and 1, a score outside [0, 1], a negative weight, lengths that
-            differ.
+        ValueError: a label other than 0 and 1, a score outside [0, 1], a negative weight, other shapes,
+            lengths that differ.
     """
     host_labels, host_scores = readable(labels), readable(scores)
     if host_labels is not None and host_scores is not None:
         size = binary_labels(host_labels).size
         probabilities(host_scores, size)
         sample_weights(None if weights is None else readable(weights), size)
-    labels, scores = (ops.reshape(ops.cast(values, sum_dtype()), (-1,)) for values in (labels, scores))
-    weights = ops.ones_like(labels) if weights is None else ops.reshape(ops.cast(weights, sum_dtype()), (-1,))
-    right = ops.logical_or(labels == 0, labels == 1)
-    right = ops.logical_and(right, ops.logical_and(scores >= 0, scores <= 1))
+    columns = {"labels": labels, "scores": scores} | ({} if weights is None else {"weights": weights})
+    columns = {name: ops.cast(values, sum_dtype()) for name, values in columns.items()}
+    for name, column in columns.items():
+        check_column(name, column.shape)
+        check_length(name, column.shape[0], columns["labels"].shape[0])
+    size = ops.shape(columns["labels"])[0]
+    labels, scores, *given = (ops.reshape(column, (-1,)) for column in columns.values())
+    weights = given[0] if given else ops.ones_like(labels)
+    right = ops.logical_and(ops.logical_or(labels == 0, labels == 1), ops.logical_and(scores >= 0, scores <= 1))
+    for column in (labels, scores, weights):  # a size that the trace did not know
+        right = ops.logical_and(right, ops.equal(ops.shape(column)[0], size))
     return labels, scores, ops.where(ops.logical_and(right, weights >= 0), weights, float("nan"))

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from tfmm.metrics.inputs import id_column
 from tfmm.metrics.state import RowsMetric, host_array
 
 TIE = 1e-6  # cosines closer than this tie: one dot differs by about 1e-7 between two GEMMs
@@ -23,15 +24,16 @@ def top_n_accuracy(
     """Computes Acc@N: the share of queries whose positive is among the N most similar positives (equation 6).
 
     Ties cannot flatter: what ties with the positive counts as ranked before it, so that an encoder that gives
-    every item the same vector scores 0, not 1. Cosines closer than 1e-6 are a tie.
+    every item the same vector scores 0, not 1. Cosines closer than 1e-6 are a tie. A query whose vector is zero,
+    or whose positive's is (an image that cannot be read), ranks its positive last.
 
     Args:
         queries: float [D, dim], D here the size of the test set; the cosine normalizes.
         positives: float [D, dim]; row i belongs to query i.
         ns: the N to report, each >= 1.
         chunk: queries per similarity block; memory is chunk x D x 4 bytes.
-        positive_ids: optional ids [D]. The candidates are a set: an item that is the positive of several
-            queries counts once. Without ids every row is its own item, and a repeated item ties with itself.
+        positive_ids: optional integers or strings [D]. The candidates are a set: an item that is the positive of
+            several queries counts once. Without ids every row is its own item, and a repeated item ties with itself.
     Returns:
         {N: accuracy in [0, 1]}.
     Raises:
@@ -63,25 +65,21 @@ def positive_ranks(
     Raises:
         ValueError: as `top_n_accuracy`.
     """
+    check_chunk(chunk)
     query_rows, candidates = _unit_rows("queries", queries), _unit_rows("positives", positives)
-    if query_rows.shape != candidates.shape or query_rows.shape[0] == 0:
-        raise ValueError(
-            "`queries` and `positives` must both be [D, dim] with D >= 1, one positive per query. "
-            f"Received: {query_rows.shape} and {candidates.shape}."
-        )
-    if chunk < 1:
-        raise ValueError(f"`chunk` must be at least 1. Received: {chunk!r}.")
+    _check_pairs(query_rows, candidates)
+    if query_rows.shape[0] == 0:
+        raise ValueError("Top-N accuracy needs at least one query. Received: 0 rows. Widen the test set.")
     own = np.arange(query_rows.shape[0])
     if positive_ids is not None:
-        candidates, own = _distinct(candidates, np.asarray(positive_ids))
+        candidates, own = _distinct(candidates, id_column("positive_ids", positive_ids, own.size))
+    tie = np.where(candidates.any(axis=1), np.float32(TIE), np.float32(np.inf))[own]  # all beat a zero positive
     ranks = np.empty(query_rows.shape[0], np.int64)
     for start in range(0, ranks.size, chunk):
         rows = slice(start, start + chunk)
         similarity = query_rows[rows] @ candidates.T  # [chunk, candidates]
         own_similarity = np.take_along_axis(similarity, own[rows, None], axis=1)
-        ranks[rows] = np.count_nonzero(
-            similarity >= own_similarity - np.float32(TIE), axis=1
-        )  # counts itself: + 1
+        ranks[rows] = np.count_nonzero(similarity >= own_similarity - tie[rows, None], axis=1)  # itself: + 1
     return ranks
 
 
@@ -92,26 +90,43 @@ def check_ns(ns: typing.Sequence[int]) -> None:
             raise ValueError(f"`ns` must hold whole numbers >= 1. Received: {n!r}.")
 
 
-def _unit_rows(name: str, vectors: npt.ArrayLike) -> np.ndarray:
+def check_chunk(chunk: int) -> None:
+    """Refuses a chunk that is not a whole number of at least 1."""
+    if int(chunk) != chunk or chunk < 1:
+        raise ValueError(f"`chunk` must be a whole number >= 1. Received: {chunk!r}.")
+
+
+def _check_pairs(queries: np.ndarray, positives: np.ndarray) -> None:
+    if queries.shape != positives.shape:
+        raise ValueError(
+            "`queries` and `positives` must both be [D, dim], one positive per query. "
+            f"Received: {queries.shape} and {positives.shape}. Repeat an item that is the positive of several."
+        )
+
+
+def _finite_rows(name: str, vectors: npt.ArrayLike) -> np.ndarray:
     rows = np.asarray(vectors, np.float32)
     if rows.ndim != 2:
-        raise ValueError(f"`{name}` must be [D, dim]. Received: shape {rows.shape}.")
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not np.isfinite(norms).all():
+        raise ValueError(f"`{name}` must be [D, dim]. Received: shape {rows.shape}. Give one vector per query.")
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
         raise ValueError(
-            f"`{name}` must be finite. Received: NaN or infinity in row "
-            f"{int(np.argmin(np.isfinite(norms)))}. Find the input that the encoder fails on."
+            f"`{name}` must be finite. Received: NaN or infinity in row {int(np.argmin(finite))}. "
+            "Find the input that the encoder fails on."
         )
-    return rows / np.maximum(norms, 1e-12)
+    return rows
+
+
+def _unit_rows(name: str, vectors: npt.ArrayLike) -> np.ndarray:
+    """Returns the vectors at length 1, float32 [D, dim]; zero vectors stay zero."""
+    rows = _finite_rows(name, vectors)
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
+    rows = rows / np.where(largest > 0, largest, 1)  # so that no square leaves the range of float32
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1)
 
 
 def _distinct(candidates: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Keeps one candidate per id; returns them, and for each row the place of its own."""
-    if ids.shape != (candidates.shape[0],):
-        raise ValueError(
-            f"`positive_ids` must have one id per positive, {candidates.shape[0]}. "
-            f"Received: shape {ids.shape}."
-        )
     _, first, own = np.unique(ids, return_index=True, return_inverse=True)
     distinct = candidates[first]
     apart = np.abs(distinct[own] - candidates).max(axis=1) > 1e-3
@@ -119,7 +134,7 @@ def _distinct(candidates: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.n
         row = int(np.argmax(apart))
         raise ValueError(
             "One id must have one vector. Received: different vectors in `positives` for id "
-            f"{ids[row].item()!r} (row {row}). Embed each item once, without augmentation."
+            f"{ids.tolist()[row]!r} (row {row}). Embed each item once, without augmentation."
         )
     return distinct, own
 
@@ -134,6 +149,12 @@ class TopNAccuracy(RowsMetric):
     Args:
         ns: the N to report.
         chunk: queries per similarity block.
+
+    >>> metric = TopNAccuracy(ns=(1, 2))
+    >>> metric.update_state([[1.0, 0.0]], [[0.8, 0.6]])       # cosines 0.8 and 0: its own is first
+    >>> metric.update_state([[1.0, 0.1]], [[0.0, 1.0]])       # 0.86 and 0.10: its own is second
+    >>> metric.result()
+    {'acc_at_1': 0.5, 'acc_at_2': 1.0}
     """
 
     def __init__(
@@ -145,6 +166,7 @@ class TopNAccuracy(RowsMetric):
     ) -> None:
         super().__init__(name=name, dtype=dtype)
         check_ns(ns)
+        check_chunk(chunk)
         self.ns = tuple(int(n) for n in ns)
         self.chunk = chunk
 
@@ -152,16 +174,13 @@ class TopNAccuracy(RowsMetric):
         """Adds a batch: queries and positives float [B, dim], optionally the item ids of the positives."""
         way_out = "Encode the test set first and call `top_n_accuracy`."
         batch = {
-            "queries": host_array(self, queries, way_out),
-            "positives": host_array(self, positives, way_out),
+            "queries": _finite_rows("queries", host_array(self, queries, way_out)),
+            "positives": _finite_rows("positives", host_array(self, positives, way_out)),
         }
-        if batch["queries"].shape != batch["positives"].shape or batch["queries"].ndim != 2:
-            raise ValueError(
-                "`queries` and `positives` must both be [B, dim], one positive per query. "
-                f"Received: {batch['queries'].shape} and {batch['positives'].shape}."
-            )
+        _check_pairs(**batch)
         if positive_ids is not None:
-            batch["positive_ids"] = host_array(self, positive_ids, way_out)
+            ids = host_array(self, positive_ids, way_out)
+            batch["positive_ids"] = id_column("positive_ids", ids, batch["positives"].shape[0])
         self.add_state(batch)
 
     def result(self) -> dict[str, float]:

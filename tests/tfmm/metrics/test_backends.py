@@ -1,5 +1,6 @@
 """The metric classes in `fit` on the backend at hand (KERAS_BACKEND)."""
 
+import importlib
 import pickle
 
 import keras
@@ -21,7 +22,7 @@ def test_fit_and_evaluate_report_them():
     reported = model.evaluate(inputs, labels, batch_size=16, verbose=0, return_dict=True)
     scores = model.predict(inputs, verbose=0)
     # scores of two compiled batches differ in float32, and the JAX backend sums in it
-    assert reported["auc"] == pytest.approx(metrics.auc(labels, scores), abs=1e-3)
+    assert reported["binned_auc"] == pytest.approx(metrics.auc(labels, scores), abs=1e-3)
     assert reported["log_loss"] == pytest.approx(metrics.log_loss(labels, scores), rel=1e-5)
     expected = metrics.normalized_entropy(labels, scores)
     assert reported["normalized_entropy"] == pytest.approx(expected, rel=1e-5)
@@ -37,3 +38,26 @@ def test_tensors_and_pickles(metric_class):
     expected = (metrics.log_loss if metric_class is metrics.LogLoss else metrics.auc)(labels, scores)
     assert float(metric.result()) == pytest.approx(expected, abs=1e-5)
     assert float(pickle.loads(pickle.dumps(metric)).result()) == float(metric.result())
+
+
+def test_float32_sums_count_beyond_two_to_the_24(monkeypatch):
+    monkeypatch.setattr("tfmm.metrics.state.sum_dtype", lambda: "float32")  # as on the JAX backend
+    metric = metrics.LogLoss()
+    before = np.array([2.0**24, 2.0**23, 2.0**23, 2.0**23])
+    metric.add_state({"sums": before})
+    step, variables = compiled(metric.stateless_update_state), [variable.value for variable in metric.variables]
+    for _ in range(1000):
+        variables = step(variables, np.ones(1, np.float32), np.full(1, 0.5, np.float32))
+    for variable, value in zip(metric.variables, variables):
+        variable.assign(value)
+    added = metric.state()["sums"] - before
+    # the loss of one row is rounded to float32; its sum stands at 8e6, where float32 has steps of 1
+    assert added == pytest.approx([1000.0, 1000 * np.log(2), 1000.0, 500.0], rel=1e-6)
+
+
+def compiled(function):
+    if keras.backend.backend() == "jax":
+        return importlib.import_module("jax").jit(function)
+    if keras.backend.backend() == "tensorflow":
+        return importlib.import_module("tensorflow").function(function, autograph=False, jit_compile=True)
+    return function

@@ -1,12 +1,14 @@
 """GAUC: against a loop over users with scikit-learn, its three weightings, what it leaves out, its errors."""
 
+import pickle
+
 import hypothesis
 import numpy as np
 import pytest
 import sklearn.metrics
 from hypothesis import strategies as st
 
-from tfmm.metrics import gauc, user_aucs
+from tfmm.metrics import GAUC, gauc, user_aucs
 
 
 def loop(labels, scores, users, weighting):
@@ -82,13 +84,63 @@ def test_ids_keep_their_type_and_value(dtype):
         assert users.impressions.sum() == size
 
 
+@pytest.mark.parametrize("score", [np.array([2**53, 2**53 + 1]), np.array([1.0, 1e300])])
+def test_scores_that_float32_does_not_hold_are_not_rounded(score):
+    assert gauc([0, 1], score, [3, 3]).value == 1.0
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.array([2**64 - 1, 2**64 - 2, 0], np.uint64),
+        np.array([-(2**63), -1, 5]),
+        np.array(["u1", "user 22", "u"]),
+        np.array(["u1", "user 22", "u"], object),
+        np.array([b"a", b"b", b"c"]),
+        np.array([2**70, -1, 5], object),
+    ],
+)
+def test_ids_of_any_kind_merge_over_workers(ids):
+    rng = np.random.default_rng(1)
+    labels, scores, users = rng.integers(0, 2, 90), rng.integers(0, 9, 90), rng.integers(0, 3, 90)
+    workers = [GAUC(), GAUC(), GAUC()]
+    for worker, rows in zip(workers, np.split(np.arange(90), [20, 50])):
+        worker.update_state(labels[rows], scores[rows], ids[users[rows]])
+    whole = GAUC()
+    whole.merge_state(pickle.loads(pickle.dumps(workers)))
+    expected = gauc(labels, scores, users).value
+    assert whole.result() == pytest.approx(expected, abs=1e-15)  # the users are added in another order
+    assert whole.details().users == 3
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "match"),
+    [
+        (np.array([1, 2]), np.array(["1", "2"]), "one type in all batches. Received: int64, which becomes <U21"),
+        (np.array([1, 2]), np.array([1, 2], np.uint64), "Received: int64, which becomes float64 beside"),
+        (np.array([1, 2], object), np.array(["1", "2"]), "all integers or all strings. Received: 1, '1'|2, '2'"),
+    ],
+)
+def test_ids_of_two_kinds_do_not_merge(first, second, match):
+    metric = GAUC()
+    metric.update_state([0, 1], [0.1, 0.2], first)
+    metric.update_state([0, 1], [0.1, 0.2], second)
+    with pytest.raises(ValueError, match=match):
+        metric.result()
+
+
 @pytest.mark.parametrize(
     ("labels", "users", "weighting", "match"),
     [
         ([0, 1], [1, 2], "impressions", "both a click and a non-click. Received: 2 users with one class"),
         ([0, 1], [1, 1], "sessions", "one of impressions, users, clicks. Received: 'sessions'"),
-        ([0, 1], [1], "users", "one id per label, 2. Received: 1"),
+        ([0, 1], [1], "users", "one value per row, 2. Received: 1"),
         ([0, 1], [1.0, 1.0], "users", "integers or strings. Received: float64"),
+        ([0, 1], np.array([1.0, 1.0], object), "users", "all integers or all strings. Received: 1.0. Give"),
+        ([0, 1], [None, "a"], "users", "all integers or all strings. Received: None, 'a'. Give rows without an id"),
+        ([0, 1], [1, "1"], "users", "all integers or all strings. Received: 1, '1'"),
+        ([0, 1], [True, False], "users", "integers or strings. Received: bool"),
+        ([0, 1], np.array([True, 2], object), "users", "Received: True, 2"),
         ([0, 3], [1, 1], "users", "`labels` must be 0 or 1. Received: 3"),
         ([], np.zeros(0, int), "users", "at least one row. Received: 0 rows"),
     ],

@@ -34,6 +34,13 @@ def test_normalized_entropy_of_the_click_rate_is_one():
     assert normalized_entropy(labels, np.full(100, 6 / 103), weights) == pytest.approx(1.0, rel=1e-12)
 
 
+@pytest.mark.parametrize("metric", [log_loss, normalized_entropy, calibration])
+@pytest.mark.parametrize("scale", [1e-300, 1e300, 1e308])
+def test_only_the_ratio_of_weights_counts(metric, scale):
+    labels, scores = np.arange(9) % 2, np.linspace(0.1, 0.9, 9)
+    assert metric(labels, scores, np.full(9, scale)) == pytest.approx(metric(labels, scores), rel=1e-14)
+
+
 def test_calibration_is_predicted_over_observed():
     assert calibration([1, 0, 1, 0], [0.5, 0.5, 0.25, 0.25]) == 0.75
     assert calibration([1, 0], [0.5, 0.5], [3, 1]) == pytest.approx(0.5 / 0.75)

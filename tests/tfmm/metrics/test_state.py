@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -96,6 +98,39 @@ def test_top_n_accuracy_ranks_over_every_batch():
     assert metrics.TopNAccuracy.from_config(metric.get_config()).get_config() == metric.get_config()
 
 
+def test_top_n_accuracy_merges_pickled_workers():
+    rng = np.random.default_rng(0)
+    queries, positives, ids = rng.normal(size=(60, 4)), rng.normal(size=(9, 4)), rng.integers(0, 9, 60)
+    workers = [metrics.TopNAccuracy(ns=(1, 3), name=f"worker_{rank}") for rank in range(3)]
+    for worker, rows in zip(workers, np.split(np.arange(60), [20, 50])):
+        worker.update_state(queries[rows], positives[ids[rows]], ids[rows])
+    whole = metrics.TopNAccuracy(ns=(1, 3))
+    whole.merge_state(pickle.loads(pickle.dumps(workers)))
+    expected = metrics.top_n_accuracy(queries, positives[ids], (1, 3), positive_ids=ids)
+    assert whole.result() == {f"acc_at_{n}": value for n, value in expected.items()}
+    assert 0 < expected[1] < expected[3] < 1
+
+
+def test_top_n_accuracy_refuses_vectors_of_another_encoder():
+    metric = metrics.TopNAccuracy()
+    metric.update_state(np.ones((2, 3)), np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"must have rows of shape \(3,\), as in the batches before.*\(4,\)"):
+        metric.update_state(np.ones((2, 4)), np.ones((2, 4)))
+
+
+def test_empty_batches_are_no_rows(sample):
+    gauc, top_n = metrics.GAUC(), metrics.TopNAccuracy(ns=(1,))
+    gauc.update_state([], [], [])
+    top_n.update_state(np.ones((0, 3)), np.ones((0, 3)))
+    assert np.isnan(gauc.result())
+    assert gauc.details() is None
+    assert np.isnan(top_n.result()["acc_at_1"])
+    labels, scores, _, users = sample
+    gauc.update_state(labels, scores, users)
+    gauc.update_state([], [], [])
+    assert gauc.result() == metrics.gauc(labels, scores, users).value
+
+
 def test_top_n_accuracy_takes_ids_and_is_nan_without_rows():
     metric = metrics.TopNAccuracy(ns=(1,))
     assert np.isnan(metric.result()["acc_at_1"])
@@ -114,6 +149,77 @@ def test_compiled_steps_agree_with_eager_ones(metric_class, sample):
     assert float(compiled.result()) == pytest.approx(float(eager.result()), rel=1e-12)
 
 
+@pytest.mark.parametrize("metric_class", [metrics.LogLoss, metrics.BinnedAUC])
+@pytest.mark.parametrize(
+    ("shapes", "match"),
+    [
+        (([3, 2], [3, 2]), r"`labels` must be one-dimensional.*Received: shape \(3, 2\). Give each output"),
+        (([3], [3, 1, 1]), r"`scores` must be one-dimensional.*Received: shape \(3, 1, 1\)"),
+        (([], []), r"`labels` must be one-dimensional.*Received: shape \(\)"),
+        (([3, 1], [1, 3]), r"`scores` must be one-dimensional.*Received: shape \(1, 3\)"),
+        (([3], [1]), "`scores` must have one value per row, 3. Received: 1"),
+        (([3], [3], [1]), "`weights` must have one value per row, 3. Received: 1"),
+    ],
+)
+def test_compiled_steps_refuse_other_shapes(metric_class, shapes, match):
+    columns = [tf.fill(shape, 1.0) for shape in shapes]
+    metric = metric_class()
+    with pytest.raises(ValueError, match=match):
+        metric.update_state(*columns)
+    with pytest.raises(ValueError, match=match):
+        tf.function(metric.update_state, autograph=False)(*columns)
+    assert np.isnan(float(metric.result()))
+
+
+@pytest.mark.parametrize("shapes", [([3, 2], [3, 2]), ([3, 1], [3, 1], [1, 1]), ([1, 1], [1, 1], [3, 1])])
+def test_shapes_that_the_trace_does_not_know_give_nan(shapes):
+    metric = metrics.LogLoss()
+    signature = [tf.TensorSpec([None, None])] * len(shapes)
+    step = tf.function(metric.update_state, input_signature=signature, autograph=False)
+    step(*(tf.fill([4, 1], 1.0) for _ in shapes))
+    assert float(metric.result()) == pytest.approx(metrics.log_loss([1], [1.0]), rel=1e-6)  # 1 - 2^-23 in float64
+    step(*(tf.fill(shape, 1.0) for shape in shapes))
+    assert np.isnan(float(metric.result()))
+
+
+def test_gauc_in_a_compiled_step_points_to_what_works():
+    step = tf.function(lambda *batch: metrics.GAUC().update_state(*batch), autograph=False)
+    with pytest.raises(TypeError, match="Keras gives a metric no user ids: call `gauc` on the predictions"):
+        step(tf.constant([0, 1]), tf.constant([0.1, 0.2]), tf.constant([3, 3]))
+
+
+MIRRORED = """
+import keras, numpy as np, tensorflow as tf
+from tfmm import metrics
+
+device = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert strategy.num_replicas_in_sync == 2
+rng = np.random.default_rng(0)
+inputs = rng.normal(size=(72, 3)).astype(np.float32)
+labels = (inputs[:, 0] > 0).astype(np.float32)
+functions = {"log_loss": metrics.log_loss, "normalized_entropy": metrics.normalized_entropy,
+             "calibration": metrics.calibration, "binned_auc": metrics.auc}
+with strategy.scope():
+    model = keras.Sequential([keras.layers.Dense(1, activation="sigmoid")])
+    model.compile(loss="binary_crossentropy", metrics=[
+        metrics.LogLoss(), metrics.NormalizedEntropy(), metrics.Calibration(), metrics.BinnedAUC()])
+for _ in range(2):  # the second starts from a reset
+    reported = model.evaluate(inputs, labels, batch_size=16, verbose=0, return_dict=True)
+scores = model.predict(inputs, verbose=0)
+for name, function in functions.items():
+    np.testing.assert_allclose(reported[name], function(labels, scores), rtol=1e-6)
+"""
+
+
+@pytest.mark.slow
+def test_replicas_of_a_mirrored_strategy_add_up():
+    """In a process of its own: the devices are divided before TensorFlow starts."""
+    done = subprocess.run([sys.executable, "-c", MIRRORED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_model_fit_reports_them():
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(64, 3)).astype(np.float32)
@@ -125,7 +231,7 @@ def test_model_fit_reports_them():
     reported = model.evaluate(inputs, labels, batch_size=16, verbose=0, return_dict=True)
     scores = model.predict(inputs, verbose=0)[:, 0]
     assert reported["log_loss"] == pytest.approx(metrics.log_loss(labels, scores), rel=1e-6)
-    assert reported["auc"] == pytest.approx(metrics.auc(labels, scores), abs=1e-3)
+    assert reported["binned_auc"] == pytest.approx(metrics.auc(labels, scores), abs=1e-3)
     model.compile(loss="binary_crossentropy", metrics=[metrics.AUC()])
     with pytest.raises(TypeError, match=r"AUC keeps every row on the host.*Use BinnedAUC in `compile`"):
         model.evaluate(inputs, labels, verbose=0)
@@ -173,9 +279,8 @@ def test_refuses_to_merge_what_does_not_fit(sample):
         metrics.AUC().merge_state([metrics.GAUC()])
     mixed = metrics.AUC()
     mixed.update_state([0, 1], [0.1, 0.2])
-    mixed.update_state([0, 1], [0.1, 0.2], [1.0, 2.0])
     with pytest.raises(ValueError, match="`weights` must be given with every batch or with none"):
-        mixed.result()
+        mixed.update_state([0, 1], [0.1, 0.2], [1.0, 2.0])
 
 
 @pytest.mark.parametrize(
@@ -183,11 +288,12 @@ def test_refuses_to_merge_what_does_not_fit(sample):
     [
         (lambda: metrics.BinnedAUC(1), "`num_bins` must be at least 2. Received: 1"),
         (lambda: metrics.GAUC("rows"), "one of impressions, users, clicks. Received: 'rows'"),
+        (lambda: metrics.GAUC().update_state([0, 1], [0.1, 0.2], [1, "1"]), "Received: 1, '1'. Give rows"),
         (lambda: metrics.TopNAccuracy(ns=(0,)), "whole numbers >= 1. Received: 0"),
-        (
-            lambda: metrics.TopNAccuracy().update_state(np.ones((2, 3)), np.ones((2, 4))),
-            "one positive per query",
-        ),
+        (lambda: metrics.TopNAccuracy(chunk=0), "`chunk` must be a whole number >= 1. Received: 0"),
+        (lambda: metrics.TopNAccuracy().update_state(np.ones((2, 3)), np.ones((2, 4))), "one positive per query"),
+        (lambda: metrics.TopNAccuracy().update_state([[np.nan]], [[1.0]]), "`queries` must be finite.*in row 0"),
+        (lambda: metrics.TopNAccuracy().update_state([[1.0]], [[1.0]], [1, 2]), "one value per row, 1. Received: 2"),
     ],
 )
 def test_refuses(make, match):

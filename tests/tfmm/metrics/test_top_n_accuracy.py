@@ -41,6 +41,19 @@ def test_zero_vector_of_an_unreadable_image_misses(pairs):
     assert positive_ranks(queries, positives)[3] == 120
 
 
+def test_zero_positive_of_an_unreadable_image_ranks_last():
+    queries, positives = [[1.0, 0.0], [-1.0, 0.1]], [[0.0, 0.0], [-1.0, 0.0]]
+    assert positive_ranks(queries, positives).tolist() == [2, 1]  # cosine 0 would beat the other's -1
+    assert positive_ranks(queries, positives, positive_ids=["a", "b"]).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("scale", [1e-45, 1e-30, 1e30, 3e38])
+def test_length_of_vectors_does_not_matter(scale):
+    queries, positives = np.eye(2, dtype=np.float32) * np.float32(scale), np.eye(2)
+    assert positive_ranks(queries, positives).tolist() == [1, 1]
+    assert positive_ranks(positives, queries).tolist() == [1, 1]
+
+
 def test_item_bought_by_several_queries_counts_once():
     positives = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     queries = np.array([[0.9, 0.1], [0.8, 0.3], [0.1, 0.9]])
@@ -55,14 +68,16 @@ def test_n_beyond_the_set_is_always_right(pairs):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"positives": np.ones((3, 2))}, r"must both be \[D, dim\] with D >= 1.*\(2, 2\) and \(3, 2\)"),
-        ({"queries": np.ones((0, 2)), "positives": np.ones((0, 2))}, "with D >= 1"),
+        ({"positives": np.ones((3, 2))}, r"must both be \[D, dim\].*\(2, 2\) and \(3, 2\)"),
+        ({"queries": np.ones((0, 2)), "positives": np.ones((0, 2))}, "at least one query. Received: 0 rows"),
         ({"queries": np.ones(2)}, r"`queries` must be \[D, dim\]. Received: shape \(2,\)"),
         ({"queries": [[1, 0], [np.nan, 1]]}, "`queries` must be finite. Received: NaN or infinity in row 1"),
         ({"ns": (0,)}, "whole numbers >= 1. Received: 0"),
         ({"ns": (1.5,)}, "whole numbers >= 1. Received: 1.5"),
-        ({"chunk": 0}, "`chunk` must be at least 1. Received: 0"),
-        ({"positive_ids": [1]}, "one id per positive, 2. Received: shape"),
+        ({"chunk": 0}, "`chunk` must be a whole number >= 1. Received: 0"),
+        ({"positive_ids": [1]}, "one value per row, 2. Received: 1"),
+        ({"positive_ids": ["a", "a"]}, r"One id must have one vector.*id 'a' \(row 1\)"),
+        ({"positive_ids": [1.5, 2.5]}, "`positive_ids` must be integers or strings. Received: float64"),
         ({"positive_ids": [1, 1]}, r"One id must have one vector.*id 1 \(row 1\). Embed each item once"),
     ],
 )
