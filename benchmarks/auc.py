@@ -1,7 +1,8 @@
-"""How fast are exact AUC and GAUC against scikit-learn, and do they agree with it?
+"""How fast are exact AUC and GAUC against scikit-learn and pandas, and do they agree with them?
 
-Rows like a click log: 5 % clicks, float32 scores, 0.09 users per row. scikit-learn's GAUC is a loop over users; over
-all of them it takes minutes, so it is timed on the rows of some users and multiplied up (`loop_users` in the result).
+Rows like a click log: 5 % clicks, 0.09 users per row; the scores probabilities or logits, float32 or float64. GAUC is
+measured against two references: scikit-learn in a loop over users, which takes minutes over all of them, so that it is
+timed on the rows of some and multiplied up (`loop_users` in the result), and ranks inside groups in pandas.
 Peak memory is what NumPy allocates, by tracemalloc.
 """
 
@@ -11,6 +12,7 @@ import statistics
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import recording
 import sklearn.metrics
 
@@ -18,7 +20,8 @@ from tfmm.metrics import auc, gauc
 
 
 def click_log(rng, rows, users):
-    scores = rng.beta(1, 19, rows).astype(np.float32)
+    """Returns labels, float64 probabilities and user ids."""
+    scores = rng.beta(1, 19, rows)
     return (rng.random(rows) < scores).astype(np.int8), scores, rng.integers(0, users, rows)
 
 
@@ -34,6 +37,17 @@ def loop_over_users(labels, scores, users):
             won += mine.size * sklearn.metrics.roc_auc_score(mine, scores[start:end])
             weight += mine.size
     return won / weight
+
+
+def ranks_in_groups(labels, scores, users):
+    """GAUC as one writes it with pandas: ranks inside each user, ties averaged, summed over the clicks."""
+    frame = pd.DataFrame({"user": users, "score": scores, "label": labels})
+    frame["rank_of_click"] = frame.groupby("user")["score"].rank() * frame["label"]
+    by_user = frame.groupby("user").agg(
+        ranks=("rank_of_click", "sum"), clicks=("label", "sum"), rows=("label", "size"))
+    both = by_user[(by_user.clicks > 0) & (by_user.clicks < by_user.rows)]
+    won = both.ranks - both.clicks * (both.clicks + 1) / 2
+    return np.average(won / (both.clicks * (both.rows - both.clicks)), weights=both.rows)
 
 
 def peak_bytes(call) -> int:
@@ -56,6 +70,29 @@ def compare(sides, reference, repeats, factor=1.0):
     return result
 
 
+def compare_auc(labels, scores, repeats):
+    result = compare({"scikit_learn": lambda: sklearn.metrics.roc_auc_score(labels, scores),
+                      "tfmm": lambda: auc(labels, scores)}, "scikit_learn", repeats)
+    return {**result, "difference": abs(auc(labels, scores) - sklearn.metrics.roc_auc_score(labels, scores))}
+
+
+def compare_gauc(labels, kinds, users, spread_ids, loop_users, repeats):
+    scores = kinds["float32_probabilities"]
+    some = users < loop_users
+    part = labels[some], scores[some], users[some]
+    result = compare({"scikit_learn_loop": lambda: loop_over_users(*part),
+                      "pandas": lambda: ranks_in_groups(labels, scores, users),
+                      "tfmm": lambda: gauc(labels, scores, users),
+                      "tfmm_64_bit_ids": lambda: gauc(labels, scores, spread_ids),
+                      "tfmm_float64_probabilities": lambda: gauc(labels, kinds["float64_probabilities"], users),
+                      "tfmm_float32_logits": lambda: gauc(labels, kinds["float32_logits"], users)},
+                     "scikit_learn_loop", repeats, factor=labels.size / part[0].size)
+    return {**result, "loop_users": int(np.unique(part[2]).size),
+            "tfmm_times_pandas": result["pandas"]["seconds"]["median"] / result["tfmm"]["seconds"]["median"],
+            "difference": {"scikit_learn_loop": abs(gauc(*part).value - loop_over_users(*part)),
+                           "pandas": abs(gauc(labels, scores, users).value - ranks_in_groups(labels, scores, users))}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
@@ -64,21 +101,19 @@ def main() -> None:
     arguments = parser.parse_args()
     num_users = int(0.09 * arguments.rows)
     labels, scores, users = click_log(np.random.default_rng(0), arguments.rows, num_users)
-    some = users < min(arguments.loop_users, num_users)
-    part = labels[some], scores[some], users[some]
+    kinds = {"float32_probabilities": scores.astype(np.float32), "float64_probabilities": scores,
+             "float32_logits": (np.log(scores) - np.log1p(-scores)).astype(np.float32)}
     spread_ids = np.random.default_rng(1).permutation(2**62 // num_users * np.arange(num_users))[users]
-    results = {
-        "rows": arguments.rows, "users": num_users, "loop_users": int(np.unique(part[2]).size),
-        "auc": compare({"scikit_learn": lambda: sklearn.metrics.roc_auc_score(labels, scores),
-                        "tfmm": lambda: auc(labels, scores)}, "scikit_learn", arguments.repeats),
-        "gauc": compare({"scikit_learn_loop": lambda: loop_over_users(*part),
-                         "tfmm": lambda: gauc(labels, scores, users),
-                         "tfmm_64_bit_ids": lambda: gauc(labels, scores, spread_ids)},
-                        "scikit_learn_loop", arguments.repeats, factor=arguments.rows / part[0].size),
-        "difference": {"auc": abs(auc(labels, scores) - sklearn.metrics.roc_auc_score(labels, scores)),
-                       "gauc": abs(gauc(*part).value - loop_over_users(*part))},
-    }
-    recording.write("auc", __doc__.splitlines()[0], results, seed=0)
+    aucs = {kind: compare_auc(labels, values, arguments.repeats) for kind, values in kinds.items()}
+    gaucs = compare_gauc(labels, kinds, users, spread_ids, min(arguments.loop_users, num_users), arguments.repeats)
+    size = f"{arguments.rows:,} rows, {num_users:,} users"
+    bars = {f"AUC, float32 probabilities, {size}: times as fast as scikit-learn":
+            recording.bar(aucs["float32_probabilities"]["tfmm"]["times_scikit_learn"], at_least=20),
+            f"GAUC, {size}: times as fast as scikit-learn in a loop over users":
+            recording.bar(gaucs["tfmm"]["times_scikit_learn_loop"], at_least=150)}
+    recording.write("auc", __doc__.splitlines()[0], {
+        "rows": arguments.rows, "users": num_users, "auc": aucs, "gauc": gaucs, "pandas": pd.__version__,
+    }, seed=0, bars=bars)
 
 
 if __name__ == "__main__":
