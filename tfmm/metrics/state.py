@@ -69,7 +69,7 @@ class SumMetric(MergeableMetric):
     def add(self, increments: typing.Any) -> None:
         """Adds a vector, with what rounding took from the addition before (Kahan; the error by Knuth's TwoSum)."""
         sums = ops.convert_to_tensor(self.sums)
-        increments = increments + self.lost
+        increments = ops.convert_to_tensor(increments) + self.lost
         total = sums + increments
         added = total - sums
         self.lost.assign((sums - (total - added)) + (increments - added))
