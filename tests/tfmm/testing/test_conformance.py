@@ -45,29 +45,12 @@ class MaskedSum(keras.layers.Layer):
         return {**super().get_config(), "factor": self.factor}
 
 
-@registered
-class Scaled(keras.layers.Layer):
-    """A layer that leaves its shape to Keras: a weight per column times the values; without a mask."""
-
-    def build(self, values_shape):
-        self.weight = self.add_weight(name="weight", shape=(values_shape[-1],), initializer="ones")
-        self.built = True
-
-    def call(self, values):
-        return self.weight * values
-
-
 def variant(layer_class, name, **methods):
     return registered(type(name, (layer_class,), methods))
 
 
 def run(layer_class, **options):
     check_layer(layer_class, {"factor": 2.0}, INPUTS, **{"differentiable": ["values"], **options})
-
-
-def run_scaled(call, name="ScaledVariant", differentiable=("values",), **options):
-    layer_class = variant(Scaled, name, call=call)
-    check_layer(layer_class, {}, {"values": INPUTS["values"]}, differentiable=differentiable, **options)
 
 
 def test_sound_layer_passes():
@@ -259,15 +242,6 @@ def test_call_that_reads_values_is_found_by_the_compiler(name, function):
     assert caught.value.__cause__ is not None
 
 
-@pytest.mark.skipif(ON_TORCH, reason="where a symbolic call fails on Torch, Keras calls with zeros")
-def test_call_that_reads_values_is_found_where_keras_infers_the_shape():
-    def branch(self, values):
-        return self.weight * values * (2.0 if ops.min(values) > 0.0 else 1.0)
-
-    with pytest.raises(LayerConformanceError, match=r"a symbolic call must work: no Python branch .*; it raised"):
-        run_scaled(branch)
-
-
 def test_unregistered_class_is_found():
     unregistered = type("Unregistered", (MaskedSum,), {})
     with pytest.raises(LayerConformanceError, match="must be registered"):
@@ -275,14 +249,14 @@ def test_unregistered_class_is_found():
 
 
 def test_policy_is_restored_when_a_layer_fails_under_another():
-    def call(self, values):
+    def call(self, values, values_mask=None):
         if self.compute_dtype != "float32":
             raise RuntimeError("float32 alone")
-        return self.weight * values
+        return MaskedSum.call(self, values, values_mask)
 
     before = keras.config.dtype_policy()
-    with pytest.raises(LayerConformanceError, match="a symbolic call must work"):
-        run_scaled(call, "Float32Alone")
+    with pytest.raises(LayerConformanceError, match="must run under mixed_bfloat16; it raised RuntimeError"):
+        run(variant(MaskedSum, "Float32Alone", call=call))
     assert keras.config.dtype_policy() == before
 
 
@@ -338,9 +312,6 @@ def test_weight_that_no_gradient_need_reach_is_named_by_the_end_of_its_path():
         run(stopped, unreached_weights=["wait"])
 
 
-# Sound layers of many kinds.
-
-
 @registered
 class OtherKeywords(MaskedSum):
     def __init__(self, factor=1.0, **kw):
@@ -349,59 +320,3 @@ class OtherKeywords(MaskedSum):
 
 def test_keywords_may_have_any_name():
     run(OtherKeywords)
-
-
-VECTORS = np.linspace(-1, 1, 24, dtype=np.float32).reshape(3, 4, 2)
-
-
-@pytest.mark.parametrize(
-    "layer_class, arguments, inputs",
-    [
-        (keras.layers.Dense, {"units": 3, "activation": "swish"}, {"inputs": INPUTS["values"]}),
-        (keras.layers.Embedding, {"input_dim": 7, "output_dim": 3}, {"inputs": np.int32([[1, 2], [3, 4]])}),
-        (keras.layers.Conv1D, {"filters": 2, "kernel_size": 2, "padding": "SAME"}, {"inputs": VECTORS}),
-        (
-            keras.layers.MultiHeadAttention,
-            {"num_heads": 2, "key_dim": 3},
-            {"query": VECTORS[:, :3], "value": VECTORS**2, "value_mask": np.array([[True, True, False, False]] * 3)},
-        ),
-    ],
-)
-def test_layers_of_keras_pass(layer_class, arguments, inputs):
-    floats = [name for name, x in inputs.items() if x.dtype == np.float32]
-    check_layer(layer_class, arguments, inputs, differentiable=floats, zero_when_masked=False)
-
-
-@pytest.mark.parametrize(
-    "name, call",
-    [
-        ("Pair", lambda self, values: (self.weight * values, values[:, :1])),
-        ("List", lambda self, values: [self.weight * values, ops.argmax(values, axis=1)]),
-        ("Nested", lambda self, values: {"heads": [self.weight * values, (values,)], "sum": ops.sum(values, axis=1)}),
-        ("WithScalar", lambda self, values: {"scaled": values * self.weight, "norm": ops.sum(self.weight**2)}),
-    ],
-)
-def test_outputs_of_any_structure_pass(name, call):
-    run_scaled(call, name)
-
-
-def test_fault_in_a_nested_output_is_named():
-    with pytest.raises(LayerConformanceError, match=r"rest of the batch \(`heads.1` differs\)"):
-        run_scaled(lambda self, values: {"heads": [self.weight * values, values - ops.mean(values)]}, "NestedMean")
-
-
-def test_whole_numbers_alone_need_no_gradient():
-    run_scaled(lambda self, values: ops.argmax(self.weight * values, axis=1), "Best", differentiable=())
-
-
-def test_lists_pass():
-    check_layer(Scaled, {}, {"values": [[1.0, 2.0], [3.0, 4.0]]}, differentiable=["values"])
-
-
-def test_weight_that_starts_at_zero_does_not_hide_the_gradient_behind_it():
-    def build(self, values_shape):
-        Scaled.build(self, values_shape)
-        self.gate = self.add_weight(name="gate", shape=(), initializer="zeros")
-
-    layer_class = variant(Scaled, "Gated", build=build, call=lambda self, values: self.gate * self.weight * values)
-    check_layer(layer_class, {}, {"values": INPUTS["values"]}, differentiable=["values"])
