@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import hashlib
 import os
 import typing
+import zlib
 
 import numpy as np
 import tensorflow as tf
@@ -54,6 +56,24 @@ def open_records(files: typing.Sequence[str]) -> tf.data.Dataset:
     return records
 
 
+def require_whole(files: typing.Sequence[str]) -> None:
+    """Raises a ValueError where a gzip file ends early; TensorFlow takes an end between two records for the file's."""
+    for file in files:
+        if file.endswith(".gz"):
+            try:
+                with gzip.open(file) as stream:
+                    while stream.read(2**20):
+                        pass
+            except (EOFError, OSError, zlib.error) as error:
+                raise _damaged(f"in {file}", str(error)) from error
+
+
+def _damaged(place: str, message: str) -> ValueError:
+    return ValueError(
+        f"Example files must be whole TFRecord files. Received, {place}: {message.rstrip('.')}. Write the examples again."
+    )
+
+
 def behavior_length(files: typing.Sequence[str]) -> int:
     """Returns L, the number of behaviors that the first example holds, padding included.
 
@@ -81,6 +101,7 @@ def read_columns(files: typing.Sequence[str], names: typing.Sequence[str], max_b
         ValueError: a file is damaged; an example lacks a column or holds another number of behaviors;
             labels other than 0 and 1.
     """
+    require_whole(files)
     length = behavior_length(files) if max_behaviors is None else max_behaviors
     spec = {name: feature for name, feature in features.transformed_spec(length).items() if name in names}
     batches = (
@@ -99,10 +120,7 @@ def read_columns(files: typing.Sequence[str], names: typing.Sequence[str], max_b
             f"Received, in {files[0]} or one of {len(files) - 1} more files: {error.message}"
         ) from error
     except tf.errors.DataLossError as error:
-        raise ValueError(
-            f"Example files must be whole TFRecord files. Received, in {files[0]} or one of {len(files) - 1} more "
-            f"files: {error.message}. Write the examples again."
-        ) from error
+        raise _damaged(f"in {files[0]} or one of {len(files) - 1} more files", error.message) from error
     if not parts or not next(iter(parts.values())):
         raise ValueError(f"{files[0]} and {len(files) - 1} more files hold no example.")
     columns = {name: np.concatenate(values) for name, values in parts.items()}

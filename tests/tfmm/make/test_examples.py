@@ -1,6 +1,7 @@
 """Tests of reading and ordering examples."""
 
 import pathlib
+import zlib
 
 import hypothesis
 import hypothesis.strategies as st
@@ -74,6 +75,15 @@ def test_damaged_file_is_refused(shop, tmp_path):
     damaged.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"must be whole TFRecord files.*Write the examples again"):
         examples_lib.read_columns([str(damaged)], ("item_id", "label", "behavior_item_ids"))
+
+
+def test_file_that_ends_between_two_records_is_refused(tmp_path):
+    record = pathlib.Path(write(tmp_path / "one", item_id=[1], behavior_item_ids=[1], label=[1])[0]).read_bytes()
+    compressor = zlib.compressobj(wbits=31)
+    ended_early = tmp_path / "early.gz"
+    ended_early.write_bytes(compressor.compress(record) + compressor.flush(zlib.Z_FULL_FLUSH))
+    with pytest.raises(ValueError, match=r"whole TFRecord files.*early\.gz.*Write the examples again"):
+        examples_lib.read_columns([str(ended_early)], ("item_id", "label", "behavior_item_ids"))
 
 
 def test_bad_examples_are_refused(tmp_path):
