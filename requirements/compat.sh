@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 unset VIRTUAL_ENV
 source requirements/interpreters.sh
 find_uv
-TESTS="tests/tfmm/layers tests/tfmm/losses tests/tfmm/metrics tests/tfmm/test_testing.py"
+TESTS="tests/tfmm/layers tests/tfmm/losses tests/tfmm/metrics tests/tfmm/testing"
 TOOLS="hypothesis pytest pytest-timeout scikit-learn"
 export TF_CPP_MIN_LOG_LEVEL=3
 

@@ -70,7 +70,8 @@ def require_whole(files: typing.Sequence[str]) -> None:
 
 def _damaged(place: str, message: str) -> ValueError:
     return ValueError(
-        f"Example files must be whole TFRecord files. Received, {place}: {message.rstrip('.')}. Write the examples again."
+        f"Example files must be whole TFRecord files. Received, {place}: {message.rstrip('.')}. "
+        "Write the examples again."
     )
 
 
