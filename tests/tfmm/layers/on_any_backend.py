@@ -46,7 +46,7 @@ def check_layers():
     similarity = rng.uniform(-1, 1, (3, 7)).astype(np.float32)
     target, behaviors = unit(3, 8), unit(3, 7, 8)
     vectors = {"target": target, "behaviors": behaviors, "behaviors_mask": mask}
-    both = {"differentiable": ["target", "behaviors"]}
+    both = {"differentiable": ["target", "behaviors"], "ignores_hidden_nan": True}
     check_layer(
         layers.SimTierLayer, {"num_tiers": 10, "coarse_num_tiers": (5,)}, vectors, same_under_policies=True
     )
@@ -82,6 +82,7 @@ def check_layers():
         layers.SemanticId,
         {"num_levels": 2, "codebook_size": 4, "dim": 3},
         {"vectors": behaviors, "vectors_mask": mask},
+        make_layer=lambda **settings: layers.SemanticId.from_vectors(behaviors.reshape(-1, 8), **settings),
     )
     rows, scales = quantized(5, 8)
 

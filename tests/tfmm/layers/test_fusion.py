@@ -202,6 +202,7 @@ def test_conformance(rng, inputs):
         {"scale_inputs": False},
         inputs,
         zero_when_masked=False,
+        ignores_hidden_nan=True,
         differentiable=["target", "behaviors", "target_vectors", "behaviors_vectors"],
     )
     scores = {
@@ -215,5 +216,6 @@ def test_conformance(rng, inputs):
         {"flag_missing": False},
         scores,
         zero_when_masked=False,
+        ignores_hidden_nan=True,
         differentiable=["target", "behaviors", "similarity"],
     )

@@ -195,8 +195,13 @@ def test_conformance(inputs):
         inputs,
         differentiable=["target", "behaviors", "similarity"],
         zero_when_masked=False,
+        ignores_hidden_nan=True,
     )
     del inputs["similarity_mask"]
     check_layer(
-        SemanticTargetAttention, {"units": 6}, inputs, differentiable=["target", "behaviors", "similarity"]
+        SemanticTargetAttention,
+        {"units": 6},
+        inputs,
+        differentiable=["target", "behaviors", "similarity"],
+        ignores_hidden_nan=True,
     )
