@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import typing
 
 import keras
@@ -9,7 +10,7 @@ from keras import ops
 
 from tfmm.layers import checks
 from tfmm.layers.compilation import is_traced_for_xla
-from tfmm.layers.similarity import cosine_similarity, verify_similarity
+from tfmm.layers.similarity import Comparison, compare, require_inputs, verify_similarity
 
 TIER_OUTPUTS = ("count", "log1p", "ratio")
 TIER_RULES = ("paper", "muse")
@@ -17,27 +18,44 @@ MUSE_NUM_TIERS = 22
 
 
 def tier_index(similarity: typing.Any, num_tiers: int, tiers: str = "paper") -> typing.Any:
-    """Finds the tier of each similarity: floor((s + 1) * (N / 2)), s clipped to [-1, 1], the last tier
-        closed.
+    """Finds the tier of each similarity: floor((s + 1) * (N / 2)), s clipped to [-1, 1], the last tier closed.
 
     Float32 in exactly this form, which NumPy, plain TensorFlow and XLA round alike; the clip before the sum
     also keeps a compiler from contracting it with the scale of `s` into one fused multiply-add, which rounds
-    once.
+    once. The sum s + 1 rounds: with N = 20, a similarity less than 1.2e-7 below an edge may go to the tier above
+    it, and none goes below; with another N, one within 2e-7 of an edge may lie on its other side. Nor is an edge
+    such as -0.8 a float32: the nearest float32 is less, and lies in the tier below.
 
     Args:
         similarity: float [...]; num_tiers: int N; tiers: "paper", or "muse" for ceil(10 s) + 10 (N = 22).
     Returns:
-        int32 [...], in [0, N).
+        int32 [...], in [0, N); N, which is no tier, where the similarity is NaN.
+    Raises:
+        ValueError: N < 1 or not a whole number, or an unknown `tiers`, or "muse" with another N.
 
     >>> tier_index([-1.0, -0.6, 0.0, 0.5, 1.0, 1.0000002], 4).numpy()
     array([0, 0, 2, 3, 3, 3], dtype=int32)
     """
-    similarity = ops.clip(ops.cast(similarity, "float32"), -1.0, 1.0)
+    num_tiers = _require_tiers(num_tiers, tiers)
+    given = ops.cast(similarity, "float32")
+    similarity = ops.clip(given, -1.0, 1.0)
     if tiers == "muse":
         tier = ops.ceil(similarity * 10.0) + 10.0
     else:
         tier = ops.floor((similarity + 1.0) * (num_tiers / 2.0))
-    return ops.cast(ops.minimum(tier, num_tiers - 1.0), "int32")
+    tier = ops.cast(ops.minimum(tier, num_tiers - 1.0), "int32")
+    return ops.where(ops.equal(given, given), tier, num_tiers)
+
+
+def _require_tiers(num_tiers: typing.Any, tiers: str) -> int:
+    num_tiers = checks.require_int("num_tiers", num_tiers)
+    checks.require(tiers in TIER_RULES, f"`tiers` must be one of {TIER_RULES}.", tiers)
+    checks.require(
+        tiers == "paper" or num_tiers == MUSE_NUM_TIERS,
+        f"`tiers='muse'` has {MUSE_NUM_TIERS} tiers; pass that as `num_tiers`.",
+        num_tiers,
+    )
+    return num_tiers
 
 
 def tier_counts(similarity: typing.Any, mask: typing.Any, num_tiers: int, tiers: str = "paper") -> typing.Any:
@@ -45,26 +63,28 @@ def tier_counts(similarity: typing.Any, mask: typing.Any, num_tiers: int, tiers:
 
     Args:
         similarity: float [B, L], cosine of target and behavior, in [-1, 1]; values outside are clipped.
-        mask: bool [B, L], True where a behavior with an embedding exists; None: everywhere.
+        mask: bool [B, L] (or [1, L]), True where a behavior with an embedding exists; None: everywhere.
         num_tiers: int N > 0; tier n covers [-1 + 2n/N, -1 + 2(n+1)/N), the last one closed.
         tiers: "paper", or "muse" (see `tier_index`).
     Returns:
-        float32 [B, N]; row b sums to the number of True in mask[b].
+        float32 [B, N]; row b sums to the number of True in mask[b], less those whose similarity is NaN, which
+        counts in no tier.
     Raises:
-        ValueError: N < 1, another rank, or a mask of another shape.
+        ValueError: another rank, a mask of another shape, or a tier rule that `tier_index` refuses.
 
     Differs from the paper: the mask and the clip are ours.
 
     >>> tier_counts([[-1.0, 0.1, 0.2, 1.0]], [[True, True, True, False]], 2).numpy()
     array([[1., 2.]], dtype=float32)
     """
-    checks.require(num_tiers >= 1, "`num_tiers` must be at least 1.", num_tiers)
+    num_tiers = _require_tiers(num_tiers, tiers)
+    if isinstance(similarity, keras.KerasTensor):
+        return SimTierLayer(num_tiers, tiers=tiers)(similarity=similarity, behaviors_mask=mask)
     similarity = ops.convert_to_tensor(similarity)
     checks.require_rank("similarity", similarity, 2, "[B, L]")
+    mask = checks.as_mask("mask", mask, tuple(similarity.shape), (1, similarity.shape[1]))
     tier = tier_index(ops.stop_gradient(similarity), num_tiers, tiers)
     if mask is not None:
-        mask = ops.cast(mask, "bool")
-        checks.require_mask("mask", mask, tuple(similarity.shape))
         tier = ops.where(mask, tier, num_tiers)
     if is_traced_for_xla():
         return _packed_counts(tier, num_tiers)
@@ -142,40 +162,56 @@ class SimTierLayer(keras.layers.Layer):
 
     Call it with vectors, `layer(target, behaviors, behaviors_mask=mask)`, or with similarities that are
     ready, `layer(similarity=similarity, behaviors_mask=mask)`. Everything is computed in float32 whatever the
-    dtype policy, depends on no order of the behaviors, and passes no gradient to the vectors: a count has
-        none.
+    dtype policy, depends on no order of the behaviors, and passes no gradient to the vectors: a count has none.
+    A similarity that is NaN counts in no tier; missing is not zero: nor does a behavior whose mask is False or
+    whose scale is 0.
 
     Several targets [C, D] may share one history [1, L, D] (a ranking request): one matrix product then serves
-    all.
+    all. Its batch size must be known to be 1: `keras.Input(batch_shape=(1, L, D))`, and in a SavedModel
+    `model.export(path, input_signature=[...])` with `tf.TensorSpec([1, L, D])` for the history, [1, L] for its
+    masks and scales, [None, D] for the targets. A plain `export` leaves the size unknown: the counts are the
+    same, the form is slower.
+
+    int8 rows count alike on every device. Of float vectors the products round: on GPUs that have TensorFloat-32
+    (NVIDIA Ampere and later) by 1e-3, unless `tf.config.experimental.enable_tensor_float_32_execution(False)`.
 
     Args:
-        num_tiers: int N > 0; tier n covers [-1 + 2n/N, -1 + 2(n+1)/N), the last one closed.
+        num_tiers: int N > 0; tier n covers [-1 + 2n/N, -1 + 2(n+1)/N), the last one closed (see `tier_index`).
         tier_output: "count" (the paper), "log1p" (log(1 + count)) or "ratio" (count / number of unmasked
             behaviors).
         coarse_num_tiers: further resolutions, each a divisor of `num_tiers`; their counts, sums of the fine
             ones, follow after the fine ones.
         count_missing: append one value: how many behaviors exist without having an embedding
-            (`behaviors_present` True, `behaviors_mask` False), scaled as `tier_output` says, a ratio being of
-            the behaviors present.
+            (`behaviors_present` True, `behaviors_mask` False or scale 0), scaled as `tier_output` says, a ratio
+            being of the behaviors present.
         tier_embedding_dim: int E: give E values per tier, the tier's value times a learned row; None: the
             value.
         tiers: "paper", or "muse" for the 22 tiers ceil(10 s) + 10 of alimama-tech/MUSE.
-        check: also verify values: NaN, or vectors that are not of norm 1 (after scaling), raise a ValueError
-            where values can be read and give NaN in a compiled graph. Costs a pass over the vectors.
+        check: also verify values: NaN, vectors that are not of norm 1 (after scaling) or ready similarities
+            outside [-1, 1] raise a ValueError where values can be read and give NaN in a compiled graph. Costs
+            a pass over the vectors.
 
     Call arguments:
         target: float [B, D], vectors of norm 1; or int8 [B, D] rows with `target_scales`; or [C, D] with one
             history.
         behaviors: float [B, L, D] or int8 [B, L, D] with `behaviors_scales`; or [1, L, D].
-        behaviors_mask: bool [B, L], True where a behavior with an embedding exists; None: all do.
-        target_mask: bool [B], True where the target has an embedding; a row without one gives zeros.
-        target_scales: float32 [B], 1 / norm of each row; behaviors_scales: float32 [B, L].
-        behaviors_present: bool [B, L], True where a behavior exists, with or without embedding.
-        similarity: float [B, L] in [-1, 1], in place of target and behaviors; values outside are clipped.
+        behaviors_mask: bool [B, L] (or [1, L] with one history), True where a behavior with an embedding
+            exists; None: all do.
+        target_mask: bool [B], True where the target has an embedding; a row without one counts 0 in each tier
+            (how many behaviors are missing is still told).
+        target_scales: float32 [B], 1 / norm of each row, 0 where the embedding is missing.
+        behaviors_scales: float32 [B, L] (or [1, L]), likewise.
+        behaviors_present: bool [B, L] (or [1, L]), True where a behavior exists, with or without embedding.
+        similarity: float [B, L] in [-1, 1], in place of target, behaviors and scales; values outside are
+            clipped.
 
     Returns:
         float32 [B, W]; W = N + the coarse tiers + 1 if `count_missing`, times E if there is a tier embedding
         (the missing count is not embedded).
+
+    Raises:
+        ValueError: arguments outside their range; shapes that do not fit, int8 rows without scales (when a
+            functional model is built, too); with `check`, the values named there.
 
     Differs from the paper: the body of its Algorithm 1 did not survive in our copy, so the edges follow
     section 4.2's text, with half-open tiers and clipping (identical items land in the last tier). Masks,
@@ -200,32 +236,15 @@ class SimTierLayer(keras.layers.Layer):
     ) -> None:
         kwargs.pop("autocast", None)
         super().__init__(autocast=False, **kwargs)  # a cosine rounded to bfloat16 lands in another tier
-        checks.require(
-            isinstance(num_tiers, int) and num_tiers >= 1,
-            "`num_tiers` must be an int of at least 1.",
-            num_tiers,
-        )
+        self.num_tiers = _require_tiers(num_tiers, tiers)
         checks.require(tier_output in TIER_OUTPUTS, f"`tier_output` must be one of {TIER_OUTPUTS}.", tier_output)
-        checks.require(tiers in TIER_RULES, f"`tiers` must be one of {TIER_RULES}.", tiers)
-        checks.require(
-            tiers == "paper" or num_tiers == MUSE_NUM_TIERS,
-            f"`tiers='muse'` has {MUSE_NUM_TIERS} tiers; pass that as `num_tiers`.",
-            num_tiers,
-        )
-        for coarse in coarse_num_tiers:
-            checks.require(
-                coarse >= 1 and num_tiers % coarse == 0,
-                f"`coarse_num_tiers` must divide `num_tiers` ({num_tiers}).",
-                coarse,
-            )
-        checks.require(
-            tier_embedding_dim is None or tier_embedding_dim >= 1,
-            "`tier_embedding_dim` must be None or at least 1.",
-            tier_embedding_dim,
-        )
-        self.num_tiers = num_tiers
+        self.coarse_num_tiers = checks.require_ints("coarse_num_tiers", coarse_num_tiers)
+        for coarse in self.coarse_num_tiers:
+            divides = self.num_tiers % coarse == 0
+            checks.require(divides, f"`coarse_num_tiers` must divide `num_tiers` ({num_tiers}).", coarse)
+        if tier_embedding_dim is not None:
+            tier_embedding_dim = checks.require_int("tier_embedding_dim", tier_embedding_dim)
         self.tier_output = tier_output
-        self.coarse_num_tiers = tuple(coarse_num_tiers)
         self.count_missing = count_missing
         self.tier_embedding_dim = tier_embedding_dim
         self.tiers = tiers
@@ -254,23 +273,11 @@ class SimTierLayer(keras.layers.Layer):
         behaviors_present: typing.Any = None,
         similarity: typing.Any = None,
     ) -> typing.Any:
-        if similarity is None:
-            checks.require(
-                target is not None and behaviors is not None,
-                "Pass `target` and `behaviors`, or `similarity`.",
-                None,
-            )
-            similarity = cosine_similarity(target, behaviors, target_scales, behaviors_scales)
-        else:
-            checks.require(
-                target is None and behaviors is None,
-                "Pass either `similarity` or `target` and `behaviors`, not both.",
-                "both",
-            )
-            similarity = ops.cast(similarity, "float32")
-            checks.require_rank("similarity", similarity, 2, "[B, L]")
-        similarity = ops.stop_gradient(similarity)
-        mask = self._mask(similarity, behaviors_mask, target_mask)
+        inputs = (target, behaviors, behaviors_mask, target_mask, target_scales, behaviors_scales)
+        compared = compare(*inputs, behaviors_present, similarity)
+        self._require_missing(behaviors_mask, behaviors_scales, behaviors_present)
+        similarity = ops.stop_gradient(compared.similarity)
+        mask = self._mask(compared)
         counts = tier_counts(similarity, mask, self.num_tiers, self.tiers)
         values = [counts]
         for coarse in self.coarse_num_tiers:
@@ -282,9 +289,9 @@ class SimTierLayer(keras.layers.Layer):
                 (-1, self._num_values * self.tier_embedding_dim),
             )
         if self.count_missing:
-            result = ops.concatenate([result, self._missing(result, behaviors_mask, behaviors_present)], axis=-1)
+            result = ops.concatenate([result, self._missing(result, compared)], axis=-1)
         if self.check:
-            valid = verify_similarity(similarity, mask, target, behaviors, target_scales, behaviors_scales)
+            valid = verify_similarity(similarity, mask, *inputs)
             result = ops.where(valid, result, ops.full_like(result, float("nan")))
         return result
 
@@ -292,15 +299,12 @@ class SimTierLayer(keras.layers.Layer):
     def _num_values(self) -> int:
         return self.num_tiers + sum(self.coarse_num_tiers)
 
-    def _mask(self, similarity: typing.Any, behaviors_mask: typing.Any, target_mask: typing.Any) -> typing.Any:
-        shape = tuple(similarity.shape)
-        mask = ops.ones_like(similarity, dtype="bool")
-        if behaviors_mask is not None:
-            checks.require_mask("behaviors_mask", behaviors_mask, shape)
-            mask = ops.logical_and(mask, ops.cast(behaviors_mask, "bool"))
-        if target_mask is not None:
-            checks.require_mask("target_mask", target_mask, shape[:1])
-            mask = ops.logical_and(mask, ops.expand_dims(ops.cast(target_mask, "bool"), -1))
+    def _mask(self, compared: Comparison) -> typing.Any:
+        mask = ops.ones_like(compared.similarity, dtype="bool")
+        if compared.has_embedding is not None:
+            mask = ops.logical_and(mask, compared.has_embedding)
+        if compared.has_target is not None:
+            mask = ops.logical_and(mask, ops.expand_dims(compared.has_target, -1))
         return mask
 
     def _scale(self, counts: typing.Any, mask: typing.Any) -> typing.Any:
@@ -311,17 +315,17 @@ class SimTierLayer(keras.layers.Layer):
             return counts / ops.maximum(length, 1.0)
         return counts
 
-    def _missing(self, result: typing.Any, behaviors_mask: typing.Any, present: typing.Any) -> typing.Any:
-        checks.require(
-            present is not None and behaviors_mask is not None,
-            "`count_missing=True` needs `behaviors_mask` and `behaviors_present`.",
-            present,
-        )
-        checks.require_mask("behaviors_present", present, tuple(behaviors_mask.shape))
-        present = ops.cast(present, "bool")
-        missing = ops.logical_and(present, ops.logical_not(ops.cast(behaviors_mask, "bool")))
+    def _require_missing(
+        self, behaviors_mask: typing.Any, behaviors_scales: typing.Any, behaviors_present: typing.Any
+    ) -> None:
+        is_told = behaviors_present is not None and (behaviors_mask is not None or behaviors_scales is not None)
+        rule = "`count_missing=True` needs `behaviors_present`, and `behaviors_mask` or `behaviors_scales`."
+        checks.require(is_told or not self.count_missing, rule, None)
+
+    def _missing(self, result: typing.Any, compared: Comparison) -> typing.Any:
+        missing = ops.logical_and(compared.present, ops.logical_not(compared.has_embedding))
         count = ops.sum(ops.cast(missing, "float32"), axis=-1, keepdims=True)
-        count = self._scale(count, present)
+        count = self._scale(count, compared.present)
         return count + ops.zeros_like(result[:, :1])  # one shared history gives one count for all targets
 
     def compute_output_shape(
@@ -331,6 +335,10 @@ class SimTierLayer(keras.layers.Layer):
         return (batch, self._num_values * (self.tier_embedding_dim or 1) + int(self.count_missing))
 
     def compute_output_spec(self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        inputs = inspect.signature(self.call).bind(*args, **kwargs).arguments
+        require_inputs(**inputs)
+        names = ("behaviors_mask", "behaviors_scales", "behaviors_present")
+        self._require_missing(*(inputs.get(name) for name in names))
         spec = super().compute_output_spec(*args, **kwargs)
         return keras.KerasTensor(spec.shape, dtype="float32")
 

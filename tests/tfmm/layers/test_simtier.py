@@ -1,3 +1,6 @@
+import fractions
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -161,10 +164,35 @@ def test_edges_are_half_open_with_the_last_closed_and_clipped():
     np.testing.assert_array_equal(tier_index(similarity, 4), [0, 0, 2, 2, 3, 3, 3])
 
 
+@pytest.mark.parametrize("num_tiers", [3, 10, 20, 100, 333])
+def test_tier_is_the_exact_one_but_within_2e_7_of_an_edge(num_tiers):
+    def exact(similarity):
+        position = (fractions.Fraction(float(similarity)) + 1) * fractions.Fraction(num_tiers, 2)
+        return min(math.floor(position), num_tiers - 1)
+
+    edges = np.linspace(-1, 1, num_tiers + 1)
+    beside = (edges.astype(np.float32).view(np.int32)[:, None] + np.arange(-5, 6, dtype=np.int32)).view(np.float32)
+    near = (edges[:, None] + np.linspace(-3e-7, 3e-7, 41)).astype(np.float32)
+    similarity = np.concatenate([beside.ravel(), near.ravel()])
+    similarity = similarity[np.abs(similarity) <= 1]
+    tier, expected = tier_index(similarity, num_tiers).numpy(), np.array([exact(s) for s in similarity])
+    below, above = (1.2e-7, 0) if num_tiers == 20 else (2e-7, 2e-7)
+    for s in similarity[tier > expected]:
+        assert exact(float(s) + below) == exact(s) + 1
+    for s in similarity[tier < expected]:
+        assert above and exact(float(s) - above) == exact(s) - 1
+    assert np.all(np.abs(tier - expected) <= 1)
+
+
+def test_the_float_nearest_to_an_edge_may_lie_below_it():
+    assert np.float32(-0.8) < fractions.Fraction(-8, 10)
+    np.testing.assert_array_equal(tier_index(np.float32([-0.8, -0.79999995]), 20), [1, 2])
+
+
 def test_identical_items_land_in_the_last_tier(make_int8):
     rows, scales = make_int8(200, 128)
     counts = SimTierLayer(20)(rows, rows[:, None], target_scales=scales, behaviors_scales=scales[:, None])
-    np.testing.assert_array_equal(counts[:, -1], np.ones(200))
+    assert np.all(counts[:, -1] == 1)
 
 
 def test_outputs_of_the_same_counts():
@@ -173,9 +201,7 @@ def test_outputs_of_the_same_counts():
         "behaviors_mask": np.array([[True, True, True, False], [False] * 4]),
     }
     np.testing.assert_array_equal(SimTierLayer(2)(**arguments), [[1, 2], [0, 0]])
-    np.testing.assert_allclose(
-        SimTierLayer(2, "log1p")(**arguments), [[np.log(2), np.log(3)], [0, 0]], rtol=1e-6
-    )
+    np.testing.assert_allclose(SimTierLayer(2, "log1p")(**arguments), [[np.log(2), np.log(3)], [0, 0]], rtol=1e-6)
     np.testing.assert_allclose(SimTierLayer(2, "ratio")(**arguments), [[1 / 3, 2 / 3], [0, 0]], rtol=1e-6)
 
 
@@ -196,8 +222,26 @@ def test_missing_embeddings_are_counted_apart(make_unit):
     np.testing.assert_array_equal(counts[:, :-1].sum(1), [1, 3])
     shared = layer(target, behaviors[:1], behaviors_mask=mask[:1], behaviors_present=present[:1]).numpy()
     np.testing.assert_array_equal(shared[:, -1], [1, 1])
-    with pytest.raises(ValueError, match="needs `behaviors_mask` and `behaviors_present`"):
-        layer(target, behaviors, behaviors_mask=mask)
+    for inputs in ((target, behaviors, mask), [keras.Input(shape) for shape in ((4,), (3, 4), (3,))]):
+        with pytest.raises(ValueError, match="needs `behaviors_present`, and `behaviors_mask` or"):
+            layer(*inputs)
+
+
+@pytest.mark.parametrize("tier_output, scale", [("count", float), ("log1p", math.log1p), ("ratio", lambda n: n / 4)])
+def test_missing_count_is_scaled_alike_in_every_form_and_stays_without_a_target(make_unit, tier_output, scale):
+    target, history = make_unit(3, 4), make_unit(1, 5, 4)
+    present, mask = np.array([[True] * 4 + [False]]), np.array([[True, False, False, True, False]])
+    layer = SimTierLayer(4, tier_output, count_missing=True)
+
+    def count(target, history, mask, present, target_mask):
+        return layer(target, history, behaviors_mask=mask, behaviors_present=present, target_mask=target_mask)
+
+    for copies in (1, 3):
+        inputs = [np.repeat(x, copies, 0) for x in (history, mask, present)]
+        for function in forms(count):
+            counts = np.asarray(function(target, *inputs, np.array([True, False, True])))
+            np.testing.assert_allclose(counts[:, -1], [scale(2)] * 3, rtol=1e-6)  # log1p rounds
+            np.testing.assert_array_equal(counts[:, :-1].any(1), [True, False, True])
 
 
 def test_target_without_embedding_gives_zeros(make_unit):
@@ -206,12 +250,26 @@ def test_target_without_embedding_gives_zeros(make_unit):
     np.testing.assert_array_equal(counts.sum(1), [3, 0])
 
 
-def test_muse_tiers_are_ceil_of_ten_times_the_cosine(rng):
-    similarity = np.concatenate([rng.uniform(-1, 1, 500), np.arange(-10, 11) / 10]).astype(np.float32)[None]
-    ids = np.ceil(similarity * (np.float32(1) / np.float32(0.1))).astype(np.int32) + 10  # the published rule
-    expected = (ids[:, None] == np.arange(22)[None, :, None]).sum(-1)
+def test_muse_tiers_are_the_published_ones_also_beside_each_edge(rng):
+    edges = (np.arange(-10, 11) / 10).astype(np.float32)
+    beside = [np.nextafter(edges, np.float32(to)) for to in (-2, 2)]
+    similarity = np.concatenate([rng.uniform(-1, 1, 500).astype(np.float32), edges, *beside])
+    similarity[np.abs(similarity) == np.nextafter(np.float32(0), np.float32(1))] = 0  # TensorFlow reads it as 0
+    published = np.ceil(np.clip(similarity, -1, 1) / np.float32(0.1)) + 10
+    expected = (published[None, :, None] == np.arange(22)).sum(1)
     for counts in forms(lambda s: SimTierLayer(22, tiers="muse")(similarity=s)):
-        np.testing.assert_array_equal(counts(similarity), expected)
+        np.testing.assert_array_equal(counts(similarity[None]), expected)
+
+
+@pytest.mark.parametrize("tiers", ["paper", "muse"])
+def test_nan_counts_in_no_tier_in_every_form(tiers):
+    similarity = np.float32([[np.nan, 0.5, -0.5], [0.1, np.nan, np.nan], [np.nan] * 3])
+    mask = np.array([[True, True, False], [True, True, True], [True, True, True]])
+    for counts in forms(lambda s, m: tier_counts(s, m, 22, tiers)):
+        np.testing.assert_array_equal(np.asarray(counts(similarity, mask)).sum(1), [1, 1, 0])
+        np.testing.assert_array_equal(np.asarray(counts(similarity, None)).sum(1), [2, 1, 0])
+    for tier in forms(lambda s: tier_index(s, 22, tiers)):
+        assert (np.asarray(tier(similarity)) == 22).tolist() == np.isnan(similarity).tolist()
 
 
 def test_tier_embedding_multiplies_each_count_and_alone_learns(make_unit):
@@ -223,9 +281,7 @@ def test_tier_embedding_multiplies_each_count_and_alone_learns(make_unit):
     plain = SimTierLayer(4, "log1p")(target, behaviors).numpy()
     weights = layer.tier_embedding.numpy()
     np.testing.assert_allclose(output, (plain[:, :, None] * weights).reshape(2, 12), rtol=1e-6)
-    of_target, of_behaviors, of_weights = tape.gradient(
-        output, [target, behaviors, layer.tier_embedding.value]
-    )
+    of_target, of_behaviors, of_weights = tape.gradient(output, [target, behaviors, layer.tier_embedding.value])
     assert of_target is None and of_behaviors is None
     assert np.abs(of_weights).sum() > 0
 
@@ -234,15 +290,35 @@ def test_check_mode_speaks_of_nan_and_of_vectors_that_are_not_unit(make_unit):
     layer = SimTierLayer(4, check=True)
     target, behaviors = make_unit(2, 4), make_unit(2, 3, 4)
     assert np.isfinite(layer(target, behaviors)).all()
-    with pytest.raises(ValueError, match="`target` must have norm 1"):
+    with pytest.raises(ValueError, match=r"`target` must have norm 1.* Received: 3 at \[0\]"):
         layer(3 * target, behaviors)
+    behaviors[1, 2] *= 2
+    with pytest.raises(ValueError, match=r"`behaviors` must have norm 1.* Received: 2 at \[1, 2\]"):
+        layer(target, behaviors)
     behaviors[1, 2] = np.nan
-    with pytest.raises(ValueError, match="must be finite"):
+    with pytest.raises(ValueError, match=r"must be finite.* Received: nan at \[1, 2\]"):
         layer(target, behaviors)
     mask = np.array([[True] * 3, [True, True, False]])
     assert np.isfinite(layer(target, behaviors, behaviors_mask=mask)).all()
-    graph = compiled(lambda t, b: layer(t, b), False)
-    assert np.isnan(graph(target, behaviors)).all()
+    for jit_compile in (False, True):
+        graph = compiled(lambda t, b: layer(t, b), jit_compile)
+        assert np.isnan(graph(target, behaviors)).all()
+
+
+def test_check_mode_speaks_of_dot_products_and_of_scales_that_are_none(make_int8):
+    layer = SimTierLayer(4, check=True)
+    with pytest.raises(ValueError, match=r"`similarity` must lie in \[-1, 1\].* Received: -7 at \[0, 1\]"):
+        layer(similarity=np.float32([[1.0, -7.0]]))
+    (target, target_scales), (behaviors, behaviors_scales) = make_int8(2, 8), make_int8(1, 6, 8)
+    scales = {"target_scales": target_scales, "behaviors_scales": behaviors_scales}
+    assert np.isfinite(layer(target, behaviors, **scales)).all()
+    behaviors_scales[0, 3] = -1
+    with pytest.raises(ValueError, match=r"`behaviors_scales` must be 1 / norm.* Received: -1 at \[0, 3\]"):
+        layer(target, behaviors, **scales)
+    assert np.isfinite(layer(target, behaviors, behaviors_mask=behaviors_scales > 0, **scales)).all()
+    behaviors_scales[0, 3] = 1
+    with pytest.raises(ValueError, match=r"`behaviors` must have norm 1.* at \[0, 3\]"):
+        layer(target, behaviors, **scales)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -264,8 +340,13 @@ def test_mixed_policies_change_no_count(make_unit, policy):
         ({"num_tiers": 0}, "`num_tiers` must be an int of at least 1"),
         ({"tier_output": "sum"}, "`tier_output` must be one of"),
         ({"tiers": "muse"}, "`tiers='muse'` has 22 tiers"),
+        ({"tiers": "museum"}, "`tiers` must be one of"),
+        ({"num_tiers": 2.5}, "`num_tiers` must be an int"),
+        ({"num_tiers": True}, "`num_tiers` must be an int"),
         ({"coarse_num_tiers": (3,)}, "must divide `num_tiers`"),
-        ({"tier_embedding_dim": 0}, "`tier_embedding_dim` must be None or at least 1"),
+        ({"coarse_num_tiers": (5.0,)}, "`coarse_num_tiers` must be an int"),
+        ({"coarse_num_tiers": 5}, "`coarse_num_tiers` must be a sequence"),
+        ({"tier_embedding_dim": 0}, "`tier_embedding_dim` must be an int of at least 1"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, rule):
@@ -273,21 +354,25 @@ def test_wrong_arguments_are_refused(arguments, rule):
         SimTierLayer(**arguments)
 
 
-@pytest.mark.parametrize(
-    "inputs, rule",
-    [
-        ({}, "Pass `target` and `behaviors`, or `similarity`"),
-        (
-            {"similarity": np.ones((2, 3), np.float32), "behaviors_mask": np.ones((2, 4), bool)},
-            "must have the shape",
-        ),
-        ({"similarity": np.ones((2, 3, 4), np.float32)}, "`similarity` must have 2 axes"),
-        ({"similarity": np.ones((2, 3), np.float32), "target": np.ones((2, 3), np.float32)}, "not both"),
-    ],
-)
-def test_wrong_inputs_are_refused(inputs, rule):
-    with pytest.raises(ValueError, match=rule):
-        SimTierLayer()(**inputs)
+@pytest.mark.parametrize("function", [tier_index, lambda s, n, tiers: tier_counts(s, None, n, tiers)])
+@pytest.mark.parametrize("num_tiers, tiers", [(0, "paper"), (2.5, "paper"), (5, "muse"), (22, "museum")])
+def test_functions_refuse_the_tiers_that_the_layer_refuses(function, num_tiers, tiers):
+    with pytest.raises(ValueError, match=r"`num_tiers` must be|`tiers` must be|has 22 tiers"):
+        function(np.zeros((1, 2), np.float32), num_tiers, tiers)
+
+
+def test_numpy_integers_are_stored_as_ints():
+    layer = SimTierLayer(np.int64(20), coarse_num_tiers=np.array([5]), tier_embedding_dim=np.int32(2))
+    numbers = (layer.num_tiers, *layer.coarse_num_tiers, layer.tier_embedding_dim)
+    assert numbers == (20, 5, 2) and {type(number) for number in numbers} == {int}
+    assert layer(keras.Input((4,)), keras.Input((3, 4))).shape == (None, 50)
+
+
+def test_counts_of_symbolic_similarities_make_a_model(rng):
+    inputs = [keras.Input((7,)), keras.Input((7,), dtype="bool")]
+    model = keras.Model(inputs, tier_counts(*inputs, 5))
+    similarity, mask = rng.uniform(-1, 1, (3, 7)).astype(np.float32), rng.random((3, 7)) < 0.6
+    np.testing.assert_array_equal(model([similarity, mask]), tier_counts(similarity, mask, 5))
 
 
 @pytest.mark.parametrize("kind", ["float", "int8", "similarity"])
@@ -306,12 +391,7 @@ def test_conformance(make_unit, make_int8, rng, kind):
     else:
         target, target_scales = make_int8(3, 8)
         behaviors, behaviors_scales = make_int8(3, 7, 8)
-        inputs = {
-            "target": target,
-            "behaviors": behaviors,
-            "behaviors_mask": mask,
-            "target_scales": target_scales,
-            "behaviors_scales": behaviors_scales,
-        }
+        inputs = {"target": target, "behaviors": behaviors, "behaviors_mask": mask}
+        inputs |= {"target_scales": target_scales, "behaviors_scales": behaviors_scales}
     settings = {"num_tiers": 10, "tier_output": "log1p", "coarse_num_tiers": (5,), "tier_embedding_dim": 2}
     check_layer(SimTierLayer, settings, inputs, same_under_policies=True)
