@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from tfmm.layers import checks
-from tfmm.layers.compilation import is_traced_for_xla
+from tfmm.layers.compilation import first_of, is_symbolic, is_traced_for_xla
 from tfmm.layers.similarity import MAX_INT8_DIM, unit_vectors
 
 FROZEN_OUTPUTS = ("vector", "rows")
@@ -31,7 +31,12 @@ class FrozenEmbedding(keras.layers.Layer):
             float32 [...] and "mask" bool [...], on which similarities are exact.
 
     Call arguments:
-        ids: int64 or int32 [...], item ids; 0 is padding.
+        ids: int64 or int32 [...], item ids; 0 is padding. `keras.Input` gives float32 unless told
+            `dtype="int64"`.
+
+    Raises:
+        ValueError: arguments outside their range, ids that are not integers, or a table that was neither set
+            nor loaded. (A subclassed model is built before its weights are loaded by a call with `keras.Input`.)
 
     >>> table = FrozenEmbedding.from_table(ids=[7, 3], rows=[[3, 4], [0, 5]], scales=[0.2, 0.2])
     >>> table(np.array([[3, 9, 0]])).numpy()
@@ -51,14 +56,14 @@ class FrozenEmbedding(keras.layers.Layer):
         kwargs.pop("autocast", None)
         kwargs["trainable"] = False
         super().__init__(autocast=False, **kwargs)
-        checks.require(num_items >= 1, "`num_items` must be at least 1.", num_items)
-        checks.require(1 <= dim <= MAX_INT8_DIM, f"`dim` must lie in 1..{MAX_INT8_DIM}.", dim)
+        self.num_items = checks.require_int("num_items", num_items)
+        self.dim = checks.require_int("dim", dim)
+        checks.require(self.dim <= MAX_INT8_DIM, f"`dim` must lie in 1..{MAX_INT8_DIM}.", dim)
         checks.require(output_form in FROZEN_OUTPUTS, f"`output_form` must be one of {FROZEN_OUTPUTS}.", output_form)
-        self.num_items = num_items
-        self.dim = dim
         self.output_form = output_form
         self.by_index = by_index
         self.supports_masking = True
+        self._has_table = False
 
     def build(self, ids_shape: typing.Any = None) -> None:
         def weight(name: str, shape: tuple[int, ...], dtype: str) -> typing.Any:
@@ -90,7 +95,11 @@ class FrozenEmbedding(keras.layers.Layer):
         return layer
 
     def set_table(self, ids: typing.Any, rows: typing.Any, scales: typing.Any) -> None:
-        """Puts another table of the same size into the layer (see `from_table`)."""
+        """Puts another table of the same size into the layer (see `from_table`).
+
+        Raises:
+            ValueError: what `from_table` refuses, or a table of another size.
+        """
         ids, rows, scales = np.asarray(ids), np.asarray(rows), np.asarray(scales, np.float32)
         shape = (self.num_items, self.dim)
         checks.require(rows.shape == shape, f"`rows` must have the shape {shape}.", rows.shape)
@@ -133,9 +142,16 @@ class FrozenEmbedding(keras.layers.Layer):
         self.scales.assign(np.pad(scales, (0, 1)))
 
     def lookup(self, ids: typing.Any) -> tuple[typing.Any, typing.Any, typing.Any]:
-        """Returns rows int8 [..., D], scales float32 [...] and mask bool [...] of ids int [...]."""
-        checks.require(self.built, "The table is empty; use `FrozenEmbedding.from_table`.", "an unbuilt layer")
-        ids = ops.cast(ops.convert_to_tensor(ids), _id_dtype())
+        """Returns rows int8 [..., D], scales float32 [...] and mask bool [...] of ids int [...].
+
+        Raises:
+            ValueError: ids that are not integers, or a table that was neither set nor loaded.
+        """
+        self._require_table()
+        ids = ops.convert_to_tensor(ids)
+        if not is_symbolic():  # a subclassed model is built with float placeholders
+            _require_integers(ids)
+        ids = ops.cast(ids, _id_dtype())
         if self.by_index:
             place = ids - 1
             found = ops.logical_and(place >= 0, place < self.num_items)
@@ -147,6 +163,13 @@ class FrozenEmbedding(keras.layers.Layer):
         rows = ops.take(ops.convert_to_tensor(self.rows), place, axis=0)
         scales = ops.take(ops.convert_to_tensor(self.scales), place, axis=0)
         return rows, scales, scales > 0.0
+
+    def _require_table(self) -> None:
+        if not self._has_table:
+            first = first_of(self.ids) if self.built else 0
+            rule = "The table is empty: use `FrozenEmbedding.from_table` or `set_table`, or load the layer's weights."
+            checks.require(first is None or bool(first != 0), rule, f"a layer of {self.num_items} items, none set")
+            self._has_table = first is not None  # no table holds the id 0
 
     def _search(self, table: typing.Any, ids: typing.Any) -> typing.Any:
         """Returns int32 [...]: how many ids of the sorted table are smaller than each id."""
@@ -178,6 +201,7 @@ class FrozenEmbedding(keras.layers.Layer):
         return {"rows": (*shape, self.dim), "scales": shape, "mask": shape}
 
     def compute_output_spec(self, ids: typing.Any) -> typing.Any:
+        _require_integers(ids)
         shapes = self.compute_output_shape(ids.shape)
         if self.output_form == "vector":
             return keras.KerasTensor(shapes, dtype="float32")
@@ -192,6 +216,12 @@ class FrozenEmbedding(keras.layers.Layer):
             "output_form": self.output_form,
             "by_index": self.by_index,
         }
+
+
+def _require_integers(ids: typing.Any) -> None:
+    dtype = keras.backend.standardize_dtype(ids.dtype)
+    is_integer = dtype.startswith(("int", "uint")) and dtype != "uint64"
+    checks.require(is_integer, "`ids` must be integers: pass int64, or `keras.Input(..., dtype='int64')`.", dtype)
 
 
 def _id_dtype() -> str:

@@ -57,6 +57,28 @@ def test_rows_bring_exact_counts(table):
     np.testing.assert_array_equal(counts[:, -1], [1, 2])
 
 
+def test_ids_become_counts_in_one_compiled_function_without_float_vectors(make_int8, rng):
+    rows, scales = make_int8(100, 64)
+    table = FrozenEmbedding.from_table(np.arange(1, 101), rows, scales, output_form="rows")
+    layer = SimTierLayer(20)
+    target_ids, behavior_ids = tf.constant(rng.integers(1, 101, 8)), tf.constant(rng.integers(-20, 130, (8, 512)))
+
+    def count(target_ids, behavior_ids):
+        target, behaviors = table(target_ids), table(behavior_ids)
+        masks = {"target_mask": target["mask"], "behaviors_mask": behaviors["mask"]}
+        of_rows = {"target_scales": target["scales"], "behaviors_scales": behaviors["scales"]}
+        return layer(target["rows"], behaviors["rows"], **masks, **of_rows)
+
+    compiled = tf.function(count, jit_compile=True, autograph=False)
+    expected = count(target_ids, behavior_ids)
+    np.testing.assert_array_equal(compiled(target_ids, behavior_ids), expected)
+    known = (behavior_ids >= 1) & (behavior_ids <= 100)
+    np.testing.assert_array_equal(np.asarray(expected).sum(1), np.asarray(known).sum(1))
+    program = compiled.experimental_get_compiler_ir(target_ids, behavior_ids)(stage="optimized_hlo")
+    buffers = program[program.index("ENTRY") :]
+    assert "f32[8,512,64]" not in buffers and f"f32[{8 * 512},64]" not in buffers
+
+
 def test_withdrawn_items_are_masked(make_int8):
     rows, scales = make_int8(2, 4)
     layer = FrozenEmbedding.from_table([1, 2], rows, [0.0, scales[1]])
@@ -74,9 +96,62 @@ def test_table_is_never_trained_and_survives_saving(tmp_path, table):
     np.testing.assert_array_equal(again(ids), model(ids))
 
 
-def test_unbuilt_table_says_where_tables_come_from():
+def test_empty_table_says_where_tables_come_from():
+    layer, ids = FrozenEmbedding(3, 2), np.array([[1]])
     with pytest.raises(ValueError, match=r"use `FrozenEmbedding.from_table`"):
-        FrozenEmbedding(3, 2).lookup(np.array([1]))
+        layer.lookup(ids)
+    model = keras.Sequential([keras.Input((1,), dtype="int64"), layer])
+    for function in (layer, model, tf.function(layer), tf.function(layer, jit_compile=True), model.predict):
+        with pytest.raises(ValueError, match=r"use `FrozenEmbedding.from_table`"):
+            function(ids)
+    layer.set_table([1, 2, 3], [[3, 4]] * 3, [0.2] * 3)
+    np.testing.assert_allclose(model.predict(ids, verbose=0), [[[0.6, 0.8]]])
+
+
+@keras.saving.register_keras_serializable(package="test_frozen_embedding")
+class LooksUp(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.table = FrozenEmbedding(5, 8)
+
+    def call(self, ids):
+        return self.table(ids)
+
+
+def test_tables_are_filled_by_whatever_fills_weights(tmp_path, table):
+    ids = np.array([[7, 30, 9]])
+    expected = table[0](ids)
+    model = LooksUp()
+    model(keras.Input((3,), dtype="int64"))
+    model.table.set_weights(table[0].get_weights())
+    np.testing.assert_array_equal(model(ids), expected)
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(ids), expected)
+    model.save_weights(tmp_path / "model.weights.h5")
+    path = tf.train.Checkpoint(model=model).save(str(tmp_path / "checkpoint"))
+    for fill in (
+        lambda m: m.load_weights(tmp_path / "model.weights.h5"),
+        lambda m: m.set_weights(model.get_weights()),
+        lambda m: tf.train.Checkpoint(model=m).restore(path).expect_partial(),
+    ):
+        other = LooksUp()
+        other(keras.Input((3,), dtype="int64"))
+        fill(other)
+        np.testing.assert_array_equal(other(ids), expected)
+
+
+@pytest.mark.parametrize("ids", [np.float32([2**24 + 1]), np.array([3.7]), np.array([True]), np.array(["7"])])
+def test_ids_that_are_not_integers_are_refused(table, ids):
+    for function in (table[0].lookup, table[0]):
+        with pytest.raises(ValueError, match=r"`ids` must be integers: pass int64"):
+            function(ids)
+
+
+def test_a_model_with_float_ids_is_refused(table):
+    with pytest.raises(ValueError, match=r"`ids` must be integers: .* Received: 'float32'"):
+        table[0](keras.Input((3,)))
+    for dtype in ("int8", "uint8", "int32", "uint32"):
+        np.testing.assert_array_equal(table[0].lookup(np.array([7, 9], dtype))[2], [True, False])
 
 
 @pytest.mark.parametrize(
@@ -101,7 +176,9 @@ def test_wrong_tables_are_refused(ids, rows, scales, rule):
 @pytest.mark.parametrize(
     "arguments, rule",
     [
-        ({"num_items": 0, "dim": 4}, "`num_items` must be at least 1"),
+        ({"num_items": 0, "dim": 4}, "`num_items` must be an int of at least 1"),
+        ({"num_items": 2.0, "dim": 4}, "`num_items` must be an int"),
+        ({"num_items": 2, "dim": True}, "`dim` must be an int"),
         ({"num_items": 1, "dim": 2000}, "`dim` must lie in"),
         ({"num_items": 1, "dim": 4, "output_form": "float"}, "`output_form` must be one of"),
     ],

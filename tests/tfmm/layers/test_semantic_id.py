@@ -1,8 +1,9 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmm.layers import SemanticId, fit_codebooks, residual_codes
+from tfmm.layers import FrozenEmbedding, SemanticId, fit_codebooks, residual_codes
 from tfmm.testing import check_layer
 
 
@@ -53,23 +54,89 @@ def test_masked_items_embed_to_zero_and_codebooks_stay(make_int8):
     np.testing.assert_array_equal(embedded[0], np.concatenate([table[0, codes[0, 0]], table[1, codes[0, 1]]]))
 
 
+def test_mask_of_a_frozen_embedding_is_found(make_int8, make_unit):
+    table = FrozenEmbedding.from_table([1, 2, 3], *make_int8(3, 4))
+    layer = SemanticId.from_vectors(make_unit(20, 4), num_levels=2, codebook_size=4, dim=3)
+    ids = np.array([[1, 0, 99, 3]])
+    symbolic = keras.Input((4,), dtype="int64")
+    model = keras.Model(symbolic, layer(table(symbolic)))
+    for embedded in (layer(table(ids)), model(ids), model.predict(ids, verbose=0)):
+        np.testing.assert_array_equal(np.asarray(embedded).any(-1), [[True, False, False, True]])
+    named = layer(table(ids), vectors_mask=ids == 3)
+    np.testing.assert_array_equal(np.asarray(named).any(-1), ids == 3)
+
+
+def test_a_scale_of_zero_is_a_missing_embedding(make_int8, make_unit):
+    rows, scales = make_int8(5, 4)
+    scales[2] = 0
+    layer = SemanticId.from_vectors(make_unit(20, 4), num_levels=2, codebook_size=4, dim=3)
+    np.testing.assert_array_equal(layer(rows, vectors_scales=scales).numpy().any(1), scales > 0)
+
+
+def test_codebooks_that_were_never_fitted_are_refused(tmp_path, make_unit):
+    vectors = make_unit(5, 4)
+    layer = SemanticId(2, 4, 3)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    for function in (layer, model, tf.function(layer), layer.codes):
+        with pytest.raises(ValueError, match=r"not fitted: use `SemanticId.from_vectors`"):
+            function(vectors)
+    fitted = SemanticId.from_vectors(vectors, 2, 4, 3)
+    model.set_weights(fitted.get_weights())
+    np.testing.assert_array_equal(model(vectors), fitted(vectors))
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(vectors), fitted(vectors))
+
+
+@pytest.mark.parametrize(
+    "inputs, rule",
+    [
+        ({"vectors": np.ones((3, 4), np.int8)}, "`vectors` must be float"),
+        ({"vectors": np.ones((3, 5), np.float32)}, "as many values per vector as `codebooks`"),
+        ({"vectors": np.ones((3, 4), np.int8), "vectors_scales": np.ones(1, np.float32)}, "`vectors_scales` must have"),
+        ({"vectors": np.ones((3, 4), np.float32), "vectors_mask": np.ones((3, 1), bool)}, "must have the shape"),
+    ],
+)
+def test_wrong_inputs_are_refused_also_when_a_model_is_built(make_unit, inputs, rule):
+    layer = SemanticId.from_vectors(make_unit(20, 4), num_levels=2, codebook_size=4, dim=3)
+    with pytest.raises(ValueError, match=rule):
+        layer(**inputs)
+    with pytest.raises(ValueError, match=rule):
+        layer(**{name: keras.Input(batch_shape=x.shape, dtype=str(x.dtype)) for name, x in inputs.items()})
+
+
 @pytest.mark.parametrize(
     "vectors, size, rule",
     [
         (np.ones((3, 2)), 4, "`codebook_size` must lie between"),
         (np.full((3, 2), np.nan), 2, "`vectors` must be finite"),
         (np.ones(3), 2, "`vectors` must have 2 axes"),
+        (np.ones((3, 2), np.int8), 2, r"`vectors` must be float.* by `unit_vectors`"),
+        (np.ones((3, 2)), 2.5, "`codebook_size` must be an int"),
     ],
 )
 def test_wrong_tables_are_refused(vectors, size, rule):
     with pytest.raises(ValueError, match=rule):
         fit_codebooks(vectors, 1, size)
+    with pytest.raises(ValueError, match=rule):
+        SemanticId.from_vectors(vectors, 1, size, 3)
+
+
+def test_no_iterations_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"`num_iterations` must be an int of at least 1. Received: 0"):
+        fit_codebooks(np.ones((3, 2)), 2, 2, num_iterations=0)
+
+
+def test_vectors_of_integers_have_no_codes():
+    with pytest.raises(ValueError, match="`vectors` must be float"):
+        residual_codes(np.ones((3, 2), np.int8), np.ones((1, 2, 2), np.float32))
 
 
 @pytest.mark.parametrize(
     "arguments, rule",
     [
-        ({"num_levels": 0}, "`num_levels` must be at least 1"),
+        ({"num_levels": 0}, "`num_levels` must be an int of at least 1"),
+        ({"codebook_size": 2.5}, "`codebook_size` must be an int"),
+        ({"dim": True}, "`dim` must be an int"),
         ({"combine": "mean"}, "`combine` must be one of"),
     ],
 )
@@ -81,4 +148,13 @@ def test_wrong_arguments_are_refused(arguments, rule):
 @pytest.mark.parametrize("combine", ["concat", "sum"])
 def test_conformance(make_unit, rng, combine):
     inputs = {"vectors": make_unit(3, 5, 6), "vectors_mask": rng.random((3, 5)) < 0.6}
-    check_layer(SemanticId, {"num_levels": 2, "codebook_size": 4, "dim": 3, "combine": combine}, inputs)
+    table = make_unit(20, 6)
+    settings = {"num_levels": np.int64(2), "codebook_size": 4, "dim": 3, "combine": combine}
+
+    def make(**settings):
+        layer = SemanticId(**settings)
+        layer.build((None, 6))
+        layer.codebooks.assign(fit_codebooks(table, settings["num_levels"], settings["codebook_size"]))
+        return layer
+
+    check_layer(SemanticId, settings, inputs, make_layer=make)
