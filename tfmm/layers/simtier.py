@@ -36,15 +36,21 @@ def tier_index(similarity: typing.Any, num_tiers: int, tiers: str = "paper") -> 
     >>> tier_index([-1.0, -0.6, 0.0, 0.5, 1.0, 1.0000002], 4).numpy()
     array([0, 0, 2, 3, 3, 3], dtype=int32)
     """
-    num_tiers = _require_tiers(num_tiers, tiers)
-    given = ops.cast(similarity, "float32")
-    similarity = ops.clip(given, -1.0, 1.0)
+    return _tier_where(None, similarity, _require_tiers(num_tiers, tiers), tiers)
+
+
+def _tier_where(mask: typing.Any, similarity: typing.Any, num_tiers: int, tiers: str) -> typing.Any:
+    """The tier of each similarity; N where the mask is False or the similarity NaN."""
+    similarity = ops.cast(similarity, "float32")
+    counted = ops.equal(similarity, similarity)  # not NaN
+    counted = counted if mask is None else ops.logical_and(counted, mask)
+    similarity = ops.clip(similarity, -1.0, 1.0)
     if tiers == "muse":
         tier = ops.ceil(similarity * 10.0) + 10.0
     else:
         tier = ops.floor((similarity + 1.0) * (num_tiers / 2.0))
     tier = ops.cast(ops.minimum(tier, num_tiers - 1.0), "int32")
-    return ops.where(ops.equal(given, given), tier, num_tiers)
+    return ops.where(counted, tier, num_tiers)
 
 
 def _require_tiers(num_tiers: typing.Any, tiers: str) -> int:
@@ -83,9 +89,7 @@ def tier_counts(similarity: typing.Any, mask: typing.Any, num_tiers: int, tiers:
     similarity = ops.convert_to_tensor(similarity)
     checks.require_rank("similarity", similarity, 2, "[B, L]")
     mask = checks.as_mask("mask", mask, tuple(similarity.shape), (1, similarity.shape[1]))
-    tier = tier_index(ops.stop_gradient(similarity), num_tiers, tiers)
-    if mask is not None:
-        tier = ops.where(mask, tier, num_tiers)
+    tier = _tier_where(mask, ops.stop_gradient(similarity), num_tiers, tiers)
     if is_traced_for_xla():
         return _packed_counts(tier, num_tiers)
     return _segment_counts(tier, num_tiers)
