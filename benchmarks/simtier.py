@@ -1,9 +1,10 @@
 """How fast is SimTier against what one would write from the paper, and against the machine?
 
 Sides: the loop of Algorithm 1 (as section 4.2 reads: similarities, then one comparison per tier; with the similarities
-as a sum of products or by einsum), the one-hot form, the layer under XLA and without it, on float32 vectors and on int8 rows; from item ids; and one user's history against
-many candidates, shared and tiled. References run as plain TensorFlow graphs, and under XLA (`..._xla`) as well. Floor:
-the bytes of the vectors over the memory bandwidth of the same run.
+as a sum of products or by einsum), the one-hot form, the layer under XLA and without it, on float32 vectors and on int8
+rows; from item ids; and one user's history against many candidates, shared and tiled. References run as plain
+TensorFlow graphs, and under XLA (`..._xla`) as well. Floor: the bytes of the vectors over the memory bandwidth of the
+same run; of the request, its FLOP over the rate of a matrix product.
 """
 
 import argparse
