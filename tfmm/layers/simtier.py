@@ -15,6 +15,8 @@ from tfmm.layers.similarity import Comparison, compare, require_inputs, verify_s
 TIER_OUTPUTS = ("count", "log1p", "ratio")
 TIER_RULES = ("paper", "muse")
 MUSE_NUM_TIERS = 22
+_COUNTER_BITS = (3, 6, 12)
+_LONGEST_SUM = 32
 
 
 def tier_index(similarity: typing.Any, num_tiers: int, tiers: str = "paper") -> typing.Any:
@@ -110,14 +112,15 @@ def _packed_counts(tier: typing.Any, num_tiers: int) -> typing.Any:
 
     The counters are narrow at first, 3 bits. Before they could overflow, each integer is split into its even and
     its odd counters, which leaves each counter twice the bits: 6, then 12. At 12 bits they are unpacked.
-    Every sum runs over at most 32 values, since XLA:CPU rewrites a longer one into a slow window.
+    Every sum runs over at most 32 values, since XLA:CPU rewrites a longer one into a slow window; a history whose
+    length has no fitting divisors is padded by a few behaviors in no tier.
     """
-    length, padding = tier.shape[1], 0
+    length = tier.shape[1]
     if length is None:
         return _segment_counts(tier, num_tiers)
-    if _largest_divisor(length, 7) < 4 < length:
-        padding = -length % 4
-        tier = ops.pad(tier, ((0, 0), (0, padding)), constant_values=num_tiers)
+    padded, sizes = _group_sizes(length)
+    if padded > length:
+        tier = ops.pad(tier, ((0, 0), (0, padded - length)), constant_values=num_tiers)
     bits, word = (31, "int32") if keras.backend.backend() == "jax" else (63, "int64")
     per_word = bits // 12 * 4
     counts = []
@@ -125,10 +128,9 @@ def _packed_counts(tier: typing.Any, num_tiers: int) -> typing.Any:
         # a tier outside this word adds to the top bit, which nobody reads; below `first`: large when unsigned
         shift = ops.minimum(ops.cast((tier - first) * 3, "uint32"), ops.cast(bits, "uint32"))
         columns = [ops.left_shift(ops.cast(1, word), ops.cast(shift, word))]  # counter i: in columns[i % len]
-        width, left, most = 3, length + padding, 1
-        while left > 1:
-            size = _largest_divisor(left, min(32, (2**width - 1) // most))
-            left, most = left // size, most * size
+        width, left = 3, padded
+        for size in sizes[:3]:
+            left //= size
             columns = [_sum_groups(column, size, left, fused=width == 3) for column in columns]
             if left == 1 or width == 12:
                 break
@@ -138,7 +140,11 @@ def _packed_counts(tier: typing.Any, num_tiers: int) -> typing.Any:
             width *= 2
         for i in range(min(per_word, num_tiers - first)):
             column = ops.right_shift(columns[i % len(columns)], _constant(i // len(columns) * width, word))
-            counts.append(ops.sum(ops.bitwise_and(column, _constant(2**width - 1, word)), axis=1))
+            counter, remaining = ops.bitwise_and(column, _constant(2**width - 1, word)), left
+            for size in sizes[3:]:
+                remaining //= size
+                counter = _sum_groups(counter, size, remaining, fused=False)
+            counts.append(ops.sum(counter, axis=1))
     return ops.cast(ops.stack(counts, axis=-1), "float32")
 
 
@@ -156,8 +162,33 @@ def _constant(value: int, dtype: str) -> typing.Any:
     return ops.convert_to_tensor(value, dtype=dtype)
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return next((size for size in range(limit, 1, -1) if number % size == 0), 1)
+def _group_sizes(length: int) -> tuple[int, list[int]]:
+    """Returns the least padded length that divides well, and how many values each sum but the last joins.
+
+    The first three sums fill counters of 3, 6 and 12 bits; further ones follow the unpacking. The last one runs over
+    what they leave, at most 32 values.
+
+    >>> _group_sizes(1000), _group_sizes(1004)
+    ((1000, [5, 10, 20]), (1008, [7, 9, 16]))
+    """
+    padded = length
+    while (sizes := _divide(padded)) is None:
+        padded += 1
+    return padded, sizes
+
+
+def _divide(length: int) -> list[int] | None:
+    """The sizes of `_group_sizes` without padding; None where one of them would be less than 4."""
+    sizes: list[int] = []
+    left, most = length, 1
+    while left > 1 and (len(sizes) < len(_COUNTER_BITS) or left > _LONGEST_SUM):
+        limit = (2 ** _COUNTER_BITS[len(sizes)] - 1) // most if len(sizes) < len(_COUNTER_BITS) else left
+        size = next(n for n in range(min(limit, _LONGEST_SUM, left), 0, -1) if left % n == 0)
+        if size < min(left, 4):
+            return None
+        sizes.append(size)
+        left, most = left // size, most * size
+    return sizes
 
 
 @keras.saving.register_keras_serializable(package="tfmm")
