@@ -27,8 +27,9 @@ def bank_logsumexp(
     With a `chunk_size` below K it streams: the bank is read once, chunk by chunk, and the [B, K] logits never
     exist. What the backward pass needs, the mean of the bank under the softmax, [B, D], is summed in the same
     pass, so that backward costs no matrix product. Equal to the dense form up to float32 rounding. Costs 4 B K D
-    FLOP and B K exponentials; memory is a few [B, D] and one [B, chunk_size]. Vectors far longer than 1 make a second
-    pass, with a running maximum, necessary.
+    FLOP and B K exponentials; memory is a few [B, D] and one [B, chunk_size]. Where |query / temperature| reaches 40
+    the loop keeps a running maximum, which costs two more passes over each chunk; vectors far longer than 1, and
+    rows of which all slots are masked, take a second loop with it.
 
     Args:
         scaled_queries: float32 [B, D], query / temperature.
@@ -40,15 +41,17 @@ def bank_logsumexp(
         chunk_size: slots per chunk; None, or at least K, keeps the logits in memory.
         gemm_dtype: the type of the two matrix products' inputs; sums and exponentials are float32.
     Returns:
-        float32 [B]; -1e30 or less where nothing counts.
+        float32 [B]; -1e30 or less where nothing counts, NaN where the bank turns out to have no slot.
     """
     memory_bank = ops.stop_gradient(ops.convert_to_tensor(memory_bank))
     bank = _Bank(memory_bank, positive_ids, memory_bank_ids, memory_bank_mask, gemm_dtype)
-    size = memory_bank.shape[0]
-    if chunk_size is None or (size is not None and size <= chunk_size):
+    is_static = memory_bank.shape[0] is not None
+    if chunk_size is None or (is_static and memory_bank.shape[0] <= chunk_size):
         queries = ops.cast(scaled_queries, gemm_dtype)
-        return ops.logsumexp(bank.logits(queries, *bank.read(0, None)), axis=-1)
-    return _stream(scaled_queries, bank, chunk_size)
+        value = ops.logsumexp(bank.logits(queries, *bank.read(0, None)), axis=-1)
+    else:
+        value = _stream(scaled_queries, bank, chunk_size)
+    return value if is_static else ops.where(bank.size == 0, float("nan"), value)
 
 
 def same_id(row_ids: typing.Any, column_ids: typing.Any) -> typing.Any:
@@ -138,7 +141,12 @@ def _sum_chunks(queries, bank: _Bank, chunk_size: int, running: bool):
 
     zeros = ops.zeros_like(queries[:, :1])
     state = (zeros + MASKED_LOGIT if running else zeros, zeros, ops.zeros_like(queries))
-    num_chunks, rest = bank.size // chunk_size, bank.size % chunk_size
+    if not isinstance(bank.size, int):  # XLA compiles the loop also where the bank is smaller than a chunk
+        chunk_size = ops.minimum(bank.size, chunk_size)
+        num_chunks = bank.size // ops.maximum(chunk_size, 1)
+    else:
+        num_chunks = bank.size // chunk_size
+    rest = bank.size - num_chunks * chunk_size
     state = ops.fori_loop(0, num_chunks, lambda i, state: add(state, i * chunk_size, chunk_size), state)
     if isinstance(rest, int) and rest == 0:
         return state

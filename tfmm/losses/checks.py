@@ -9,13 +9,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfmm.layers.checks import concrete, require
+from tfmm.layers.checks import concrete, require, require_int
 
 UNIT_TOLERANCE = 1e-3
 
 
 def require_positive(name: str, value: typing.Any) -> None:
     """Refuses what is not one positive finite number; inside a compiled graph only its shape can be read."""
+    require(not isinstance(value, (str, bool)) and value is not None, f"`{name}` must be a positive number.", value)
     shape = tuple(value.shape) if hasattr(value, "shape") else ()
     require(shape == (), f"`{name}` must be one number, of shape ().", shape)
     number = value if isinstance(value, (int, float)) else concrete(ops.convert_to_tensor(value))
@@ -28,8 +29,8 @@ def require_positive(name: str, value: typing.Any) -> None:
 
 def require_gemm(chunk_size: int | None, gemm_dtype: str) -> None:
     """Refuses a chunk of no slots, and a type that the streamed sum does not hold."""
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be at least 1, or None. Received: {chunk_size!r}.")
+    if chunk_size is not None:
+        require_int("chunk_size", chunk_size)
     if gemm_dtype not in ("float32", "bfloat16"):  # float16 ends at 65,504, and exp(cosine / temperature) does not
         raise ValueError(f"`gemm_dtype` must be float32 or bfloat16. Received: {gemm_dtype!r}.")
 

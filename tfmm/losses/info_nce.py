@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import typing
 
 import keras
+import numpy as np
 from keras import ops
 
 from tfmm.losses import checks
@@ -69,26 +71,21 @@ def info_nce(
     True
     """
     queries, positives = ops.convert_to_tensor(queries), ops.convert_to_tensor(positives)
-    checks.require_gemm(chunk_size, gemm_dtype)
-    checks.require_pairs(queries=queries, positives=positives)
-    checks.require_positive("temperature", temperature)
+    memory_bank = None if memory_bank is None else ops.convert_to_tensor(memory_bank)
     positive_ids = checks.item_ids("positive_ids", positive_ids)
-    checks.require_rows("positive_ids", positive_ids, "queries", queries.shape[0])
-    _require_negatives(queries, memory_bank, in_batch_negatives)
+    memory_bank_ids = checks.item_ids("memory_bank_ids", memory_bank_ids)
+    memory_bank_mask = None if memory_bank_mask is None else ops.cast(memory_bank_mask, "bool")
+    masks = (positive_ids, memory_bank_ids, memory_bank_mask)
+    checks.require_gemm(chunk_size, gemm_dtype)
+    checks.require_positive("temperature", temperature)
+    _require_shapes(queries, positives, memory_bank, in_batch_negatives, *masks)
     positives = ops.cast(positives, "float32")
     # One scalar division: the gradient of a division of [B, D] would hold three more of them.
     scaled = ops.cast(queries, "float32") * (1.0 / ops.cast(temperature, "float32"))  # [B, D]
     positive_logit = ops.sum(scaled * positives, axis=-1)  # [B]
     negatives = []
     if memory_bank is not None:
-        memory_bank = ops.convert_to_tensor(memory_bank)
-        masks = _bank_masks(queries, memory_bank, positive_ids, memory_bank_ids, memory_bank_mask)
         negatives.append(bank_logsumexp(scaled, memory_bank, *masks, chunk_size=chunk_size, gemm_dtype=gemm_dtype))
-    elif memory_bank_ids is not None or memory_bank_mask is not None:
-        raise ValueError(
-            "`memory_bank_ids` and `memory_bank_mask` describe a `memory_bank`. Received: none. "
-            "Pass the bank too, or leave them out."
-        )
     if in_batch_negatives:
         negatives.append(_in_batch_logsumexp(scaled, positives, positive_ids))
     negative_logit = ops.logsumexp(ops.stack(negatives), axis=0)  # logaddexp has a wrong gradient at a tie
@@ -104,34 +101,39 @@ def _in_batch_logsumexp(scaled: typing.Any, positives: typing.Any, positive_ids:
     return ops.logsumexp(ops.where(excluded, MASKED_LOGIT, logits), axis=-1)
 
 
-def _require_negatives(queries: typing.Any, memory_bank: typing.Any, in_batch_negatives: bool) -> None:
-    if memory_bank is None and not (in_batch_negatives and queries.shape[0] != 1):
+def _require_shapes(
+    queries: typing.Any,
+    positives: typing.Any,
+    memory_bank: typing.Any,
+    in_batch_negatives: bool,
+    positive_ids: typing.Any = None,
+    memory_bank_ids: typing.Any = None,
+    memory_bank_mask: typing.Any = None,
+) -> None:
+    """Raises the ValueErrors of `info_nce` that shapes alone decide."""
+    checks.require_pairs(queries=queries, positives=positives)
+    batch = queries.shape[0]
+    checks.require_rows("positive_ids", positive_ids, "queries", batch)
+    if memory_bank is not None:
+        checks.require_bank(tuple(queries.shape), memory_bank)
+        if (positive_ids is None) != (memory_bank_ids is None):
+            raise ValueError(
+                "False negatives are masked by comparing `positive_ids` [B] with `memory_bank_ids` [K]. "
+                "Received: only one of them. Pass both, or neither."
+            )
+        checks.require_rows("memory_bank_ids", memory_bank_ids, "memory_bank", memory_bank.shape[0])
+        checks.require_rows("memory_bank_mask", memory_bank_mask, "memory_bank", memory_bank.shape[0])
+    elif memory_bank_ids is not None or memory_bank_mask is not None:
+        raise ValueError(
+            "`memory_bank_ids` and `memory_bank_mask` describe a `memory_bank`. Received: none. "
+            "Pass the bank too, or leave them out."
+        )
+    elif not in_batch_negatives or batch == 1:
         raise ValueError(
             "InfoNCE needs at least one negative (K >= 1). Received: no `memory_bank`, "
-            f"`in_batch_negatives={in_batch_negatives}` and a batch of {queries.shape[0]}. Pass a memory bank, or set "
+            f"`in_batch_negatives={in_batch_negatives}` and a batch of {batch}. Pass a memory bank, or set "
             "`in_batch_negatives=True` and drop batches of one row."
         )
-
-
-def _bank_masks(
-    queries: typing.Any,
-    memory_bank: typing.Any,
-    positive_ids: typing.Any,
-    memory_bank_ids: typing.Any,
-    memory_bank_mask: typing.Any,
-) -> tuple[typing.Any, typing.Any, typing.Any]:
-    """Checks the bank with what belongs to it; returns the ids of positives and slots, and the mask."""
-    checks.require_bank(tuple(queries.shape), memory_bank)
-    if (positive_ids is None) != (memory_bank_ids is None):
-        raise ValueError(
-            "False negatives are masked by comparing `positive_ids` [B] with `memory_bank_ids` [K]. "
-            "Received: only one of them. Pass both, or neither."
-        )
-    memory_bank_ids = checks.item_ids("memory_bank_ids", memory_bank_ids)
-    memory_bank_mask = None if memory_bank_mask is None else ops.cast(memory_bank_mask, "bool")
-    for name, column in (("memory_bank_ids", memory_bank_ids), ("memory_bank_mask", memory_bank_mask)):
-        checks.require_rows(name, column, "memory_bank", memory_bank.shape[0])
-    return positive_ids, memory_bank_ids, memory_bank_mask
 
 
 @keras.saving.register_keras_serializable("tfmm")
@@ -234,6 +236,14 @@ class InfoNCE(keras.layers.Layer):
         )
         self.built = True
 
+    def __call__(self, *args, **kwargs):
+        # Keras converts the arguments before `call`, and on JAX cuts 64-bit ids while it does.
+        given = inspect.signature(self.call).bind_partial(*args, **kwargs).arguments
+        for name in ("positive_ids", "memory_bank_ids"):
+            if isinstance(given.get(name), np.ndarray):
+                checks.item_ids(name, given[name])
+        return super().__call__(*args, **kwargs)
+
     def call(
         self,
         queries,
@@ -272,7 +282,8 @@ class InfoNCE(keras.layers.Layer):
     ):
         return ()
 
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, queries, positives, memory_bank=None, **masks):
+        _require_shapes(queries, positives, memory_bank, self.in_batch_negatives, **masks)
         return keras.KerasTensor((), dtype="float32")  # whatever the policy
 
     def get_config(self) -> dict[str, typing.Any]:

@@ -37,12 +37,12 @@ def triplet_loss(
     queries, positives, negatives = (ops.convert_to_tensor(each) for each in (queries, positives, negatives))
     checks.require_pairs(queries=queries, positives=positives, negatives=negatives)
     queries, positives, negatives = (
-        unit_vectors(ops.cast(tensor, "float32")) for tensor in (queries, positives, negatives)
+        _normalize(ops.cast(tensor, "float32")) for tensor in (queries, positives, negatives)
     )
     return ops.relu(margin + ops.sum(queries * (negatives - positives), axis=-1))
 
 
-def unit_vectors(vectors: typing.Any) -> typing.Any:
+def _normalize(vectors: typing.Any) -> typing.Any:
     """Returns float32 [B, D] rows of length 1; a row of zeros stays zero, and so does its gradient."""
     largest = ops.stop_gradient(ops.max(ops.abs(vectors), axis=-1, keepdims=True))  # else squares leave the range
     vectors = vectors / ops.where(largest == 0, 1.0, largest)
@@ -92,7 +92,9 @@ class TripletLoss(keras.layers.Layer):
     ):
         return ()
 
-    def compute_output_spec(self, *args, **kwargs):
+    def compute_output_spec(self, queries, positives, negatives, negatives_mask=None):
+        checks.require_pairs(queries=queries, positives=positives, negatives=negatives)
+        checks.require_rows("negatives_mask", negatives_mask, "negatives", negatives.shape[0])
         return keras.KerasTensor((), dtype="float32")  # whatever the policy
 
     def get_config(self) -> dict[str, typing.Any]:
@@ -100,7 +102,7 @@ class TripletLoss(keras.layers.Layer):
 
 
 def _check_margin(margin: float) -> None:
-    if not 0.0 < margin <= 2.0:
+    if isinstance(margin, (str, bool)) or not 0.0 < margin <= 2.0:
         raise ValueError(
             f"`margin` must lie in (0, 2], the range of a cosine difference. Received: {margin!r}."
         )

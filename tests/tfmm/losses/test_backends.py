@@ -1,5 +1,7 @@
 """Streaming InfoNCE on the backend at hand (KERAS_BACKEND): the dense loss and gradients, compiled where it can."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -55,15 +57,17 @@ def test_streaming_gives_the_dense_gradients(temperature):
         np.testing.assert_allclose(streamed, dense, rtol=1e-4, atol=2e-4)
 
 
-def test_ids_that_the_backend_would_cut_are_refused_or_compared_whole():
+@pytest.mark.parametrize("loss_of", [functools.partial(info_nce, temperature=0.1), InfoNCE(temperature=0.1)])
+def test_ids_that_the_backend_would_cut_are_refused_or_compared_whole(loss_of):
     queries, bank = unit(0, 3), unit(1, 12)
-    options = {"temperature": 0.1, "positive_ids": 2**40 + np.arange(3), "memory_bank_ids": 7 * 2**40 + np.arange(12)}
+    ids = {"positive_ids": 2**40 + np.arange(3), "memory_bank_ids": 7 * 2**40 + np.arange(12)}
     try:
-        loss = info_nce(queries, queries, bank, **options)
+        loss = loss_of(queries, queries, memory_bank=bank, **ids)
     except ValueError as error:
         assert keras.backend.backend() == "jax" and "`positive_ids` must fit 32 bits on JAX" in str(error)
     else:  # no id in common
-        np.testing.assert_allclose(loss, info_nce(queries, queries, bank, temperature=0.1), rtol=1e-6)
+        expected = loss_of(queries, queries, memory_bank=bank)
+        np.testing.assert_allclose(ops.convert_to_numpy(loss), ops.convert_to_numpy(expected), rtol=1e-6)
 
 
 def test_layers_save_with_a_model(tmp_path):

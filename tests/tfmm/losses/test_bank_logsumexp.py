@@ -160,14 +160,16 @@ def test_bank_of_longer_vectors_keeps_a_running_maximum(length, jit_compile):
     np.testing.assert_allclose(gradient, mean, rtol=1e-4, atol=1e-6)
 
 
-def test_number_of_slots_need_not_be_static():
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_number_of_slots_need_not_be_static(jit_compile):
     rng = np.random.default_rng(7)
     queries = unit(rng, 3)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, 8])])
+    @tf.function(input_signature=[tf.TensorSpec([None, 8])], jit_compile=jit_compile)
     def streamed(bank):
         return bank_logsumexp(queries, bank, chunk_size=16)
 
+    assert np.isnan(streamed(unit(rng, 0))).all()  # no negative at all is no loss of 0
     for size in (5, 16, 32, 50):
         bank = unit(rng, size)
         np.testing.assert_allclose(streamed(bank), bank_logsumexp(queries, bank, chunk_size=None), rtol=1e-5)

@@ -222,7 +222,9 @@ def test_gradient_is_right_where_bank_and_batch_weigh_the_same(vectors):
             r"one row of each per query. Received: \(5, 8\) and \(6, 8\)",
         ),
         ({"positives": np.zeros((6, 8, 1), np.float32)}, r"Received: \(6, 8\) and \(6, 8, 1\)"),
-        ({"chunk_size": 0}, "`chunk_size` must be at least 1, or None. Received: 0"),
+        ({"chunk_size": 0}, r"`chunk_size` must be an int of at least 1\. Received: 0"),
+        ({"chunk_size": 1.5}, r"`chunk_size` must be an int of at least 1\. Received: 1.5"),
+        ({"temperature": "warm"}, "`temperature` must be a positive number. Received: 'warm'"),
         ({"gemm_dtype": "int8"}, "must be float32 or bfloat16. Received: 'int8'"),
         ({"temperature": 0.0}, "`temperature` must be a positive number. Received: 0.0. Learn its logarithm"),
         ({"temperature": np.float32(-1)}, "Received: -1"),
@@ -258,6 +260,14 @@ def test_refuses_a_batch_of_one_without_a_bank(vectors):
     query = vectors[0][:1]
     with pytest.raises(ValueError, match=r"a batch of 1\. Pass a memory bank"):
         info_nce(query, query, temperature=0.07, in_batch_negatives=True)
+
+
+def test_layer_refuses_other_shapes_when_a_model_is_built():
+    queries, bank = keras.Input((8,)), keras.Input((8,))
+    with pytest.raises(ValueError, match=r"must all be \[B, D\].*\(None, 8\) and \(None, 9\)"):
+        InfoNCE()(queries, keras.Input((9,)), memory_bank=bank)
+    with pytest.raises(ValueError, match="only one of them"):
+        InfoNCE()(queries, queries, memory_bank=bank, positive_ids=keras.Input((), dtype="int64"))
 
 
 def test_layer_refuses_a_start_outside_the_range():

@@ -75,6 +75,11 @@ def test_refuses_rows_and_masks_that_would_be_broadcast(triplets):
         TripletLoss()(queries, positives, negatives, negatives_mask=np.ones((7, 1), bool))
 
 
+def test_layer_refuses_other_shapes_when_a_model_is_built():
+    with pytest.raises(ValueError, match=r"must all be \[B, D\].*\(None, 7\)"):
+        TripletLoss()(keras.Input((8,)), keras.Input((7,)), keras.Input((8,)))
+
+
 def test_masked_negatives_may_hold_anything(triplets):
     queries, positives, negatives = triplets
     mask = np.arange(7) != 2
