@@ -30,7 +30,10 @@ def compiled(function: typing.Callable, *tensors: typing.Any, jit_compile: bool 
 
 
 def peak_bytes(call: Call) -> int:
-    """Bytes that a warm call takes beyond what was held before it, by TensorFlow's allocator."""
+    """Bytes that a warm call takes beyond what was held before it, in blocks of TensorFlow's allocator.
+
+    A block may be larger than the tensor in it, by up to a half; tensors below 256 KiB are not in it, and count 0.
+    """
     tf.config.experimental.reset_memory_stats("CPU:0")
     before = tf.config.experimental.get_memory_info("CPU:0")["current"]
     call()
@@ -68,3 +71,9 @@ def measure(
         if floor_s is not None:
             result[name]["times_floor"] = statistics.median(values) / floor_s
     return result
+
+
+def times(side: dict[str, typing.Any], reference: str, at_least: float) -> dict[str, typing.Any]:
+    """Returns the bar of a side against a reference, with its ratios to the other references beside it."""
+    others = {name: value for name, value in side.items() if name.startswith("times_")}
+    return recording.bar(others.pop(f"times_{reference}"), at_least=at_least, beside=others)

@@ -70,11 +70,13 @@ def _commit() -> str:
     return git("rev-parse", "HEAD") + ("+changes" if changes else "")
 
 
-def bar(measured: float, at_least: float | None = None, at_most: float | None = None) -> dict[str, typing.Any]:
-    """Returns a bar of the project beside its figure, and whether it is met."""
+def bar(measured: float, at_least: float | None = None, at_most: float | None = None,
+        beside: dict[str, float] | None = None) -> dict[str, typing.Any]:
+    """Returns a bar of the project beside its figure, whether it is met, and figures to read it by."""
     met = (at_least is None or measured >= at_least) and (at_most is None or measured <= at_most)
     limits = {"at_least": at_least, "at_most": at_most}
-    return {"measured": measured, **{k: v for k, v in limits.items() if v is not None}, "met": met}
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    return {"measured": measured, **limits, "met": met, **({"beside": beside} if beside else {})}
 
 
 def write(name: str, question: str, results: typing.Any, seed: int | None = None,
@@ -98,5 +100,6 @@ def write(name: str, question: str, results: typing.Any, seed: int | None = None
     print(json.dumps(results, indent=2))
     for title, figure in (bars or {}).items():
         limit = " and ".join(f"{k.replace('_', ' ')} {figure[k]:g}" for k in ("at_least", "at_most") if k in figure)
-        print(f"{'met   ' if figure['met'] else 'MISSED'} {title}: {figure['measured']:.4g} ({limit})")
+        beside = "".join(f", {name} {value:.3g}" for name, value in figure.get("beside", {}).items())
+        print(f"{'met   ' if figure['met'] else 'MISSED'} {title}: {figure['measured']:.4g} ({limit}{beside})")
     return path

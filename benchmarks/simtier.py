@@ -129,19 +129,19 @@ def bars(results):
     found = {}
     if "B256_L1000" in results:
         side = results["B256_L1000"]["layer_xla"]
-        found["SimTier B=256 L=1000, times the naive loop"] = recording.bar(side["times_naive_loop"], at_least=2.9)
-        found["SimTier B=256 L=1000, times the floor"] = recording.bar(side["times_floor"], at_most=2.3)
-        found["SimTier B=256 L=1000, temporary MB"] = recording.bar(side["peak_bytes"] / 1e6, at_most=5)
-    for name in ("B1024_L50", "B32_L10000"):
+        found["SimTier B256_L1000, times the floor"] = recording.bar(side["times_floor"], at_most=2.3)
+        found["SimTier B256_L1000, temporary MB"] = recording.bar(side["peak_bytes"] / 1e6, at_most=5)
+    for name, at_least in (("B256_L1000", 2.9), ("B1024_L50", 2.7), ("B32_L10000", 2.7)):
         if name in results:
-            times = results[name]["layer_xla"]["times_naive_loop"]
-            found[f"SimTier {name}, times the naive loop"] = recording.bar(times, at_least=2.7)
+            side = results[name]["layer_xla"]
+            found[f"SimTier {name}, times the naive loop"] = graphs.times(side, "naive_loop", at_least)
     if "from_ids" in results:
-        times = results["from_ids"]["layer_int8_xla"]["times_float_gather_one_hot"]
-        found["SimTier from ids, times float gather, einsum, one-hot"] = recording.bar(times, at_least=2.8)
+        side = results["from_ids"]["layer_int8_xla"]
+        title = "SimTier from ids, times float gather, einsum, one-hot"
+        found[title] = graphs.times(side, "float_gather_one_hot", 2.8)
     if "request" in results:
-        times = results["request"]["layer_shared_xla"]["times_tiled"]
-        found["SimTier, 1 user x 500 candidates, times tiled"] = recording.bar(times, at_least=20)
+        side = results["request"]["layer_shared_xla"]
+        found["SimTier, 1 user x 500 candidates, times tiled"] = graphs.times(side, "tiled", 20)
     return found
 
 
