@@ -38,7 +38,10 @@ class BinnedAUC(SumMetric):
         labels, scores, weights = checked_batch(labels, scores, sample_weight)
         bins = ops.clip(ops.cast(ops.floor(scores * self.num_bins), "int32"), 0, self.num_bins - 1)
         bins = bins + self.num_bins * ops.cast(labels > 0.5, "int32")
-        counts = ops.segment_sum(weights, bins, num_segments=2 * self.num_bins)
+        if keras.backend.backend() == "torch" and weights.device.type == "meta":
+            counts = ops.zeros(2 * self.num_bins, weights.dtype)  # Keras asks for shapes; `segment_sum` has none
+        else:
+            counts = ops.segment_sum(weights, bins, num_segments=2 * self.num_bins)
         self.add(counts)
 
     def result(self):

@@ -11,12 +11,15 @@ from keras import ops
 from tfmm import metrics
 
 
-def test_fit_and_evaluate_report_them():
+CLASSES = (metrics.BinnedAUC, metrics.LogLoss, metrics.NormalizedEntropy, metrics.Calibration)
+
+
+@pytest.mark.parametrize("classes", [CLASSES, CLASSES[::-1]])
+def test_fit_and_evaluate_report_them(classes):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(64, 3)).astype(np.float32)
     labels = (inputs[:, :1] > 0).astype(np.float32)
     model = keras.Sequential([keras.layers.Dense(1, activation="sigmoid")])
-    classes = (metrics.BinnedAUC, metrics.LogLoss, metrics.NormalizedEntropy, metrics.Calibration)
     model.compile(loss="binary_crossentropy", metrics=[each() for each in classes])
     model.fit(inputs, labels, batch_size=16, verbose=0)
     reported = model.evaluate(inputs, labels, batch_size=16, verbose=0, return_dict=True)
