@@ -112,7 +112,7 @@ def user_aucs(labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayL
     ids, users = user_index(user_ids, clicked.size)
     keys = users.astype(np.uint64)
     keys <<= np.uint64(32)
-    keys |= score_keys(values)
+    keys |= score_keys(values, users)
     keys <<= np.uint64(1)
     keys |= clicked
     keys.sort()  # by user, then score, then label
@@ -131,28 +131,48 @@ def user_aucs(labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayL
     return UserAUC(ids, aucs, impressions, clicks)
 
 
-def score_keys(scores: np.ndarray) -> np.ndarray:
-    """Maps scores to whole numbers in the same order, equal where the scores are equal.
+def score_keys(scores: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """Maps scores to whole numbers in the same order within each user, equal where the scores are equal.
+
+    Scores are keyed by the bits of their float32. Where that rounding may have made two scores of a user meet,
+    all scores of such users are ranked instead, so that no two are taken for a tie.
 
     Args:
         scores: numbers [n], finite.
+        users: int64 [n], numbered from 0.
     Returns:
-        uint32 [n] of at most 31 bits, or uint64 [n] of at most 32. Floats that float32 holds are keyed by their
-        bits; other scores are ranked first, so that nothing is rounded.
+        uint32 [n].
     """
     with np.errstate(over="ignore"):
         single = scores.astype(np.float32) + np.float32(0.0)  # + 0.0 turns -0.0 into 0.0
+    keys = single.view(np.uint32)
+    if keys.max() >= 2**31:  # a negative score; without one the bits are already in order
+        keys = np.where(keys >= 2**31, ~keys, keys | np.uint32(2**31))
     if scores.dtype.kind != "f" or not np.array_equal(single, scores):
-        order = np.argsort(scores)
-        ordered = scores[order]
-        ranks = np.empty(scores.size, np.uint64)
-        ranks[order] = np.cumsum(np.concatenate(([False], ordered[1:] != ordered[:-1])), dtype=np.uint64)
-        return ranks
-    bits = single.view(np.uint32)
-    if bits.max() < 2**31:  # no negative score: the bits are already in order
-        return bits
-    negative = bits >= 2**31
-    return np.where(negative, ~bits, bits | np.uint32(2**31)).astype(np.uint64)
+        ranked = users_with_ties(keys, users)[users]
+        keys[ranked] = ranks(scores[ranked])
+    return keys
+
+
+def users_with_ties(keys: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """Returns bool [users]: whether a user has one of the keys, uint32 [n], twice."""
+    pairs = users.astype(np.uint64)
+    pairs <<= np.uint64(32)
+    pairs |= keys
+    pairs.sort()
+    tied = pairs[1:][pairs[1:] == pairs[:-1]]
+    has_tie = np.zeros(users.max() + 1, bool)
+    has_tie[(tied >> np.uint64(32)).astype(np.int64)] = True
+    return has_tie
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Returns uint32 [n]: how many distinct values are smaller than each."""
+    order = np.argsort(values)
+    ordered = values[order]
+    result = np.zeros(values.size, np.uint32)
+    result[order[1:]] = np.cumsum(ordered[1:] != ordered[:-1], dtype=np.uint32)
+    return result
 
 
 def pairs_won(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

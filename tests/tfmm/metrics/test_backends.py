@@ -10,7 +10,6 @@ from keras import ops
 
 from tfmm import metrics
 
-
 CLASSES = (metrics.BinnedAUC, metrics.LogLoss, metrics.NormalizedEntropy, metrics.Calibration)
 
 

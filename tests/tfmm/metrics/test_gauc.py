@@ -44,6 +44,19 @@ def test_agrees_with_a_loop_over_users(weighting, dtype):
     check()
 
 
+@pytest.mark.parametrize("decimals", [3, 17])
+def test_scores_that_meet_in_float32_are_told_apart(decimals):
+    rng = np.random.default_rng(0)
+    users, labels = rng.integers(0, 60, 2000), rng.integers(0, 2, 2000)
+    scores = rng.normal(size=2000).round(decimals)  # three decimals: equal ones, which stay ties
+    near = np.flatnonzero(users < 20)  # of 17 decimals, only these meet
+    scores[near] = 0.3 + rng.integers(-2, 3, near.size) * 1e-12
+    expected, counted, _ = loop(labels, scores, users, "impressions")
+    result = gauc(labels, scores, users)
+    assert result.users == counted
+    assert result.value == pytest.approx(expected, abs=1e-12)
+
+
 def test_string_ids_and_shuffled_rows_give_the_same():
     rng = np.random.default_rng(0)
     users, labels, scores = rng.integers(0, 40, 900), rng.integers(0, 2, 900), rng.random(900)
