@@ -16,9 +16,9 @@ def as_arrays(inputs: typing.Mapping[str, typing.Any]) -> dict[str, np.ndarray]:
     """Turns inputs into arrays, lists as Keras would (Python floats to float32).
 
     Raises:
-        ValueError: no inputs, fewer than 2 rows, or inputs with different numbers of rows.
+        ValueError: no inputs, strings, fewer than 2 rows, or inputs with different numbers of rows.
     """
-    arrays = {name: x if isinstance(x, np.ndarray) else _as_array(x) for name, x in inputs.items()}
+    arrays = {name: _as_array(name, x) for name, x in inputs.items()}
     checks.require(len(arrays) > 0, "`inputs` must hold at least one array.", inputs)
     for name, x in arrays.items():
         checks.require(
@@ -31,7 +31,16 @@ def as_arrays(inputs: typing.Mapping[str, typing.Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _as_array(values: typing.Any) -> np.ndarray:
+def _as_array(name: str, values: typing.Any) -> np.ndarray:
+    array = keras.ops.convert_to_numpy(values) if keras.ops.is_tensor(values) else np.asarray(values)
+    checks.require(
+        array.dtype.kind not in "OSU",
+        f"`{name}` must hold numbers or bools, as results are compared as numbers. Look strings up before the layer "
+        "that you check, with keras.layers.StringLookup, and pass the ids.",
+        values,
+    )
+    if isinstance(values, np.ndarray):
+        return values
     return np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(values)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing
 
 import keras
@@ -10,7 +11,7 @@ import numpy as np
 from tfmm.testing.arguments import Arrays
 from tfmm.testing.execution import Tensors, flatten
 
-_TRIES = 8
+_TRIES = 12  # from the middle on with signs flipped
 Total = typing.Callable[[typing.Any], typing.Any]
 
 
@@ -21,7 +22,9 @@ def reach_of_gradients(
 
     A gradient may be zero by chance: behind a weight that starts at zero, behind a unit that no row switches on,
     or where it is mere rounding, as of a bias that a softmax cancels. So what is wanted and not reached gets
-    further tries, with shaken weights and other directions; afterwards the weights are as before.
+    further tries, with shaken weights and other directions, and in the end with other signs of some weights and
+    float inputs, which switch on a unit that no row did; afterwards the weights are as before. Of flipped values,
+    which the layer may refuse, nothing but a finite gradient counts.
 
     Args:
         names: the inputs to differentiate by, of length n.
@@ -37,16 +40,21 @@ def reach_of_gradients(
     weights = layer.trainable_weights
     before = [np.asarray(keras.ops.convert_to_numpy(weight)) for weight in weights]
     try:
-        for _ in range(_TRIES):
+        for i in range(_TRIES):
             directions = {name: rng.normal(size=x.shape).astype(np.float32) for name, x in outputs.items()}
-            for i, gradient in enumerate(_gradients(layer, inputs, names, directions)):
-                if gradient is not None:
-                    reached[i] |= gradient.any()
-                    finite[i] &= np.isfinite(gradient).all()
+            if i < _TRIES // 2:
+                found = _gradients(layer, inputs, names, directions)
+                finite &= are_finite(found)
+            else:
+                flipped = {name: _flipped(x, rng) if x.dtype.kind == "f" else x for name, x in inputs.items()}
+                with contextlib.suppress(Exception):
+                    found = _gradients(layer, flipped, names, directions)
+            reached |= are_finite(found) & np.array([x is not None and x.any() for x in found], bool)
             if reached[wanted].all():
                 break
             for weight, value in zip(weights, before):
-                weight.assign(_shaken(value, rng))
+                shaken = _shaken(value, rng)
+                weight.assign(shaken if i + 1 < _TRIES // 2 else _flipped(shaken, rng))
     finally:
         for weight, value in zip(weights, before):
             weight.assign(value)
@@ -56,6 +64,16 @@ def reach_of_gradients(
 def _shaken(value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Moves each weight by up to a tenth, and those at zero off it; signs stay, as some weights must be positive."""
     return np.where(value == 0, rng.uniform(0.05, 0.15, value.shape), value * rng.uniform(0.9, 1.1, value.shape))
+
+
+def _flipped(value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Turns the sign of about half of the values."""
+    return np.where(rng.random(value.shape) < 0.5, -value, value)
+
+
+def are_finite(gradients: list[np.ndarray | None]) -> np.ndarray:
+    """Tells for each gradient whether it is finite, as is none at all; bool [number of gradients]."""
+    return np.array([x is None or bool(np.isfinite(x).all()) for x in gradients], bool)
 
 
 def _gradients(

@@ -17,6 +17,8 @@ MASK = np.array([[True, False], [True, True], [False, True]])
         ({}, {}, "`inputs` must hold at least one array"),
         ({"inputs": VALUES[:1]}, {}, r"`inputs` must have the batch as first axis, of at least 2 rows.*\(1, 2\)"),
         ({"inputs": np.float32(1)}, {}, r"`inputs` must have the batch as first axis.*Received: \(\)"),
+        ({"inputs": np.array([["a"], ["b"]])}, {}, r"`inputs` must hold numbers or bools.*StringLookup"),
+        ({"inputs": [["a"], ["b"]]}, {}, "`inputs` must hold numbers or bools.*Received: .*'a'"),
         ({"inputs": VALUES, "other": VALUES[:2]}, {}, "must have equally many rows.*'inputs': 3, 'other': 2"),
         ({"inputs": VALUES}, {"differentiable": ["inputs", "inptus"]}, r"must name float inputs.*: \['inptus'\]"),
         ({"inputs": VALUES, "ids": [1, 2, 3]}, {"differentiable": ["ids"]}, r"must name float inputs.*: \['ids'\]"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tfmm.losses import InfoNCE
 from tfmm.testing import LayerConformanceError, check_layer
 
 VALUES = np.float32([[1, 2], [3, 4], [5, 6]])
@@ -34,6 +35,8 @@ def run(call, differentiable=("values",), **methods):
     "layer_class, arguments, inputs",
     [
         (keras.layers.Dense, {"units": 3, "activation": "swish"}, {"inputs": VALUES}),
+        (keras.layers.Dense, {"units": 1, "activation": "relu", "kernel_initializer": "ones"}, {"inputs": -VALUES}),
+        (keras.layers.PReLU, {"shared_axes": (1,)}, {"inputs": VECTORS**2}),
         (keras.layers.Embedding, {"input_dim": 7, "output_dim": 3}, {"inputs": np.int32([[1, 2], [3, 4]])}),
         (keras.layers.Conv1D, {"filters": 2, "kernel_size": 2, "padding": "SAME"}, {"inputs": VECTORS}),
         (
@@ -68,6 +71,11 @@ def test_fault_in_a_nested_output_is_named():
 
 def test_whole_numbers_alone_need_no_gradient():
     run(lambda self, values: ops.argmax(self.weight * values, axis=1), differentiable=())
+
+
+def test_number_for_the_whole_batch_may_need_more_than_a_row():
+    inputs = {"queries": VECTORS[:, 0], "positives": VECTORS[:, 1]}
+    check_layer(InfoNCE, {"temperature": 0.1, "in_batch_negatives": True}, inputs, differentiable=list(inputs))
 
 
 def test_lists_pass():
