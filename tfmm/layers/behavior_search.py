@@ -9,10 +9,11 @@ import keras
 from keras import ops
 
 from tfmm.layers import checks
-from tfmm.layers.similarity import compare, require_inputs
+from tfmm.layers.similarity import compare, require_inputs, verify_similarity
 
 SEARCH_ORDERS = ("similarity", "time")
-_NOTHING = -2.0  # below any similarity and any position
+_LEAST = -3e38  # what a similarity of -infinity counts as
+_NOTHING = float("-inf")  # below any similarity and any position
 
 
 @keras.saving.register_keras_serializable(package="tfmm")
@@ -20,13 +21,16 @@ class BehaviorSearch(keras.layers.Layer):
     """The K behaviors most similar to the target; the K newest where the target has no embedding.
 
     Behaviors stand oldest first. Of equally similar ones the newer wins; one whose similarity is NaN is not
-    selected. Histories of 100,000 and more are fine: under XLA, nothing but one similarity per behavior is made
-    of rows that each target has of its own. Without XLA, and where several targets share one history, int8 rows
-    are first copied to float32, four times their bytes.
+    selected. Similarities of vectors that are not of norm 1 are ranked as they are. Histories of 100,000 and more
+    are fine: under XLA, nothing but one similarity per behavior is made of rows that each target has of its own.
+    Without XLA, and where several targets share one history, int8 rows are first copied to float32, four times
+    their bytes. On PyTorch the whole history is sorted.
 
     Args:
         num_selected: int K >= 1, behaviors kept.
         order: "similarity" (best first; newest first where the fallback serves) or "time" (oldest first).
+        check: also verify values, as `SimTierLayer` does: what is wrong raises a ValueError where values can be read
+            and makes "similarity" NaN in a compiled graph.
 
     Call arguments:
         target, behaviors, behaviors_mask, target_mask, target_scales, behaviors_scales, similarity: as for
@@ -36,12 +40,12 @@ class BehaviorSearch(keras.layers.Layer):
 
     Returns:
         dict of "indices" int32 [B, K] into the history (0 where nothing is selected), "similarity" float32
-        [B, K] (0 where the fallback serves) and "mask" bool [B, K], True where a behavior is selected. Use
-        the indices with `gather_behaviors`.
+        [B, K] (clipped to [-1, 1]; 0 where the fallback serves) and "mask" bool [B, K], True where a behavior is
+        selected. Use the indices with `gather_behaviors`.
 
     Raises:
         ValueError: arguments outside their range; shapes that do not fit, int8 rows without scales (when a
-            functional model is built, too).
+            functional model is built, too); with `check`, the values named there.
 
     Source: the general search unit of SIM and MUSE (arXiv:2512.07216), which select by similarity.
 
@@ -52,12 +56,15 @@ class BehaviorSearch(keras.layers.Layer):
            [2, 1]], dtype=int32)
     """
 
-    def __init__(self, num_selected: int, order: str = "similarity", **kwargs: typing.Any) -> None:
+    def __init__(
+        self, num_selected: int, order: str = "similarity", check: bool = False, **kwargs: typing.Any
+    ) -> None:
         kwargs.pop("autocast", None)
         super().__init__(autocast=False, **kwargs)
         self.num_selected = checks.require_int("num_selected", num_selected)
         checks.require(order in SEARCH_ORDERS, f"`order` must be one of {SEARCH_ORDERS}.", order)
         self.order = order
+        self.check = checks.require_bool("check", check)
         self.supports_masking = True
 
     def call(
@@ -77,8 +84,8 @@ class BehaviorSearch(keras.layers.Layer):
         comparable = ops.equal(similarity, similarity)  # not NaN
         for mask in (compared.has_embedding, compared.present):
             comparable = comparable if mask is None else ops.logical_and(comparable, mask)
+        key = ops.where(comparable, ops.maximum(similarity, _LEAST), _NOTHING)
         similarity = ops.clip(similarity, -1.0, 1.0)
-        key = ops.where(comparable, similarity, _NOTHING)
         if compared.has_target is not None:
             has_target = ops.expand_dims(compared.has_target, -1)
             newest = ops.cast(ops.arange(ops.shape(similarity)[1]), "float32")
@@ -86,7 +93,13 @@ class BehaviorSearch(keras.layers.Layer):
             newest = newest if present is None else ops.where(present, newest, _NOTHING)
             key = ops.where(has_target, key, newest)
             similarity = ops.where(has_target, similarity, ops.zeros_like(similarity))
-        return self._select(key, similarity)
+        found = self._select(key, similarity)
+        if self.check:
+            counts = compared.both_exist()
+            counts = counts if compared.present is None else ops.logical_and(counts, compared.present)
+            valid = verify_similarity(compared.similarity, counts, *inputs)
+            found["similarity"] = ops.where(valid, found["similarity"], float("nan"))
+        return found
 
     def _select(self, key: typing.Any, similarity: typing.Any) -> dict[str, typing.Any]:
         """The places of the K largest keys, and the similarities there."""
@@ -96,7 +109,7 @@ class BehaviorSearch(keras.layers.Layer):
             key = ops.pad(key, padding, constant_values=_NOTHING)
             similarity = ops.pad(similarity, padding)
             padded = length + self.num_selected
-        best, place = ops.top_k(ops.flip(key, axis=1), self.num_selected)  # flipped: of equals the newest comes first
+        best, place = _largest(ops.flip(key, axis=1), self.num_selected)  # flipped: of equals the newest comes first
         mask = best > _NOTHING
         indices = padded - 1 - ops.cast(place, "int32")
         if self.order == "time":
@@ -125,7 +138,20 @@ class BehaviorSearch(keras.layers.Layer):
         return None
 
     def get_config(self) -> dict[str, typing.Any]:
-        return {**super().get_config(), "num_selected": self.num_selected, "order": self.order}
+        return {
+            **super().get_config(),
+            "num_selected": self.num_selected,
+            "order": self.order,
+            "check": self.check,
+        }
+
+
+def _largest(key: typing.Any, count: int) -> tuple[typing.Any, typing.Any]:
+    """Returns the `count` largest of each row and their places, of equals the one that stands first."""
+    if keras.backend.backend() != "torch":
+        return ops.top_k(key, count)
+    place = ops.argsort(ops.negative(key), axis=1)[:, :count]  # stable, which PyTorch's top_k is not
+    return ops.take_along_axis(key, place, axis=1), place
 
 
 def gather_behaviors(values: typing.Any, indices: typing.Any) -> typing.Any:

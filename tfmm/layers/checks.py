@@ -31,6 +31,20 @@ def require_ints(name: str, values: typing.Any, minimum: int = 1) -> tuple[int, 
     return tuple(require_int(name, value, minimum) for value in values)
 
 
+def require_bool(name: str, value: typing.Any) -> bool:
+    """Returns `value` as a Python bool; raises a ValueError unless it is one, so that "no" is not taken for True."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"`{name}` must be True or False. Received: {value!r}.")
+    return bool(value)
+
+
+def require_number(name: str, value: typing.Any) -> float:
+    """Returns `value` as a Python float; raises a ValueError unless it is an int or a float."""
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be a number. Received: {value!r}.")
+    return float(value)
+
+
 def require_rank(name: str, tensor: typing.Any, rank: int, axes: str) -> None:
     """Raises a ValueError unless `tensor` has `rank` axes; `axes` shows them, such as "[B, L, D]"."""
     shape = tuple(tensor.shape)
@@ -44,15 +58,6 @@ def require_same_dim(name: str, size: int | None, other_name: str, other_size: i
             f"`{name}` must have as many values per vector as `{other_name}` ({other_size}). "
             f"Received: {size}. Embed both with the same encoder."
         )
-
-
-def require_mask(name: str, mask: typing.Any, shape: tuple[int | None, ...]) -> None:
-    """Raises a ValueError unless a mask's static shape agrees with `shape` (1 broadcasts)."""
-    received = tuple(mask.shape)
-    agrees = len(received) == len(shape) and all(
-        a is None or b is None or a == b or a == 1 for a, b in zip(received, shape)
-    )
-    require(agrees, f"`{name}` must have the shape {shape}, True where a vector exists.", received)
 
 
 def require_history(target: typing.Any, behaviors: typing.Any, dims_agree: bool = True) -> None:

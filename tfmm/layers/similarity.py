@@ -137,6 +137,15 @@ class Comparison(typing.NamedTuple):
     has_embedding: typing.Any  # bool [B, L] or [1, L], True where the behavior has one; None: all have
     present: typing.Any  # bool [B, L] or [1, L], True where a behavior exists; None: not told
 
+    def both_exist(self) -> typing.Any:
+        """Returns bool [B, L], True where target and behavior have embeddings."""
+        mask = ops.ones_like(self.similarity, dtype="bool")
+        if self.has_embedding is not None:
+            mask = ops.logical_and(mask, self.has_embedding)
+        if self.has_target is not None:
+            mask = ops.logical_and(mask, ops.expand_dims(self.has_target, -1))
+        return mask
+
 
 def compare(
     target: typing.Any = None,

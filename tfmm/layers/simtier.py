@@ -312,7 +312,7 @@ class SimTierLayer(keras.layers.Layer):
         compared = compare(*inputs, behaviors_present, similarity)
         self._require_missing(behaviors_mask, behaviors_scales, behaviors_present)
         similarity = ops.stop_gradient(compared.similarity)
-        mask = self._mask(compared)
+        mask = compared.both_exist()
         counts = tier_counts(similarity, mask, self.num_tiers, self.tiers)
         values = [counts]
         for coarse in self.coarse_num_tiers:
@@ -333,14 +333,6 @@ class SimTierLayer(keras.layers.Layer):
     @property
     def _num_values(self) -> int:
         return self.num_tiers + sum(self.coarse_num_tiers)
-
-    def _mask(self, compared: Comparison) -> typing.Any:
-        mask = ops.ones_like(compared.similarity, dtype="bool")
-        if compared.has_embedding is not None:
-            mask = ops.logical_and(mask, compared.has_embedding)
-        if compared.has_target is not None:
-            mask = ops.logical_and(mask, ops.expand_dims(compared.has_target, -1))
-        return mask
 
     def _scale(self, counts: typing.Any, mask: typing.Any) -> typing.Any:
         if self.tier_output == "log1p":

@@ -40,6 +40,15 @@ def check_counts():
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(counts), expected)
 
 
+def check_search():
+    """Of equally similar behaviors the newer wins, on short and on long histories."""
+    for count, length in ((5, 40), (20, 1000), (10, 5000)):
+        similarity = np.round(rng.uniform(-1, 1, (2, length)), 1).astype(np.float32)
+        expected = [np.lexsort((-np.arange(length), -row))[:count] for row in similarity]
+        found = layers.BehaviorSearch(count)(similarity=similarity)
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(found["indices"]), expected)
+
+
 def check_layers():
     mask = rng.random((3, 7)) < 0.6
     mask[0, 0], mask[0, 1] = True, False
@@ -107,5 +116,6 @@ def check_layers():
 
 if __name__ == "__main__":
     check_counts()
+    check_search()
     check_layers()
     print(f"every layer conforms on {keras.backend.backend()}")

@@ -41,6 +41,36 @@ def test_selection_is_the_sorted_one(length, count, seed, order):
         np.testing.assert_array_equal(found["similarity"][b, : len(expected)], values)
 
 
+def test_vectors_that_are_not_of_norm_1_are_ranked_by_their_products(make_unit):
+    target, behaviors = make_unit(2, 8), make_unit(2, 50, 8)
+    expected = BehaviorSearch(5)(target, behaviors)["indices"]
+    found = BehaviorSearch(5)(10 * target, 10 * behaviors)
+    np.testing.assert_array_equal(found["indices"], expected)
+    assert np.abs(found["similarity"]).max() <= 1
+    lowest = BehaviorSearch(4)(similarity=np.float32([[-7.0, -np.inf, np.nan, 40.0]]))
+    np.testing.assert_array_equal(lowest["indices"], [[3, 0, 1, 0]])
+    np.testing.assert_array_equal(lowest["mask"], [[True, True, True, False]])
+    np.testing.assert_array_equal(lowest["similarity"], [[1, -1, -1, 0]])
+
+
+def test_check_mode_speaks_of_vectors_that_are_not_unit(make_unit):
+    layer, (target, behaviors) = BehaviorSearch(2, check=True), (make_unit(2, 4), make_unit(2, 3, 4))
+    plain = BehaviorSearch(2)(target, behaviors)
+    np.testing.assert_array_equal(layer(target, behaviors)["similarity"], plain["similarity"])
+    with pytest.raises(ValueError, match=r"`target` must have norm 1.* Received: 3 at \[0\]"):
+        layer(3 * target, behaviors)
+    with pytest.raises(ValueError, match=r"`similarity` must lie in \[-1, 1\].* Received: -7 at \[0, 1\]"):
+        layer(similarity=np.float32([[1.0, -7.0]]))
+    behaviors[1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"must be finite.* Received: nan at \[1, 2\]"):
+        layer(target, behaviors)
+    for hidden in ("behaviors_mask", "behaviors_present"):
+        assert np.isfinite(layer(target, behaviors, **{hidden: np.isfinite(behaviors[..., 0])})["similarity"]).all()
+    for jit_compile in (False, True):
+        graph = tf.function(lambda t, b: layer(t, b), jit_compile=jit_compile, autograph=False)
+        assert np.isnan(graph(target, behaviors)["similarity"]).all()
+
+
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_long_shared_history(make_int8, jit_compile):
     target, target_scales = make_int8(2, 16)
@@ -132,6 +162,7 @@ def test_gather_takes_each_rows_own_behaviors(rng):
         ({"num_selected": 2.5}, "`num_selected` must be an int"),
         ({"num_selected": True}, "`num_selected` must be an int"),
         ({"num_selected": 2, "order": "age"}, "`order` must be one of"),
+        ({"num_selected": 2, "check": "no"}, "`check` must be True or False"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, rule):
@@ -166,7 +197,7 @@ def test_conformance(make_unit, rng):
     }
     check_layer(
         BehaviorSearch,
-        {"num_selected": 2, "order": "time"},
+        {"num_selected": 2, "order": "time", "check": True},
         inputs,
         same_under_policies=True,
         zero_when_masked=False,
