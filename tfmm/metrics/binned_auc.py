@@ -7,6 +7,7 @@ import typing
 import keras
 from keras import ops
 
+from tfmm.layers.checks import require_int
 from tfmm.metrics.state import SumMetric, checked_batch
 
 
@@ -28,8 +29,7 @@ class BinnedAUC(SumMetric):
     """
 
     def __init__(self, num_bins: int = 20_000, name: str = "binned_auc", dtype: typing.Any = None) -> None:
-        if num_bins < 2:
-            raise ValueError(f"`num_bins` must be at least 2. Received: {num_bins!r}.")
+        num_bins = require_int("num_bins", num_bins, minimum=2)
         super().__init__(2 * num_bins, name=name, dtype=dtype)
         self.num_bins = num_bins
 

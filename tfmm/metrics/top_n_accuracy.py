@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from tfmm.layers.checks import require_int, require_ints
 from tfmm.metrics.inputs import id_column
 from tfmm.metrics.state import RowsMetric, host_array
 
@@ -45,9 +46,9 @@ def top_n_accuracy(
     >>> top_n_accuracy(queries, [[1.0, 1.0], [1.0, 1.0]], ns=(1,))       # collapsed: all tie
     {1: 0.0}
     """
-    check_ns(ns)
+    ns = require_ints("ns", ns)
     ranks = positive_ranks(queries, positives, chunk, positive_ids)
-    return {int(n): float(np.mean(ranks <= n)) for n in ns}
+    return {n: float(np.mean(ranks <= n)) for n in ns}
 
 
 def positive_ranks(
@@ -65,7 +66,7 @@ def positive_ranks(
     Raises:
         ValueError: as `top_n_accuracy`.
     """
-    check_chunk(chunk)
+    chunk = require_int("chunk", chunk)
     query_rows, candidates = _unit_rows("queries", queries), _unit_rows("positives", positives)
     _check_pairs(query_rows, candidates)
     if query_rows.shape[0] == 0:
@@ -81,19 +82,6 @@ def positive_ranks(
         own_similarity = np.take_along_axis(similarity, own[rows, None], axis=1)
         ranks[rows] = np.count_nonzero(similarity >= own_similarity - tie[rows, None], axis=1)  # itself: + 1
     return ranks
-
-
-def check_ns(ns: typing.Sequence[int]) -> None:
-    """Refuses an N that is not a whole number of at least 1."""
-    for n in ns:
-        if int(n) != n or n < 1:
-            raise ValueError(f"`ns` must hold whole numbers >= 1. Received: {n!r}.")
-
-
-def check_chunk(chunk: int) -> None:
-    """Refuses a chunk that is not a whole number of at least 1."""
-    if int(chunk) != chunk or chunk < 1:
-        raise ValueError(f"`chunk` must be a whole number >= 1. Received: {chunk!r}.")
 
 
 def _check_pairs(queries: np.ndarray, positives: np.ndarray) -> None:
@@ -165,10 +153,8 @@ class TopNAccuracy(RowsMetric):
         dtype: typing.Any = None,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        check_ns(ns)
-        check_chunk(chunk)
-        self.ns = tuple(int(n) for n in ns)
-        self.chunk = chunk
+        self.ns = require_ints("ns", ns)
+        self.chunk = require_int("chunk", chunk)
 
     def update_state(self, queries, positives, positive_ids=None) -> None:
         """Adds a batch: queries and positives float [B, dim], optionally the item ids of the positives."""
