@@ -54,7 +54,8 @@ def check_layer(
       that travels with an input is found; hiding all gives no NaN.
     - mixed policies: they run, finite also where all is hidden, with the dtypes that the symbolic call tells.
     - gradients: finite ones, not zero everywhere, reach each trainable weight and exactly the inputs named in
-      `differentiable`; not asked of weights where no output is float.
+      `differentiable`; not asked of weights where no output is float. They stay finite where a mask hides all of
+      an input, and where it hides all of its first row.
 
     Args:
         layer_class: the layer; its `call` takes tensors by the names in `inputs` and returns one or more, nested
@@ -227,15 +228,26 @@ class _Check:
         names = [name for name, x in self.inputs.items() if x.dtype.kind == "f"]
         labels = [f"`{name}`" for name in names] + [f"the weight {path}" for path in paths]
         wanted = [name in differentiable for name in names] + [bool(floats) and path not in needless for path in paths]
+        outputs = {name: self.expected[name] for name in floats}
         with self.rule("`call` must be differentiable"):
             reached, finite = differentiation.reach_of_gradients(
-                self.layer, self.inputs, names, {name: self.expected[name] for name in floats}, np.array(wanted, bool)
+                self.layer, self.inputs, names, outputs, np.array(wanted, bool)
             )
         for i, label in enumerate(labels):
             self.require(bool(finite[i]), f"the gradient of {label} must be finite")
             self.require(bool(reached[i]) or not wanted[i], f"a gradient must reach {label}")
             if i < len(names):
                 self.require(bool(reached[i]) == wanted[i], f"a gradient must not reach {label}")
+        for mask_name in self.hidden_by if outputs and labels else ():
+            for rows, words in ((slice(1), "in its first row"), (slice(None), "everywhere")):
+                mask = np.array(self.inputs[mask_name])
+                mask[rows] = False
+                rule = f"must be finite where `{mask_name}` is False {words}"
+                with self.rule(f"gradients {rule}"):
+                    inputs = {**self.inputs, mask_name: mask}
+                    finite = differentiation.finite_gradients(self.layer, inputs, names, outputs)
+                for label, is_finite in zip(labels, finite):
+                    self.require(bool(is_finite), f"the gradient of {label} {rule}")
 
     # What the rules above are made of.
 

@@ -61,6 +61,11 @@ def reach_of_gradients(
     return reached, finite
 
 
+def finite_gradients(layer: keras.layers.Layer, inputs: Arrays, names: list[str], outputs: Arrays) -> np.ndarray:
+    """Tells of which of the named inputs, then of the trainable weights, the gradient of the outputs' sum is finite."""
+    return are_finite(_gradients(layer, inputs, names, {name: np.ones(x.shape, "f") for name, x in outputs.items()}))
+
+
 def _shaken(value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Moves each weight by up to a tenth, and those at zero off it; signs stay, as some weights must be positive."""
     return np.where(value == 0, rng.uniform(0.05, 0.15, value.shape), value * rng.uniform(0.9, 1.1, value.shape))

@@ -120,6 +120,21 @@ def _softmax_of_minus_1e9(self, values, values_mask=None):
     return ops.sum(weights * ops.cast(values_mask, values.dtype) * values, axis=1, keepdims=True)
 
 
+def _mean_by_where(self, values, values_mask=None):
+    """NaN behind a `where` in the gradient of the weight alone."""
+    count = ops.sum(ops.cast(values_mask, values.dtype), axis=1, keepdims=True)
+    total = MaskedSum.call(self, ops.stop_gradient(values), values_mask)
+    return ops.where(count > 0, total / count, ops.zeros_like(total)) + MaskedSum.call(self, values, values_mask)
+
+
+def _mean_by_where_where_any(self, values, values_mask=None):
+    """The same where all of the first row is hidden and not all of the batch."""
+    count = ops.sum(ops.cast(values_mask, values.dtype), axis=1, keepdims=True)
+    count = ops.where(ops.any(values_mask), count, ops.ones_like(count))
+    total = MaskedSum.call(self, values, values_mask)
+    return ops.where(count > 0, total / count, ops.zeros_like(total))
+
+
 def _one_when_masked(self, values, values_mask=None):
     return MaskedSum.call(self, values, values_mask) + 1.0
 
@@ -226,6 +241,13 @@ def _failing(self, *arguments, **further):
         ("Stopped", "call", _stopped, "a gradient must reach `values`"),
         ("WeightStopped", "call", _weight_stopped, "a gradient must reach the weight .*/weight"),
         ("WeightTimesZero", "call", _weight_times_zero, "a gradient must reach the weight .*/weight"),
+        (
+            "MeanByWhere",
+            "call",
+            _mean_by_where,
+            "gradient of the weight .*/weight must be finite where `values_mask` is",
+        ),
+        ("MeanByWhereWhereAny", "call", _mean_by_where_where_any, "must be finite where .* is False in its first row"),
         ("EndlessSlope", "call", _endless_slope, "the gradient of `values` must be finite"),
     ],
 )
