@@ -32,10 +32,12 @@ class FrozenEmbedding(keras.layers.Layer):
 
     Call arguments:
         ids: int64 or int32 [...], item ids; 0 is padding. `keras.Input` gives float32 unless told
-            `dtype="int64"`.
+            `dtype="int64"`. JAX without JAX_ENABLE_X64=1 has 32 bits: host arrays are checked where the layer is
+            called, but `jax.jit` and a model around the layer cut larger ids before it sees them.
 
     Raises:
-        ValueError: arguments outside their range, ids that are not integers, or a table that was neither set
+        ValueError: arguments outside their range, ids that are not integers or that do not fit 32 bits on such a
+            JAX, or a table that was neither set
             nor loaded. (A subclassed model is built before its weights are loaded by a call with `keras.Input`.)
 
     >>> table = FrozenEmbedding.from_table(ids=[7, 3], rows=[[3, 4], [0, 5]], scales=[0.2, 0.2])
@@ -131,12 +133,7 @@ class FrozenEmbedding(keras.layers.Layer):
             "`scales` must be 1 / norm of each row, or 0 where an item is withdrawn.",
             scales[wrong][:3].tolist(),
         )
-        limits = np.iinfo(_id_dtype())
-        checks.require(
-            bool(limits.min <= ids[0] and ids[-1] <= limits.max),
-            f"`ids` must fit {_id_dtype()}; for 64-bit ids on JAX set JAX_ENABLE_X64=1 before the import.",
-            (int(ids[0]), int(ids[-1])),
-        )
+        _require_fit(ids)
         self.ids.assign(ids.astype(_id_dtype()))
         self.rows.assign(np.pad(rows.astype(np.int8) * (scales > 0)[:, None], ((0, 1), (0, 0))))
         self.scales.assign(np.pad(scales, (0, 1)))
@@ -145,9 +142,11 @@ class FrozenEmbedding(keras.layers.Layer):
         """Returns rows int8 [..., D], scales float32 [...] and mask bool [...] of ids int [...].
 
         Raises:
-            ValueError: ids that are not integers, or a table that was neither set nor loaded.
+            ValueError: ids that are not integers or do not fit the table's type, or a table that was neither set
+                nor loaded.
         """
         self._require_table()
+        _require_fit(ids)
         ids = ops.convert_to_tensor(ids)
         if not is_symbolic():  # a subclassed model is built with float placeholders
             _require_integers(ids)
@@ -182,6 +181,10 @@ class FrozenEmbedding(keras.layers.Layer):
             last = ops.take(table, ops.minimum(step, self.num_items) - 1, axis=0)
             place = ops.where(ops.logical_and(step <= self.num_items, last < ids), step, place)
         return place
+
+    def __call__(self, ids: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        _require_fit(ids)  # before Keras converts them
+        return super().__call__(ids, *args, **kwargs)
 
     def call(self, ids: typing.Any) -> typing.Any:
         rows, scales, mask = self.lookup(ids)
@@ -222,6 +225,18 @@ def _require_integers(ids: typing.Any) -> None:
     dtype = keras.backend.standardize_dtype(ids.dtype)
     is_integer = dtype.startswith(("int", "uint")) and dtype != "uint64"
     checks.require(is_integer, "`ids` must be integers: pass int64, or `keras.Input(..., dtype='int64')`.", dtype)
+
+
+def _require_fit(ids: typing.Any) -> None:
+    """Raises a ValueError where integers of the host do not fit the ids' type, to which JAX would cut them."""
+    if not isinstance(ids, (np.ndarray, np.integer)) or ids.dtype.kind not in "iu" or ids.size == 0:
+        return
+    least, most, limits = int(ids.min()), int(ids.max()), np.iinfo(_id_dtype())
+    checks.require(
+        limits.min <= least and most <= limits.max,
+        f"`ids` must fit {limits.dtype}; for 64-bit ids on JAX set JAX_ENABLE_X64=1 before the import.",
+        (least, most),
+    )
 
 
 def _id_dtype() -> str:

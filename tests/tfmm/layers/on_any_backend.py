@@ -114,8 +114,21 @@ def check_layers():
     )
 
 
+def check_large_ids():
+    """An id of more than 32 bits finds no other item: it is unknown, or refused where the backend would cut it."""
+    table = layers.FrozenEmbedding.from_table([7, 3], [[3, 4], [0, 5]], [0.2, 0.2])
+    for function in (table, lambda ids: table.lookup(ids)[0]):
+        try:
+            found = function(np.array([2**32 + 7]))
+        except ValueError as error:
+            assert keras.backend.backend() == "jax" and "set JAX_ENABLE_X64=1" in str(error)
+        else:
+            np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), [[0, 0]])
+
+
 if __name__ == "__main__":
     check_counts()
     check_search()
+    check_large_ids()
     check_layers()
     print(f"every layer conforms on {keras.backend.backend()}")
