@@ -127,8 +127,10 @@ def pair_shapes(target: typing.Any, behaviors: typing.Any) -> list[tuple[int | N
 
 
 def require_scales(name: str, rows: typing.Any, scales_name: str, scales: typing.Any) -> None:
-    """Raises a ValueError unless there is one scale per vector, or there are none and the vectors are float."""
+    """Raises a ValueError unless there is one scale per int8 or float vector, or none and the vectors are float."""
     if scales is not None:
+        dtype = keras.backend.standardize_dtype(rows.dtype)
+        require(dtype == "int8" or "float" in dtype, f"`{name}` with `{scales_name}` must be int8 or float.", dtype)
         require_shape(scales_name, scales, tuple(rows.shape)[:-1])
     else:
         require_float(name, rows, f"int8 `{name}` need `{scales_name}` (1 / norm of each row).")

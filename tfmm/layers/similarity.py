@@ -45,7 +45,8 @@ def cosine_similarity(
         `SimScore` and `SemanticTargetAttention` `similarity_mask=target_mask[:, None] & behaviors_mask`.
     Raises:
         ValueError: other ranks, batch sizes, lengths or dims that do not fit, scales of another shape, rows
-            that are not float and lack scales, or int8 rows of more than 1040 values (no longer exact).
+            that are not float and lack scales, or neither int8 nor float and have them, or int8 rows of more
+            than 1040 values (no longer exact).
 
     >>> cosine_similarity([[1.0, 0.0]], [[[0.6, 0.8], [-1.0, 0.0]]]).numpy()
     array([[ 0.6, -1. ]], dtype=float32)
@@ -69,12 +70,13 @@ def require_vectors(
     checks.require_history(target, behaviors)
     checks.require_scales("target", target, "target_scales", target_scales)
     checks.require_scales("behaviors", behaviors, "behaviors_scales", behaviors_scales)
-    dim = target.shape[-1]
-    checks.require(
-        "int8" not in str(behaviors.dtype) or dim is None or dim <= MAX_INT8_DIM,
-        f"int8 rows must have at most {MAX_INT8_DIM} values, else their dots are not exact.",
-        dim,
-    )
+    for rows in (target, behaviors):
+        dim = rows.shape[-1]
+        checks.require(
+            "int8" not in str(rows.dtype) or dim is None or dim <= MAX_INT8_DIM,
+            f"int8 rows must have at most {MAX_INT8_DIM} values, else their dots are not exact.",
+            dim,
+        )
 
 
 def _dot(target: typing.Any, behaviors: typing.Any) -> typing.Any:

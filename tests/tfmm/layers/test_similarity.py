@@ -127,6 +127,10 @@ WRONG_VECTORS = [
     ({**ROWS, "behaviors_scales": floats(5)}, "`behaviors_scales` must have the shape"),
     ({**ROWS, "behaviors_scales": floats(1, 5)}, "`behaviors_scales` must have the shape"),
     ({**ROWS, "behaviors_scales": floats(3, 5, 1)}, "`behaviors_scales` must have the shape"),
+    ({**ROWS, "target": np.ones((3, 4), np.uint8)}, "`target` with `target_scales` must be int8 or float.*'uint8'"),
+    ({**ROWS, "behaviors": np.ones((3, 5, 4), np.int32)}, "`behaviors` with `behaviors_scales` must be int8 or.*int32"),
+    ({**ROWS, "target": np.ones((3, 1041), np.int8), "behaviors": floats(3, 5, 1041)}, "at most 1040"),
+    ({**ROWS, "target": floats(3, 1041), "behaviors": np.ones((3, 5, 1041), np.int8)}, "at most 1040"),
     ({**ROWS, "target": np.ones((3, 1041), np.int8), "behaviors": np.ones((3, 5, 1041), np.int8)}, "at most 1040"),
 ]
 WRONG_INPUTS = [
