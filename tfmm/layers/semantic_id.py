@@ -138,7 +138,7 @@ class SemanticId(keras.layers.Layer):
 
     Call arguments:
         vectors: float [..., D], or int8 [..., D] with `vectors_scales` float32 [...].
-            A scale of 0 stands for a missing embedding.
+            A scale of 0, and a value that is NaN or infinite, stand for a missing embedding.
         vectors_mask: bool [...], True where there is an embedding; elsewhere the result is zero. The mask that
             travels with the output of `FrozenEmbedding` is found.
         mask: the same; Keras fills this name where `vectors` is the only tensor. `vectors_mask` comes first.
@@ -252,10 +252,10 @@ class SemanticId(keras.layers.Layer):
             shape = ops.shape(embedded)
             embedded = ops.reshape(embedded, (*shape[:-2], self.num_levels * self.dim))
         mask = mask if vectors_mask is None else vectors_mask
-        exists = checks.as_mask("vectors_mask", mask, tuple(vectors.shape)[:-1], scales=vectors_scales)
-        if exists is not None:
-            embedded = ops.where(ops.expand_dims(exists, -1), embedded, ops.zeros_like(embedded))
-        return embedded
+        exists = ops.all(ops.isfinite(ops.cast(vectors, "float32")), axis=-1)
+        given = checks.as_mask("vectors_mask", mask, tuple(vectors.shape)[:-1], scales=vectors_scales)
+        exists = exists if given is None else ops.logical_and(exists, given)
+        return ops.where(ops.expand_dims(exists, -1), embedded, ops.zeros_like(embedded))
 
     def compute_output_spec(self, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         self._require_inputs(*args, **kwargs)

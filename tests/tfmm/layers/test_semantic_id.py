@@ -73,6 +73,18 @@ def test_a_scale_of_zero_is_a_missing_embedding(make_int8, make_unit):
     np.testing.assert_array_equal(layer(rows, vectors_scales=scales).numpy().any(1), scales > 0)
 
 
+@pytest.mark.parametrize("jit_compile", [None, False, True])
+def test_a_vector_that_is_not_finite_is_a_missing_embedding(make_unit, jit_compile):
+    vectors, mask = make_unit(5, 4), np.arange(5) != 4
+    layer = SemanticId.from_vectors(vectors, num_levels=2, codebook_size=4, dim=3)
+    vectors[1, 2], vectors[3] = np.nan, np.inf
+    function = layer if jit_compile is None else tf.function(layer, jit_compile=jit_compile, autograph=False)
+    for given, exists in ((None, [0, 2, 4]), (mask, [0, 2])):
+        embedded = np.asarray(function(vectors, vectors_mask=given))
+        np.testing.assert_array_equal(np.flatnonzero(embedded.any(1)), exists)
+        assert np.isfinite(embedded).all()
+
+
 def test_codebooks_that_were_never_fitted_are_refused(tmp_path, make_unit):
     vectors = make_unit(5, 4)
     layer = SemanticId(2, 4, 3)
