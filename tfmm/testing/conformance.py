@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 import tempfile
@@ -43,7 +44,8 @@ def check_layer(
     In this order, under the policy float32 where no other is named:
 
     - config: it holds every constructor argument that was given or has no default, and makes the layer again;
-      the class is registered.
+      the class is registered. Of a layer with trainable weights, a config with trainable=False makes one without,
+      whose config says so again.
     - calls: a second one gives the same result; none creates weights.
     - symbolic call: with an unknown batch size it tells shape and dtype.
     - batch: a row's result is the same alone, and with the rows in reverse. Outputs without axes have no rows.
@@ -53,9 +55,13 @@ def check_layer(
       hidden NaN may spread, as it does through any product with zero weights, unless `ignores_hidden_nan`); one
       that travels with an input is found; hiding all gives no NaN.
     - mixed policies: they run, finite also where all is hidden, with the dtypes that the symbolic call tells.
+    - training: where `call` takes `training`, it runs with True, and what it gives is finite.
     - gradients: finite ones, not zero everywhere, reach each trainable weight and exactly the inputs named in
       `differentiable`; not asked of weights where no output is float. They stay finite where a mask hides all of
       an input, and where it hides all of its first row.
+
+    The batch size alone is varied: a layer that takes a sequence is not tried with another length. Call `check_layer`
+    once more with inputs of another length for that.
 
     Args:
         layer_class: the layer; its `call` takes tensors by the names in `inputs` and returns one or more, nested
@@ -92,6 +98,7 @@ def check_layer(
     with execution.dtype_policy("float32"):
         check = _Check(layer_class, dict(init_kwargs), arrays, hidden_by, zero_when_masked, make_layer, atol)
         check.config()
+        check.frozen()
         check.second_call()
         check.symbolic_call()
         check.batch_independence()
@@ -99,6 +106,7 @@ def check_layer(
         check.saved()
         check.masks(ignores_hidden_nan)
         check.policies(same_under_policies)
+        check.training()
         check.gradients(set(differentiable), set(unreached_weights))
 
 
@@ -150,6 +158,17 @@ class _Check:
             ">" in registered or self.layer_class.__module__.startswith("keras."),
             "the class must be registered with keras.saving.register_keras_serializable",
         )
+
+    def frozen(self) -> None:
+        if not self.layer.trainable_weights:
+            return  # nothing to freeze; some layers of Keras then take no `trainable`
+        rule = "trainable=False must survive get_config and from_config: `__init__` hands it to Keras by **kwargs"
+        with self.rule(rule):
+            layer = self.layer_class.from_config({**self.layer.get_config(), "trainable": False})
+            self.require(layer.get_config().get("trainable") is False, rule)
+        self.spec(layer)
+        paths = [weight.path for weight in layer.trainable_weights]
+        self.require(not paths, f"a layer made with trainable=False must have no trainable weights, not {paths}")
 
     def second_call(self) -> None:
         rule = "a call must create no sublayer or weight; make them in `__init__` or `build`"
@@ -220,6 +239,15 @@ class _Check:
                     self.require_equal(received, self.expected, f"{policy} must change nothing", atol=1e-6)
                 for mask_name in self.hidden_by:
                     self.require_sound_when_all_hidden(layer, mask_name, f" under {policy}")
+
+    def training(self) -> None:
+        if "training" not in inspect.signature(self.layer.call).parameters:
+            return
+        layer, rule = self.new_layer(), "`call` must run with training=True"  # a new one, as training may change it
+        with self.rule(rule):
+            received = execution.to_arrays(execution.call(functools.partial(layer, training=True), self.inputs))
+        for name, value in received.items():
+            self.require(_is_finite(value), f"{rule} and give finite values in `{name}`")
 
     def gradients(self, differentiable: set[str], unreached_weights: set[str]) -> None:
         floats = [name for name, dtype in execution.dtypes(self.outputs).items() if "float" in dtype]

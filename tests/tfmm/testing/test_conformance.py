@@ -197,6 +197,30 @@ def _wide_shape(self, values_shape):
     return (values_shape[0], 3)
 
 
+def _training_fails(self, values, values_mask=None, training=False):
+    if training:
+        raise RuntimeError("not today")
+    return MaskedSum.call(self, values, values_mask)
+
+
+def _training_divides(self, values, values_mask=None, training=False):
+    return MaskedSum.call(self, values, values_mask) / (0.0 if training else 1.0)
+
+
+def _trainable_dropped(self, factor=1.0, name=None, dtype=None, **kwargs):
+    MaskedSum.__init__(self, factor, name=name, dtype=dtype)
+
+
+def _trainable_unsaid(self):
+    config = MaskedSum.get_config(self)
+    return {name: value for name, value in config.items() if name != "trainable"}
+
+
+def _trainable_set_by_build(self, values_shape):
+    MaskedSum.build(self, values_shape)
+    self.trainable = True
+
+
 def _without_arguments_of_keras(self, factor=1.0):
     MaskedSum.__init__(self, factor)
 
@@ -238,6 +262,11 @@ def _failing(self, *arguments, **further):
             "must give `output` under mixed_bfloat16 as float32, not bfloat16",
             marks=pytest.mark.skipif(ON_TORCH, reason="Keras's symbolic call on Torch casts no weight"),
         ),
+        ("TrainableDropped", "__init__", _trainable_dropped, "trainable=False must survive get_config and from_config"),
+        ("TrainableUnsaid", "get_config", _trainable_unsaid, "trainable=False must survive get_config and from_config"),
+        ("TrainableSetByBuild", "build", _trainable_set_by_build, "must have no trainable weights, not .*/weight"),
+        ("TrainingFails", "call", _training_fails, "`call` must run with training=True; it raised RuntimeError"),
+        ("TrainingDivides", "call", _training_divides, "with training=True and give finite values in `output`"),
         ("Stopped", "call", _stopped, "a gradient must reach `values`"),
         ("WeightStopped", "call", _weight_stopped, "a gradient must reach the weight .*/weight"),
         ("WeightTimesZero", "call", _weight_times_zero, "a gradient must reach the weight .*/weight"),

@@ -37,6 +37,7 @@ def run(call, differentiable=("values",), **methods):
         (keras.layers.Dense, {"units": 3, "activation": "swish"}, {"inputs": VALUES}),
         (keras.layers.Dense, {"units": 1, "activation": "relu", "kernel_initializer": "ones"}, {"inputs": -VALUES}),
         (keras.layers.PReLU, {"shared_axes": (1,)}, {"inputs": VECTORS**2}),
+        (keras.layers.Bidirectional, {"layer": keras.layers.GRU(3)}, {"sequences": VECTORS}),
         (keras.layers.Embedding, {"input_dim": 7, "output_dim": 3}, {"inputs": np.int32([[1, 2], [3, 4]])}),
         (keras.layers.Conv1D, {"filters": 2, "kernel_size": 2, "padding": "SAME"}, {"inputs": VECTORS}),
         (
@@ -71,6 +72,10 @@ def test_fault_in_a_nested_output_is_named():
 
 def test_whole_numbers_alone_need_no_gradient():
     run(lambda self, values: ops.argmax(self.weight * values, axis=1), differentiable=())
+
+
+def test_layer_without_weights_need_not_take_trainable():
+    check_layer(keras.layers.Discretization, {"bin_boundaries": [0.0, 3.5]}, {"inputs": VALUES})
 
 
 def test_number_for_the_whole_batch_may_need_more_than_a_row():
