@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from tfmm import layers
+from tfmm.layers import compilation
 from tfmm.testing import check_layer
 
 rng = np.random.default_rng(0)
@@ -21,6 +22,22 @@ def quantized(*shape):
     vectors = unit(*shape)
     rows = np.round(vectors * 127 / np.abs(vectors).max(-1, keepdims=True)).astype(np.int8)
     return rows, (1 / np.linalg.norm(rows.astype(np.float32), axis=-1)).astype(np.float32)
+
+
+def check_symbolic():
+    """Keras' scope of symbolic calls, which has no public name, is found."""
+    answers = []
+
+    class Asks(keras.layers.Layer):
+        def call(self, inputs):
+            answers.append(compilation.is_symbolic())
+            return inputs
+
+    layer = Asks()
+    layer(np.ones((2, 3), np.float32))
+    layer(keras.Input((3,)))
+    assert not answers[0] and answers[1:] and all(answers[1:])  # PyTorch derives shapes by several calls
+    assert compilation.is_traced_for_xla() == (keras.backend.backend() == "jax")
 
 
 def check_counts():
@@ -127,6 +144,7 @@ def check_large_ids():
 
 
 if __name__ == "__main__":
+    check_symbolic()
     check_counts()
     check_search()
     check_large_ids()
