@@ -44,10 +44,10 @@ class Dice(keras.layers.Layer):
 
     def __init__(self, epsilon: float = 1e-8, momentum: float = 0.99, **kwargs: typing.Any) -> None:
         super().__init__(**kwargs)
-        checks.require(epsilon > 0.0, "`epsilon` must be positive.", epsilon)
-        checks.require(0.0 <= momentum < 1.0, "`momentum` must be in [0, 1).", momentum)
-        self.epsilon = float(epsilon)
-        self.momentum = float(momentum)
+        self.epsilon = checks.require_number("epsilon", epsilon)
+        self.momentum = checks.require_number("momentum", momentum)
+        checks.require(self.epsilon > 0.0, "`epsilon` must be positive.", epsilon)
+        checks.require(0.0 <= self.momentum < 1.0, "`momentum` must be in [0, 1).", momentum)
         self.supports_masking = True
         self.standardize = keras.layers.BatchNormalization(
             epsilon=self.epsilon,
@@ -111,12 +111,19 @@ def masked_softmax(scores: typing.Any, mask: typing.Any) -> typing.Any:
         scores: float [..., L]; mask: bool [..., L] or a shape that broadcasts to it, True where an entry counts.
     Returns:
         float32 [..., L]; each row sums to 1, or to 0 where nothing is unmasked.
+    Raises:
+        ValueError: a mask whose shape does not broadcast to that of the scores.
 
     >>> masked_softmax([[0.0, 0.0, 9.0]], [[True, True, False]]).numpy()
     array([[0.5, 0.5, 0. ]], dtype=float32)
     """
-    mask = ops.cast(mask, "bool")
-    scores = ops.where(mask, ops.cast(scores, "float32"), _SMALLEST)
+    mask, scores = ops.cast(mask, "bool"), ops.cast(scores, "float32")
+    sizes, most = tuple(mask.shape), tuple(scores.shape)
+    fits = len(sizes) <= len(most) and all(
+        a is None or b is None or a in (1, b) for a, b in zip(reversed(sizes), reversed(most))
+    )
+    checks.require(fits, f"`mask` must have the shape of `scores`, {most}, or broadcast to it.", sizes)
+    scores = ops.where(mask, scores, _SMALLEST)
     largest = ops.max(scores, axis=-1, keepdims=True, initial=_SMALLEST)
     weights = ops.where(mask, ops.exp(scores - largest), 0.0)
     return weights / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
@@ -188,7 +195,7 @@ class DINAttention(keras.layers.Layer):
         checks.require(len(self.units) >= 1, "`units` must name at least one hidden layer.", units)
         checks.require_activation("activation", activation, ACTIVATIONS)
         self.activation = activation
-        self.softmax = softmax
+        self.softmax = checks.require_bool("softmax", softmax)
         self.chunk_size = checks.require_int("chunk_size", chunk_size)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True

@@ -63,7 +63,7 @@ class FrozenEmbedding(keras.layers.Layer):
         checks.require(self.dim <= MAX_INT8_DIM, f"`dim` must lie in 1..{MAX_INT8_DIM}.", dim)
         checks.require(output_form in FROZEN_OUTPUTS, f"`output_form` must be one of {FROZEN_OUTPUTS}.", output_form)
         self.output_form = output_form
-        self.by_index = by_index
+        self.by_index = checks.require_bool("by_index", by_index)
         self.supports_masking = True
         self._has_table = False
 

@@ -60,7 +60,7 @@ class VectorFusion(keras.layers.Layer):
     def __init__(self, scale_inputs: bool = True, **kwargs: typing.Any) -> None:
         kwargs.pop("autocast", None)
         super().__init__(autocast=False, **kwargs)  # scales of int8 rows stay float32
-        self.scale_inputs = scale_inputs
+        self.scale_inputs = checks.require_bool("scale_inputs", scale_inputs)
         self.supports_masking = True
         self.carry_mask = _CarryMask(dtype=self.dtype_policy, name="carry_mask")
 
@@ -198,7 +198,7 @@ class SimScore(keras.layers.Layer):
     def __init__(self, flag_missing: bool = True, **kwargs: typing.Any) -> None:
         kwargs.pop("autocast", None)
         super().__init__(autocast=False, **kwargs)
-        self.flag_missing = flag_missing
+        self.flag_missing = checks.require_bool("flag_missing", flag_missing)
         self.supports_masking = True
         self.carry_mask = _CarryMask(dtype=self.dtype_policy, name="carry_mask")
 

@@ -84,10 +84,10 @@ class MAKEBlock(keras.layers.Layer):
         checks.require_activation("activation", activation, ACTIVATIONS)
         checks.require(combine in COMBINATIONS, f"`combine` must be one of {COMBINATIONS}.", combine)
         self.attention_activation = attention_activation
-        self.softmax = softmax
+        self.softmax = checks.require_bool("softmax", softmax)
         self.activation = activation
         self.combine = combine
-        self.scale_inputs = scale_inputs
+        self.scale_inputs = checks.require_bool("scale_inputs", scale_inputs)
         self.supports_masking = True
         self.attention = DINAttention(
             self.attention_units,

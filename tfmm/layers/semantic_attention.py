@@ -62,9 +62,9 @@ class SemanticTargetAttention(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.units = checks.require_int("units", units)
-        checks.require(0.0 < temperature < math.inf, "`temperature` must be positive and finite.", temperature)
+        self.temperature = checks.require_number("temperature", temperature)
+        checks.require(0.0 < self.temperature < math.inf, "`temperature` must be positive and finite.", temperature)
         checks.require_activation("activation", activation, (None,))
-        self.temperature = float(temperature)
         self.activation = activation
         self.supports_masking = True
         self.query, self.key, self.value = (

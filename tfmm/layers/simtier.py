@@ -280,10 +280,10 @@ class SimTierLayer(keras.layers.Layer):
         if tier_embedding_dim is not None:
             tier_embedding_dim = checks.require_int("tier_embedding_dim", tier_embedding_dim)
         self.tier_output = tier_output
-        self.count_missing = count_missing
+        self.count_missing = checks.require_bool("count_missing", count_missing)
         self.tier_embedding_dim = tier_embedding_dim
         self.tiers = tiers
-        self.check = check
+        self.check = checks.require_bool("check", check)
         self.supports_masking = True
 
     def build(self, target_shape: typing.Any = None, similarity_shape: typing.Any = None) -> None:

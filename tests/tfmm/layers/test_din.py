@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tfmm.layers import Dice, DINAttention, MAKEBlock, SemanticTargetAttention, masked_softmax
-from tfmm.testing import check_layer
+from tfmm.testing import check_layer, execution
 
 
 def reference(layer, target, behaviors, mask):
@@ -238,15 +238,6 @@ def test_layer_made_untrainable_has_nothing_to_train(rng):
     assert len(layer.trainable_variables) == 2 + 2 + 2 * 2  # kernel and bias, Dice's slopes, two dense layers
 
 
-def run_in_cpp(path, inputs):
-    """Loads a SavedModel with the loader of TF Serving and runs it."""
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        loaded = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(path))
-        signature = loaded.signature_def["serving_default"]
-        feeds = {signature.inputs[name].name: value for name, value in inputs.items()}
-        return session.run(next(iter(signature.outputs.values())).name, feeds)
-
-
 @pytest.mark.parametrize("layer_class", [DINAttention, MAKEBlock, SemanticTargetAttention])
 @pytest.mark.parametrize("is_static", [False, True])
 def test_exported_shared_history_gives_the_eager_result(tmp_path, rng, layer_class, is_static):
@@ -269,13 +260,15 @@ def test_exported_shared_history_gives_the_eager_result(tmp_path, rng, layer_cla
     arrays = {name: arrays[name] for name in inputs}
     signature = [[tf.TensorSpec(x.shape, x.dtype, x.name) for x in inputs.values()]] if is_static else None
     model.export(tmp_path, verbose=False, input_signature=signature)
-    np.testing.assert_allclose(run_in_cpp(tmp_path, arrays), model(list(arrays.values())), atol=1e-5)
+    (received,) = execution.run_saved_model(tmp_path, arrays).values()
+    np.testing.assert_allclose(received, model(list(arrays.values())), atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "arguments, rule",
     [
         ({"units": ()}, "`units` must name at least one hidden layer"),
+        ({"softmax": "no"}, "`softmax` must be True or False"),
         ({"units": (0,)}, "`units` must be an int of at least 1. Received: 0"),
         ({"units": (2.5,)}, "`units` must be an int of at least 1. Received: 2.5"),
         ({"units": (True,)}, "`units` must be an int of at least 1. Received: True"),
@@ -302,6 +295,21 @@ def test_numpy_ints_are_stored_as_python_ints():
     layer = DINAttention(np.array([3, 2]), chunk_size=np.int64(4))
     stored = [*layer.get_config()["units"], layer.get_config()["chunk_size"]]
     assert stored == [3, 2, 4] and all(type(value) is int for value in stored)
+
+
+@pytest.mark.parametrize("name, value", [("epsilon", "a"), ("momentum", None), ("epsilon", True)])
+def test_numbers_of_dice_that_are_none_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be a number. Received: {value!r}"):
+        Dice(**{name: value})
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3, 5), (5, 1), (1, 2, 5)])
+def test_softmax_refuses_a_mask_that_does_not_broadcast(shape):
+    for scores in (np.ones((2, 5), np.float32), keras.Input(batch_shape=(2, 5))):
+        with pytest.raises(ValueError, match=r"`mask` must have the shape of `scores`, \(2, 5\), or broadcast"):
+            masked_softmax(scores, np.ones(shape, bool))
+    for fitting in ((1, 5), (2, 1), (5,)):
+        np.testing.assert_allclose(masked_softmax(np.ones((2, 5)), np.ones(fitting, bool)), np.full((2, 5), 0.2))
 
 
 @pytest.mark.parametrize("symbolic", [False, True])

@@ -180,6 +180,7 @@ def test_wrong_tables_are_refused(ids, rows, scales, rule):
         ({"num_items": 2.0, "dim": 4}, "`num_items` must be an int"),
         ({"num_items": 2, "dim": True}, "`dim` must be an int"),
         ({"num_items": 1, "dim": 2000}, "`dim` must lie in"),
+        ({"num_items": 1, "dim": 4, "by_index": "no"}, "`by_index` must be True or False"),
         ({"num_items": 1, "dim": 4, "output_form": "float"}, "`output_form` must be one of"),
     ],
 )

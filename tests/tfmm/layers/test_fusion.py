@@ -138,6 +138,14 @@ def test_scale_of_zero_means_no_embedding(make_int8, inputs):
     assert np.all(np.any(fused["behaviors"][1:, :, 4:], axis=-1))
 
 
+@pytest.mark.parametrize("layer_class, name", [(VectorFusion, "scale_inputs"), (SimScore, "flag_missing")])
+def test_flags_that_are_neither_true_nor_false_are_refused(layer_class, name):
+    with pytest.raises(ValueError, match=f"`{name}` must be True or False. Received: 'no'"):
+        layer_class(**{name: "no"})
+    stored = layer_class(**{name: np.bool_(True)}).get_config()[name]
+    assert stored is True
+
+
 @pytest.mark.parametrize("symbolic", [False, True])
 @pytest.mark.parametrize(
     "dtype, changed, rule",

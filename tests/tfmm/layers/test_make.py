@@ -248,6 +248,8 @@ def test_make_learns_clicks_from_vectors_alone(rng, make_unit):
         ({"units": (0, 6, 4)}, "`units` must be an int of at least 1. Received: 0"),
         ({"attention_units": (True,)}, "`attention_units` must be an int of at least 1. Received: True"),
         ({"attention_units": ()}, "`attention_units` must name at least one hidden layer"),
+        ({"softmax": "no"}, "`softmax` must be True or False"),
+        ({"scale_inputs": None}, "`scale_inputs` must be True or False"),
         ({"activation": "rellu"}, "`activation` must be the name of a Keras activation"),
         ({"attention_activation": "rellu"}, "`attention_activation` must be the name of a Keras activation"),
     ],

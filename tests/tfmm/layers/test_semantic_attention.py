@@ -144,6 +144,7 @@ def test_layer_made_untrainable_has_nothing_to_train(inputs):
         ({"units": 2, "temperature": 0.0}, "`temperature` must be positive and finite"),
         ({"units": 2, "temperature": float("nan")}, "`temperature` must be positive and finite"),
         ({"units": 2, "temperature": float("inf")}, "`temperature` must be positive and finite"),
+        ({"units": 2, "temperature": "a"}, "`temperature` must be a number. Received: 'a'"),
         ({"units": 2, "activation": "dice"}, "`activation` must be the name .* or one of .*None"),
     ],
 )

@@ -346,6 +346,8 @@ def test_mixed_policies_change_no_count(make_unit, policy):
         ({"coarse_num_tiers": (3,)}, "must divide `num_tiers`"),
         ({"coarse_num_tiers": (5.0,)}, "`coarse_num_tiers` must be an int"),
         ({"coarse_num_tiers": 5}, "`coarse_num_tiers` must be a sequence"),
+        ({"count_missing": "no"}, "`count_missing` must be True or False. Received: 'no'"),
+        ({"check": 1}, "`check` must be True or False"),
         ({"tier_embedding_dim": 0}, "`tier_embedding_dim` must be an int of at least 1"),
     ],
 )

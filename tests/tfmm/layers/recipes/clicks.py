@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tfmm.testing import execution
+
 DIM, LENGTH = 16, 12
 
 
@@ -20,11 +22,6 @@ def by_name(inputs) -> dict[str, np.ndarray]:
 
 
 def score_in_cpp(path: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    """Loads a SavedModel with the loader of TF Serving and runs it."""
-    import tensorflow as tf
-
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], path)
-        signature = graph.signature_def["serving_default"]
-        feeds = {signature.inputs[name].name: x for name, x in inputs.items()}
-        return session.run(next(iter(signature.outputs.values())).name, feeds)
+    """Loads a SavedModel with the loader of TF Serving and gives its only output."""
+    (scores,) = execution.run_saved_model(path, inputs).values()
+    return scores
