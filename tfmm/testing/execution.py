@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import typing
 
 import keras
@@ -20,9 +21,7 @@ def flatten(outputs: typing.Any) -> Tensors:
     {'heads.0': 1, 'heads.1': 2, 'logit': 3}
     """
     return {
-        ".".join(map(str, path)) or "output": x
-        for path, x in keras.tree.flatten_with_path(outputs)
-        if x is not None
+        ".".join(map(str, path)) or "output": x for path, x in keras.tree.flatten_with_path(outputs) if x is not None
     }
 
 
@@ -94,13 +93,19 @@ def compilers() -> list[tuple[str, typing.Callable[..., typing.Any]]]:
     return []
 
 
-def run_exported(model: keras.Model, inputs: Arrays, path: str) -> dict[str, np.ndarray]:
-    """Exports a model and runs its signature in a Session: the C++ loader that TF Serving uses."""
+def run_saved_model(path: str | os.PathLike[str], inputs: Arrays) -> dict[str, np.ndarray]:
+    """Runs a SavedModel's `serving_default` in a Session: the C++ loader that TF Serving uses; TensorFlow only.
+
+    Args:
+        path: folder of the SavedModel.
+        inputs: arrays by the names of the signature's inputs.
+    Returns:
+        arrays by the names of its outputs.
+    """
     import tensorflow as tf
 
-    model.export(path, verbose=False)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], path)
+        graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], os.fspath(path))
         signature = graph.signature_def["serving_default"]
         feeds = {signature.inputs[name].name: x for name, x in inputs.items()}
         return session.run({name: x.name for name, x in signature.outputs.items()}, feeds)

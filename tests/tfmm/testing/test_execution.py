@@ -1,6 +1,7 @@
 """What the harness changes of Keras for a while is as before afterwards."""
 
 import keras
+import numpy as np
 import pytest
 
 from tfmm.testing import execution
@@ -27,3 +28,14 @@ def test_path_through_a_structure_is_the_name_of_a_tensor():
     outputs = {"heads": [1, (2, None)], "sum": 3}
     assert execution.flatten(outputs) == {"heads.0": 1, "heads.1.0": 2, "sum": 3}
     assert execution.flatten(4) == {"output": 4}
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="SavedModels are TensorFlow's")
+def test_saved_model_gives_its_outputs_by_name(tmp_path):
+    x, y = keras.Input((2,), name="x"), keras.Input((2,), name="y")
+    keras.Model({"x": x, "y": y}, {"sum": x + y, "difference": x - y}).export(tmp_path, verbose=False)
+    inputs = {"y": np.float32([[1, 2]]), "x": np.float32([[5, 7]])}
+    received = execution.run_saved_model(tmp_path, inputs)
+    assert sorted(received) == ["difference", "sum"]
+    np.testing.assert_array_equal(received["sum"], [[6, 9]])
+    np.testing.assert_array_equal(received["difference"], [[4, 5]])
