@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from tfmm.layers import BehaviorSearch, SimTierLayer, cosine_similarity, unit_vectors
+from tfmm.testing import execution
 
 
 def compiled(function, jit_compile):
@@ -186,15 +187,6 @@ def test_a_scale_of_zero_is_a_missing_embedding(make_int8):
     np.testing.assert_allclose(shares[:, -1], [3 / 5, 0])
 
 
-def run_exported(path, inputs):
-    """Runs a SavedModel in a Session: the C++ loader that TF Serving uses."""
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        loaded = tf.compat.v1.saved_model.loader.load(session, ["serve"], path)
-        signature = loaded.signature_def["serving_default"]
-        (output,) = signature.outputs.values()
-        return session.run(output.name, {signature.inputs[name].name: x for name, x in inputs.items()})
-
-
 @pytest.mark.parametrize("names_the_size", [False, True])
 def test_exported_model_counts_a_shared_history_exactly(tmp_path, make_int8, rng, names_the_size):
     (target, target_scales), (behaviors, behaviors_scales) = make_int8(7, 16), make_int8(1, 60, 16)
@@ -216,4 +208,5 @@ def test_exported_model_counts_a_shared_history_exactly(tmp_path, make_int8, rng
     tiled = {name: np.repeat(x, 7, 0) if "behaviors" in name else x for name, x in inputs.items()}
     np.testing.assert_array_equal(model(inputs), expected)
     np.testing.assert_array_equal(layer(**tiled), expected)
-    np.testing.assert_array_equal(run_exported(str(tmp_path), inputs), expected)
+    (received,) = execution.run_saved_model(tmp_path, inputs).values()
+    np.testing.assert_array_equal(received, expected)
