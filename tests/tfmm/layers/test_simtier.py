@@ -119,26 +119,6 @@ def test_counts_sum_to_the_mask_and_ignore_order(similarity, num_tiers, seed):
     np.testing.assert_array_equal(tier_counts(similarity[:, order], mask[:, order], num_tiers), counts)
 
 
-@given(st.integers(1, 200), st.integers(1, 64), st.integers(0, 2**32 - 1))
-def test_forms_agree_on_any_shape(length, num_tiers, seed):
-    from tfmm.layers import simtier
-
-    rng = np.random.default_rng(seed)
-    tier = tf.constant(rng.integers(0, num_tiers + 1, size=(3, length)), tf.int32)
-    expected = [np.bincount(row, minlength=num_tiers + 1)[:num_tiers] for row in tier.numpy()]
-    np.testing.assert_array_equal(simtier._segment_counts(tier, num_tiers), expected)
-    np.testing.assert_array_equal(simtier._packed_counts(tier, num_tiers), expected)
-
-
-@pytest.mark.parametrize("length", [997, 1000, 1024, 4096, 10_000, 40_000])
-def test_counters_never_overflow(length):
-    from tfmm.layers import simtier
-
-    for tier in (0, 11, 19):
-        expected = np.eye(20)[[tier]] * length
-        np.testing.assert_array_equal(simtier._packed_counts(tf.fill([1, length], tier), 20), expected)
-
-
 @given(hnp.arrays(np.float32, 64, elements=st.floats(-1, 1, width=32)), st.integers(1, 1000))
 def test_tier_is_numpys_in_float32(similarity, num_tiers):
     expected = np.minimum(np.floor((similarity + np.float32(1)) * np.float32(num_tiers / 2)), num_tiers - 1)
