@@ -87,7 +87,7 @@ def main() -> None:
     make = pre_train_make(vectors, ids, clicks)
     before = make.get_weights()
     model = build_model(vectors, make)
-    model.compile("adam", "binary_crossentropy", metrics=["auc"], jit_compile=False)
+    model.compile(keras.optimizers.Adam(5e-3), "binary_crossentropy", metrics=["auc"], jit_compile=False)
     auc = model.fit(ids, clicks, epochs=3, batch_size=64, verbose=0).history["auc"][-1]
     for old, new in zip(before, make.get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)

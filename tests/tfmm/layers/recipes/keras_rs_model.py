@@ -16,6 +16,7 @@ from tfmm.layers import SimTierLayer
 
 
 def main() -> None:
+    keras.utils.set_random_seed(0)
     target = keras.Input((DIM,), name="target")
     behaviors = keras.Input((LENGTH, DIM), name="behaviors")
     mask = keras.Input((LENGTH,), dtype="bool", name="behaviors_mask")

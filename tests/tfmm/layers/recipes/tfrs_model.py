@@ -71,6 +71,7 @@ class Servable(tf.Module):
 
 
 def main() -> None:
+    keras.utils.set_random_seed(0)
     (target, behaviors, mask), clicks = make_data()
     features = {"target": target, "behaviors": behaviors, "behaviors_mask": mask}
     model = ClickModel()
