@@ -60,15 +60,14 @@ def require_same_dim(name: str, size: int | None, other_name: str, other_size: i
         )
 
 
-def require_history(target: typing.Any, behaviors: typing.Any, dims_agree: bool = True) -> None:
+def require_history(target: typing.Any, behaviors: typing.Any) -> None:
     """Raises a ValueError unless target [B, D] and behaviors [B, L, D] agree, or [C, D] and [1, L, D].
 
-    Only sizes that are known are compared; `dims_agree=False` leaves D out.
+    Only sizes that are known are compared.
     """
     require_rank("target", target, 2, "[B, D]")
     require_rank("behaviors", behaviors, 3, "[B, L, D]")
-    if dims_agree:
-        require_same_dim("target", target.shape[-1], "behaviors", behaviors.shape[-1])
+    require_same_dim("target", target.shape[-1], "behaviors", behaviors.shape[-1])
     rows, histories = target.shape[0], behaviors.shape[0]
     require(
         rows is None or histories is None or histories in (1, rows),
@@ -92,13 +91,15 @@ def concrete(tensor: typing.Any) -> np.ndarray | None:
         return None
 
 
+def shapes_agree(left: typing.Sequence[int | None], right: typing.Sequence[int | None]) -> bool:
+    """Returns True where two static shapes may be one; None agrees with any size."""
+    return len(left) == len(right) and all(a is None or b is None or a == b for a, b in zip(left, right))
+
+
 def require_shape(name: str, tensor: typing.Any, *shapes: typing.Sequence[int | None]) -> None:
     """Raises a ValueError unless a static shape agrees with one of `shapes`; None agrees with any size."""
     received = np.shape(tensor) if isinstance(tensor, (list, tuple)) else tuple(tensor.shape)
-    agrees = any(
-        len(received) == len(shape) and all(a is None or b is None or a == b for a, b in zip(received, shape))
-        for shape in shapes
-    )
+    agrees = any(shapes_agree(received, shape) for shape in shapes)
     expected = " or ".join(str(tuple(shape)) for shape in shapes)
     require(agrees, f"`{name}` must have the shape {expected}.", received)
 
@@ -150,3 +151,20 @@ def require_activation(name: str, value: typing.Any, others: typing.Sequence[str
         is_known = False
     rule = f"`{name}` must be the name of a Keras activation, such as 'relu' or 'sigmoid'"
     require(is_known, f"{rule}, or one of {tuple(others)}." if others else f"{rule}.", value)
+
+
+def id_dtype() -> str:
+    """Returns the type of item ids in tensors: int64, or int32 where JAX runs without 64-bit types."""
+    if keras.backend.backend() != "jax":
+        return "int64"
+    return str(keras.backend.standardize_dtype(ops.convert_to_tensor(np.zeros(1, np.int64)).dtype))
+
+
+def require_ids_fit(name: str, ids: typing.Any) -> None:
+    """Raises a ValueError where integers of the host do not fit `id_dtype`, to which JAX would cut them."""
+    if not isinstance(ids, (np.ndarray, np.integer)) or ids.dtype.kind not in "iu" or ids.size == 0:
+        return
+    least, most, limits = int(ids.min()), int(ids.max()), np.iinfo(id_dtype())
+    on_jax = "32 bits on JAX; set JAX_ENABLE_X64=1 before the import, or number the items."
+    rule = f"`{name}` must fit {on_jax if limits.bits == 32 else 'int64.'}"
+    require(limits.min <= least and most <= limits.max, rule, (least, most))

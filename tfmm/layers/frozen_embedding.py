@@ -73,7 +73,7 @@ class FrozenEmbedding(keras.layers.Layer):
                 name=name, shape=shape, dtype=dtype, initializer="zeros", trainable=False, autocast=False
             )
 
-        self.ids = weight("ids", (self.num_items,), _id_dtype())
+        self.ids = weight("ids", (self.num_items,), checks.id_dtype())
         # One row more than items: the last is zero and stands for every id that is missing.
         self.rows = weight("rows", (self.num_items + 1, self.dim), "int8")
         self.scales = weight("scales", (self.num_items + 1,), "float32")
@@ -133,8 +133,8 @@ class FrozenEmbedding(keras.layers.Layer):
             "`scales` must be 1 / norm of each row, or 0 where an item is withdrawn.",
             scales[wrong][:3].tolist(),
         )
-        _require_fit(ids)
-        self.ids.assign(ids.astype(_id_dtype()))
+        checks.require_ids_fit("ids", ids)
+        self.ids.assign(ids.astype(checks.id_dtype()))
         self.rows.assign(np.pad(rows.astype(np.int8) * (scales > 0)[:, None], ((0, 1), (0, 0))))
         self.scales.assign(np.pad(scales, (0, 1)))
 
@@ -146,11 +146,11 @@ class FrozenEmbedding(keras.layers.Layer):
                 nor loaded.
         """
         self._require_table()
-        _require_fit(ids)
+        checks.require_ids_fit("ids", ids)
         ids = ops.convert_to_tensor(ids)
         if not is_symbolic():  # a subclassed model is built with float placeholders
             _require_integers(ids)
-        ids = ops.cast(ids, _id_dtype())
+        ids = ops.cast(ids, checks.id_dtype())
         if self.by_index:
             place = ids - 1
             found = ops.logical_and(place >= 0, place < self.num_items)
@@ -183,7 +183,7 @@ class FrozenEmbedding(keras.layers.Layer):
         return place
 
     def __call__(self, ids: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        _require_fit(ids)  # before Keras converts them
+        checks.require_ids_fit("ids", ids)  # before Keras converts them
         return super().__call__(ids, *args, **kwargs)
 
     def call(self, ids: typing.Any) -> typing.Any:
@@ -225,24 +225,3 @@ def _require_integers(ids: typing.Any) -> None:
     dtype = keras.backend.standardize_dtype(ids.dtype)
     is_integer = dtype.startswith(("int", "uint")) and dtype != "uint64"
     checks.require(is_integer, "`ids` must be integers: pass int64, or `keras.Input(..., dtype='int64')`.", dtype)
-
-
-def _require_fit(ids: typing.Any) -> None:
-    """Raises a ValueError where integers of the host do not fit the ids' type, to which JAX would cut them."""
-    if not isinstance(ids, (np.ndarray, np.integer)) or ids.dtype.kind not in "iu" or ids.size == 0:
-        return
-    least, most, limits = int(ids.min()), int(ids.max()), np.iinfo(_id_dtype())
-    checks.require(
-        limits.min <= least and most <= limits.max,
-        f"`ids` must fit {limits.dtype}; for 64-bit ids on JAX set JAX_ENABLE_X64=1 before the import.",
-        (least, most),
-    )
-
-
-def _id_dtype() -> str:
-    """int64, or int32 where JAX runs without 64-bit types."""
-    return (
-        "int64"
-        if keras.backend.backend() != "jax"
-        else str(keras.backend.standardize_dtype(ops.convert_to_tensor(np.zeros(1, np.int64)).dtype))
-    )

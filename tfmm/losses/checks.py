@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfmm.layers.checks import concrete, require, require_int
+from tfmm.layers.checks import concrete, id_dtype, require, require_ids_fit, require_int, shapes_agree
 
 UNIT_TOLERANCE = 1e-3
 
@@ -38,14 +38,14 @@ def require_gemm(chunk_size: int | None, gemm_dtype: str) -> None:
 def require_pairs(**tensors: typing.Any) -> None:
     """Refuses tensors that are not all [B, D] with one B and one D."""
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
-    if any(len(shape) != 2 for shape in shapes) or any(not _agree(shapes[0], shape) for shape in shapes[1:]):
+    if any(len(shape) != 2 for shape in shapes) or any(not shapes_agree(shapes[0], shape) for shape in shapes[1:]):
         names, received = (_and([*map(str, each)]) for each in ([f"`{name}`" for name in tensors], shapes))
         raise ValueError(f"{names} must all be [B, D], one row of each per query. Received: {received}.")
 
 
 def require_rows(name: str, column: typing.Any, of: str, size: int | None) -> None:
     """Refuses a column that is not [size], one value per row of `of`."""
-    if column is not None and not _agree(tuple(column.shape), (size,)):
+    if column is not None and not shapes_agree(tuple(column.shape), (size,)):
         raise ValueError(
             f"`{name}` must be [{size}], one value per row of `{of}`. Received: {tuple(column.shape)}."
         )
@@ -54,7 +54,7 @@ def require_rows(name: str, column: typing.Any, of: str, size: int | None) -> No
 def require_bank(query_shape: tuple, memory_bank: typing.Any) -> None:
     """Refuses a memory bank that is not [K, D] with K >= 1 and the D of the queries."""
     shape = tuple(memory_bank.shape)
-    if len(shape) != 2 or not _agree(query_shape[1:], shape[1:]):
+    if len(shape) != 2 or not shapes_agree(query_shape[1:], shape[1:]):
         raise ValueError(
             f"`memory_bank` must be [K, D] with the D of `queries`, {query_shape[1]}. Received: {shape}."
         )
@@ -114,31 +114,8 @@ def item_ids(name: str, ids: typing.Any) -> typing.Any:
     if isinstance(ids, (list, tuple, np.ndarray)):
         ids = np.asarray(ids)
         ids = ids.view(np.int64) if ids.dtype == np.uint64 else ids.astype(np.int64)
-    if keras.backend.backend() == "jax" and not _jax_has_64_bits():
-        return _narrow(name, ids)
-    return ops.cast(ids, "int64")
-
-
-def _jax_has_64_bits() -> bool:
-    import jax
-
-    return bool(jax.config.jax_enable_x64)
-
-
-def _narrow(name: str, ids: typing.Any) -> typing.Any:
-    """Returns int32 ids; values that this would cut are refused, as other items would pass for the positive."""
-    if isinstance(ids, np.ndarray):
-        cut = ids.astype(np.int32) != ids
-        require(
-            not cut.any(),
-            f"`{name}` must fit 32 bits on JAX. Set JAX_ENABLE_X64=1 before the import, or number the items.",
-            ids[cut][:1].tolist(),
-        )
-    return ops.cast(ids, "int32")
-
-
-def _agree(left: tuple, right: tuple) -> bool:
-    return len(left) == len(right) and all(a is None or b is None or a == b for a, b in zip(left, right))
+    require_ids_fit(name, ids)
+    return ops.cast(ids, id_dtype())
 
 
 def _and(words: list[str]) -> str:

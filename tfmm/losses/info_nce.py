@@ -7,9 +7,9 @@ import math
 import typing
 
 import keras
-import numpy as np
 from keras import ops
 
+from tfmm.layers.checks import id_dtype, require_ids_fit
 from tfmm.losses import checks
 from tfmm.losses.bank_logsumexp import MASKED_LOGIT, bank_logsumexp, same_id
 
@@ -237,11 +237,10 @@ class InfoNCE(keras.layers.Layer):
         self.built = True
 
     def __call__(self, *args, **kwargs):
-        # Keras converts the arguments before `call`, and on JAX cuts 64-bit ids while it does.
-        given = inspect.signature(self.call).bind_partial(*args, **kwargs).arguments
-        for name in ("positive_ids", "memory_bank_ids"):
-            if isinstance(given.get(name), np.ndarray):
-                checks.item_ids(name, given[name])
+        if id_dtype() == "int32":  # Keras converts the arguments before `call`, and cuts 64-bit ids while it does
+            given = inspect.signature(self.call).bind_partial(*args, **kwargs).arguments
+            for name in ("positive_ids", "memory_bank_ids"):
+                require_ids_fit(name, given.get(name))
         return super().__call__(*args, **kwargs)
 
     def call(
