@@ -50,7 +50,7 @@ setup(
     packages=find_packages(include=[*PACKAGES, *(f"{name}.*" for name in PACKAGES)]),
     package_data={"": ["*.j2", "py.typed"], "serving": ["deploy/*"]},
     install_requires=["click>=8.1", "keras>=3", "numpy>=1.26", "pyarrow>=10", "rich>=13",
-                      "tensorflow>=2.16,<2.22"],
+                      "tensorflow>=2.16,<2.22", f"tomli>=2; {OLD}"],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["tfmm=tfmm.cli:main", "tfmm-tfx=tfx_pipeline.cli:main"]},
     classifiers=[

@@ -1,8 +1,10 @@
 """Ranking client of TensorFlow Serving and of the embedded server, over gRPC or REST.
 
 with RankingClient("127.0.0.1:8500", "http://127.0.0.1:8501") as client:
-    scores = client.rank(user_id=7, behavior_item_ids=[3, 5], behavior_categories=[1, 1],
-                         item_ids=[11, 12], categories=[1, 2])
+    scores = client.rank(
+        user={"user_id": 7, "behavior_item_ids": [3, 5], "behavior_categories": [1, 1]},
+        candidates={"item_id": [11, 12], "category": [1, 2]},
+    )
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
 
-Id = int | str | None  # None: missing, such as the category of an item that has none
+Value = typing.Any  # an int, str, float or bool, or a list of these; None: missing
 T = typing.TypeVar("T")
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -54,56 +56,53 @@ class RankingClient:
         self._channel = grpc.insecure_channel(target, _OPTIONS)
         self._predictions = prediction_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self._text_inputs: frozenset[str] | None = None
+        self._inputs: dict[str, Input] | None = None
 
     def rank(
         self,
-        user_id: Id,
-        behavior_item_ids: typing.Iterable[Id],
-        behavior_categories: typing.Iterable[Id],
-        item_ids: typing.Iterable[Id],
-        categories: typing.Iterable[Id],
+        user: typing.Mapping[str, Value],
+        candidates: typing.Mapping[str, typing.Iterable[Value]],
         *,
         version: int | None = None,
     ) -> np.ndarray:
         """Scores candidate items for one user.
 
         Args:
-            user_id: int or str, as the model was exported.
-            behavior_item_ids: the user's behaviors, oldest first; the model looks at the newest.
-            behavior_categories: their categories.
-            item_ids: the candidates; a list or an Arrow array, as all of these.
-            categories: their categories.
+            user: by name, the features of the user and of the request, one value each (a list, where the feature is
+                multi-valued), and the columns of each sequence, oldest behavior first; the model looks at the newest.
+            candidates: by name, the features of the items, one value per candidate: lists, NumPy or Arrow arrays.
             version: of the model; None for the newest.
         Returns:
-            float32 [C], the click probabilities in the order of `item_ids`.
+            float32 [C], the click probabilities in the order of the candidates.
         Raises:
-            ValueError: lengths differ, or an id is of the other type.
+            ValueError: a feature is missing or unknown, of another type, or lengths differ.
             PredictError: the server refuses, or does not answer in time.
         """
-        inputs = self._rank_inputs(user_id, behavior_item_ids, behavior_categories, item_ids, categories)
+        inputs = self._rank_inputs(user, candidates)
         return self.predict(inputs, "rank", version=version, outputs=("score",))["score"]
 
     def rank_rest(
         self,
-        user_id: Id,
-        behavior_item_ids: typing.Iterable[Id],
-        behavior_categories: typing.Iterable[Id],
-        item_ids: typing.Iterable[Id],
-        categories: typing.Iterable[Id],
+        user: typing.Mapping[str, Value],
+        candidates: typing.Mapping[str, typing.Iterable[Value]],
         *,
         version: int | None = None,
     ) -> np.ndarray:
         """As `rank`, over REST."""
-        inputs = self._rank_inputs(user_id, behavior_item_ids, behavior_categories, item_ids, categories)
+        inputs = self._rank_inputs(user, candidates)
         return self.predict_rest(inputs, "rank", version=version)["score"].astype(np.float32)
 
-    def top(self, count: int, **request: typing.Any) -> list[tuple[Id, float]]:
-        """Returns the best `count` of the candidates of `rank` with their scores, best first."""
-        request["item_ids"] = _plain_list(request["item_ids"])
-        scores = self.rank(**request)
+    def top(
+        self,
+        count: int,
+        user: typing.Mapping[str, Value],
+        candidates: typing.Mapping[str, typing.Iterable[Value]],
+    ) -> list[tuple[int | str, float]]:
+        """Returns the ids of the best `count` of the candidates of `rank` with their scores, best first."""
+        ids = _plain_list(candidates["item_id"])
+        scores = self.rank(user, {**candidates, "item_id": ids})
         order = np.argsort(-scores, kind="stable")[:count]
-        return [(request["item_ids"][i], float(scores[i])) for i in order]
+        return [(ids[i], float(scores[i])) for i in order]
 
     def predict(
         self,
@@ -167,39 +166,38 @@ class RankingClient:
         self.close()
 
     def _rank_inputs(
-        self,
-        user_id: Id,
-        behavior_item_ids: typing.Iterable[Id],
-        behavior_categories: typing.Iterable[Id],
-        item_ids: typing.Iterable[Id],
-        categories: typing.Iterable[Id],
+        self, user: typing.Mapping[str, Value], candidates: typing.Mapping[str, typing.Iterable[Value]]
     ) -> dict[str, np.ndarray]:
-        if self._text_inputs is None:
-            self._text_inputs = self._find_text_inputs("rank")
-        columns = {
-            "user_id": [user_id],
-            "behavior_item_ids": _plain_list(behavior_item_ids),
-            "behavior_categories": _plain_list(behavior_categories),
-            "item_id": _plain_list(item_ids),
-            "category": _plain_list(categories),
-        }
-        for name, like in (("behavior_categories", "behavior_item_ids"), ("category", "item_id")):
-            if len(columns[name]) != len(columns[like]):
-                raise ValueError(f"`{name}` must have {len(columns[like])} entries. Received: {len(columns[name])}.")
-        inputs = {
-            name: as_ids(values, is_text=name in self._text_inputs, name=name) for name, values in columns.items()
-        }
-        return {name: ids[None] if name.startswith("behavior") else ids for name, ids in inputs.items()}
+        if self._inputs is None:
+            self._inputs = self._find_inputs("rank")
+        for side, given, wanted in (
+            ("user", user, {name for name, found in self._inputs.items() if found.is_user}),
+            ("candidates", candidates, {name for name, found in self._inputs.items() if not found.is_user}),
+        ):
+            if missing := sorted(wanted - set(given)):
+                raise ValueError(f"`{side}` must have {sorted(wanted)}, as the model was exported. Missing: {missing}.")
+            if unknown := sorted(set(given) - wanted):
+                raise ValueError(f"`{side}` must have {sorted(wanted)} and no others. Received: {unknown}.")
+        inputs = {name: as_tensor([value], self._inputs[name], name) for name, value in user.items()}
+        inputs |= {name: as_tensor(_plain_list(v), self._inputs[name], name) for name, v in candidates.items()}
+        count = len(inputs["item_id"])
+        for name in candidates:
+            if len(inputs[name]) != count:
+                raise ValueError(f"`{name}` must have {count} entries. Received: {len(inputs[name])}.")
+        return inputs
 
-    def _find_text_inputs(self, signature: str) -> frozenset[str]:
-        """Asks the server which inputs of a signature are strings."""
+    def _find_inputs(self, signature: str) -> dict[str, Input]:
+        """Asks the server for the inputs of a signature."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = self._model_name
         response = self._call(self._predictions.GetModelMetadata, request)
         signatures = get_model_metadata_pb2.SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)
-        inputs = signatures.signature_def[signature].inputs
-        return frozenset(name for name, info in inputs.items() if tf.as_dtype(info.dtype) == tf.string)
+        found = {}
+        for name, info in signatures.signature_def[signature].inputs.items():
+            shape = [dim.size for dim in info.tensor_shape.dim]
+            found[name] = Input(tf.as_dtype(info.dtype).as_numpy_dtype, len(shape) == 2, shape[0] == 1)
+        return found
 
     def _call(self, method: typing.Callable[..., T], request: typing.Any) -> T:
         try:
@@ -222,22 +220,49 @@ class RankingClient:
             raise PredictError("UNAVAILABLE", str(error)) from error
 
 
-def as_ids(values: typing.Sequence[Id], *, is_text: bool, name: str = "ids") -> np.ndarray:
-    """Returns ids as int64 [n], or as bytes [n] where they are strings; None gives 0 or "" (missing).
+class Input(typing.NamedTuple):
+    """One input of a signature: its NumPy dtype (object: strings), whether a row is a list, whose it is."""
 
+    dtype: type
+    is_list: bool
+    is_user: bool
+
+
+def as_tensor(rows: typing.Sequence[Value], wanted: Input, name: str = "values") -> np.ndarray:
+    """Returns rows as a tensor; None, and what pads lists of different lengths, is missing: 0, "" or NaN.
+
+    Args:
+        rows: one value per row, or one list of values.
+        wanted: the input that they are for.
+        name: said in errors.
     Raises:
-        ValueError: an id is of the other type.
+        ValueError: a value is of another type.
 
-    >>> as_ids([3, None], is_text=False), as_ids(["a", None], is_text=True)
-    (array([3, 0]), array([b'a', b''], dtype=object))
+    >>> as_tensor([3, None], Input(np.int64, False, False))
+    array([3, 0])
+    >>> as_tensor([["a"], []], Input(object, True, False))
+    array([[b'a'],
+           [b'']], dtype=object)
     """
-    kinds = (str, bytes) if is_text else (int, np.integer)
-    wrong = [value for value in values if value is not None and not isinstance(value, kinds)]
-    if wrong:
-        wanted = "strings" if is_text else "integers"
-        raise ValueError(f"`{name}` must hold {wanted}, as the model was exported. Received: {wrong[0]!r}.")
-    if not is_text:
-        return np.array([0 if value is None else value for value in values], np.int64)
+    if not wanted.is_list:
+        return _as_row(rows, wanted, name)
+    lists = [_plain_list([] if row is None else row) for row in rows]
+    length = max((len(row) for row in lists), default=0)
+    flat = _as_row([value for row in lists for value in (*row, *[None] * (length - len(row)))], wanted, name)
+    return flat.reshape(len(lists), length)
+
+
+def _as_row(values: typing.Sequence[Value], wanted: Input, name: str) -> np.ndarray:
+    kinds, words = {
+        np.float32: ((float, int, bool, np.number), "numbers"),
+        np.int64: ((int, np.integer), "integers"),
+    }.get(wanted.dtype, ((str, bytes), "strings"))
+    for value in values:
+        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise ValueError(f"`{name}` must hold {words}, as the model was exported. Received: {value!r}.")
+    if wanted.dtype in (np.float32, np.int64):
+        missing = np.nan if wanted.dtype is np.float32 else 0
+        return np.array([missing if value is None else value for value in values], wanted.dtype)
     result = np.empty(len(values), object)
     texts = ["" if value is None else value for value in values]
     result[:] = [text.encode() if isinstance(text, str) else text for text in texts]

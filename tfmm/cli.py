@@ -19,8 +19,6 @@ Folder = click.Path(file_okay=False, path_type=pathlib.Path)
 ExistingFolder = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
 File = click.Path(dir_okay=False, path_type=pathlib.Path)
 
-_PRESETS = ("quickstart", "small", "paper")
-
 
 class Command(click.Command):
     """A command whose help ends with an example that keeps its lines."""
@@ -62,21 +60,23 @@ def _run_options(function: typing.Callable) -> typing.Callable:
             help="Override one setting, checked against its stage; may be repeated.",
         ),
         click.option(
+            "--run",
             "--preset",
-            type=click.Choice(_PRESETS),
+            "run",
             default="quickstart",
             show_default=True,
-            help="The named run whose settings apply.",
+            metavar="RUN",
+            help="The settings: a preset (quickstart, small, paper), module:function of your own, a .toml or .json file.",
         ),
     ):
         function = option(function)
     return function
 
 
-def _config(preset: str, assignments: tuple[str, ...]) -> typing.Any:
-    from tfmm import config, presets
+def _config(run: str, assignments: tuple[str, ...]) -> typing.Any:
+    from tfmm import config, runs
 
-    return config.override(presets.PRESETS[preset](), assignments)
+    return config.override(runs.load(run), assignments)
 
 
 def _quiet_libraries() -> None:
@@ -104,14 +104,14 @@ def main() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the marketplace and of every training.")
 @_run_options
 def quickstart(
-    workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int, preset: str, assignments: tuple[str, ...]
+    workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int, run: str, assignments: tuple[str, ...]
 ) -> None:
     """Run the whole road: data, encoders, index, models, gate, server, a new item in the stream, a report."""
     from tfmm import config
-    from tfmm.quickstart import run
+    from tfmm.quickstart import run as quickstart_run
 
-    settings = _config(preset, ()).with_seed(seed)
-    raise SystemExit(run.main(workdir, data_dir, config.override(settings, assignments)))
+    settings = _config(run, ()).with_seed(seed)
+    raise SystemExit(quickstart_run.main(workdir, data_dir, config.override(settings, assignments)))
 
 
 @main.group(cls=Group)
@@ -156,11 +156,11 @@ def _joined(values: typing.Iterable[object]) -> str:
 @data.command("marketplace", example="tfmm data marketplace my_tables --preset small")
 @click.argument("output_dir", type=Folder)
 @_run_options
-def data_marketplace(output_dir: pathlib.Path, preset: str, assignments: tuple[str, ...]) -> None:
+def data_marketplace(output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
     """Make the synthetic marketplace: images, titles, searches, purchases, a week of impressions."""
     from tfmm.data import marketplace
 
-    marketplace.generate(_config(preset, assignments).marketplace, output_dir)
+    marketplace.generate(_config(run, assignments).marketplace, output_dir)
     click.echo(f"Wrote the marketplace to {output_dir}.")
 
 
@@ -180,13 +180,13 @@ def data_convert(source: str, source_dir: pathlib.Path, output_dir: pathlib.Path
 @click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="One encoder folder per modality.")
 @_run_options
-def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, preset: str, assignments: tuple[str, ...]) -> None:
+def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
     """Pre-train item encoders on search query -> purchased item (SCL)."""
     from tfmm.data import pairs, schema
     from tfmm.pretrain import train
     from tfmm.training import progress
 
-    config = _config(preset, assignments)
+    config = _config(run, assignments)
     pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data)
     for modality in schema.modalities(data_dir):
         if modality != "vector":
@@ -233,7 +233,7 @@ def train(
     data_dir: pathlib.Path,
     snapshot_dir: pathlib.Path,
     output_dir: pathlib.Path,
-    preset: str,
+    run: str,
     assignments: tuple[str, ...],
 ) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
@@ -243,10 +243,11 @@ def train(
     from tfmm.make import train as make_train
     from tfmm.training import progress as progress_lib
 
-    config = _config(preset, assignments)
+    config = _config(run, assignments)
+    feature_set = config.feature_set
     raw, transformed, progress = output_dir / "examples", output_dir / "transformed", progress_lib.lines(click.echo)
-    examples.write_examples(data_dir, config.data, raw)
-    examples.transform(raw, transformed, config.data)
+    examples.write_examples(data_dir, config.data, feature_set, raw)
+    examples.transform(raw, transformed)
     train_pattern, eval_pattern = (str(transformed / f"{split}-*") for split in ("train", "eval"))
     make_train.train(
         config.make,
@@ -254,21 +255,24 @@ def train(
         eval_pattern,
         snapshot_dir,
         output_dir / "make",
+        feature_set,
         checkpoint_dir=output_dir / "checkpoints" / "make",
         progress=progress,
     )
-    vocabulary, max_behaviors = transformed / "vocabulary", config.data.max_behaviors
+    vocabulary = transformed / "vocabulary"
     for name, modalities in (("id", ()), ("multimodal", schema.modalities(data_dir))):
         own: dict[str, typing.Any] = (
             {"snapshot_dir": snapshot_dir, "make_dir": output_dir / "make"} if modalities else {}
         )
         ctr_train.train(
-            dataclasses.replace(config.ctr, modalities=modalities),
+            config.ctr,
             train_pattern,
             eval_pattern,
             vocabulary,
             output_dir / name / "Format-TFMM",
-            max_behaviors=max_behaviors,
+            feature_set,
+            modalities=modalities,
+            methods=config.methods,
             checkpoint_dir=output_dir / "checkpoints" / name,
             progress=progress,
             **own,
@@ -277,7 +281,7 @@ def train(
             output_dir / name / "Format-TFMM",
             vocabulary,
             own.get("snapshot_dir"),
-            schema.id_types(data_dir),
+            schema.id_types(data_dir, feature_set),
             config.export,
             output_dir / name / "Format-Serving",
         )
@@ -292,7 +296,7 @@ def evaluate(
     models_dir: pathlib.Path,
     in_service_dir: pathlib.Path | None,
     output_dir: pathlib.Path,
-    preset: str,
+    run: str,
     assignments: tuple[str, ...],
 ) -> None:
     """Score held-out impressions with the exported models and judge them; exit 1 where the gate refuses."""
@@ -301,9 +305,10 @@ def evaluate(
     models = {name: str(models_dir / name / "Format-Serving") for name in ("id", "multimodal")}
     if in_service_dir is not None:
         models["in_service"] = str(in_service_dir)
-    examples_dir = models_dir / "examples"
-    judged = report.evaluate(models, str(examples_dir / "train-*"), str(examples_dir / "eval-*"), output_dir)
-    verdict = gate.decide(judged, _config(preset, assignments).gate)
+    config, examples_dir = _config(run, assignments), models_dir / "examples"
+    patterns = (str(examples_dir / f"{split}-*") for split in ("train", "eval"))
+    judged = report.evaluate(models, *patterns, output_dir, config.feature_set)
+    verdict = gate.decide(judged, config.gate)
     (output_dir / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2) + "\n")
     for name in models:
         found = {key: judged["models"][name].get(key) for key in ("auc", "gauc", "logloss")}
@@ -326,20 +331,20 @@ def export(
     snapshot_dir: pathlib.Path,
     data_dir: pathlib.Path,
     output_dir: pathlib.Path,
-    preset: str,
+    run: str,
     assignments: tuple[str, ...],
 ) -> None:
     """Write the multimodal model as a new version that TF Serving loads."""
     from tfmm.data import schema
     from tfmm.export import saved_model
 
-    version = output_dir / str(int(time.time()))
+    version, config = output_dir / str(int(time.time())), _config(run, assignments)
     saved_model.export(
         models_dir / "multimodal" / "Format-TFMM",
         models_dir / "transformed" / "vocabulary",
         snapshot_dir,
-        schema.id_types(data_dir),
-        _config(preset, assignments).export,
+        schema.id_types(data_dir, config.feature_set),
+        config.export,
         version,
     )
     click.echo(f"Wrote version {version}.")

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import typing
 
+from tfmm import features as features_lib
+
 
 def _require(holds: bool, rule: str, value: object) -> None:
     if not holds:
@@ -144,18 +146,10 @@ class MAKEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CTRConfig:
-    """The click model: IDs alone, or IDs with SimTier and MAKE (section 4)."""
+    """The click model and its training (section 4)."""
 
-    modalities: tuple[str, ...] = ()  # empty: the ID-only twin
-    use_simtier: bool = True
-    use_make: bool = True
-    num_tiers: int = 20  # N
-    tier_output: str = "log1p"  # count, log1p or ratio
     epochs: int = 1  # one: ID embeddings overfit from the second on
     batch_size: int = 512
-    user_dim: int = 16
-    item_dim: int = 16
-    category_dim: int = 8
     attention_units: tuple[int, ...] = (32,)
     softmax: bool = True  # attention weights of a user's behaviors sum to 1
     units: tuple[int, ...] = (128, 64)
@@ -164,10 +158,7 @@ class CTRConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.modalities) - {"image", "text", "vector"})
-        _require(not unknown, "`modalities` must be among image, text and vector.", unknown)
-        for name in ("epochs", "user_dim", "item_dim", "category_dim"):
-            _require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
+        _require(self.epochs >= 1, "`epochs` must be at least 1.", self.epochs)
         _require(len(self.units) >= 1, "`units` must name at least one hidden layer.", self.units)
         _require(
             self.embedding_learning_rate > 0.0,
@@ -175,12 +166,17 @@ class CTRConfig:
             self.embedding_learning_rate,
         )
         _require_training(self)
-        _require(self.num_tiers >= 1, "`num_tiers` must be at least 1.", self.num_tiers)
-        _require(
-            self.tier_output in ("count", "log1p", "ratio"),
-            "`tier_output` must be count, log1p or ratio.",
-            self.tier_output,
-        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to bring item vectors into the click model, see `tfmm.ctr.integrations`."""
+
+    name: str  # simtier, make, vector, simscore, semantic_id, sa_ta, behavior_search, or `module:Class` of your own
+    settings: dict[str, typing.Any] = dataclasses.field(default_factory=dict)  # of its class
+
+
+DEFAULT_METHODS = (Method("simtier"), Method("make"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +219,9 @@ class ExportConfig:
 class RunConfig:
     """Everything that one run of the road needs."""
 
+    features: tuple[features_lib.Feature, ...] = features_lib.DEFAULT_FEATURES
+    sequences: tuple[features_lib.Sequence, ...] = features_lib.DEFAULT_SEQUENCES
+    methods: tuple[Method, ...] = DEFAULT_METHODS  # how item vectors come into the click model, in this order
     marketplace: MarketplaceConfig = MarketplaceConfig()
     data: DataConfig = DataConfig()
     pairs: PairsConfig = PairsConfig()
@@ -238,6 +237,15 @@ class RunConfig:
         for name in ("image", "text"):
             modality = getattr(self, name).modality
             _require(modality == name, f"`{name}.modality` must be {name!r}.", modality)
+        names = [method.name for method in self.methods]
+        _require(len(set(names)) == len(names), "`methods` must name each method once.", names)
+        _ = self.feature_set
+
+    @property
+    def feature_set(self) -> features_lib.FeatureSet:
+        """The features and sequences, lengths and least counts filled in from `data`."""
+        declared = features_lib.FeatureSet(self.features, self.sequences)
+        return declared.resolved(self.data.max_behaviors, self.data.min_id_count)
 
     def with_seed(self, seed: int) -> RunConfig:
         """Returns the same run with every stage seeded with `seed`."""
@@ -254,34 +262,57 @@ def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
 
     Args:
         config: the run to change.
-        assignments: strings such as `"make.epochs=6"` or `"ctr.units=[64, 32]"`; values are JSON, or plain text.
+        assignments: strings such as `"make.epochs=6"` or `"ctr.units=[64, 32]"`; values are JSON, or plain text. A
+            feature, a sequence or a method is found by its name: `"features.user_id.dim=32"`,
+            `"methods.simtier.num_tiers=10"`.
     Returns:
         A new RunConfig.
     Raises:
-        ValueError: unknown stage or field, or a value of another type.
+        ValueError: unknown stage, name or field, or a value of another type.
 
     >>> override(RunConfig(), ["make.epochs=6"]).make.epochs
     6
     """
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
-        stage_name, dot, field_name = path.strip().partition(".")
-        _require(bool(separator and dot), "An override must read stage.field=value.", assignment)
+        stage_name, *names, field_name = path.strip().split(".") if "." in path else ("", "")
+        _require(bool(separator and stage_name), "An override must read stage.field=value.", assignment)
         stages = {field.name for field in dataclasses.fields(config)} - {"seed"}
         _require(stage_name in stages, f"The stage must be one of {sorted(stages)}.", stage_name)
         stage = getattr(config, stage_name)
-        fields = {field.name for field in dataclasses.fields(stage)}
-        _require(field_name in fields, f"`{stage_name}` has the fields {sorted(fields)}.", field_name)
-        value = _parse(text.strip(), type(getattr(stage, field_name)), path)
-        config = dataclasses.replace(config, **{stage_name: dataclasses.replace(stage, **{field_name: value})})
+        if isinstance(stage, tuple):
+            _require(len(names) == 1, f"An override of `{stage_name}` must read {stage_name}.name.field=value.", path)
+            known = [part.name for part in stage]
+            _require(names[0] in known, f"`{stage_name}` must be one of {known}.", names[0])
+            stage = tuple(
+                _replace(part, field_name, text, path) if part.name == names[0] else part for part in stage
+            )
+        else:
+            _require(not names, "An override must read stage.field=value.", assignment)
+            stage = _replace(stage, field_name, text, path)
+        config = dataclasses.replace(config, **{stage_name: stage})
     return config
 
 
-def _parse(text: str, kind: type, path: str) -> object:
+def _replace(stage: typing.Any, field_name: str, text: str, path: str) -> typing.Any:
+    if isinstance(stage, Method):  # its class knows its settings
+        return dataclasses.replace(stage, settings={**stage.settings, field_name: _json(text)})
+    fields = {field.name for field in dataclasses.fields(stage)}
+    _require(field_name in fields, f"`{path.rpartition('.')[0]}` has the fields {sorted(fields)}.", field_name)
+    current = getattr(stage, field_name)
+    value = _json(text) if current is None else _parse(text.strip(), type(current), path)
+    return dataclasses.replace(stage, **{field_name: value})
+
+
+def _json(text: str) -> typing.Any:
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError:
-        value = text
+        return text.strip()
+
+
+def _parse(text: str, kind: type, path: str) -> object:
+    value = _json(text)
     if kind is tuple and isinstance(value, list):
         return tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -295,8 +326,11 @@ def to_dict(config: object) -> dict[str, typing.Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
 
 
-def from_dict(kind: type, values: dict[str, typing.Any]) -> typing.Any:
+def from_dict(kind: type, values: typing.Mapping[str, typing.Any]) -> typing.Any:
     """Rebuilds a config of class `kind` from `to_dict`'s result.
+
+    Raises:
+        ValueError: a field that the class lacks, or values that it refuses.
 
     >>> from_dict(MAKEConfig, to_dict(MAKEConfig(epochs=2))).epochs
     2
@@ -305,7 +339,15 @@ def from_dict(kind: type, values: dict[str, typing.Any]) -> typing.Any:
     arguments = {}
     for name, value in values.items():
         _require(name in hints, f"{kind.__name__} has the fields {sorted(hints)}.", name)
-        if dataclasses.is_dataclass(hints[name]):
-            value = from_dict(hints[name], value)  # type: ignore[arg-type]
-        arguments[name] = tuple(value) if isinstance(value, list) else value
+        inner = typing.get_args(hints[name])[0] if isinstance(value, (list, tuple)) else hints[name]
+        if isinstance(value, (list, tuple)):
+            value = tuple(from_dict(inner, part) if dataclasses.is_dataclass(inner) else part for part in value)
+        elif dataclasses.is_dataclass(inner):
+            value = from_dict(inner, value)  # type: ignore[arg-type]
+        arguments[name] = value
     return kind(**arguments)
+
+
+def as_config(kind: type, value: typing.Any) -> typing.Any:
+    """Returns a config as it is, or rebuilt from what `to_dict` made of it."""
+    return from_dict(kind, value) if isinstance(value, typing.Mapping) else value

@@ -1,131 +1,322 @@
-"""The one table of the click model's features; every parse spec and signature derives from it.
+"""What a click model knows of an impression, as values that a run declares: features, and sequences of behaviors.
 
-Ids are int64 inside: an integer id is itself, a string id its 64-bit fingerprint; 0 stands for padding and missing.
-`preprocess` is a pure function of tensors, called by Transform's `preprocessing_fn` and by training without TFX alike.
+All that handles columns derives from them: which columns of the tables are read and checked, the join, the examples'
+spec, Transform, vocabularies, the model's inputs, the signatures, warm-up, requests.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
+import re
 import typing
-
-import numpy as np
-import tensorflow as tf
 
 PADDING = 0  # id and index of padding and of a missing value
 OUT_OF_VOCABULARY = 1  # index of an id that the vocabulary lacks
+NUM_SPECIAL = 2  # indices before the vocabulary's own
+LABEL = "label"
+KEYS = ("user_id", "item_id")  # every example has them: the join, the vectors and GAUC go by them
+ACTIONS = ("click", "cart", "favorite", "purchase")
+_RESERVED = ("timestamp", LABEL, "split", "examples", "modality", "scales", "sequences", "encoder_version")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TABLES = {  # where a feature of a role may come from; the first is where it is looked for
+    "user": ("users", "impressions"),
+    "item": ("items", "impressions"),
+    "context": ("impressions",),
+    "behavior": ("behaviors",),
+}
+ROLES = tuple(_TABLES)
+KINDS = ("id", "ids", "number", "boolean", "time")
+SCALINGS = ("standard", "log", "quantiles")
+PARTS = {"hour": 24, "weekday": 7}
+AGE = "age"  # the source of a behavior's age: seconds from the behavior to the impression
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One column of an example."""
+    """One column of the tables and what it means to a click model.
+
+    Roles: `user` and `context` describe who is asking and when, `item` what is scored, `behavior` what rides along
+    with each behavior of a sequence. Kinds, and how each says that it is missing:
+
+    - `id`: an integer or string; an embedding by vocabulary, or by hash buckets. 0, "" or null is missing.
+    - `ids`: a list of these, such as tags; the mean of their embeddings. An empty list or null is missing.
+    - `number`: a float; `scaling` says what becomes of it. NaN or null is missing, which is a state of its own.
+    - `boolean`: true or false, 1 or 0 in a request; NaN or null is missing.
+    - `time`: a timestamp; an embedding of its hour or weekday, UTC. Null is missing (0 in a request).
+    """
 
     name: str
-    role: str  # user, target, behavior, context or label
-    vocabulary: str | None = None  # the vocabulary that turns its ids into indices
-    index: str | None = None  # the name of the transformed column that holds those indices
+    role: str  # user, item, context or behavior
+    kind: str = "id"  # id, ids, number, boolean or time
+    source: str = ""  # table.column; "": the role's table, the feature's name. behaviors.age: the behavior's age, in s
+    dim: int = 8  # values of an embedding
+    vocabulary: str = ""  # features that name the same one share it, with its embeddings; "": the feature's own
+    min_count: int = 0  # ids seen less often in training share one embedding; 0: data.min_id_count
+    num_buckets: int = 0  # hash buckets in place of a vocabulary: memory is bounded, and ids may share an embedding
+    max_values: int = 8  # of `ids`: the first ones are kept
+    scaling: str = "standard"  # of a number: standard, log (of its size, the sign kept) or quantiles (an embedding)
+    num_quantiles: int = 16
+    part: str = "hour"  # of a time: hour or weekday
+    serving_value: float | str | None = None  # known in training only: what serving takes for it, e.g. 1 for position
 
     @property
-    def is_sequence(self) -> bool:
-        return self.role == "behavior"
+    def table(self) -> str:
+        return self.source.partition(".")[0] or _TABLES[self.role][0]
+
+    @property
+    def column(self) -> str:
+        return self.source.partition(".")[2] or self.name
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it enters the model as an embedding; else as a number beside whether it is there."""
+        return self.kind != "number" or self.scaling == "quantiles"
+
+    @property
+    def has_vocabulary(self) -> bool:
+        return self.kind in ("id", "ids") and not self.num_buckets
+
+    @property
+    def embedding(self) -> str:
+        """The name of its embedding table, which features of one vocabulary share."""
+        return self.vocabulary or self.name
+
+    @property
+    def num_indices(self) -> int | None:
+        """Rows of its embedding table; None where the vocabulary says."""
+        if self.kind in ("id", "ids"):
+            return self.num_buckets + NUM_SPECIAL if self.num_buckets else None
+        return 1 + {"number": self.num_quantiles, "boolean": 2, "time": PARTS.get(self.part, 0)}[self.kind]
+
+    def faults(self) -> typing.Iterator[str]:
+        """Yields what is wrong with it, a line each."""
+        name = f"feature {self.name!r}"
+        if not _NAME.fullmatch(self.name) or self.name in _RESERVED:
+            yield f"{name}: `name` must be lower case letters, digits and _, and none of {', '.join(_RESERVED)}"
+        for field, allowed in (("role", ROLES), ("kind", KINDS), ("scaling", SCALINGS), ("part", tuple(PARTS))):
+            if getattr(self, field) not in allowed:
+                yield f"{name}: `{field}` must be one of {', '.join(allowed)}, not {getattr(self, field)!r}"
+        for field, least in (("dim", 1), ("min_count", 0), ("num_buckets", 0), ("max_values", 1), ("num_quantiles", 2)):
+            if getattr(self, field) < least:
+                yield f"{name}: `{field}` must be at least {least}, not {getattr(self, field)}"
+        if self.role in ROLES:
+            if self.source and (self.source.count(".") != 1 or self.table not in _TABLES[self.role]):
+                yield (
+                    f"{name}: `source` must be table.column, the table of role {self.role} one of "
+                    f"{', '.join(_TABLES[self.role])}, not {self.source!r}"
+                )
+            if self.role == "behavior" and self.kind == "ids":
+                yield f"{name}: a behavior's own column must hold one value, so `kind` cannot be 'ids'"
+        if self.source == f"behaviors.{AGE}" and self.kind != "number":
+            yield f"{name}: the age of a behavior is a number of seconds, so `kind` must be 'number'"
+        if self.vocabulary and self.kind not in ("id", "ids"):
+            yield f"{name}: only ids have a `vocabulary`; {self.kind} has none"
+        if self.serving_value is not None and (self.role == "behavior" or self.name in KEYS or self.kind == "ids"):
+            yield f"{name}: `serving_value` is for single values of users, items and contexts, not for this one"
+        if self.name in KEYS and (self.kind != "id" or self.role != self.name.removesuffix("_id")):
+            yield f"{name}: must be of kind 'id' and role {self.name.removesuffix('_id')!r}"
 
 
-FEATURES = (
-    Feature("user_id", "user", "user_id", "user_index"),
-    Feature("item_id", "target", "item_id", "item_index"),
-    Feature("category", "target", "category", "category_index"),
-    Feature("behavior_item_ids", "behavior", "item_id", "behavior_item_index"),
-    Feature("behavior_categories", "behavior", "category", "behavior_category_index"),
-    Feature("timestamp", "context"),
-    Feature("label", "label"),
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+    """A user's behaviors before the impression, the newest of certain actions, and what rides along with each."""
+
+    name: str
+    actions: tuple[str, ...] = ()  # click, cart, favorite, purchase; (): all of them
+    length: int = 0  # L; 0: data.max_behaviors
+    features: tuple[str, ...] = ("item_id",)  # of the behavior's item, or its own (role behavior); item_id among them
+    column_names: tuple[str, ...] = ()  # of the columns, one per feature; (): <sequence>_<feature>
+    din: bool = True  # whether the click model's attention reads it
+    simtier: bool = True
+    make: bool = True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.column_names or tuple(f"{self.name}_{feature}" for feature in self.features)
+
+    @property
+    def item_ids(self) -> str:
+        """The column with the behaviors' items."""
+        return self.columns[self.features.index("item_id")]
+
+    def faults(self, known: typing.Mapping[str, Feature]) -> typing.Iterator[str]:
+        """Yields what is wrong with it, a line each; `known` are the declared features by name."""
+        name = f"sequence {self.name!r}"
+        if not _NAME.fullmatch(self.name) or self.name == "target":
+            yield f"{name}: `name` must be lower case letters, digits and _, and not 'target'"
+        if unknown := sorted(set(self.actions) - set(ACTIONS)):
+            yield f"{name}: `actions` must be among {', '.join(ACTIONS)}, not {', '.join(unknown)}"
+        if self.length < 0:
+            yield f"{name}: `length` must be at least 1 (0: data.max_behaviors), not {self.length}"
+        if "item_id" not in self.features:
+            yield f"{name}: `features` must hold 'item_id', by which vectors are found"
+        if self.column_names and len(self.column_names) != len(self.features):
+            yield f"{name}: `column_names` must name one per feature, {len(self.features)} in all"
+        for feature in self.features:
+            if feature not in known:
+                yield f"{name}: `features` must be declared; {feature!r} is not"
+            elif known[feature].role not in ("item", "behavior") or known[feature].kind == "ids":
+                yield f"{name}: `features` must be single values of items or behaviors; {feature!r} is not"
+            elif known[feature].role == "item" and feature != "item_id" and known[feature].table == "impressions":
+                yield f"{name}: {feature!r} comes from impressions, which say nothing of a behavior's item"
+
+
+DEFAULT_FEATURES = (
+    Feature("user_id", "user", source="impressions.user_id", dim=16),
+    Feature("item_id", "item", source="impressions.item_id", dim=16),
+    Feature("category", "item"),
 )
-VOCABULARIES = ("user_id", "item_id", "category")
-LABEL = "label"
+DEFAULT_SEQUENCES = (
+    Sequence(
+        "behavior", features=("item_id", "category"), column_names=("behavior_item_ids", "behavior_categories")
+    ),
+)
 
 
-def raw_spec(max_behaviors: int) -> dict[str, tf.io.FixedLenFeature]:
-    """Returns the parse spec of raw examples: int64 [] per example, or int64 [L] for behaviors."""
-    return {
-        f.name: tf.io.FixedLenFeature([max_behaviors] if f.is_sequence else [], tf.int64) for f in FEATURES
-    }
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column of an example, and one input of a request."""
+
+    name: str
+    feature: Feature
+    sequence: Sequence | None = None
+
+    @property
+    def side(self) -> str:
+        """`user`: one value per request; `item`: one per candidate."""
+        return "item" if self.feature.role == "item" and self.sequence is None else "user"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        if self.sequence is not None:
+            return (self.sequence.length,)
+        return (self.feature.max_values,) if self.feature.kind == "ids" else ()
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it holds float32; else int64."""
+        return self.feature.kind in ("number", "boolean")
+
+    @property
+    def missing(self) -> float:
+        """What stands for a missing value, and for padding."""
+        return float("nan") if self.is_float else PADDING
+
+    @property
+    def input(self) -> str:
+        """The name under which the model takes it, preprocessed."""
+        return f"{self.name}_{'index' if self.feature.is_embedded else 'value'}"
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a request brings it."""
+        return self.feature.serving_value is None
 
 
-def transformed_spec(max_behaviors: int) -> dict[str, tf.io.FixedLenFeature]:
-    """Returns the parse spec of transformed examples: the raw columns and their indices."""
-    spec = raw_spec(max_behaviors)
-    for f in FEATURES:
-        if f.index is not None:
-            spec[f.index] = spec[f.name]
-    return spec
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """The features and sequences of one run, checked together.
 
+    Raises:
+        ValueError: all that is wrong with them, a line each.
 
-def preprocess(
-    raw: typing.Mapping[str, tf.Tensor], lookups: typing.Mapping[str, typing.Callable[[tf.Tensor], tf.Tensor]]
-) -> dict[str, tf.Tensor]:
-    """Adds vocabulary indices to raw columns.
-
-    Args:
-        raw: int64 tensors by feature name, of any shape; missing columns are left out of the result.
-        lookups: per vocabulary, a function from int64 ids to int64 vocabulary lines, -1 where the id is unknown.
-    Returns:
-        `raw` and, for each feature with a vocabulary, int64 indices: 0 padding, 1 unknown, 2.. vocabulary line + 2.
+    >>> FeatureSet().vocabularies
+    ('user_id', 'item_id', 'category')
+    >>> [column.name for column in FeatureSet().columns]
+    ['user_id', 'item_id', 'category', 'behavior_item_ids', 'behavior_categories']
     """
-    result = dict(raw)
-    for f in FEATURES:
-        if f.index is not None and f.name in raw:
-            ids = raw[f.name]
-            result[f.index] = tf.where(
-                ids == PADDING, tf.zeros_like(ids), lookups[str(f.vocabulary)](ids) + 2
-            )
-    return result
 
+    features: tuple[Feature, ...] = DEFAULT_FEATURES
+    sequences: tuple[Sequence, ...] = DEFAULT_SEQUENCES
 
-def fingerprint(values: typing.Any) -> np.ndarray:
-    """Returns ids as int64: integers as they are, strings as their farmhash64; a string never gives 0.
+    def __post_init__(self) -> None:
+        if found := list(self._faults()):
+            raise ValueError("The declaration of features must hold together. Received:\n- " + "\n- ".join(found))
 
-    Args:
-        values: integer or string array-like [n]; None and "" give 0 (missing).
+    def resolved(self, max_behaviors: int, min_count: int) -> FeatureSet:
+        """Returns the same with lengths and least counts that were left open filled in."""
+        return FeatureSet(
+            tuple(dataclasses.replace(f, min_count=f.min_count or min_count) for f in self.features),
+            tuple(dataclasses.replace(s, length=s.length or max_behaviors) for s in self.sequences),
+        )
 
-    >>> fingerprint([7, -3])
-    array([ 7, -3])
-    >>> bool(fingerprint(["a"])[0] == fingerprint([b"a"])[0] != 0)
-    True
-    """
-    array = np.asarray(values)
-    if array.dtype.kind in "iu":
-        return array.astype(np.int64)
-    texts = ["" if v is None else v for v in array.ravel().tolist()]
-    if texts and all(isinstance(v, int) or v == "" for v in texts):
-        return np.array([0 if v == "" else v for v in texts], np.int64).reshape(array.shape)
-    if not texts:
-        return np.zeros(array.shape, np.int64)
-    return fingerprint_strings(tf.constant(texts, tf.string)).numpy().reshape(array.shape)
+    @functools.cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """Every column of an example but `timestamp` and `label`."""
+        own = [Column(f.name, f) for f in self.features if f.role != "behavior"]
+        riding = [
+            Column(name, self[feature], sequence)
+            for sequence in self.sequences
+            for feature, name in zip(sequence.features, sequence.columns)
+        ]
+        return (*own, *riding)
 
+    @property
+    def served(self) -> tuple[Column, ...]:
+        """The columns that a request brings."""
+        return tuple(column for column in self.columns if column.is_served)
 
-def fingerprint_strings(ids: tf.Tensor) -> tf.Tensor:
-    """Returns int64 fingerprints of string ids, in a graph: "" gives 0, nothing else does."""
-    hashed = tf.bitcast(tf.fingerprint(tf.reshape(ids, [-1])), tf.int64)
-    hashed = tf.where(hashed == PADDING, tf.ones_like(hashed), hashed)
-    hashed = tf.where(tf.reshape(ids, [-1]) == "", tf.zeros_like(hashed), hashed)
-    return tf.reshape(hashed, tf.shape(ids))
+    @property
+    def vocabularies(self) -> tuple[str, ...]:
+        """The names of the vocabularies that the training data gives."""
+        return tuple(dict.fromkeys(f.embedding for f in self.features if f.has_vocabulary))
 
+    @property
+    def embeddings(self) -> dict[str, Feature]:
+        """The embedding tables by name, each with the first of the features that share it."""
+        result: dict[str, Feature] = {}
+        for feature in self.features:
+            if feature.is_embedded:
+                result.setdefault(feature.embedding, feature)
+        return result
 
-def vocabulary_lookup(path: str) -> tuple[typing.Callable[[tf.Tensor], tf.Tensor], int]:
-    """Loads a vocabulary file (one int64 id a line) as a lookup for `preprocess`.
+    @property
+    def numbers(self) -> tuple[Feature, ...]:
+        """The features whose scaling the training data gives."""
+        return tuple(f for f in self.features if f.kind == "number")
 
-    Returns:
-        The table's `lookup` (a tf.Module that uses it must track `lookup.__self__`), and the number of indices that
-        `preprocess` can give with it (lines + 2).
-    """
-    with tf.io.gfile.GFile(path) as file:
-        lines = [int(line) for line in file.read().split()]
-    return lookup_from_ids(np.asarray(lines, np.int64))
+    def __getitem__(self, name: str) -> Feature:
+        return next(feature for feature in self.features if feature.name == name)
 
+    def sequence(self, name: str) -> Sequence:
+        return next(sequence for sequence in self.sequences if sequence.name == name)
 
-def lookup_from_ids(ids: np.ndarray) -> tuple[typing.Callable[[tf.Tensor], tf.Tensor], int]:
-    """As `vocabulary_lookup`, from the ids themselves, int64 [n]."""
-    table = tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(tf.constant(ids, tf.int64), tf.range(len(ids), dtype=tf.int64)),
-        default_value=-1,
-    )
-    return table.lookup, len(ids) + 2
+    def of_table(self, table: str) -> tuple[Feature, ...]:
+        """The features that a table brings."""
+        return tuple(f for f in self.features if f.table == table and f.source != f"behaviors.{AGE}")
+
+    def _faults(self) -> typing.Iterator[str]:
+        known = {feature.name: feature for feature in self.features}
+        for feature in self.features:
+            yield from feature.faults()
+        for key in KEYS:
+            if key not in known:
+                yield f"`features` must declare {key!r}, by which tables and vectors are joined"
+        for sequence in self.sequences:
+            yield from sequence.faults(known)
+        names = [f.name for f in self.features if f.role != "behavior"]
+        names += [name for sequence in self.sequences for name in sequence.columns]
+        names += [f.name for f in self.features if f.role == "behavior"]
+        for name, count in collections.Counter(names).items():
+            if count > 1:
+                yield f"names of features and of sequences' columns must differ; {name!r} stands {count} times"
+        for name, count in collections.Counter(s.name for s in self.sequences).items():
+            if count > 1:
+                yield f"names of sequences must differ; {name!r} stands {count} times"
+        riding = {name for sequence in self.sequences for name in sequence.features}
+        for feature in self.features:
+            if feature.role == "behavior" and feature.name not in riding:
+                yield f"feature {feature.name!r}: a behavior's column must ride along in a sequence; none names it"
+        shared: dict[str, Feature] = {}
+        for feature in self.features:
+            if feature.is_embedded:
+                first = shared.setdefault(feature.embedding, feature)
+                fields = ("dim", "min_count", "num_buckets")
+                if any(getattr(first, field) != getattr(feature, field) for field in fields):
+                    yield (
+                        f"features {first.name!r} and {feature.name!r} share {feature.embedding!r}, so `dim`, "
+                        "`min_count` and `num_buckets` must be the same"
+                    )

@@ -13,6 +13,7 @@ from tfx import v1 as tfx
 from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 
 from tfmm import config as config_lib
+from tfmm.features import FeatureSet
 from tfmm.training import progress
 from tfx_pipeline import environments
 from tfx_pipeline.artifact_types import DataReport, Dataset, Encoders, IndexSnapshot, Make, Pairs
@@ -42,6 +43,7 @@ def Marketplace(config: Parameter[str], code: Parameter[str], dataset: OutputArt
 def DataCheck(
     dataset: InputArtifact[Dataset],
     config: Parameter[str],
+    feature_set: Parameter[str],
     code: Parameter[str],
     report: OutputArtifact[DataReport],
 ):
@@ -49,7 +51,7 @@ def DataCheck(
     from tfmm.data import schema
 
     data_config = _config(config_lib.DataConfig, config)
-    found = schema.check(dataset.uri, data_config)
+    found = schema.check(dataset.uri, data_config, _config(FeatureSet, feature_set))
     (pathlib.Path(report.uri) / "report.json").write_text(json.dumps(dataclasses.asdict(found), default=str))
     stopping = found.stopping(data_config.max_bad_fraction)
     if stopping:
@@ -137,6 +139,7 @@ def ExampleGenerator(
     dataset: InputArtifact[Dataset],
     report: InputArtifact[DataReport],
     config: Parameter[str],
+    feature_set: Parameter[str],
     code: Parameter[str],
     examples: OutputArtifact[Examples],
     pipeline: BeamComponentParameter[beam.Pipeline] = None,
@@ -146,22 +149,23 @@ def ExampleGenerator(
 
     examples.split_names = json.dumps(["train", "eval"])
     with pipeline as root:
-        data_beam.write(root, dataset.uri, _config(config_lib.DataConfig, config), examples.uri)
+        declared = _config(FeatureSet, feature_set)
+        data_beam.write(root, dataset.uri, _config(config_lib.DataConfig, config), declared, examples.uri)
 
 
 @component
 def FeatureSchema(
-    max_behaviors: Parameter[int],
+    feature_set: Parameter[str],
     code: Parameter[str],
     schema: OutputArtifact[tfx.types.standard_artifacts.Schema],
 ):
-    """The examples' schema, from the one table of features."""
+    """The examples' schema, from the declared features."""
     from tensorflow_transform.tf_metadata import schema_utils
     from tfx.utils import io_utils
 
-    from tfmm import features
+    from tfmm import preprocessing
 
-    proto = schema_utils.schema_from_feature_spec(features.raw_spec(max_behaviors))
+    proto = schema_utils.schema_from_feature_spec(preprocessing.raw_spec(_config(FeatureSet, feature_set)))
     io_utils.write_pbtxt_file(str(pathlib.Path(schema.uri) / "schema.pbtxt"), proto)
 
 
@@ -174,6 +178,7 @@ def MAKETrainer(
     examples: InputArtifact[Examples],
     snapshot: InputArtifact[IndexSnapshot],
     config: Parameter[str],
+    feature_set: Parameter[str],
     checkpoint_dir: Parameter[str],
     progress_path: Parameter[str],
     code: Parameter[str],
@@ -189,6 +194,7 @@ def MAKETrainer(
         eval_pattern,
         snapshot.uri,
         make.uri,
+        _config(FeatureSet, feature_set),
         checkpoint_dir=checkpoint_dir,
         progress=progress.jsonl(progress_path),
     )
@@ -200,12 +206,14 @@ def _train_ctr(
     dataset,
     config,
     export,
-    max_behaviors,
+    feature_set,
     checkpoint_dir,
     progress_path,
     model,
     snapshot_dir=None,
     make_dir=None,
+    modalities="[]",
+    methods="[]",
 ):
     from tfmm.ctr import train
     from tfmm.data import schema
@@ -220,9 +228,11 @@ def _train_ctr(
         eval_pattern,
         vocabulary_dir,
         model_dir,
+        _config(FeatureSet, feature_set),
+        modalities=json.loads(modalities),
+        methods=[config_lib.from_dict(config_lib.Method, method) for method in json.loads(methods)],
         snapshot_dir=snapshot_dir,
         make_dir=make_dir,
-        max_behaviors=max_behaviors,
         checkpoint_dir=checkpoint_dir,
         progress=progress.jsonl(progress_path),
     )
@@ -230,7 +240,7 @@ def _train_ctr(
         model_dir,
         vocabulary_dir,
         snapshot_dir,
-        schema.id_types(dataset.uri),
+        schema.id_types(dataset.uri, _config(FeatureSet, feature_set)),
         _config(config_lib.ExportConfig, export),
         f"{model.uri}/Format-Serving",
     )
@@ -243,7 +253,7 @@ def IDTrainer(
     dataset: InputArtifact[Dataset],
     config: Parameter[str],
     export: Parameter[str],
-    max_behaviors: Parameter[int],
+    feature_set: Parameter[str],
     checkpoint_dir: Parameter[str],
     progress_path: Parameter[str],
     code: Parameter[str],
@@ -256,7 +266,7 @@ def IDTrainer(
         dataset,
         config,
         export,
-        max_behaviors,
+        feature_set,
         checkpoint_dir,
         progress_path,
         model,
@@ -270,9 +280,11 @@ def MultimodalTrainer(
     dataset: InputArtifact[Dataset],
     snapshot: InputArtifact[IndexSnapshot],
     make: InputArtifact[Make],
+    modalities: Parameter[str],
+    methods: Parameter[str],
     config: Parameter[str],
     export: Parameter[str],
-    max_behaviors: Parameter[int],
+    feature_set: Parameter[str],
     checkpoint_dir: Parameter[str],
     progress_path: Parameter[str],
     code: Parameter[str],
@@ -285,12 +297,14 @@ def MultimodalTrainer(
         dataset,
         config,
         export,
-        max_behaviors,
+        feature_set,
         checkpoint_dir,
         progress_path,
         model,
         snapshot.uri,
         make.uri,
+        modalities,
+        methods,
     )
 
 
@@ -301,6 +315,7 @@ def ModelGate(
     multimodal_model: InputArtifact[Model],
     serving_dir: Parameter[str],
     config: Parameter[str],
+    feature_set: Parameter[str],
     code: Parameter[str],
     evaluation: OutputArtifact[tfx.types.standard_artifacts.ModelEvaluation],
     blessing: OutputArtifact[tfx.types.standard_artifacts.ModelBlessing],
@@ -313,7 +328,7 @@ def ModelGate(
     in_service = environments.newest_version(serving_dir)
     if in_service is not None:
         models["in_service"] = str(in_service)
-    judged = report.evaluate(models, train_pattern, eval_pattern, evaluation.uri)
+    judged = report.evaluate(models, train_pattern, eval_pattern, evaluation.uri, _config(FeatureSet, feature_set))
     verdict = gate.decide(judged, _config(config_lib.GateConfig, config))
     (pathlib.Path(evaluation.uri) / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2))
     blessing.set_int_custom_property("blessed", int(verdict.passed))

@@ -4,12 +4,14 @@ The stock `tfx` command passes nothing to a pipeline file, so a run is described
 
 - `TFMM_WORKDIR`: everything that the run writes; default `tfmm_workdir` in the current folder.
 - `TFMM_DATA`: a folder of Parquet tables (`tfmm data schema`); without it the DAG makes the synthetic marketplace.
-- `TFMM_RUN`: a JSON file with a RunConfig; default the preset `small`.
+- `TFMM_RUN`: what `tfmm.runs.load` takes: a preset, module:function, or a file; default the preset `small`.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -17,11 +19,13 @@ import os
 import pathlib
 import typing
 
+import tfmm
 from tfmm import config as config_lib
-from tfmm import presets
+from tfmm import runs
 
 PIPELINE_NAME = "tfmm"
 MODEL_NAME = "tfmm"
+_ROOT = pathlib.Path(tfmm.__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +40,10 @@ class Environment:
     def from_variables(cls, variables: typing.Mapping[str, str] = os.environ) -> Environment:
         """Reads TFMM_WORKDIR, TFMM_DATA and TFMM_RUN."""
         data = variables.get("TFMM_DATA")
-        run = variables.get("TFMM_RUN")
-        config = presets.small()
-        if run:
-            config = config_lib.from_dict(config_lib.RunConfig, json.loads(pathlib.Path(run).read_text()))
         return cls(
             workdir=pathlib.Path(variables.get("TFMM_WORKDIR", "tfmm_workdir")).resolve(),
             data_dir=pathlib.Path(data).resolve() if data else None,
-            config=config,
+            config=runs.load(variables.get("TFMM_RUN") or "small"),
         )
 
     def to_variables(self) -> dict[str, str]:
@@ -102,6 +102,41 @@ def code_fingerprint(*packages: str) -> str:
         for path in files:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def imported_modules(*packages: str) -> list[str]:
+    """Returns the modules of packages and all of tfmm's that they import, in functions too, sorted.
+
+    Args:
+        *packages: their dotted names, such as `"tfmm.make"`.
+    """
+    waiting = [path for package in packages for path in (_ROOT / package.replace(".", "/")).rglob("*.py")]
+    found: set[pathlib.Path] = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _imports(path)
+    return sorted(".".join(path.relative_to(_ROOT).with_suffix("").parts) for path in found)
+
+
+@functools.cache
+def _imports(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Returns the files of tfmm that a file imports when it runs."""
+    names: list[str] = []
+    waiting: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
+            waiting += ast.iter_child_nodes(node)
+    parts = [name.split(".") for name in names if name.partition(".")[0] == "tfmm"]
+    places = [_ROOT.joinpath(*name[:depth]) for name in parts for depth in range(1, len(name) + 1)]
+    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+    return tuple(file for file in files if file.is_file())
 
 
 def newest_version(serving_dir: str | pathlib.Path) -> pathlib.Path | None:

@@ -1,6 +1,5 @@
 """The batch DAG, the only one, for every runner: raw logs in, a pushed SavedModel out."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -13,19 +12,6 @@ from tfx_pipeline.environments import PIPELINE_NAME, Environment, code_fingerpri
 
 # Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
 LOCAL_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
-
-# The library in the order of its imports: a stage runs nothing that stands after it.
-_ORDER = (
-    "tfmm.config", "tfmm.features", "tfmm.artifacts", "tfmm.saved_model", "tfmm.layers", "tfmm.losses", "tfmm.metrics",
-    "tfmm.data", "tfmm.training", "tfmm.pretrain", "tfmm.index", "tfmm.make", "tfmm.ctr", "tfmm.export",
-    "tfmm.evaluate",
-)  # fmt: skip
-
-
-def _code(stage: str) -> str:
-    """Returns a fingerprint of all code that a stage may run."""
-    used = _ORDER[: _ORDER.index(f"tfmm.{stage}") + 1]
-    return code_fingerprint("tfx_pipeline.components", "tfx_pipeline.preprocessing", *used)
 
 
 def _json(config: object) -> str:
@@ -44,6 +30,13 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         ValueError: the named data has nothing to represent an item by.
     """
     config = environment.config
+    feature_set = _json(config.feature_set)
+    own_modules = [method.name.partition(":")[0] for method in config.methods if ":" in method.name]
+
+    def _code(*stages: str) -> str:
+        """Returns a fingerprint of all code that stages may run."""
+        nodes = ("tfx_pipeline.components", "tfx_pipeline.preprocessing")
+        return code_fingerprint(*nodes, *imported_modules(*(f"tfmm.{stage}" for stage in stages)), *own_modules)
     checkpoints, progress_path = environment.checkpoint_dir, str(environment.progress_path)
 
     if environment.data_dir is None:
@@ -62,7 +55,9 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
                 "items' own vectors. Received: none. `tfmm data schema` prints the columns."
             )
 
-    check = components.DataCheck(dataset=dataset, config=_json(config.data), code=_code("data"))
+    check = components.DataCheck(
+        dataset=dataset, config=_json(config.data), feature_set=feature_set, code=_code("data")
+    )
     pairs = components.PairBuilder(
         dataset=dataset,
         report=check.outputs["report"],
@@ -89,10 +84,14 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
     snapshot = catalog.outputs["snapshot"]
 
     examples = components.ExampleGenerator(
-        dataset=dataset, report=check.outputs["report"], config=_json(config.data), code=_code("data")
+        dataset=dataset,
+        report=check.outputs["report"],
+        config=_json(config.data),
+        feature_set=feature_set,
+        code=_code("data"),
     )
     statistics = tfx.components.StatisticsGen(examples=examples.outputs["examples"])
-    feature_schema = components.FeatureSchema(max_behaviors=config.data.max_behaviors, code=_code("data"))
+    feature_schema = components.FeatureSchema(feature_set=feature_set, code=_code("data"))
     validator = tfx.components.ExampleValidator(
         statistics=statistics.outputs["statistics"], schema=feature_schema.outputs["schema"]
     )
@@ -101,7 +100,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         schema=feature_schema.outputs["schema"],
         preprocessing_fn="tfx_pipeline.preprocessing.preprocessing_fn",
         disable_statistics=True,
-        custom_config={"min_id_count": config.data.min_id_count, "code": _code("data")},
+        custom_config={"feature_set": feature_set, "code": _code("data")},
     )
     transformed = transform.outputs["transformed_examples"]
 
@@ -109,6 +108,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         examples=transformed,
         snapshot=snapshot,
         config=_json(config.make),
+        feature_set=feature_set,
         checkpoint_dir=str(checkpoints / "make" / _code("make")),
         progress_path=progress_path,
         code=_code("make"),
@@ -118,20 +118,21 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         "transform_graph": transform.outputs["transform_graph"],
         "dataset": dataset,
         "export": _json(config.export),
-        "max_behaviors": config.data.max_behaviors,
+        "config": _json(config.ctr),
+        "feature_set": feature_set,
         "progress_path": progress_path,
-        "code": _code("export"),
+        "code": _code("ctr", "export"),
     }
     id_trainer = components.IDTrainer(
-        config=_json(dataclasses.replace(config.ctr, modalities=())),
-        checkpoint_dir=str(checkpoints / "id" / _code("export")),
+        checkpoint_dir=str(checkpoints / "id" / _code("ctr", "export")),
         **shared,
     )
     multimodal_trainer = components.MultimodalTrainer(
-        config=_json(dataclasses.replace(config.ctr, modalities=modalities)),
         snapshot=snapshot,
+        modalities=json.dumps(modalities),
+        methods=json.dumps([config_lib.to_dict(method) for method in config.methods]),
         make=make.outputs["make"],
-        checkpoint_dir=str(checkpoints / "multimodal" / _code("export")),
+        checkpoint_dir=str(checkpoints / "multimodal" / _code("ctr", "export")),
         **shared,
     )
 
@@ -141,6 +142,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         multimodal_model=multimodal_trainer.outputs["model"],
         serving_dir=str(environment.serving_dir),
         config=_json(config.gate),
+        feature_set=feature_set,
         code=_code("evaluate"),
     )
     pusher = tfx.components.Pusher(

@@ -1,4 +1,4 @@
-"""The click model: ID embeddings with DIN, and per modality SimTier and MAKE knowledge (section 4)."""
+"""The click model: declared features with DIN over sequences, and per modality what its methods bring (section 4)."""
 
 from __future__ import annotations
 
@@ -8,134 +8,155 @@ import typing
 import keras
 from keras import ops
 
-from tfmm import artifacts, features
+from tfmm import artifacts
 from tfmm import config as config_lib
-from tfmm.layers import DINAttention, SimTierLayer
+from tfmm import vectors as vectors_lib
+from tfmm.ctr import integrations
+from tfmm.features import PADDING, Column, FeatureSet, Sequence
+from tfmm.layers import DINAttention
 from tfmm.make import model as make_model
 
 KIND = "ctr"
 WEIGHTS = "ctr.weights.h5"
-KNOWLEDGE_SCALE = 0.1  # hundreds of inputs: a step of each of their weights must not swing the logit
-ID_INPUTS = ("user_index", "item_index", "category_index", "behavior_item_index", "behavior_category_index")
 
 
-def input_names(modalities: typing.Iterable[str]) -> tuple[str, ...]:
+def input_names(feature_set: FeatureSet, modalities: typing.Iterable[str]) -> tuple[str, ...]:
     """Returns the names of the model's inputs.
 
-    >>> input_names(["image"])[-2:]
+    >>> input_names(FeatureSet(), ["image"])[-2:]
     ('image_behavior_scales', 'image_behavior_mask')
     """
-    return ID_INPUTS + tuple(f"{modality}_{part}" for modality in modalities for part in make_model.VECTOR_PARTS)
+    sides = (vectors_lib.TARGET, *(sequence.name for sequence in feature_set.sequences))
+    vectors = [name for modality in modalities for side in sides for name in vectors_lib.names(modality, side)]
+    return (*(column.input for column in feature_set.columns), *vectors)
 
 
 @keras.saving.register_keras_serializable(package="tfmm")
 class CTRModel(keras.Model):
-    """Scores impressions from IDs alone, or from IDs with multimodal knowledge.
+    """Scores impressions from declared features alone, or with what the methods make of item vectors.
 
     Inputs are a dict (B rows, L behaviors, D values per vector):
 
-    - `user_index`, `item_index`, `category_index`: int [B]; `behavior_item_index`, `behavior_category_index`:
-      int [B, L], 0 is padding;
-    - per modality m: `{m}_target_rows` int8 [B, D], `{m}_target_scales` float32 [B], `{m}_target_mask`
-      bool [B], `{m}_behavior_rows` int8 [B, L, D], `{m}_behavior_scales` float32 [B, L],
-      `{m}_behavior_mask` bool [B, L].
+    - per column of the feature set, under `Column.input`: int indices, 0 is missing, or float32 numbers, NaN is
+      missing; [B], [B, L] in a sequence, [B, M] for multi-valued ids;
+    - per modality m: `{m}_target_rows` int8 [B, D], `{m}_target_scales` float32 [B], `{m}_target_mask` bool [B],
+      and per sequence s `{m}_{s}_rows` int8 [B, L, D], `{m}_{s}_scales` float32 [B, L], `{m}_{s}_mask` bool [B, L].
 
-    To rank C candidates for one user, give the user's inputs (`user_index`, all of `behavior`) with a static
-    batch of 1 and the candidates' with batch C: the user side is computed once.
+    To rank C candidates for one user, give the inputs of users, contexts and sequences with a static batch of 1 and
+    those of items with batch C: the user side is computed once.
 
     Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B].
 
-    Differs from the paper: the count of behaviors without an embedding and whether the target has one are
-    inputs of their own, beside the tiers, so that a missing embedding is never taken for similarity 0. MAKE's
-    knowledge is scaled by 0.1: its inputs are many, and at full size they made the scores ill-calibrated.
+    Differs from the paper: the count of behaviors without a vector and whether the target has one are inputs of
+    their own, beside what the methods give, so that a missing vector is never taken for similarity 0.
     """
 
     def __init__(
         self,
         config: config_lib.CTRConfig | dict[str, typing.Any],
         make_config: config_lib.MAKEConfig | dict[str, typing.Any],
-        vocabulary_sizes: typing.Mapping[str, int],
+        feature_set: FeatureSet | dict[str, typing.Any],
+        sizes: typing.Mapping[str, int],
         dims: typing.Mapping[str, int],
-        max_behaviors: int,
+        methods: typing.Sequence[config_lib.Method | dict[str, typing.Any]] = config_lib.DEFAULT_METHODS,
         name: str = "ctr",
         **kwargs: typing.Any,
     ) -> None:
         """Makes the layers.
 
         Args:
-            config: the settings, or what `config.to_dict` made of them; `modalities=()` is the ID-only twin.
+            config: the settings, or, as all of these, what `config.to_dict` made of them.
             make_config: the settings of the MAKE blocks.
-            vocabulary_sizes: number of indices per vocabulary of `features.VOCABULARIES`, 0 and 1 included.
-            dims: D per modality of `config.modalities`.
-            max_behaviors: L of the examples that the model is trained on.
+            feature_set: features and sequences, lengths filled in.
+            sizes: number of indices per table of `feature_set.embeddings`, special ones included.
+            dims: D per modality; {} is the ID-only twin.
+            methods: how vectors come in, in this order.
             name: the model's name.
             **kwargs: of keras.Model.
         Raises:
-            ValueError: a modality without vectors, a vocabulary without size, or no source of knowledge.
+            ValueError: a table without size, no method for the vectors, or a method that cannot be built.
         """
         super().__init__(name=name, **kwargs)
-        self.settings = config_lib.from_dict(config_lib.CTRConfig, config) if isinstance(config, dict) else config
-        self.make_settings = (
-            config_lib.from_dict(config_lib.MAKEConfig, make_config) if isinstance(make_config, dict) else make_config
-        )
-        self.modalities = tuple(self.settings.modalities)
-        missing = sorted(set(self.modalities) - set(dims))
-        if missing:
-            raise ValueError(
-                f"`config.modalities` must have vectors in the index, which holds {sorted(dims)}. Missing: {missing}."
-            )
-        if set(vocabulary_sizes) != set(features.VOCABULARIES) or min(vocabulary_sizes.values()) < 2:
-            raise ValueError(
-                f"`vocabulary_sizes` must give at least 2 for each of {features.VOCABULARIES}. "
-                f"Received: {dict(vocabulary_sizes)}."
-            )
-        if self.modalities and not (self.settings.use_simtier or self.settings.use_make):
-            raise ValueError("With `modalities`, `use_simtier` or `use_make` must be True.")
-        self.vocabulary_sizes = dict(vocabulary_sizes)
-        self.dims = {modality: int(dims[modality]) for modality in self.modalities}
-        self.max_behaviors = int(max_behaviors)
+        self.settings = config_lib.as_config(config_lib.CTRConfig, config)
+        self.make_settings = config_lib.as_config(config_lib.MAKEConfig, make_config)
+        self.feature_set = config_lib.as_config(FeatureSet, feature_set)
+        self.methods = tuple(config_lib.as_config(config_lib.Method, method) for method in methods)
+        self.sizes, self.dims = dict(sizes), {modality: int(dim) for modality, dim in dims.items()}
+        tables = self.feature_set.embeddings
+        if set(sizes) != set(tables) or min(sizes.values()) < 2:
+            raise ValueError(f"`sizes` must give at least 2 for each of {list(tables)}. Received: {self.sizes}.")
+        if self.dims and not self.methods:
+            raise ValueError("`methods` must name at least one way to use item vectors where `dims` has any.")
 
-        self.user_embedding = _embedding(vocabulary_sizes["user_id"], self.settings.user_dim, "user_embedding")
-        self.item_embedding = _embedding(vocabulary_sizes["item_id"], self.settings.item_dim, "item_embedding")
-        self.category_embedding = _embedding(
-            vocabulary_sizes["category"], self.settings.category_dim, "category_embedding"
-        )
-        self.attention = DINAttention(self.settings.attention_units, softmax=self.settings.softmax, name="attention")
-        self.simtier = SimTierLayer(self.settings.num_tiers, self.settings.tier_output, name="simtier")
-        self.make_blocks = (
-            {m: make_model.build_block(self.make_settings, f"make_{m}") for m in self.modalities}
-            if self.settings.use_make
-            else {}
-        )
+        self.embeddings = {
+            name: keras.layers.Embedding(
+                sizes[name],
+                feature.dim,
+                embeddings_initializer=keras.initializers.RandomNormal(stddev=0.01),
+                name=f"{name}_embedding",
+            )
+            for name, feature in tables.items()
+        }
+        self.attention = {
+            sequence.name: DINAttention(
+                self.settings.attention_units, softmax=self.settings.softmax, name=f"{sequence.name}_attention"
+            )
+            for sequence in self.feature_set.sequences
+            if sequence.din
+        }
+        self.integrations = {
+            integration_name(method.name, modality, sequence.name): integrations.build(
+                method, self.make_settings, dim, integration_name(method.name, modality, sequence.name)
+            )
+            for modality, dim in self.dims.items()
+            for sequence in self.feature_set.sequences
+            for method in self.methods_of(sequence)
+        }
         self.hidden = [keras.layers.Dense(units, name=f"dense_{i}") for i, units in enumerate(self.settings.units)]
         self.activations = [keras.layers.PReLU(name=f"prelu_{i}") for i in range(len(self.settings.units))]
         self.head = keras.layers.Dense(1, name="head", dtype="float32")
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.dims)
+
+    def methods_of(self, sequence: Sequence) -> tuple[config_lib.Method, ...]:
+        """Returns the methods that read a sequence."""
+        left_out = {name for name in ("simtier", "make") if not getattr(sequence, name)}
+        return tuple(method for method in self.methods if method.name not in left_out)
+
     def build(self, input_shape: typing.Any = None) -> None:
         """Makes every weight, by one pass over a row of padding; the input shape is not needed."""
         self.built = True
-        self(padding_inputs(self.dims, self.max_behaviors))
+        self(padding_inputs(self.feature_set, self.dims))
 
     def call(self, inputs: typing.Mapping[str, typing.Any], training: bool | None = None) -> dict[str, typing.Any]:
         """Returns `logit` and `score`, see the class."""
-        target = self._items(inputs["item_index"], inputs["category_index"])  # [B, E]
-        behaviors = self._items(inputs["behavior_item_index"], inputs["behavior_category_index"])  # [B or 1, L, E]
-        is_behavior = inputs["behavior_item_index"] != features.PADDING
-        interest = self.attention(target, behaviors, behaviors_mask=is_behavior, training=training)
-        weights = ops.cast(is_behavior, behaviors.dtype)[..., None]
-        length = ops.sum(weights, axis=1)  # [B or 1, 1]
-        average = ops.sum(behaviors * weights, axis=1) / ops.maximum(length, 1.0)
-        parts = [
-            self.user_embedding(inputs["user_index"]),
-            average,
-            ops.log1p(length),
-            target,
-            interest,
-            interest * target,
-            average * target,
-        ]
-        for modality in self.modalities:
-            parts += self._knowledge(inputs, modality, is_behavior, training)
+        columns = {c.name: self._represent(c, inputs) for c in self.feature_set.columns}  # [B, .] or [B, L, .]
+        own = [c for c in self.feature_set.columns if c.sequence is None]
+        users = [columns[c.name] for c in own if c.side == "user"]
+        target = ops.concatenate([columns[c.name] for c in own if c.side == "item"], axis=-1)  # [B, E]
+        averages, interests, knowledge = [], [], {modality: [] for modality in self.dims}
+        for modality in self.dims:
+            has_target = vectors_lib.take(inputs, modality, vectors_lib.TARGET).mask
+            knowledge[modality].append(ops.cast(has_target, "float32")[:, None])
+        for sequence in self.feature_set.sequences:
+            is_behavior = inputs[f"{sequence.item_ids}_index"] != PADDING
+            of_target = self._target_of(sequence, columns)  # [B, E of this sequence]
+            behaviors = ops.concatenate([columns[name] for name in sequence.columns], axis=-1)  # [B or 1, L, E]
+            weights = ops.cast(is_behavior, behaviors.dtype)[..., None]
+            length = ops.sum(weights, axis=1)  # [B or 1, 1]
+            average = ops.sum(behaviors * weights, axis=1) / ops.maximum(length, 1.0)
+            averages += [average, ops.log1p(length)]
+            seen = (of_target, behaviors, is_behavior)  # by the attention
+            for modality in self.dims:
+                seen, parts = self._integrate(inputs, modality, sequence, seen, (of_target, behaviors), training)
+                knowledge[modality] += parts
+            if sequence.din:
+                interest = self.attention[sequence.name](seen[0], seen[1], behaviors_mask=seen[2], training=training)
+                interests += [interest, interest * seen[0]]
+            interests.append(average * of_target)
+        parts = [*users, *averages, target, *interests, *(part for found in knowledge.values() for part in found)]
         rows = ops.shape(target)[0]
         parts = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in parts]
         x = ops.concatenate(parts, axis=-1)
@@ -144,91 +165,140 @@ class CTRModel(keras.Model):
         logit = ops.squeeze(self.head(x), axis=-1)
         return {"logit": logit, "score": ops.sigmoid(logit)}
 
+    def _represent(self, column: Column, inputs: typing.Mapping[str, typing.Any]) -> typing.Any:
+        """Returns what stands for a column: an embedding, or a number beside whether it is there."""
+        values = inputs[column.input]
+        if not column.feature.is_embedded:
+            present = ops.logical_not(ops.isnan(values))
+            number = ops.where(present, values, ops.zeros_like(values))
+            return ops.stack([number, ops.cast(present, number.dtype)], axis=-1)
+        embedded = self.embeddings[column.feature.embedding](values)
+        if column.feature.kind != "ids":
+            return embedded
+        given = ops.cast(values != PADDING, embedded.dtype)[..., None]
+        return ops.sum(embedded * given, axis=1) / ops.maximum(ops.sum(given, axis=1), 1.0)
+
+    def _target_of(self, sequence: Sequence, columns: typing.Mapping[str, typing.Any]) -> typing.Any:
+        """Returns the target as one of the sequence's behaviors; it has no columns of a behavior's own."""
+        parts = []
+        for name, column in zip(sequence.features, sequence.columns):
+            if self.feature_set[name].role == "item":
+                parts.append(columns[name])
+            else:
+                zero = ops.zeros_like(columns["item_id"][:, :1])
+                parts.append(ops.repeat(zero, columns[column].shape[-1], axis=1))
+        return ops.concatenate(parts, axis=-1)
+
+    def _integrate(
+        self,
+        inputs: typing.Mapping[str, typing.Any],
+        modality: str,
+        sequence: Sequence,
+        seen: tuple[typing.Any, typing.Any, typing.Any],
+        embeddings: tuple[typing.Any, typing.Any],
+        training: bool | None,
+    ) -> tuple[tuple[typing.Any, typing.Any, typing.Any], list[typing.Any]]:
+        """Returns what the attention sees after a modality's methods, and what they give to the MLP."""
+        is_behavior = inputs[f"{sequence.item_ids}_index"] != PADDING
+        target = vectors_lib.take(inputs, modality, vectors_lib.TARGET)
+        behaviors = vectors_lib.take(inputs, modality, sequence.name)
+        without = ops.logical_and(is_behavior, ops.logical_not(behaviors.mask))
+        parts = [ops.log1p(ops.sum(ops.cast(without, "float32"), axis=1, keepdims=True))]
+        view = integrations.Context(*embeddings, is_behavior, target, behaviors, training)
+        for method in self.methods_of(sequence):
+            integration = self.integrations[integration_name(method.name, modality, sequence.name)]
+            fused = integration.fuse(integrations.Context(*seen, target, behaviors, training))
+            seen = (fused.target, fused.behaviors, fused.is_behavior)
+            view = integration.search(view)
+            parts += integration.parts(view)
+        return seen, parts
+
     def get_config(self) -> dict[str, typing.Any]:
         return {
             **super().get_config(),
             "config": config_lib.to_dict(self.settings),
             "make_config": config_lib.to_dict(self.make_settings),
-            "vocabulary_sizes": self.vocabulary_sizes,
+            "feature_set": config_lib.to_dict(self.feature_set),
+            "sizes": self.sizes,
             "dims": self.dims,
-            "max_behaviors": self.max_behaviors,
+            "methods": [config_lib.to_dict(method) for method in self.methods],
         }
 
-    def _items(self, item_index: typing.Any, category_index: typing.Any) -> typing.Any:
-        return ops.concatenate([self.item_embedding(item_index), self.category_embedding(category_index)], axis=-1)
-
-    def _knowledge(
-        self,
-        inputs: typing.Mapping[str, typing.Any],
-        modality: str,
-        is_behavior: typing.Any,
-        training: bool | None,
-    ) -> list[typing.Any]:
-        """Returns what one modality adds: float32 [B or 1, .] tensors."""
-        has_target = ops.cast(inputs[f"{modality}_target_mask"], "float32")[:, None]  # [B, 1]
-        without = ops.logical_and(is_behavior, ops.logical_not(inputs[f"{modality}_behavior_mask"]))
-        parts = [has_target, ops.log1p(ops.sum(ops.cast(without, "float32"), axis=1, keepdims=True))]
-        if self.settings.use_simtier:
-            parts.append(self.tiers(inputs, modality))
-        if self.settings.use_make:
-            block = self.make_blocks[modality]
-            outputs = make_model.extract(block, inputs, modality, training)
-            parts.append(block.knowledge(outputs) * (has_target * KNOWLEDGE_SCALE))
-        return parts
-
-    def tiers(self, inputs: typing.Mapping[str, typing.Any], modality: str) -> typing.Any:
+    def tiers(
+        self, inputs: typing.Mapping[str, typing.Any], modality: str, sequence: str = "behavior"
+    ) -> typing.Any:
         """Returns a modality's SimTier histogram, float32 [B, N]; zeros where the target has no embedding."""
-        return self.simtier(
-            inputs[f"{modality}_target_rows"],
-            inputs[f"{modality}_behavior_rows"],
-            behaviors_mask=inputs[f"{modality}_behavior_mask"],
-            target_mask=inputs[f"{modality}_target_mask"],
-            target_scales=inputs[f"{modality}_target_scales"],
-            behaviors_scales=inputs[f"{modality}_behavior_scales"],
-        )
+        target = vectors_lib.take(inputs, modality, vectors_lib.TARGET)
+        behaviors = vectors_lib.take(inputs, modality, sequence)
+        context = integrations.Context(None, None, None, target, behaviors, False)
+        return self.integrations[integration_name("simtier", modality, sequence)].parts(context)[0]
+
+    def make_blocks(self) -> dict[str, typing.Any]:
+        """Returns the MAKE blocks by `make.model.block_name`."""
+        return {
+            make_model.block_name(modality, sequence.name): integration.block
+            for modality in self.dims
+            for sequence in self.feature_set.sequences
+            if isinstance(
+                integration := self.integrations.get(integration_name("make", modality, sequence.name)),
+                integrations.MAKE,
+            )
+        }
+
+    def fit_vectors(self, modality: str, vectors: typing.Any) -> None:
+        """Lets the methods learn from a modality's vectors, float32 [n, D], before training begins."""
+        for sequence in self.feature_set.sequences:
+            for method in self.methods_of(sequence):
+                self.integrations[integration_name(method.name, modality, sequence.name)].fit_vectors(vectors)
 
     def take_make(self, extractor: make_model.MAKEModel) -> None:
         """Copies pre-trained MAKE weights.
 
         Raises:
-            ValueError: a modality was not pre-trained, or with vectors of another dim.
+            ValueError: a modality or sequence was not pre-trained, or with vectors of another dim.
         """
-        for modality, block in self.make_blocks.items():
-            if extractor.dims.get(modality) != self.dims[modality]:
+        for modality, dim in self.dims.items():
+            if extractor.dims.get(modality) != dim:
                 raise ValueError(
-                    f"MAKE must be pre-trained on {modality!r} vectors of {self.dims[modality]} values. It "
+                    f"MAKE must be pre-trained on {modality!r} vectors of {dim} values. It "
                     f"knows {extractor.dims}. Pre-train it on the same index snapshot."
                 )
-            block.set_weights(extractor.blocks[modality].get_weights())
+        for name, block in self.make_blocks().items():
+            if name not in extractor.blocks:
+                raise ValueError(
+                    f"MAKE must be pre-trained on {name!r}. It knows {sorted(extractor.blocks)}. Pre-train it with "
+                    "the same sequences."
+                )
+            block.set_weights(extractor.blocks[name].get_weights())
 
     def freeze_make(self, is_frozen: bool = True) -> None:
         """Keeps MAKE's weights as they are in training (section 4.3), or lets them train with the rest."""
-        for block in self.make_blocks.values():
+        for block in self.make_blocks().values():
             block.trainable = not is_frozen
 
 
-def padding_inputs(dims: typing.Mapping[str, int], max_behaviors: int) -> dict[str, typing.Any]:
+def integration_name(method: str, modality: str, sequence: str) -> str:
+    """Returns the name of a method's layer: one of a user's own goes by its class.
+
+    >>> integration_name("my_team.methods:Recency", "image", "clicks")
+    'recency_image_clicks'
+    """
+    return f"{method.rpartition(':')[2].lower()}_{modality}_{sequence}"
+
+
+def padding_inputs(feature_set: FeatureSet, dims: typing.Mapping[str, int]) -> dict[str, typing.Any]:
     """Returns the inputs of one row in which everything is missing."""
-    shapes = {
-        "user_index": (1,),
-        "item_index": (1,),
-        "category_index": (1,),
-        "behavior_item_index": (1, max_behaviors),
-        "behavior_category_index": (1, max_behaviors),
+    inputs = {
+        c.input: ops.zeros((1, *c.shape), "int32") if c.feature.is_embedded else ops.full((1, *c.shape), float("nan"))
+        for c in feature_set.columns
     }
-    inputs = {name: ops.zeros(shape, "int32") for name, shape in shapes.items()}
     for modality, dim in dims.items():
-        for side, shape in (("target", (1,)), ("behavior", (1, max_behaviors))):
-            inputs[f"{modality}_{side}_rows"] = ops.zeros((*shape, dim), "int8")
-            inputs[f"{modality}_{side}_scales"] = ops.zeros(shape, "float32")
-            inputs[f"{modality}_{side}_mask"] = ops.zeros(shape, "bool")
+        for sequence in (None, *feature_set.sequences):
+            side = vectors_lib.TARGET if sequence is None else sequence.name
+            length = None if sequence is None else sequence.length
+            specs = vectors_lib.spec(dim, 1, length, is_sequence=sequence is not None)
+            inputs |= vectors_lib.named(modality, side, [ops.zeros(shape, dtype) for shape, dtype in specs])
     return inputs
-
-
-def _embedding(size: int, dim: int, name: str) -> keras.layers.Embedding:
-    return keras.layers.Embedding(
-        size, dim, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.01), name=name
-    )
 
 
 def save_model(
@@ -256,9 +326,10 @@ def save_model(
         model.settings,
         parents,
         make_config=config_lib.to_dict(model.make_settings),
-        vocabulary_sizes=model.vocabulary_sizes,
+        feature_set=config_lib.to_dict(model.feature_set),
+        sizes=model.sizes,
         dims=model.dims,
-        max_behaviors=model.max_behaviors,
+        methods=[config_lib.to_dict(method) for method in model.methods],
         **facts,
     )
 
@@ -274,9 +345,10 @@ def load_model(model_dir: str | pathlib.Path) -> CTRModel:
     model = CTRModel(
         manifest["config"],
         manifest["make_config"],
-        manifest["vocabulary_sizes"],
+        manifest["feature_set"],
+        manifest["sizes"],
         manifest["dims"],
-        manifest["max_behaviors"],
+        manifest["methods"],
     )
     model.build()
     model.load_weights(pathlib.Path(model_dir) / WEIGHTS)

@@ -11,22 +11,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmm import artifacts, features
+from tfmm import artifacts, preprocessing
 from tfmm import config as config_lib
 from tfmm.ctr import model as model_lib
 from tfmm.ctr.optimizer import TwoRateAdam
-from tfmm.make import examples as examples_lib
+from tfmm.features import KEYS, LABEL, FeatureSet
+from tfmm.index import item_vectors
+from tfmm.index.item_vectors import ItemVectors
 from tfmm.make import model as make_model
-from tfmm.make import train as make_train
-from tfmm.make.item_vectors import ItemVectors
 from tfmm.metrics.log_loss import log_loss
 from tfmm.training import checkpoint as checkpoint_lib
-from tfmm.training import loop
+from tfmm.training import evaluation, loop
+from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
 
 BLOCK_ROWS = 4096  # rows are shuffled inside blocks of this many, in time order
 SEGMENTS = 16  # parts of an epoch, each followed by a line of the history and a checkpoint
-COLUMNS = ("user_id", "item_id", "behavior_item_ids", "timestamp", features.LABEL, *model_lib.ID_INPUTS)
 
 
 def train(
@@ -35,8 +35,10 @@ def train(
     eval_pattern: examples_lib.Patterns,
     vocabulary_dir: str | pathlib.Path,
     output_dir: str | pathlib.Path,
+    feature_set: FeatureSet,
     *,
-    max_behaviors: int,
+    modalities: typing.Sequence[str] = (),
+    methods: typing.Sequence[config_lib.Method] = config_lib.DEFAULT_METHODS,
     snapshot_dir: str | pathlib.Path | None = None,
     make_dir: str | pathlib.Path | None = None,
     make_config: config_lib.MAKEConfig | None = None,
@@ -46,13 +48,15 @@ def train(
     """Trains a click model and writes it.
 
     Args:
-        config: the settings; `modalities=()` is the ID-only twin, which reads neither snapshot nor MAKE.
+        config: the settings.
         train_pattern: glob pattern(s) of transformed training examples.
         eval_pattern: the same for evaluation.
-        vocabulary_dir: `user_id`, `item_id`, `category`, one id a line.
+        vocabulary_dir: vocabularies and statistics, see `tfmm.preprocessing`.
         output_dir: gets `ctr.weights.h5`, `history.json` and `manifest.json`.
-        max_behaviors: L of the examples.
-        snapshot_dir: the index snapshot with the vectors of `config.modalities`.
+        feature_set: what the examples hold.
+        modalities: whose vectors the model uses; () is the ID-only twin, which reads neither snapshot nor MAKE.
+        methods: how it uses them.
+        snapshot_dir: the index snapshot with the vectors of `modalities`.
         make_dir: pre-trained MAKE blocks, which stay frozen. None, or blocks trained for 0 epochs: MAKE is
             trained jointly with the rest.
         make_config: the shape of MAKE blocks where `make_dir` is None.
@@ -65,25 +69,29 @@ def train(
         ValueError: a modality is not in the snapshot or not in MAKE, dims differ, or indices exceed the
             vocabulary.
     """
-    if config.modalities and snapshot_dir is None:
-        raise ValueError(f"`snapshot_dir` must be given for the modalities {list(config.modalities)}.")
-    tables = make_train.load_vectors(str(snapshot_dir), config.modalities) if config.modalities else {}
-    sizes = vocabulary_sizes(vocabulary_dir)
+    if modalities and snapshot_dir is None:
+        raise ValueError(f"`snapshot_dir` must be given for the modalities {list(modalities)}.")
+    tables = item_vectors.load_vectors(str(snapshot_dir), modalities) if modalities else {}
+    sizes = preprocessing.load(feature_set, vocabulary_dir).sizes
     train_columns, eval_columns = (
-        read_examples(examples_lib.example_files(pattern), max_behaviors, sizes, tables)
+        read_examples(examples_lib.example_files(pattern), feature_set, sizes, tables)
         for pattern in (train_pattern, eval_pattern)
     )
 
     keras.utils.set_random_seed(config.seed)
-    extractor = make_model.load_model(make_dir) if make_dir is not None and tables and config.use_make else None
+    uses_make = tables and any(method.name == "make" for method in methods)
+    extractor = make_model.load_model(make_dir) if make_dir is not None and uses_make else None
     model = model_lib.CTRModel(
         config,
         extractor.settings if extractor else make_config or config_lib.MAKEConfig(),
+        feature_set,
         sizes,
         {modality: table.dim for modality, table in tables.items()},
-        max_behaviors,
+        methods,
     )
     model.build()
+    for name, table in tables.items():
+        model.fit_vectors(name, table.unit_vectors())
     if extractor is not None:
         model.take_make(extractor)
         model.freeze_make(extractor.settings.epochs > 0)
@@ -92,12 +100,12 @@ def train(
 
     def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
-            logit = model(model_inputs(batch, tables), training=True)["logit"]
-            loss = make_model.loss(logit, batch[features.LABEL], batch[examples_lib.IS_ROW])
+            logit = model(model_inputs(batch, tables, feature_set), training=True)["logit"]
+            loss = make_model.loss(logit, batch[LABEL], batch[examples_lib.IS_ROW])
             loop.apply_gradients(tape, loss, model.trainable_variables, optimizer)
         return {"loss": loss}
 
-    num_rows = len(train_columns[features.LABEL])
+    num_rows = len(train_columns[LABEL])
     segment_rows = BLOCK_ROWS * math.ceil(num_rows / BLOCK_ROWS / SEGMENTS)
     starts = range(0, num_rows, segment_rows)
 
@@ -141,29 +149,21 @@ def train(
     return model_lib.save_model(model, folder, parents, metrics=metrics)
 
 
-def vocabulary_sizes(vocabulary_dir: str | pathlib.Path) -> dict[str, int]:
-    """Returns the number of indices per vocabulary: its lines, and 2 for padding and unknown ids."""
-    sizes = {}
-    for name in features.VOCABULARIES:
-        path = pathlib.Path(vocabulary_dir) / name
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing. Transform the examples first; that writes the vocabularies.")
-        sizes[name] = len(path.read_text().split()) + 2
-    return sizes
-
-
-def model_inputs(batch: typing.Mapping[str, tf.Tensor], tables: typing.Mapping[str, ItemVectors]) -> dict:
+def model_inputs(
+    batch: typing.Mapping[str, tf.Tensor], tables: typing.Mapping[str, ItemVectors], feature_set: FeatureSet
+) -> dict[str, tf.Tensor]:
     """Returns the inputs of CTRModel for a batch of `read_examples`."""
-    return {**{name: batch[name] for name in model_lib.ID_INPUTS}, **make_train.vector_inputs(batch, tables)}
+    own = {column.input: batch[column.input] for column in feature_set.columns}
+    return own | item_vectors.vector_inputs(batch, tables, feature_set)
 
 
 def predict(
     model: model_lib.CTRModel, tables: typing.Mapping[str, ItemVectors], columns: examples_lib.Columns
 ) -> np.ndarray:
     """Returns the score float32 [n] of each row."""
-    score = tf.function(lambda batch: model(model_inputs(batch, tables), training=False)["score"])
-    num_rows = len(columns[features.LABEL])
-    batches = examples_lib.dataset(columns, np.arange(num_rows), make_train.EVAL_BATCH_SIZE)
+    score = tf.function(lambda batch: model(model_inputs(batch, tables, model.feature_set), training=False)["score"])
+    num_rows = len(columns[LABEL])
+    batches = examples_lib.dataset(columns, np.arange(num_rows), evaluation.BATCH_SIZE)
     return np.concatenate([score(batch).numpy() for batch in batches])[:num_rows]
 
 
@@ -173,14 +173,14 @@ def evaluate(
     """Returns AUC, GAUC and LogLoss on rows; a metric that the rows cannot give is left out."""
     scores = predict(model, tables, columns)
     return {
-        **make_train.ranking_metrics(columns[features.LABEL], scores, columns["user_id"]),
-        "logloss": log_loss(columns[features.LABEL], scores),
+        **evaluation.ranking_metrics(columns[LABEL], scores, columns["user_id"]),
+        "logloss": log_loss(columns[LABEL], scores),
     }
 
 
 def read_examples(
     files: typing.Sequence[str],
-    max_behaviors: int,
+    feature_set: FeatureSet,
     sizes: typing.Mapping[str, int],
     tables: typing.Mapping[str, ItemVectors],
 ) -> examples_lib.Columns:
@@ -189,14 +189,18 @@ def read_examples(
     Raises:
         ValueError: a column is missing, or an index is not in the vocabulary.
     """
-    columns = examples_lib.in_time_order(examples_lib.read_columns(files, COLUMNS, max_behaviors))
-    for feature in features.FEATURES:
-        if feature.index is not None:
-            highest, size = int(columns[feature.index].max()), sizes[str(feature.vocabulary)]
-            if highest >= size or int(columns[feature.index].min()) < 0:
+    inputs = [column.input for column in feature_set.columns]
+    ids = [sequence.item_ids for sequence in feature_set.sequences]
+    raw = examples_lib.read_columns(files, feature_set, {*KEYS, *ids, *inputs, "timestamp", LABEL})
+    columns = examples_lib.in_time_order(raw)
+    for column in feature_set.columns:
+        if column.feature.is_embedded:
+            highest, size = int(columns[column.input].max()), sizes[column.feature.embedding]
+            if highest >= size or int(columns[column.input].min()) < 0:
                 raise ValueError(
-                    f"`{feature.index}` must be below {size}, the size of vocabulary "
-                    f"{feature.vocabulary!r}. Received: {highest}. Examples and `vocabulary_dir` must come "
+                    f"`{column.input}` must be below {size}, the size of vocabulary "
+                    f"{column.feature.embedding!r}. Received: {highest}. Examples and `vocabulary_dir` must come "
                     "from the same Transform."
                 )
-    return make_train.add_slots(columns, tables)
+    with_slots = item_vectors.add_slots(columns, tables, feature_set)
+    return {name: values for name, values in with_slots.items() if name not in ids}

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tfmm import artifacts, metrics, saved_model
-from tfmm.make import examples as examples_lib
+from tfmm.features import FeatureSet
+from tfmm.training import examples as examples_lib
 from tfmm.training.progress import Progress, silent
 
 KIND = "evaluation"
@@ -31,6 +32,7 @@ def evaluate(
     train_pattern: examples_lib.Patterns,
     eval_pattern: examples_lib.Patterns,
     output_dir: Folder,
+    feature_set: FeatureSet,
     *,
     baseline: str = "id",
     progress: Progress = silent,
@@ -43,6 +45,7 @@ def evaluate(
         eval_pattern: the same for evaluation.
         output_dir: gets `report.json`, `predictions.parquet` (one row per impression, one score per model)
             and a manifest.
+        feature_set: what the examples hold.
         baseline: the model that others are compared with.
         progress: called with the rows scored.
     Returns:
@@ -52,8 +55,8 @@ def evaluate(
         ValueError: `baseline` is not among the models, or a SavedModel lacks `serve_examples`.
     """
     eval_files = examples_lib.example_files(eval_pattern)
-    rows = examples_lib.read_columns(eval_files, COLUMNS)
-    shown = examples_lib.read_columns(examples_lib.example_files(train_pattern), ("item_id",))["item_id"]
+    rows = examples_lib.read_columns(eval_files, feature_set, COLUMNS)
+    shown = examples_lib.read_columns(examples_lib.example_files(train_pattern), feature_set, ("item_id",))["item_id"]
     scores = {}
     for i, (name, folder) in enumerate(models.items()):
         scores[name] = score_examples(folder, eval_files)["score"]
@@ -83,7 +86,7 @@ def score_examples(
 
     Args:
         saved_model_dir: folder of the SavedModel.
-        files: TFRecord files of tf.Example, see `make.examples.example_files`.
+        files: TFRecord files of tf.Example, see `training.examples.example_files`.
         batch_size: rows per call.
     Returns:
         `score` and `logit`, float32 [n] each, in the order of the files.

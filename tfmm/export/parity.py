@@ -9,9 +9,11 @@ import typing
 import numpy as np
 import tensorflow as tf
 
-from tfmm import features, saved_model
+from tfmm import preprocessing, saved_model
+from tfmm import vectors as vectors_lib
 from tfmm.ctr import model as model_lib
 from tfmm.export import signatures
+from tfmm.index import item_vectors
 from tfmm.index import snapshot as snapshot_lib
 
 Path = str | pathlib.Path
@@ -66,19 +68,19 @@ def keras_scores(
 ) -> dict[str, np.ndarray]:
     """Returns `score` and `logit` of raw examples, by the Keras model, called eagerly, without any table."""
     model = model_lib.load_model(model_dir)
-    spec = {f.name: features.raw_spec(model.max_behaviors)[f.name] for f in signatures.RAW}
+    served = {column.name for column in model.feature_set.served}
+    spec = {name: feature for name, feature in preprocessing.raw_spec(model.feature_set).items() if name in served}
     raw = tf.io.parse_example(list(examples), spec)
-    lookups = {
-        name: features.vocabulary_lookup(str(pathlib.Path(vocabulary_dir) / name))[0]
-        for name in features.VOCABULARIES
-    }
-    inputs = features.preprocess(raw, lookups)
+    for column in model.feature_set.columns:
+        if not column.is_served:
+            raw[column.name] = signatures.served_constant(column, len(examples))
+    inputs = preprocessing.load(model.feature_set, vocabulary_dir)(raw)
     rows = snapshot_lib.load_snapshot(snapshot_dir) if snapshot_dir is not None else None
     for modality in model.modalities:
         if rows is None:
             raise ValueError(f"`snapshot_dir` must be given for a model with modalities {model.modalities}.")
-        for side, ids in (("target", raw["item_id"]), ("behavior", raw["behavior_item_ids"])):
-            for part, values in zip(("rows", "scales", "mask"), rows[modality].lookup(ids.numpy())):
-                inputs[f"{modality}_{side}_{part}"] = tf.constant(values)
-    outputs = model({name: inputs[name] for name in model_lib.input_names(model.modalities)}, training=False)
+        for side, ids in item_vectors.sides(model.feature_set).items():
+            inputs |= vectors_lib.named(modality, side, rows[modality].lookup(raw[ids].numpy()))
+    names = model_lib.input_names(model.feature_set, model.modalities)
+    outputs = model({name: tf.convert_to_tensor(inputs[name]) for name in names}, training=False)
     return {name: outputs[name].numpy() for name in signatures.OUTPUTS}

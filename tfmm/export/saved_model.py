@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import typing
 
-from tfmm import artifacts, features
+from tfmm import artifacts, preprocessing
 from tfmm import config as config_lib
 from tfmm import saved_model as saved_model_lib
 from tfmm.ctr import model as model_lib
@@ -39,7 +39,7 @@ def export(
         model_dir: the click model, see `ctr.train.train`.
         vocabulary_dir: the vocabularies that it was trained with.
         snapshot_dir: the index snapshot whose rows the tables start from; not read for a model of ids alone.
-        id_types: "int64" or "string" for user_id, item_id and category: what callers send.
+        id_types: "int64" or "string" per feature of ids: what callers send.
         config: capacity, buckets and whether XLA compiles the scoring core.
         output_dir: the version folder, such as `models/tfmm/17`; an earlier export there is replaced.
     Returns:
@@ -49,9 +49,9 @@ def export(
         ValueError: the snapshot lacks a modality of the model, or its rows have another dim.
     """
     model = model_lib.load_model(model_dir)
-    lookups = _lookups(vocabulary_dir, model)
+    preprocessor = _preprocessor(vocabulary_dir, model)
     tables = _tables(model, snapshot_dir, config)
-    module = serving_module.ServingModule(model, lookups, tables, id_types, config)
+    module = serving_module.ServingModule(model, preprocessor, tables, id_types, config)
     functions = module.signatures()
     target = pathlib.Path(output_dir)
     building = target.parent / f".building-{target.name}-{os.getpid()}"
@@ -59,7 +59,7 @@ def export(
     try:
         saved_model_lib.save(module, functions, building)
         (building / EXTRA).mkdir(exist_ok=True)
-        num_warmup = warmup.write(building / EXTRA / warmup.FILE, id_types, model.max_behaviors, config)
+        num_warmup = warmup.write(building / EXTRA / warmup.FILE, model.feature_set, id_types, config)
         manifest = artifacts.write_manifest(
             building / EXTRA,
             KIND,
@@ -67,7 +67,7 @@ def export(
             [path for path in (model_dir, snapshot_dir if tables else None) if path is not None],
             signatures=sorted(functions),
             id_types=dict(id_types),
-            max_behaviors=model.max_behaviors,
+            feature_set=config_lib.to_dict(model.feature_set),
             warmup_requests=num_warmup,
             index={
                 name: {
@@ -96,19 +96,14 @@ def read_manifest(version_dir: Path) -> dict[str, typing.Any]:
     return artifacts.read_manifest(pathlib.Path(version_dir) / EXTRA, KIND)
 
 
-def _lookups(vocabulary_dir: Path, model: model_lib.CTRModel) -> dict[str, typing.Callable]:
-    lookups = {}
-    for name in features.VOCABULARIES:
-        path = pathlib.Path(vocabulary_dir) / name
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing. `vocabulary_dir` must be the one of Transform.")
-        lookups[name], size = features.vocabulary_lookup(str(path))
-        if size != model.vocabulary_sizes[name]:
-            raise ValueError(
-                f"`vocabulary_dir` must be the one that the model was trained with: {name} has {size} indices "
-                f"there, the model {model.vocabulary_sizes[name]}."
-            )
-    return lookups
+def _preprocessor(vocabulary_dir: Path, model: model_lib.CTRModel) -> preprocessing.Preprocessor:
+    preprocessor = preprocessing.load(model.feature_set, vocabulary_dir)
+    if preprocessor.sizes != model.sizes:
+        raise ValueError(
+            f"`vocabulary_dir` must be the one that the model was trained with, with {model.sizes} indices. "
+            f"Received: {preprocessor.sizes}."
+        )
+    return preprocessor
 
 
 def _tables(

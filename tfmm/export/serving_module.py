@@ -7,31 +7,30 @@ import typing
 import tensorflow as tf
 
 from tfmm import config as config_lib
-from tfmm import features
+from tfmm import preprocessing
+from tfmm import vectors as vectors_lib
 from tfmm.ctr import model as model_lib
 from tfmm.export import signatures
-from tfmm.index import graph_table
+from tfmm.index import graph_table, item_vectors
 
 Tensors = dict[str, tf.Tensor]
-_USER_INPUTS = ("user_index", "behavior_item_index", "behavior_category_index")
-_CANDIDATE_INPUTS = ("item_index", "category_index")
 
 
 class ServingModule(tf.Module):
-    """Raw ids in, scores out: lookups outside XLA, then the scoring core in one compiled function.
+    """Raw columns in, scores out: lookups outside XLA, then the scoring core in one compiled function.
 
     Args:
         model: the trained click model.
-        lookups: per vocabulary of `features.VOCABULARIES`, what `features.vocabulary_lookup` gives.
+        preprocessor: the vocabularies and statistics that it was trained with.
         tables: the index table per modality of the model.
-        id_types: "int64" or "string" per vocabulary: what callers send.
+        id_types: "int64" or "string" per feature of ids: what callers send.
         config: buckets, and whether the core is compiled with XLA.
     """
 
     def __init__(
         self,
         model: model_lib.CTRModel,
-        lookups: typing.Mapping[str, typing.Callable[[tf.Tensor], tf.Tensor]],
+        preprocessor: preprocessing.Preprocessor,
         tables: typing.Mapping[str, graph_table.GraphTable],
         id_types: typing.Mapping[str, str],
         config: config_lib.ExportConfig,
@@ -39,11 +38,12 @@ class ServingModule(tf.Module):
         super().__init__(name="serving")
         self.model = model
         self.tables = dict(tables)
-        self.vocabularies = [lookup.__self__ for lookup in lookups.values()]  # type: ignore[attr-defined]
-        self._lookups = dict(lookups)
+        self.vocabularies = list(preprocessor.resources.values())
+        self._preprocessor = preprocessor
         self._id_types = dict(id_types)
         self._config = config
-        self._length = model.max_behaviors
+        self._feature_set = model.feature_set
+        self._sequences = {s.name: signatures.columns_of(self._feature_set, s) for s in self._feature_set.sequences}
         self._core_pointwise = self._core(None)
         self._core_rank = self._core(1)
 
@@ -52,13 +52,15 @@ class ServingModule(tf.Module):
 
         One concrete function for all signatures: XLA then compiles each bucket once, whoever calls first.
         """
-        specs = {name: tf.TensorSpec([None], tf.int64) for name in _CANDIDATE_INPUTS}
-        specs["user_index"] = tf.TensorSpec([num_users], tf.int64)
-        for name in _USER_INPUTS[1:]:
-            specs[name] = tf.TensorSpec([num_users, self._length], tf.int64)
+        specs = {}
+        for column in self._feature_set.columns:
+            rows = num_users if column.side == "user" else None
+            dtype = tf.int64 if column.feature.is_embedded else tf.float32
+            specs[column.input] = tf.TensorSpec([rows, *column.shape], dtype)
         for modality, table in self.tables.items():
-            specs |= signatures.vector_specs(modality, table.dim, "target", None, None)
-            specs |= signatures.vector_specs(modality, table.dim, "behavior", num_users, self._length)
+            specs |= signatures.vector_specs(modality, table.dim, vectors_lib.TARGET, None, None)
+            for sequence in self._feature_set.sequences:
+                specs |= signatures.vector_specs(modality, table.dim, sequence.name, num_users, sequence.length)
 
         def core(inputs: Tensors) -> Tensors:
             outputs = self.model(inputs, training=False)
@@ -70,18 +72,20 @@ class ServingModule(tf.Module):
 
     def signatures(self) -> dict[str, typing.Any]:
         """Returns a concrete function per signature; without modalities, those of ids alone."""
-        pointwise = signatures.raw_specs(self._id_types, None)
+        pointwise = signatures.raw_specs(self._feature_set, self._id_types, None)
         result = {
             signatures.POINTWISE: _concrete(self.score_pointwise, pointwise),
             signatures.EXAMPLES: _concrete(
                 self.score_examples, {"examples": tf.TensorSpec([None], tf.string, name="examples")}
             ),
-            signatures.RANK: _concrete(self.score_rank, signatures.raw_specs(self._id_types, 1)),
+            signatures.RANK: _concrete(
+                self.score_rank, signatures.raw_specs(self._feature_set, self._id_types, 1)
+            ),
         }
         if self.tables:
             vectors = dict(pointwise)
             for modality, table in self.tables.items():
-                for side in ("target", "behavior"):
+                for side in item_vectors.sides(self._feature_set):
                     vectors |= signatures.vector_specs(modality, table.dim, side, None, None)
             upsert = {
                 "modality": tf.TensorSpec([], tf.string),
@@ -98,52 +102,56 @@ class ServingModule(tf.Module):
 
     def score_pointwise(self, **raw: tf.Tensor) -> Tensors:
         """Scores candidate b for user b; any number of behaviors, of which the newest L count."""
-        raw = self._prepare(raw, per_candidate=True)
-        return signatures.in_buckets(self._score_raw, raw, self._config.batch_buckets)
+        with tf.control_dependencies(self._require_users(raw, "item_id") + self._require_candidates(raw)):
+            rows = self._fit({name: tf.identity(tensor) for name, tensor in raw.items()})
+        return signatures.in_buckets(self._score_raw, rows, self._config.batch_buckets)
 
     def score_examples(self, examples: tf.Tensor) -> Tensors:
         """Scores serialized raw tf.Examples, whose ids are fingerprints already."""
-        spec: dict[str, typing.Any] = {
-            f.name: tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
-            if f.is_sequence
-            else tf.io.FixedLenFeature([], tf.int64)
-            for f in signatures.RAW
-        }
+        spec: dict[str, typing.Any] = {}
+        for column in self._feature_set.served:
+            dtype = tf.float32 if column.is_float else tf.int64
+            spec[column.name] = (
+                tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True, default_value=column.missing)
+                if column.shape
+                else tf.io.FixedLenFeature([], dtype)
+            )
         return self.score_pointwise(**tf.io.parse_example(examples, spec))
 
     def score_rank(self, **raw: tf.Tensor) -> Tensors:
         """Scores C candidates for one user; the user's side is looked up once."""
-        raw = self._prepare(raw, per_candidate=False)
-        user = self._user_inputs(raw)
-        return self._rank({name: raw[name] for name in signatures.CANDIDATE_FEATURES}, user, looks_up=True)
+        with tf.control_dependencies(self._require_users(raw, "user_id") + self._require_candidates(raw)):
+            rows = self._fit({name: tf.identity(tensor) for name, tensor in raw.items()})
+        user = self._preprocessor(self._of_side(rows, "user")) | self._behavior_vectors(rows)
+        return self._rank(self._of_side(rows, "item"), user, looks_up=True)
 
     def score_vectors(self, **inputs: tf.Tensor) -> Tensors:
         """Scores with the vectors of the caller; a user side of one row serves all candidates.
 
         The index tables are neither read nor needed.
         """
-        behavior_vectors = [n for n in inputs if n.endswith(("behavior_rows", "_scales", "behavior_mask"))]
-        behavior_vectors = [n for n in behavior_vectors if "_behavior_" in n]
-        target_vectors = [n for n in inputs if "_target_" in n]
-        raw = {name: inputs[name] for name in (*signatures.USER_FEATURES, *signatures.CANDIDATE_FEATURES)}
-        checks = signatures.require_rows({n: inputs[n] for n in ("item_id", *target_vectors)}, "item_id")
+        target_vectors = [n for m in self.tables for n in vectors_lib.names(m, vectors_lib.TARGET)]
+        behavior_vectors = {s: [n for m in self.tables for n in vectors_lib.names(m, s)] for s in self._sequences}
+        of_user = [name for names in behavior_vectors.values() for name in names]
+        raw = {name: tensor for name, tensor in inputs.items() if name not in (*target_vectors, *of_user)}
+        checks = self._require_candidates(inputs, target_vectors)
         with tf.control_dependencies(checks):
-            raw = self._prepare(raw, None, {name: inputs[name] for name in behavior_vectors})
-        candidates = {n: raw[n] for n in signatures.CANDIDATE_FEATURES} | {n: inputs[n] for n in target_vectors}
-        user = {name: raw[name] for name in (*signatures.USER_FEATURES, *behavior_vectors)}
+            rows = self._fit({name: tf.identity(tensor) for name, tensor in raw.items()},
+                             {s: {n: inputs[n] for n in names} for s, names in behavior_vectors.items()})  # fmt: skip
+        candidates = self._of_side(rows, "item") | {name: inputs[name] for name in target_vectors}
+        user = self._of_side(rows, "user") | {name: rows[name] for name in of_user}
 
         def shared() -> Tensors:
             one = {name: _with_static_rows(tensor, 1) for name, tensor in user.items()}
-            indices = self._indices(one)
-            known = {name: indices[name] for name in (*_USER_INPUTS, *behavior_vectors)}
+            known = self._preprocessor(self._of_side(one, "user")) | {name: one[name] for name in of_user}
             return self._rank(candidates, known, looks_up=False)
 
         def pointwise() -> Tensors:
             with tf.control_dependencies(signatures.require_rows(user | candidates, "item_id")):
-                rows = {name: tf.identity(tensor) for name, tensor in (user | candidates).items()}
+                all_rows = {name: tf.identity(tensor) for name, tensor in (user | candidates).items()}
             return signatures.in_buckets(
-                lambda chunk: self._core_pointwise(self._model_inputs(self._indices(chunk))),
-                rows, self._config.batch_buckets)  # fmt: skip
+                lambda chunk: self._core_pointwise(self._model_inputs(self._preprocessor(chunk) | chunk)),
+                all_rows, self._config.batch_buckets)  # fmt: skip
 
         return tf.cond(tf.equal(tf.shape(user["user_id"])[0], 1), shared, pointwise)
 
@@ -178,56 +186,78 @@ class ServingModule(tf.Module):
         parts = [self.tables[name].status() for name in names]
         return {"modality": tf.constant(names)} | {key: tf.stack([p[key] for p in parts]) for key in parts[0]}
 
-    def _prepare(self, raw: typing.Mapping[str, tf.Tensor], per_candidate: bool | None,
-                 sequences: typing.Mapping[str, tf.Tensor] | None = None) -> Tensors:  # fmt: skip
-        """Checks lengths, and returns ids as fingerprints and sequences of L."""
-        ids = signatures.as_fingerprints(raw)
-        names = [f.name for f in signatures.RAW if f.is_sequence]
-        behaviors = {name: ids[name] for name in names} | dict(sequences or {})
-        users = {name: ids[name] for name in signatures.USER_FEATURES} | behaviors
-        candidates = {name: ids[name] for name in signatures.CANDIDATE_FEATURES}
-        checks = signatures.require_rows(behaviors, "behavior_item_ids", axis=1)
-        if per_candidate:
-            checks += signatures.require_rows(users | candidates, "item_id")
-        else:
-            checks += signatures.require_rows(users, "user_id")
-            checks += signatures.require_rows(candidates, "item_id")
-        with tf.control_dependencies(checks):
-            fitted = signatures.newest_behaviors(behaviors, self._length)
-            return {name: tf.identity(tensor) for name, tensor in (ids | fitted).items()}
+    def _require_users(self, raw: typing.Mapping[str, tf.Tensor], like: str) -> list[tf.Operation]:
+        """Checks that a request's users are as many as `like`, and a sequence's columns of one length."""
+        checks = signatures.require_rows(
+            {c.name: raw[c.name] for c in self._feature_set.served if c.side == "user"} | {like: raw[like]}, like
+        )
+        return checks + self._require_lengths(raw, {})
 
-    def _indices(self, raw: Tensors) -> Tensors:
-        return features.preprocess(raw, self._lookups)
+    def _require_lengths(
+        self, raw: typing.Mapping[str, tf.Tensor], vectors: typing.Mapping[str, Tensors]
+    ) -> list[tf.Operation]:
+        checks = []
+        for sequence, columns in self._sequences.items():
+            ids = self._feature_set.sequence(sequence).item_ids
+            parts = {column.name: raw[column.name] for column in columns} | dict(vectors.get(sequence, {}))
+            checks += signatures.require_rows(parts, ids, axis=1)
+        return checks
 
-    def _user_inputs(self, raw: Tensors) -> Tensors:
-        """Returns the user's inputs of the core, with the vectors of the behaviors from the tables."""
-        user = self._indices({name: raw[name] for name in signatures.USER_FEATURES})
-        result = {name: user[name] for name in _USER_INPUTS}
-        return result | self._vectors("behavior", raw["behavior_item_ids"])
+    def _require_candidates(
+        self, raw: typing.Mapping[str, tf.Tensor], more: typing.Iterable[str] = ()
+    ) -> list[tf.Operation]:
+        names = [c.name for c in self._feature_set.served if c.side == "item"]
+        return signatures.require_rows({name: raw[name] for name in (*names, *more)}, "item_id")
+
+    def _fit(self, raw: Tensors, vectors: typing.Mapping[str, Tensors] | None = None) -> Tensors:
+        """Returns ids as fingerprints, sequences of L with their vectors, and what no request brings."""
+        result = signatures.as_fingerprints(raw)
+        for sequence, columns in self._sequences.items():
+            ids = self._feature_set.sequence(sequence).item_ids
+            parts = {column.name: result[column.name] for column in columns} | dict((vectors or {}).get(sequence, {}))
+            missing = {column.name: column.missing for column in columns}
+            with tf.control_dependencies(self._require_lengths(result, vectors or {})):
+                result |= signatures.newest_behaviors(parts, ids, columns[0].shape[0], missing)
+        for column in self._feature_set.columns:
+            if not column.is_served:
+                like = result["user_id" if column.side == "user" else "item_id"]
+                constant = signatures.served_constant(column, tf.shape(like)[0])
+                result[column.name] = tf.ensure_shape(constant, like.shape)
+            elif column.feature.kind == "ids":
+                result[column.name] = signatures.first_values(result[column.name], column.feature.max_values)
+        return result
+
+    def _of_side(self, tensors: Tensors, side: str) -> Tensors:
+        return {c.name: tensors[c.name] for c in self._feature_set.columns if c.side == side}
+
+    def _behavior_vectors(self, raw: Tensors) -> Tensors:
+        result: Tensors = {}
+        for side, ids in item_vectors.sides(self._feature_set).items():
+            if side != vectors_lib.TARGET:
+                result |= self._vectors(side, raw[ids])
+        return result
 
     def _vectors(self, side: str, ids: tf.Tensor) -> Tensors:
-        result = {}
+        result: Tensors = {}
         for modality, table in self.tables.items():
-            for part, tensor in zip(("rows", "scales", "mask"), table.lookup(ids)):
-                result[f"{modality}_{side}_{part}"] = tensor
+            result |= vectors_lib.named(modality, side, table.lookup(ids))
         return result
 
     def _score_raw(self, raw: Tensors) -> Tensors:
-        candidates = self._indices({name: raw[name] for name in signatures.CANDIDATE_FEATURES})
-        inputs = self._user_inputs(raw) | {name: candidates[name] for name in _CANDIDATE_INPUTS}
-        return self._core_pointwise(inputs | self._vectors("target", raw["item_id"]))
+        inputs = self._preprocessor(raw) | self._behavior_vectors(raw)
+        return self._core_pointwise(self._model_inputs(inputs | self._vectors(vectors_lib.TARGET, raw["item_id"])))
 
     def _rank(self, candidates: Tensors, user: Tensors, *, looks_up: bool) -> Tensors:
-        """Scores candidates, with their ids and perhaps their vectors, for the user's inputs of one row."""
+        """Scores candidates, with their columns and perhaps their vectors, for the user's inputs of one row."""
 
         def score(chunk: Tensors) -> Tensors:
-            found = self._vectors("target", chunk["item_id"]) if looks_up else {}
-            return self._core_rank(self._model_inputs(self._indices(chunk) | found | user))
+            found = self._vectors(vectors_lib.TARGET, chunk["item_id"]) if looks_up else chunk
+            return self._core_rank(self._model_inputs(self._preprocessor(chunk) | found | user))
 
         return signatures.in_buckets(score, candidates, self._config.candidate_buckets)
 
     def _model_inputs(self, tensors: Tensors) -> Tensors:
-        return {name: tensors[name] for name in model_lib.input_names(self.tables)}
+        return {name: tensors[name] for name in model_lib.input_names(self._feature_set, self.tables)}
 
 
 def _with_static_rows(tensor: tf.Tensor, rows: int) -> tf.Tensor:

@@ -6,7 +6,8 @@ import typing
 
 import tensorflow as tf
 
-from tfmm import features
+from tfmm import fingerprints, vectors
+from tfmm.features import PADDING, Column, FeatureSet, Sequence
 
 POINTWISE = "serving_default"
 EXAMPLES = "serve_examples"
@@ -16,88 +17,115 @@ UPSERT = "upsert_items"
 STATUS = "index_status"
 OUTPUTS = ("logit", "score")
 
-RAW = tuple(f for f in features.FEATURES if f.vocabulary is not None)
-CANDIDATE_FEATURES = tuple(f.name for f in RAW if f.role == "target")
-USER_FEATURES = tuple(f.name for f in RAW if f.role != "target")
 Specs = dict[str, tf.TensorSpec]
 
 
-def raw_specs(id_types: typing.Mapping[str, str], num_users: int | None) -> Specs:
-    """Returns the specs of the raw features as callers send them.
+def raw_specs(feature_set: FeatureSet, id_types: typing.Mapping[str, str], num_users: int | None) -> Specs:
+    """Returns the specs of the columns as callers send them.
 
     Args:
-        id_types: "int64" or "string" per vocabulary, see `data.schema.id_types`.
-        num_users: rows of the user's features: None for one per candidate, or 1 for one user in all.
+        feature_set: features and sequences.
+        id_types: "int64" or "string" per feature of ids, see `data.schema.id_types`.
+        num_users: rows of the user's columns: None for one per candidate, or 1 for one user in all.
     Raises:
-        ValueError: a vocabulary without a type, or another type.
+        ValueError: a feature of ids without a type, or another type.
 
-    >>> raw_specs({"user_id": "string", "item_id": "int64", "category": "int64"}, 1)["user_id"]
+    >>> raw_specs(FeatureSet(), {"user_id": "string", "item_id": "int64", "category": "int64"}, 1)["user_id"]
     TensorSpec(shape=(1,), dtype=tf.string, name='user_id')
     """
     specs = {}
-    for feature in RAW:
-        kind = id_types.get(str(feature.vocabulary))
-        if kind not in ("int64", "string"):
-            raise ValueError(
-                f"`id_types` must give 'int64' or 'string' for {features.VOCABULARIES}. "
-                f"Received: {dict(id_types)}."
-            )
-        shape: list[int | None] = [num_users if feature.name in USER_FEATURES else None]
-        shape += [None] if feature.is_sequence else []
-        specs[feature.name] = tf.TensorSpec(shape, tf.as_dtype(kind), name=feature.name)
+    for column in feature_set.served:
+        shape = [num_users if column.side == "user" else None, *([None] * len(column.shape))]
+        specs[column.name] = tf.TensorSpec(shape, _dtype(column, id_types), name=column.name)
     return specs
+
+
+def _dtype(column: Column, id_types: typing.Mapping[str, str]) -> tf.DType:
+    if column.is_float:
+        return tf.float32
+    if column.feature.kind not in ("id", "ids"):
+        return tf.int64
+    kind = id_types.get(column.feature.name)
+    if kind not in ("int64", "string"):
+        raise ValueError(
+            f"`id_types` must give 'int64' or 'string' for {column.feature.name!r}. Received: {dict(id_types)}."
+        )
+    return tf.as_dtype(kind)
 
 
 def vector_specs(modality: str, dim: int, side: str, rows: int | None, length: int | None) -> Specs:
     """Returns the specs of one side's vectors of a modality: rows, scales and mask.
 
     Args:
-        modality: image, text or vector.
+        modality: its name.
         dim: D.
-        side: "target" or "behavior".
+        side: "target", or a sequence's name.
         rows: first dimension; None for any.
-        length: L, for the behavior side; None for any.
+        length: L, for a sequence; None for any.
     """
-    shape = [rows, length] if side == "behavior" else [rows]
-    parts = {"rows": ([*shape, dim], tf.int8), "scales": (shape, tf.float32), "mask": (shape, tf.bool)}
+    parts = vectors.spec(dim, rows, length, is_sequence=side != vectors.TARGET)
     return {
-        f"{modality}_{side}_{part}": tf.TensorSpec(part_shape, dtype, name=f"{modality}_{side}_{part}")
-        for part, (part_shape, dtype) in parts.items()
+        name: tf.TensorSpec(shape, dtype, name=name)
+        for name, (shape, dtype) in zip(vectors.names(modality, side), parts)
     }
 
 
 def as_fingerprints(tensors: typing.Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Returns ids as int64: integers as they are, strings as their fingerprints."""
+    """Returns ids as int64: integers as they are, strings as their fingerprints; other columns as they are."""
     return {
-        name: features.fingerprint_strings(ids) if ids.dtype == tf.string else ids
-        for name, ids in tensors.items()
+        name: fingerprints.fingerprint_strings(values) if values.dtype == tf.string else values
+        for name, values in tensors.items()
     }
 
 
-def newest_behaviors(tensors: typing.Mapping[str, tf.Tensor], length: int) -> dict[str, tf.Tensor]:
+def newest_behaviors(
+    tensors: typing.Mapping[str, tf.Tensor], item_ids: str, length: int, missing: typing.Mapping[str, float]
+) -> dict[str, tf.Tensor]:
     """Returns histories of exactly `length` steps: the newest ones, padded on the right.
 
     Args:
-        tensors: [B, W] or [B, W, D], among them `behavior_item_ids` int64 [B, W]: its last id other than 0 is
-            the newest behavior of its row. W may be any, and 0.
+        tensors: [B, W] or [B, W, D], among them `item_ids` int64 [B, W]: its last id other than 0 is the newest
+            behavior of its row. W may be any, and 0.
+        item_ids: the name of the column with the behaviors' items.
         length: L.
+        missing: what pads a tensor, by name; 0 where it is not named.
     Returns:
         The same tensors with L in place of W.
 
-    >>> newest_behaviors({"behavior_item_ids": tf.constant([[1, 2, 3, 0], [4, 0, 0, 0]])}, 2)
-    {'behavior_item_ids': <tf.Tensor: ... array([[2, 3], [4, 0]], dtype=int32)>}
+    >>> newest_behaviors({"ids": tf.constant([[1, 2, 3, 0], [4, 0, 0, 0]])}, "ids", 2, {})
+    {'ids': <tf.Tensor: ... array([[2, 3], [4, 0]], dtype=int32)>}
     """
-    ids = tensors["behavior_item_ids"]
+    ids = tensors[item_ids]
     positions = tf.range(1, tf.shape(ids)[1] + 1)
-    used = tf.reduce_max(tf.where(ids != features.PADDING, positions, 0), axis=1)  # [B]
+    used = tf.reduce_max(tf.where(ids != PADDING, positions, 0), axis=1)  # [B]
     index = tf.maximum(tf.maximum(used, 0) - length, 0)[:, None] + tf.range(length)  # used < 0 where W is 0
 
-    def fit(tensor: tf.Tensor) -> tf.Tensor:
-        padded = tf.pad(tensor, [[0, 0], [0, length]] + [[0, 0]] * (tensor.shape.rank - 2))
+    def fit(name: str, tensor: tf.Tensor) -> tf.Tensor:
+        widths = [[0, 0], [0, length]] + [[0, 0]] * (tensor.shape.rank - 2)
+        padded = tf.pad(tensor, widths, constant_values=tf.cast(missing.get(name, 0), tensor.dtype))
         fitted = tf.gather(padded, index, batch_dims=1)
         return tf.ensure_shape(fitted, [tensor.shape[0], length, *tensor.shape[2:]])
 
-    return {name: fit(tensor) for name, tensor in tensors.items()}
+    return {name: fit(name, tensor) for name, tensor in tensors.items()}
+
+
+def first_values(values: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns the first `count` of multi-valued ids, int64 [B, W] -> [B, count], padded with 0."""
+    padded = tf.pad(values, [[0, 0], [0, count]])[:, :count]
+    return tf.ensure_shape(padded, [values.shape[0], count])
+
+
+def served_constant(column: Column, rows: tf.Tensor) -> tf.Tensor:
+    """Returns what stands for a column that no request brings, int64 or float32 [rows]."""
+    value = column.feature.serving_value
+    if column.feature.kind == "id":
+        value = int(fingerprints.fingerprint([value])[0])
+    return tf.fill([rows], tf.constant(value, tf.float32 if column.is_float else tf.int64))
+
+
+def columns_of(feature_set: FeatureSet, sequence: Sequence) -> tuple[Column, ...]:
+    """Returns a sequence's columns."""
+    return tuple(c for c in feature_set.columns if c.sequence is not None and c.sequence.name == sequence.name)
 
 
 def require_rows(tensors: typing.Mapping[str, tf.Tensor], like: str, axis: int = 0) -> list[tf.Operation]:

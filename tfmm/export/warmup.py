@@ -11,13 +11,14 @@ import tensorflow as tf
 from tfmm import config as config_lib
 from tfmm import extras
 from tfmm.export import signatures
+from tfmm.features import FeatureSet
 
 FILE = "tf_serving_warmup_requests"  # under assets.extra of the version folder
-_FILLER = {"int64": np.int64(1), "string": b"warm-up"}
+_FILLER: dict[tf.DType, typing.Any] = {tf.int64: 1, tf.float32: 1.0, tf.string: b"warm-up"}
 
 
 def requests(
-    id_types: typing.Mapping[str, str], max_behaviors: int, config: config_lib.ExportConfig
+    feature_set: FeatureSet, id_types: typing.Mapping[str, str], config: config_lib.ExportConfig
 ) -> list[tuple[str, dict[str, np.ndarray]]]:
     """Returns (signature, inputs) per bucket of the two signatures that users wait for; never an upsert.
 
@@ -28,21 +29,22 @@ def requests(
         (signatures.POINTWISE, None, config.batch_buckets),
         (signatures.RANK, 1, config.candidate_buckets),
     ):
-        specs = signatures.raw_specs(id_types, num_users)
+        specs = signatures.raw_specs(feature_set, id_types, num_users)
         for size in buckets:
             inputs = {}
-            for feature in signatures.RAW:
-                shape = [specs[feature.name].shape[0] or size] + [max_behaviors] * feature.is_sequence
-                filler = _FILLER[id_types[str(feature.vocabulary)]]
-                inputs[feature.name] = np.full(shape, filler, object if isinstance(filler, bytes) else np.int64)
+            for column in feature_set.served:
+                spec = specs[column.name]
+                shape = [spec.shape[0] or size, *column.shape]
+                dtype = object if spec.dtype == tf.string else spec.dtype.as_numpy_dtype
+                inputs[column.name] = np.full(shape, _FILLER[spec.dtype], dtype)
             result.append((signature, inputs))
     return result
 
 
 def write(
     path: str | os.PathLike[str],
+    feature_set: FeatureSet,
     id_types: typing.Mapping[str, str],
-    max_behaviors: int,
     config: config_lib.ExportConfig,
 ) -> int:
     """Writes the requests as the TFRecord of PredictionLog that TF Serving replays before a version serves.
@@ -53,7 +55,7 @@ def write(
         MissingExtraError: tensorflow-serving-api is not installed.
     """
     logs = extras.require("tensorflow_serving.apis.prediction_log_pb2", "serving")
-    records = requests(id_types, max_behaviors, config)
+    records = requests(feature_set, id_types, config)
     with tf.io.TFRecordWriter(os.fspath(path)) as writer:
         for signature, inputs in records:
             log = logs.PredictionLog()

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfmm.index import rows as rows_lib
 from tfmm.index import snapshot
+from tfmm.vectors import Vectors
 
 WRITTEN, STALE, WITHDRAWN, REFUSED = 0, 1, 2, 3  # statuses of `upsert`
 _SCALE_BYTES = 4
@@ -74,7 +75,7 @@ class GraphTable(tf.Module):
                 self._slots.insert(tf.constant(table.ids, tf.int64), tf.range(size, dtype=tf.int64))
 
     @tf.autograph.experimental.do_not_convert
-    def lookup(self, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def lookup(self, ids: tf.Tensor) -> Vectors:
         """Returns the embeddings of items; call it outside XLA.
 
         Args:
@@ -88,7 +89,7 @@ class GraphTable(tf.Module):
             packed = tf.gather(self._packed, tf.maximum(slots, 0))
             mask = tf.logical_and(slots >= 0, _scales(packed, self.dim) > 0)
             packed = tf.where(mask[..., None], packed, tf.zeros_like(packed))
-            return packed[..., : self.dim], _scales(packed, self.dim), mask
+            return Vectors(packed[..., : self.dim], _scales(packed, self.dim), mask)
 
     @tf.autograph.experimental.do_not_convert
     def upsert(

@@ -10,6 +10,7 @@ import numpy as np
 
 from tfmm import artifacts
 from tfmm.index import item_index
+from tfmm.vectors import Vectors
 
 KIND = "index_snapshot"
 _ARRAYS = ("ids", "rows", "scales", "sequences")
@@ -30,18 +31,15 @@ class SnapshotTable:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def lookup(self, ids: typing.Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns rows int8 [..., D], scales float32 [...] and mask bool [...], False: no embedding."""
+    def lookup(self, ids: typing.Any) -> Vectors:
+        """Returns the vectors of int64 [...] items."""
         ids = np.asarray(ids, np.int64)
         if not len(self):
-            return (
-                np.zeros([*ids.shape, self.dim], np.int8),
-                np.zeros(ids.shape, np.float32),
-                np.zeros(ids.shape, bool),
-            )
+            shapes = ([*ids.shape, self.dim], np.int8), (ids.shape, np.float32), (ids.shape, bool)
+            return Vectors(*(np.zeros(shape, dtype) for shape, dtype in shapes))
         slots = np.minimum(np.searchsorted(self.ids, ids), len(self) - 1)
         mask = self.ids[slots] == ids
-        return self.rows[slots] * mask[..., None], self.scales[slots] * mask, mask
+        return Vectors(self.rows[slots] * mask[..., None], self.scales[slots] * mask, mask)
 
 
 @dataclasses.dataclass(frozen=True)

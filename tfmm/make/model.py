@@ -1,4 +1,4 @@
-"""MAKE for training: one knowledge extractor per modality on int8 item vectors (section 4.3)."""
+"""MAKE for training: one knowledge extractor per modality and sequence on int8 item vectors (section 4.3)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,12 @@ from keras import ops
 
 from tfmm import artifacts
 from tfmm import config as config_lib
+from tfmm import vectors as vectors_lib
 from tfmm.layers import MAKEBlock
+from tfmm.vectors import Vectors
 
 KIND = "make"
 WEIGHTS = "make.weights.h5"
-VECTOR_PARTS = (
-    "target_rows",
-    "target_scales",
-    "target_mask",
-    "behavior_rows",
-    "behavior_scales",
-    "behavior_mask",
-)
-
-
 def build_block(config: config_lib.MAKEConfig, name: str) -> MAKEBlock:
     """Returns the knowledge extractor that `config` describes."""
     return MAKEBlock(units=config.units, attention_units=config.attention_units, softmax=config.softmax, name=name)
@@ -31,16 +23,17 @@ def build_block(config: config_lib.MAKEConfig, name: str) -> MAKEBlock:
 
 @keras.saving.register_keras_serializable(package="tfmm")
 class MAKEModel(keras.Model):
-    """One MAKEBlock per modality, each with its own logit; they share nothing.
+    """One MAKEBlock per modality and sequence, each with its own logit; they share nothing.
 
     Inputs are a dict; per modality m: `{m}_target_rows` int8 [B, D], `{m}_target_scales` float32 [B],
-    `{m}_target_mask` bool [B], and `{m}_behavior_rows` int8 [B, L, D] with scales and mask [B, L].
+    `{m}_target_mask` bool [B], and per sequence s `{m}_{s}_rows` int8 [B, L, D] with scales and mask [B, L].
     """
 
     def __init__(
         self,
         config: config_lib.MAKEConfig | dict[str, typing.Any],
         dims: typing.Mapping[str, int],
+        sequences: typing.Sequence[str] = ("behavior",),
         name: str = "make",
         **kwargs: typing.Any,
     ) -> None:
@@ -49,6 +42,7 @@ class MAKEModel(keras.Model):
         Args:
             config: the settings, or what `config.to_dict` made of them.
             dims: D per modality.
+            sequences: the names of the sequences that MAKE reads.
             name: the model's name.
             **kwargs: of keras.Model.
         """
@@ -56,21 +50,43 @@ class MAKEModel(keras.Model):
         self.settings = config_lib.from_dict(config_lib.MAKEConfig, config) if isinstance(config, dict) else config
         if not dims:
             raise ValueError("`dims` must name at least one modality: the catalog has no item vectors.")
-        self.dims = dict(dims)
-        self.blocks = {modality: build_block(self.settings, f"make_{modality}") for modality in self.dims}
+        if not sequences:
+            raise ValueError("`sequences` must name at least one sequence that MAKE reads.")
+        self.dims, self.sequences = dict(dims), tuple(sequences)
+        self.blocks = {
+            block_name(modality, sequence): build_block(self.settings, f"make_{block_name(modality, sequence)}")
+            for modality in self.dims
+            for sequence in self.sequences
+        }
 
     def build(self, input_shape: typing.Any = None) -> None:
         """Makes every weight; the input shape is not needed."""
         for modality, dim in self.dims.items():
-            build_extractor(self.blocks[modality], dim)
+            for sequence in self.sequences:
+                build_extractor(self.blocks[block_name(modality, sequence)], dim)
         self.built = True
 
     def call(self, inputs: typing.Mapping[str, typing.Any], training: bool | None = None) -> dict[str, typing.Any]:
-        """Returns the logit float32 [B] per modality."""
-        return {m: extract(self.blocks[m], inputs, m, training)["logit"][:, 0] for m in self.dims}
+        """Returns the logit float32 [B] per `block_name`."""
+        return {
+            block_name(modality, sequence): extract(
+                self.blocks[block_name(modality, sequence)],
+                vectors_lib.take(inputs, modality, vectors_lib.TARGET),
+                vectors_lib.take(inputs, modality, sequence),
+                training,
+            )["logit"][:, 0]
+            for modality in self.dims
+            for sequence in self.sequences
+        }
 
     def get_config(self) -> dict[str, typing.Any]:
-        return {**super().get_config(), "config": config_lib.to_dict(self.settings), "dims": self.dims}
+        own = {"config": config_lib.to_dict(self.settings), "dims": self.dims, "sequences": list(self.sequences)}
+        return {**super().get_config(), **own}
+
+
+def block_name(modality: str, sequence: str) -> str:
+    """Returns the name of the block of a modality and a sequence."""
+    return f"{modality}_{sequence}"
 
 
 def build_extractor(block: MAKEBlock, dim: int) -> None:
@@ -80,17 +96,16 @@ def build_extractor(block: MAKEBlock, dim: int) -> None:
 
 
 def extract(
-    block: MAKEBlock, inputs: typing.Mapping[str, typing.Any], modality: str, training: bool | None = None
+    block: MAKEBlock, target: Vectors, behaviors: Vectors, training: bool | None = None
 ) -> dict[str, typing.Any]:
-    """Applies a modality's block to that modality's inputs; see MAKEBlock for what it returns."""
-    parts = {name: inputs[f"{modality}_{name}"] for name in VECTOR_PARTS}
+    """Applies a block to item vectors; see MAKEBlock for what it returns."""
     return block(
-        parts["target_rows"],
-        parts["behavior_rows"],
-        behaviors_mask=parts["behavior_mask"],
-        target_mask=parts["target_mask"],
-        target_scales=parts["target_scales"],
-        behaviors_scales=parts["behavior_scales"],
+        target.rows,
+        behaviors.rows,
+        behaviors_mask=behaviors.mask,
+        target_mask=target.mask,
+        target_scales=target.scales,
+        behaviors_scales=behaviors.scales,
         training=training,
     )
 
@@ -128,7 +143,8 @@ def save_model(
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_weights(folder / WEIGHTS)
-    return artifacts.write_manifest(folder, KIND, model.settings, parents, dims=model.dims, **facts)
+    sequences = list(model.sequences)
+    return artifacts.write_manifest(folder, KIND, model.settings, parents, dims=model.dims, sequences=sequences, **facts)
 
 
 def load_model(make_dir: str | pathlib.Path) -> MAKEModel:
@@ -139,7 +155,7 @@ def load_model(make_dir: str | pathlib.Path) -> MAKEModel:
         ValueError: it holds another kind of artifact.
     """
     manifest = artifacts.read_manifest(make_dir, KIND)
-    model = MAKEModel(manifest["config"], manifest["dims"])
+    model = MAKEModel(manifest["config"], manifest["dims"], manifest["sequences"])
     model.build()
     model.load_weights(pathlib.Path(make_dir) / WEIGHTS)
     return model

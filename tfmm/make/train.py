@@ -12,18 +12,14 @@ import tensorflow as tf
 
 from tfmm import artifacts
 from tfmm import config as config_lib
-from tfmm.index import snapshot as snapshot_lib
-from tfmm.make import examples as examples_lib
+from tfmm import vectors as vectors_lib
+from tfmm.features import KEYS, LABEL, FeatureSet
+from tfmm.index import item_vectors
 from tfmm.make import model as model_lib
-from tfmm.make.item_vectors import NO_EMBEDDING, ItemVectors
-from tfmm.metrics.auc import auc
-from tfmm.metrics.gauc import user_aucs
 from tfmm.training import checkpoint as checkpoint_lib
-from tfmm.training import loop
+from tfmm.training import evaluation, loop
+from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
-
-COLUMNS = ("user_id", "item_id", "behavior_item_ids", "timestamp", "label")
-EVAL_BATCH_SIZE = 2048
 
 
 def train(
@@ -32,12 +28,13 @@ def train(
     eval_pattern: examples_lib.Patterns,
     snapshot_dir: str | pathlib.Path,
     output_dir: str | pathlib.Path,
+    feature_set: FeatureSet,
     *,
     modalities: typing.Sequence[str] | None = None,
     checkpoint_dir: str | pathlib.Path | None = None,
     progress: progress_lib.Progress = progress_lib.silent,
 ) -> dict[str, typing.Any]:
-    """Trains one knowledge extractor per modality and writes them.
+    """Trains one knowledge extractor per modality and sequence and writes them.
 
     Args:
         config: the settings; with 0 epochs the blocks are written untrained, to be trained jointly with the
@@ -46,22 +43,25 @@ def train(
         eval_pattern: the same for evaluation.
         snapshot_dir: the index snapshot that holds the item vectors.
         output_dir: gets `make.weights.h5`, `history.json` and `manifest.json`.
+        feature_set: what the examples hold; the sequences that MAKE reads get an extractor each.
         modalities: those to train; all of the snapshot where None.
         checkpoint_dir: where to keep the state of each epoch, to go on from after a stop.
         progress: called with the steps done.
     Returns:
-        The manifest; `metrics` has AUC and GAUC per modality after the last epoch.
+        The manifest; `metrics` has AUC and GAUC per extractor after the last epoch.
     Raises:
         FileNotFoundError: examples or snapshot are missing.
         ValueError: a modality is not in the snapshot, or it has no vector at all.
     """
-    tables = load_vectors(snapshot_dir, modalities)
+    tables = item_vectors.load_vectors(snapshot_dir, modalities)
+    read = FeatureSet(feature_set.features, tuple(s for s in feature_set.sequences if s.make))
     train_columns, eval_columns = (
-        _read(examples_lib.example_files(pattern), tables) for pattern in (train_pattern, eval_pattern)
+        _read(examples_lib.example_files(pattern), read, tables) for pattern in (train_pattern, eval_pattern)
     )
 
     keras.utils.set_random_seed(config.seed)
-    model = model_lib.MAKEModel(config, {modality: table.dim for modality, table in tables.items()})
+    dims = {modality: table.dim for modality, table in tables.items()}
+    model = model_lib.MAKEModel(config, dims, [sequence.name for sequence in read.sequences])
     model.build()
     optimizer = keras.optimizers.Adam(config.learning_rate)
     optimizer.build(model.trainable_variables)
@@ -70,6 +70,7 @@ def train(
         key = artifacts.fingerprint(
             config_lib.to_dict(config),
             model.dims,
+            model.sequences,
             [examples_lib.digest(columns) for columns in (train_columns, eval_columns)],
             [table.digest() for table in tables.values()],
         )
@@ -78,21 +79,22 @@ def train(
         )
 
     def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        inputs = vector_inputs(batch, tables)
+        inputs = item_vectors.vector_inputs(batch, tables, read)
         with tf.GradientTape() as tape:
             logits = model(inputs, training=True)
-            losses = {
-                m: model_lib.loss(logits[m], batch["label"], inputs[f"{m}_target_mask"] & batch[examples_lib.IS_ROW])
-                for m in tables
-            }
+            losses = {}
+            for modality in tables:
+                counts = vectors_lib.take(inputs, modality, vectors_lib.TARGET).mask & batch[examples_lib.IS_ROW]
+                for name in _blocks(model, modality):
+                    losses[name] = model_lib.loss(logits[name], batch[LABEL], counts)
             loop.apply_gradients(tape, tf.add_n(list(losses.values())), model.trainable_variables, optimizer)
         return {f"loss_{m}": value for m, value in losses.items()}
 
     def epoch_data(epoch: int) -> tf.data.Dataset:
-        order = examples_lib.shuffled_order(len(train_columns["label"]), config.seed, epoch)
+        order = examples_lib.shuffled_order(len(train_columns[LABEL]), config.seed, epoch)
         return examples_lib.dataset(train_columns, order, config.batch_size)
 
-    forward = tf.function(lambda batch: model(vector_inputs(batch, tables), training=False))
+    forward = tf.function(lambda batch: model(item_vectors.vector_inputs(batch, tables, read), training=False))
     history = loop.run(
         step,
         epoch_data,
@@ -100,7 +102,7 @@ def train(
         checkpoint=checkpoint,
         progress=progress,
         stage="make",
-        evaluate=lambda epoch: evaluate(forward, tables, eval_columns),
+        evaluate=lambda epoch: evaluate(forward, model, eval_columns),
     )
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,91 +113,38 @@ def train(
 
 def evaluate(
     forward: typing.Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
-    tables: typing.Mapping[str, ItemVectors],
+    model: model_lib.MAKEModel,
     columns: examples_lib.Columns,
 ) -> dict[str, float]:
-    """Returns `auc_{m}` and `gauc_{m}` per modality, over the rows whose target has an embedding.
+    """Returns `auc_{block}` and `gauc_{block}` per extractor, over the rows whose target has an embedding.
 
     Args:
-        forward: from a batch to logits [B] per modality.
-        tables: the item vectors per modality.
-        columns: the rows.
+        forward: from a batch to logits [B] per block.
+        model: names the blocks.
+        columns: the rows, with slots.
     """
-    num_rows = len(columns["label"])
+    num_rows = len(columns[LABEL])
     order = np.arange(num_rows)
-    outputs = [forward(batch) for batch in examples_lib.dataset(columns, order, EVAL_BATCH_SIZE)]
+    outputs = [forward(batch) for batch in examples_lib.dataset(columns, order, evaluation.BATCH_SIZE)]
     result = {}
-    for modality in tables:
-        rows = columns[f"{modality}_target_slot"] != NO_EMBEDDING
-        logits = np.concatenate([output[modality].numpy() for output in outputs])[:num_rows][rows]
-        metrics = ranking_metrics(columns["label"][rows], logits, columns["user_id"][rows])
-        result.update({f"{name}_{modality}": value for name, value in metrics.items()})
+    for modality in model.dims:
+        rows = item_vectors.has_vector(columns, modality)
+        for block in _blocks(model, modality):
+            logits = np.concatenate([output[block].numpy() for output in outputs])[:num_rows][rows]
+            metrics = evaluation.ranking_metrics(columns[LABEL][rows], logits, columns["user_id"][rows])
+            result.update({f"{name}_{block}": value for name, value in metrics.items()})
     return result
 
 
-def ranking_metrics(labels: np.ndarray, scores: np.ndarray, user_ids: np.ndarray) -> dict[str, float]:
-    """Returns `auc` and `gauc`; one that the rows cannot give (a single class) is left out."""
-    if labels.min(initial=1) == labels.max(initial=0):
-        return {}
-    users = user_aucs(labels, scores, user_ids)
-    result = {"auc": auc(labels, scores)}
-    if not np.isnan(users.auc).all():
-        result["gauc"] = users.gauc().value
-    return result
+def _blocks(model: model_lib.MAKEModel, modality: str) -> list[str]:
+    return [model_lib.block_name(modality, sequence) for sequence in model.sequences]
 
 
-def load_vectors(
-    snapshot_dir: str | pathlib.Path, modalities: typing.Sequence[str] | None = None
-) -> dict[str, ItemVectors]:
-    """Loads the item vectors of a snapshot, per modality.
-
-    Raises:
-        ValueError: a modality is not in the snapshot, or it holds no vector.
-    """
-    snapshot = snapshot_lib.load_snapshot(snapshot_dir)
-    names = tuple(snapshot.modalities if modalities is None else modalities)
-    unknown = sorted(set(names) - set(snapshot.modalities))
-    if unknown or not names:
-        raise ValueError(
-            f"`modalities` must be in the index snapshot {snapshot_dir}, which holds "
-            f"{list(snapshot.modalities)}. Received: {list(names)}. Embed the catalog first."
-        )
-    tables = {}
-    for name in names:
-        table = snapshot[name]
-        if not len(table.ids):
-            raise ValueError(f"The index snapshot {snapshot_dir} must hold vectors of {name!r}. Received: none.")
-        tables[name] = ItemVectors(table.ids, table.rows, table.scales)
-    return tables
-
-
-def add_slots(columns: examples_lib.Columns, tables: typing.Mapping[str, ItemVectors]) -> examples_lib.Columns:
-    """Adds `{m}_target_slot` int32 [n] and `{m}_behavior_slots` int32 [n, L] per modality."""
-    result = dict(columns)
-    for modality, table in tables.items():
-        result[f"{modality}_target_slot"] = table.slots(columns["item_id"])
-        result[f"{modality}_behavior_slots"] = table.slots(columns["behavior_item_ids"])
-    return result
-
-
-def _read(files: typing.Sequence[str], tables: typing.Mapping[str, ItemVectors]) -> examples_lib.Columns:
+def _read(
+    files: typing.Sequence[str], feature_set: FeatureSet, tables: typing.Mapping[str, item_vectors.ItemVectors]
+) -> examples_lib.Columns:
     """Reads what MAKE needs, in time order (so the files' order never matters), as slots."""
-    columns = add_slots(examples_lib.in_time_order(examples_lib.read_columns(files, COLUMNS)), tables)
-    return {name: values for name, values in columns.items() if name not in ("behavior_item_ids", "timestamp")}
-
-
-def vector_inputs(
-    batch: typing.Mapping[str, tf.Tensor], tables: typing.Mapping[str, ItemVectors]
-) -> dict[str, tf.Tensor]:
-    """Gathers the vector inputs of a batch that has slots: rows, scales and mask of target and behaviors."""
-    inputs = {}
-    for modality, table in tables.items():
-        for side, slots in (("target", "target_slot"), ("behavior", "behavior_slots")):
-            parts = table.lookup(batch[f"{modality}_{slots}"])
-            inputs.update(
-                {
-                    f"{modality}_{side}_{part}": tensor
-                    for part, tensor in zip(("rows", "scales", "mask"), parts, strict=True)
-                }
-            )
-    return inputs
+    ids = [sequence.item_ids for sequence in feature_set.sequences]
+    raw = examples_lib.read_columns(files, feature_set, {*KEYS, *ids, "timestamp", LABEL})
+    columns = item_vectors.add_slots(examples_lib.in_time_order(raw), tables, feature_set)
+    return {name: values for name, values in columns.items() if name not in (*ids, "timestamp")}

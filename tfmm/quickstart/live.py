@@ -8,11 +8,10 @@ import time
 import typing
 
 import numpy as np
-import pyarrow as pa
 
 from tfmm.data import schema
 from tfmm.index import snapshot as snapshot_lib
-from tfmm.quickstart import processes, terminal
+from tfmm.quickstart import processes, requests, terminal
 
 NEW_ITEM_TIMEOUT_S = 30.0
 PREDICTS = 20  # timed calls per protocol; the median is told
@@ -139,10 +138,11 @@ def _score(
     from serving.streaming import event_log
 
     lines.start("Predict by gRPC and REST")
-    request = busiest_user(data, environment.config.data.max_behaviors)
-    candidates = first_items(data, CANDIDATES)
-    grpc_ms, grpc_scores = _median_ms(lambda: client.rank(**request, **candidates))
-    rest_ms, rest_scores = _median_ms(lambda: client.rank_rest(**request, **candidates))
+    feature_set = environment.config.feature_set
+    user = requests.busiest_user(data, feature_set)
+    candidates = requests.first_items(data, feature_set, CANDIDATES)
+    grpc_ms, grpc_scores = _median_ms(lambda: client.rank(user, candidates))
+    rest_ms, rest_scores = _median_ms(lambda: client.rank_rest(user, candidates))
     difference = float(np.max(np.abs(grpc_scores - rest_scores)))
     if difference > 1e-5:
         raise ChildProcessError(f"gRPC and REST must give one score to 1e-5. Received: a difference of {difference}.")
@@ -150,7 +150,7 @@ def _score(
 
     lines.start("Score a new item")
     with event_log.SQLiteEventLog(events_path) as log:
-        delay_s = _score_new_item(environment, data, log, client, request, snapshot_dir)
+        delay_s = _score_new_item(environment, data, log, client, user, snapshot_dir)
     lines.finish("Score a new item", f"{delay_s:.2f} s after its event")
     return grpc_ms, rest_ms, delay_s
 
@@ -170,22 +170,19 @@ def _score_new_item(
     data: pathlib.Path,
     log: typing.Any,
     client: typing.Any,
-    request: typing.Mapping[str, typing.Any],
+    user: typing.Mapping[str, typing.Any],
     snapshot_dir: str,
 ) -> float:
     """Sends a new item's event and asks for its score until the score shows its embedding; returns the seconds."""
     from serving.streaming import events
 
     item = new_item(environment, data, snapshot_dir, number=log.append([]))
-    candidate = {
-        "item_ids": [item["item_id"]],
-        "categories": [_missing_category(data) if item["category"] is None else item["category"]],
-    }
-    before = float(client.rank(**request, **candidate)[0])  # masked: the index does not know the item
+    candidate = requests.candidates_of(environment.config.feature_set, [item])
+    before = float(client.rank(user, candidate)[0])  # masked: the index does not know the item
     sent = time.monotonic()
     log.append([events.make_event(**item)])
     while time.monotonic() - sent < NEW_ITEM_TIMEOUT_S:
-        if float(client.rank(**request, **candidate)[0]) != before:
+        if float(client.rank(user, candidate)[0]) != before:
             return time.monotonic() - sent
         time.sleep(0.01)
     raise TimeoutError(
@@ -222,39 +219,3 @@ def new_item(environment: typing.Any, data: pathlib.Path, snapshot_dir: str, num
     ids = items["item_id"].to_pylist()
     item_id = f"new-item-{number}" if isinstance(ids[0], str) else max(ids) + 1 + number
     return {"item_id": item_id, "category": row.get("category"), **{name: row.get(name) for name in names}}
-
-
-def busiest_user(data: pathlib.Path, max_behaviors: int) -> dict[str, typing.Any]:
-    """Returns the user side of a request: the user with most behaviors and the newest of them.
-
-    Returns:
-        user_id, and behavior_item_ids and behavior_categories, oldest first, as the tables have them.
-    """
-    if schema.has_table(data, "behaviors"):
-        behaviors = schema.read_table(data, "behaviors", ["user_id", "item_id", "timestamp"])
-    else:
-        shown = schema.read_table(data, "impressions", ["user_id", "item_id", "timestamp", "label"])
-        behaviors = shown.filter(pa.compute.equal(shown["label"], 1))
-    counts = behaviors["user_id"].value_counts()
-    user = counts.field("values")[int(np.argmax(counts.field("counts").to_numpy()))]
-    own = behaviors.filter(pa.compute.equal(behaviors["user_id"], user)).sort_by("timestamp")
-    ids = own["item_id"].to_pylist()[-max_behaviors:]
-    return {"user_id": user.as_py(), "behavior_item_ids": ids, "behavior_categories": _categories(data, ids)}
-
-
-def first_items(data: pathlib.Path, count: int) -> dict[str, typing.Any]:
-    """Returns the candidate side of a request: item_ids and categories of the catalog's first items."""
-    ids = schema.read_table(data, "items", ["item_id"])["item_id"].to_pylist()[:count]
-    return {"item_ids": ids, "categories": _categories(data, ids)}
-
-
-def _categories(data: pathlib.Path, ids: list[typing.Any]) -> list[typing.Any]:
-    items = schema.read_table(data, "items", ["item_id", "category"])
-    known = dict(zip(items["item_id"].to_pylist(), items["category"].to_pylist(), strict=True))
-    missing = _missing_category(data)
-    return [missing if known.get(item_id) is None else known[item_id] for item_id in ids]
-
-
-def _missing_category(data: pathlib.Path) -> int | str:
-    """Returns how a request says that an item has no category."""
-    return "" if schema.id_types(data)["category"] == "string" else 0

@@ -12,21 +12,13 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from tfmm import features
+from tfmm import preprocessing
 from tfmm.data import behaviors
+from tfmm.features import LABEL, FeatureSet
 
 IS_ROW = "is_row"  # of a batch: False where it is filled up
 Columns = dict[str, np.ndarray]
 Patterns = str | os.PathLike[str] | typing.Sequence[str | os.PathLike[str]]
-_NARROW = (
-    features.LABEL,
-    "item_index",
-    "user_index",
-    "category_index",
-    "behavior_item_index",
-    "behavior_category_index",
-)
-
 
 def example_files(pattern: Patterns) -> list[str]:
     """Returns the sorted files that a glob pattern, or several, name.
@@ -75,36 +67,26 @@ def _damaged(place: str, message: str) -> ValueError:
     )
 
 
-def behavior_length(files: typing.Sequence[str]) -> int:
-    """Returns L, the number of behaviors that the first example holds, padding included.
-
-    Raises:
-        ValueError: the files hold no example, or it has no behaviors column.
-    """
-    for record in open_records(files).take(1):
-        feature = tf.train.Example.FromString(record.numpy()).features.feature
-        if "behavior_item_ids" not in feature:
-            raise ValueError(f"Examples must have `behavior_item_ids`. Received: {sorted(feature)}, in {files[0]}.")
-        return len(feature["behavior_item_ids"].int64_list.value)
-    raise ValueError(f"{files[0]} and {len(files) - 1} more files hold no example.")
-
-
-def read_columns(files: typing.Sequence[str], names: typing.Sequence[str], max_behaviors: int | None = None) -> Columns:
+def read_columns(
+    files: typing.Sequence[str], feature_set: FeatureSet, names: typing.Collection[str] | None = None
+) -> Columns:
     """Reads columns of examples into memory.
 
     Args:
         files: TFRecord files, see `example_files`.
-        names: features to read, of `features.transformed_spec`.
-        max_behaviors: L; read from the first example where None.
+        feature_set: what the examples hold.
+        names: columns to read, of `preprocessing.transformed_spec`; None: all raw ones.
     Returns:
-        int64 arrays [n] or [n, L] by name (indices and labels as int32), in the order of the files.
+        int64 or float32 arrays [n] or [n, L] by name (indices and labels as int32), in the order of the files.
     Raises:
-        ValueError: a file is damaged; an example lacks a column or holds another number of behaviors;
+        ValueError: a file is damaged; an example lacks a column or holds another number of values;
             labels other than 0 and 1.
     """
     require_whole(files)
-    length = behavior_length(files) if max_behaviors is None else max_behaviors
-    spec = {name: feature for name, feature in features.transformed_spec(length).items() if name in names}
+    known = preprocessing.transformed_spec(feature_set)
+    wanted = preprocessing.raw_spec(feature_set) if names is None else names
+    spec = {name: known[name] for name in known if name in wanted}
+    narrow = {LABEL, *(column.input for column in feature_set.columns if column.feature.is_embedded)}
     batches = (
         open_records(files)
         .batch(4096)
@@ -114,10 +96,11 @@ def read_columns(files: typing.Sequence[str], names: typing.Sequence[str], max_b
     try:
         for batch in batches.as_numpy_iterator():
             for name, values in batch.items():
-                parts[name].append(values.astype(np.int32) if name in _NARROW else values)
+                parts[name].append(values.astype(np.int32) if name in narrow else values)
     except tf.errors.InvalidArgumentError as error:
+        lengths = {sequence.name: sequence.length for sequence in feature_set.sequences}
         raise ValueError(
-            f"Examples must have the columns {sorted(spec)}, behaviors with {length} values each. "
+            f"Examples must have the columns {sorted(spec)}, sequences with {lengths} values each. "
             f"Received, in {files[0]} or one of {len(files) - 1} more files: {error.message}"
         ) from error
     except tf.errors.DataLossError as error:
@@ -125,8 +108,8 @@ def read_columns(files: typing.Sequence[str], names: typing.Sequence[str], max_b
     if not parts or not next(iter(parts.values())):
         raise ValueError(f"{files[0]} and {len(files) - 1} more files hold no example.")
     columns = {name: np.concatenate(values) for name, values in parts.items()}
-    if features.LABEL in columns and not np.isin(columns[features.LABEL], (0, 1)).all():
-        raise ValueError(f"`label` must be 0 or 1. Received: {np.unique(columns[features.LABEL])[:5].tolist()}.")
+    if LABEL in columns and not np.isin(columns[LABEL], (0, 1)).all():
+        raise ValueError(f"`label` must be 0 or 1. Received: {np.unique(columns[LABEL])[:5].tolist()}.")
     return columns
 
 

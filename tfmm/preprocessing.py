@@ -1,0 +1,174 @@
+"""From raw columns to the click model's inputs: one pure function, called by Transform, by training and by serving.
+
+What it needs of the training data are vocabularies and the statistics of numbers. Both are text files in one folder,
+as Transform writes them: a vocabulary's ids, one a line, the most frequent first; a number's statistics on one line.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import typing
+
+import numpy as np
+import tensorflow as tf
+
+from tfmm.features import LABEL, NUM_SPECIAL, PADDING, PARTS, Column, Feature, FeatureSet
+
+Lookup = typing.Callable[[tf.Tensor], tf.Tensor]
+Tensors = dict[str, tf.Tensor]
+STATISTICS_SUFFIX = "_statistics"
+_HOUR_US = 3_600_000_000
+_EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
+
+
+def raw_spec(feature_set: FeatureSet) -> dict[str, tf.io.FixedLenFeature]:
+    """Returns the parse spec of raw examples: the columns, `timestamp` and `label`."""
+    spec = {
+        column.name: tf.io.FixedLenFeature(column.shape, tf.float32 if column.is_float else tf.int64)
+        for column in feature_set.columns
+    }
+    return spec | {name: tf.io.FixedLenFeature([], tf.int64) for name in ("timestamp", LABEL)}
+
+
+def transformed_spec(feature_set: FeatureSet) -> dict[str, tf.io.FixedLenFeature]:
+    """Returns the parse spec of transformed examples: the raw columns, and the model's inputs."""
+    inputs = {
+        column.input: tf.io.FixedLenFeature(column.shape, tf.int64 if column.feature.is_embedded else tf.float32)
+        for column in feature_set.columns
+    }
+    return raw_spec(feature_set) | inputs
+
+
+def preprocess(
+    raw: typing.Mapping[str, tf.Tensor],
+    columns: typing.Iterable[Column],
+    lookups: typing.Mapping[str, Lookup],
+    statistics: typing.Mapping[str, tf.Tensor],
+) -> Tensors:
+    """Returns the model's inputs for raw columns.
+
+    Args:
+        raw: int64 or float32 tensors of any shape by column; a column that is not there is left out of the result.
+        columns: of a feature set.
+        lookups: per vocabulary, a function from int64 ids to int64 vocabulary lines, -1 where the id is unknown.
+        statistics: per number, float32 [2], the mean of what is scaled and one over its standard deviation (not
+            the deviation: a graph optimizer would turn the quotient into a product), or the ascending boundaries of
+            its quantiles.
+    Returns:
+        By `Column.input`, of the shape of the column: int64 indices, where 0 is missing (and, of ids, 1 is unknown),
+        or float32 numbers of about mean 0 and spread 1, NaN where missing.
+    """
+    result = {}
+    for column in columns:
+        if column.name in raw:
+            result[column.input] = _input(raw[column.name], column.feature, lookups, statistics)
+    return result
+
+
+def _input(
+    values: tf.Tensor,
+    feature: Feature,
+    lookups: typing.Mapping[str, Lookup],
+    statistics: typing.Mapping[str, tf.Tensor],
+) -> tf.Tensor:
+    if feature.kind in ("id", "ids"):
+        if feature.num_buckets:
+            index = tf.math.floormod(values, feature.num_buckets) + NUM_SPECIAL
+        else:
+            index = lookups[feature.embedding](values) + NUM_SPECIAL
+        return tf.where(values == PADDING, tf.zeros_like(values), index)
+    if feature.kind == "boolean":
+        return tf.cast(tf.where(tf.math.is_nan(values), 0, tf.where(values > 0.5, 2, 1)), tf.int64)
+    if feature.kind == "time":
+        hours = tf.math.floordiv(values, _HOUR_US)
+        part = hours if feature.part == "hour" else tf.math.floordiv(hours, 24) + _EPOCH_WEEKDAY
+        return tf.where(values == PADDING, tf.zeros_like(values), tf.math.floormod(part, PARTS[feature.part]) + 1)
+    if feature.scaling == "quantiles":
+        place = tf.searchsorted(statistics[feature.name], tf.reshape(values, [-1]), side="right")
+        index = tf.reshape(tf.cast(place, tf.int64) + 1, tf.shape(values))
+        return tf.where(tf.math.is_nan(values), tf.zeros_like(index), index)
+    mean, inverse_deviation = tf.unstack(statistics[feature.name])
+    return (scalable(values, feature) - mean) * inverse_deviation
+
+
+def scalable(values: tf.Tensor, feature: Feature) -> tf.Tensor:
+    """Returns what is scaled of a number: the value, or sign(x) log(1 + |x|)."""
+    if feature.scaling == "log":
+        return tf.sign(values) * tf.math.log1p(tf.abs(values))
+    return values
+
+
+class Preprocessor:
+    """`preprocess` with the vocabularies and statistics of one training run.
+
+    Args:
+        feature_set: what it was run with.
+        vocabularies: per name of `feature_set.vocabularies`, int64 ids, the most frequent first.
+        statistics: per name of `feature_set.numbers`, float32.
+
+    Attributes:
+        sizes: number of indices per embedding table, special ones included.
+        resources: the tables that it looks up in, for a module that tracks them.
+    """
+
+    def __init__(
+        self,
+        feature_set: FeatureSet,
+        vocabularies: typing.Mapping[str, np.ndarray],
+        statistics: typing.Mapping[str, np.ndarray],
+    ):
+        self.feature_set = feature_set
+        self.sizes = {
+            name: feature.num_indices or len(vocabularies[name]) + NUM_SPECIAL
+            for name, feature in feature_set.embeddings.items()
+        }
+        self.resources = {name: _table(vocabularies[name]) for name in feature_set.vocabularies}
+        self._statistics = {f.name: np.asarray(statistics[f.name], np.float32) for f in feature_set.numbers}
+
+    def __call__(self, raw: typing.Mapping[str, tf.Tensor]) -> Tensors:
+        """Returns the model's inputs for those of the columns that `raw` has."""
+        lookups = {name: table.lookup for name, table in self.resources.items()}
+        statistics = {name: tf.constant(values) for name, values in self._statistics.items()}
+        return preprocess(raw, self.feature_set.columns, lookups, statistics)
+
+
+def _table(ids: np.ndarray) -> tf.lookup.StaticHashTable:
+    keys, lines = tf.constant(ids, tf.int64), tf.range(len(ids), dtype=tf.int64)
+    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, lines), default_value=-1)
+
+
+def load(feature_set: FeatureSet, folder: str | os.PathLike[str]) -> Preprocessor:
+    """Loads what Transform, or `write`, left in a folder.
+
+    Raises:
+        FileNotFoundError: a vocabulary or statistic is missing.
+    """
+
+    def read(name: str, kind: type) -> np.ndarray:
+        path = pathlib.Path(folder) / name
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing. Transform the examples first; that writes it.")
+        return np.array(path.read_text().split(), kind)
+
+    return Preprocessor(
+        feature_set,
+        {name: read(name, np.int64) for name in feature_set.vocabularies},
+        {f.name: read(f.name + STATISTICS_SUFFIX, np.float32) for f in feature_set.numbers},
+    )
+
+
+def write(
+    folder: str | os.PathLike[str],
+    vocabularies: typing.Mapping[str, np.ndarray],
+    statistics: typing.Mapping[str, np.ndarray],
+) -> None:
+    """Writes vocabularies and statistics as `load` reads them."""
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    for name, ids in vocabularies.items():
+        (path / name).write_text("".join(f"{i}\n" for i in ids.tolist()))
+    for name, values in statistics.items():
+        (path / (name + STATISTICS_SUFFIX)).write_text(" ".join(f"{v:.9g}" for v in values.tolist()) + "\n")
+
+
