@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tfmm import features
+from tfmm import fingerprints
 
 TRAIN_SHARE = 0.7
 SPLIT_SEED = 1234
@@ -62,7 +62,7 @@ def _write_images(path, rows, drawn):
 
 
 def _write(path, queries, positives, item_ids, negatives=None):
-    columns = {"query": queries, "positive": positives, "positive_item_id": features.fingerprint(item_ids)}
+    columns = {"query": queries, "positive": positives, "positive_item_id": fingerprints.fingerprint(item_ids)}
     if negatives is not None:
         columns["negative"] = negatives
     path.parent.mkdir(parents=True, exist_ok=True)

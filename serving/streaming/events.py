@@ -9,7 +9,7 @@ import json
 import time
 import typing
 
-from tfmm import features
+from tfmm import features, fingerprints
 from tfmm.index import encode
 
 VERSION = 1
@@ -119,7 +119,7 @@ def _parse(payload: bytes) -> NewItem:
 
 
 def _fingerprints(ids: typing.Sequence[int | str | None]) -> list[int]:
-    texts = iter(features.fingerprint([value for value in ids if isinstance(value, str)]).tolist())
+    texts = iter(fingerprints.fingerprint([value for value in ids if isinstance(value, str)]).tolist())
     return [next(texts) if isinstance(value, str) else value or features.PADDING for value in ids]
 
 

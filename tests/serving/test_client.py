@@ -12,9 +12,11 @@ from serving.client import PredictError, RankingClient
 from tfmm import config as config_lib
 from tfmm.ctr import model as model_lib
 from tfmm.export import saved_model
+from tfmm.features import FeatureSet
 from tfmm.index import encode, item_index, snapshot
 
 NEW_ITEM, CATEGORY = 77_777, 2
+FEATURES = FeatureSet().resolved(max_behaviors=4, min_count=1)
 USER = {"user_id": 3, "behavior_item_ids": [101, 102, 103], "behavior_categories": [1, 2, 1]}
 INT64 = {"user_id": "int64", "item_id": "int64", "category": "int64"}
 
@@ -34,10 +36,11 @@ def write_version(tmp_path_factory):
 
     def write(path, seed=0):
         keras.utils.set_random_seed(seed)
-        config = config_lib.CTRConfig(modalities=("image",), units=(8,), attention_units=(4,), num_tiers=8)
+        config = config_lib.CTRConfig(units=(8,), attention_units=(4,))
+        methods = (config_lib.Method("simtier", {"num_tiers": 8}), config_lib.Method("make"))
         make = config_lib.MAKEConfig(attention_units=(4,), units=(8, 4, 4))
         sizes = {"user_id": 10, "item_id": 42, "category": 5}
-        model = model_lib.CTRModel(config, make, sizes, {"image": 8}, max_behaviors=4)
+        model = model_lib.CTRModel(config, make, FEATURES, sizes, {"image": 8}, methods)
         model.build()
         for variable in model.trainable_variables:
             variable.assign(variable + keras.random.normal(variable.shape, stddev=0.2))
@@ -68,34 +71,34 @@ def pointwise(count):
 
 
 def test_both_transports_give_the_same_scores(client):
-    items, categories = list(range(100, 120)), [CATEGORY] * 20
-    scores = client.rank(**USER, item_ids=items, categories=categories)
+    candidates = {"item_id": list(range(100, 120)), "category": [CATEGORY] * 20}
+    scores = client.rank(USER, candidates)
     assert scores.dtype == np.float32 and scores.shape == (20,) and (scores > 0).all() and (scores < 1).all()
-    over_rest = client.rank_rest(**USER, item_ids=items, categories=categories)
+    over_rest = client.rank_rest(USER, candidates)
     np.testing.assert_allclose(over_rest, scores, rtol=1e-6)
     for predict in (client.predict, client.predict_rest):
         np.testing.assert_allclose(predict(pointwise(20))["score"], scores, atol=1e-5)
-    best = client.top(3, **USER, item_ids=items, categories=categories)
+    best = client.top(3, USER, candidates)
     assert [score for _, score in best] == sorted(scores.tolist(), reverse=True)[:3]
     assert client.versions() == [1]
 
 
 def test_missing_ids_and_arrow_arrays_are_taken(client):
-    ask = {"item_ids": pa.array([100, 101]), "categories": pa.array([CATEGORY, None])}
-    scores = client.rank(**USER, **ask)
-    zeros = client.rank(**USER, item_ids=np.array([100, 101]), categories=[CATEGORY, 0])
+    scores = client.rank(USER, {"item_id": pa.array([100, 101]), "category": pa.array([CATEGORY, None])})
+    zeros = client.rank(USER, {"item_id": np.array([100, 101]), "category": [CATEGORY, 0]})
     np.testing.assert_array_equal(scores, zeros)
-    assert client.rank(7, [], [], [100], [1]).shape == (1,)  # a user without behaviors
+    nobody = {"user_id": 7, "behavior_item_ids": [], "behavior_categories": []}
+    assert client.rank(nobody, {"item_id": [100], "category": [1]}).shape == (1,)  # a user without behaviors
 
 
 def test_new_item_is_scored_with_its_embedding_after_an_upsert(client):
-    ask = {**USER, "item_ids": [NEW_ITEM, 100], "categories": [CATEGORY, CATEGORY]}
-    before = client.rank(**ask)
+    ask = {"item_id": [NEW_ITEM, 100], "category": [CATEGORY, CATEGORY]}
+    before = client.rank(USER, ask)
     rows, scales = encode.quantize(np.ones((1, 8)))
     upsert = {"modality": np.array(b"image"), "item_ids": np.array([NEW_ITEM]), "rows": rows, "scales": scales,
               "sequences": np.array([1 << 60]), "encoder_version": np.array(b"v1")}  # fmt: skip
     assert client.predict(upsert, "upsert_items", version=1)["statuses"].tolist() == [0]
-    after = client.rank(**ask)
+    after = client.rank(USER, ask)
     assert abs(after[0] - before[0]) > 1e-4 and after[1] == before[1]
     assert client.predict({}, "index_status")["watermark"].tolist() == [1 << 60]
 
@@ -132,21 +135,21 @@ def test_refusals_carry_code_and_reason(client, served):
     with RankingClient(served[1]["grpc"]) as without_rest, pytest.raises(ValueError, match="`rest_url`"):
         without_rest.predict_rest({})
     with pytest.raises(ValueError, match="`category` must have 2 entries"):
-        client.rank(**USER, item_ids=[100, 101], categories=[1])
+        client.rank(USER, {"item_id": [100, 101], "category": [1]})
     with pytest.raises(ValueError, match="`item_id` must hold integers"):
-        client.rank(**USER, item_ids=["a"], categories=[1])
+        client.rank(USER, {"item_id": ["a"], "category": [1]})
 
 
 def test_new_version_takes_over_under_load_without_a_failed_request(served, write_version, client):
     base, addresses = served
     failures, seen, done = [], set(), threading.Event()
-    ask = {**USER, "item_ids": [100, 101], "categories": [CATEGORY, CATEGORY]}
+    ask = {"item_id": [100, 101], "category": [CATEGORY, CATEGORY]}
 
     def load():
         with RankingClient(addresses["grpc"], timeout_s=120) as own:
             while not done.is_set():
                 try:
-                    seen.add(own.rank(**ask).tobytes())
+                    seen.add(own.rank(USER, ask).tobytes())
                 except PredictError as error:
                     failures.append(error)
 
@@ -163,3 +166,11 @@ def test_new_version_takes_over_under_load_without_a_failed_request(served, writ
         thread.join(60)
     assert client.versions() == [2]
     assert not failures and len(seen) == 2
+
+
+def test_features_that_are_missing_or_unknown_are_named(client):
+    candidates = {"item_id": [100], "category": [1]}
+    with pytest.raises(ValueError, match=r"`user` must have .*Missing: \['behavior_categories'\]"):
+        client.rank({name: USER[name] for name in ("user_id", "behavior_item_ids")}, candidates)
+    with pytest.raises(ValueError, match=r"`candidates` must have .*Received: \['price'\]"):
+        client.rank(USER, {**candidates, "price": [1.0]})

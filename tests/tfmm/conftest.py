@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmm import features
+from tfmm import preprocessing
+from tfmm.features import FeatureSet
 from tfmm.index import encode, item_index, snapshot
 
+FEATURES = FeatureSet().resolved(max_behaviors=6, min_count=1)
 NUM_USERS, NUM_ITEMS, NUM_NEW, LENGTH = 60, 240, 40, 6
 DIMS = {"image": 16, "text": 8}
 
@@ -19,7 +21,7 @@ class Shop:
     """Folders of a small shop's transformed examples, vocabularies and index snapshot."""
 
     folder: pathlib.Path
-    max_behaviors: int = LENGTH
+    features: FeatureSet = FEATURES
 
     @property
     def train(self):
@@ -67,9 +69,7 @@ def write_shop(folder: pathlib.Path, seed: int = 0, num_train: int = 3000, num_e
         "item_id": sorted({int(i) for r in rows[:num_train] for i in (r[1], *r[3])}),
         "category": sorted({int(c) for c in categories}),
     }
-    (folder / "vocabulary").mkdir()
-    for name, values in seen.items():
-        (folder / "vocabulary" / name).write_text("".join(f"{v}\n" for v in values))
+    preprocessing.write(folder / "vocabulary", {name: np.array(values) for name, values in seen.items()}, {})
     index_of = {name: {v: i + 2 for i, v in enumerate(values)} for name, values in seen.items()}
     (folder / "examples").mkdir()
     splits = {
@@ -96,10 +96,9 @@ def _example(row, index_of):
         "behavior_item_ids": history.tolist() + padding,
         "behavior_categories": history_categories.tolist() + padding,
     }
-    for feature in features.FEATURES:
-        if feature.index is not None:
-            lookup = index_of[feature.vocabulary]
-            values[feature.index] = [0 if v == 0 else lookup.get(v, 1) for v in values[feature.name]]
+    for column in FEATURES.columns:
+        lookup = index_of[column.feature.embedding]
+        values[column.input] = [0 if v == 0 else lookup.get(v, 1) for v in values[column.name]]
     return tf.train.Example(
         features=tf.train.Features(
             feature={

@@ -89,4 +89,4 @@ def test_indices_are_those_of_the_same_function_without_tfx(transformed):
             {name: tf.constant(value, tf.int64) for name, value in raw.items()}, lookups
         )
         assert row == {name: value.numpy().tolist() for name, value in expected.items()}
-        assert row["item_index"] == features.OUT_OF_VOCABULARY or row["item_id"] != 30
+        assert row["item_id_index"] == features.OUT_OF_VOCABULARY or row["item_id"] != 30

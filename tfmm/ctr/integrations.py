@@ -73,9 +73,12 @@ class Integration(keras.layers.Layer):
         """Returns the behaviors that the methods after this one see."""
         return context
 
-    def fuse(self, context: Context) -> Context:
-        """Returns what the click model's own attention sees, `target` and `behaviors` perhaps wider."""
-        return context
+    def beside(self, context: Context) -> tuple[typing.Any, typing.Any] | None:
+        """Returns what the click model's own attention gets beside the ID embeddings.
+
+        float32 [B, F] for targets and [B, L, F], or [1, L, F], for behaviors; None: nothing.
+        """
+        return None
 
     def parts(self, context: Context) -> list[typing.Any]:
         """Returns what the click model's MLP gets, float32 [B, ...] or [1, ...] each."""
@@ -129,7 +132,7 @@ class Vector(Integration):
         super().__init__(name=name)
         self.layer = layers.VectorFusion(scale_inputs, name="fusion")
 
-    def fuse(self, context: Context) -> Context:
+    def beside(self, context: Context) -> tuple[typing.Any, typing.Any]:
         fused = self.layer(
             context.target,
             context.behaviors,
@@ -140,7 +143,7 @@ class Vector(Integration):
             target_scales=context.target_vectors.scales,
             behaviors_scales=context.behavior_vectors.scales,
         )
-        return context._replace(target=fused["target"], behaviors=fused["behaviors"])
+        return _added(fused, context)
 
     def parts(self, context: Context) -> list[typing.Any]:
         vectors = layers.unit_vectors(context.target_vectors.rows, context.target_vectors.scales)
@@ -156,13 +159,11 @@ class SimScore(Integration):
         super().__init__(name=name)
         self.layer = layers.SimScore(flag_missing, name="simscore")
 
-    def fuse(self, context: Context) -> Context:
-        joined = self.layer(
-            context.target, context.behaviors, context.similarity(), similarity_mask=context.both_exist
+    def beside(self, context: Context) -> tuple[typing.Any, typing.Any]:
+        similarity, both_exist = context.similarity(), context.both_exist
+        return _added(
+            self.layer(context.target, context.behaviors, similarity, similarity_mask=both_exist), context
         )
-        shape = (ops.shape(joined["behaviors"])[0], context.is_behavior.shape[1])
-        is_behavior = ops.broadcast_to(context.is_behavior, shape)
-        return context._replace(target=joined["target"], behaviors=joined["behaviors"], is_behavior=is_behavior)
 
 
 class SemanticId(Integration):
@@ -186,11 +187,8 @@ class SemanticId(Integration):
     def _embed(self, vectors: Vectors) -> typing.Any:
         return self.layer(vectors.rows, vectors_mask=vectors.mask, vectors_scales=vectors.scales)
 
-    def fuse(self, context: Context) -> Context:
-        return context._replace(
-            target=ops.concatenate([context.target, self._embed(context.target_vectors)], axis=-1),
-            behaviors=ops.concatenate([context.behaviors, self._embed(context.behavior_vectors)], axis=-1),
-        )
+    def beside(self, context: Context) -> tuple[typing.Any, typing.Any]:
+        return self._embed(context.target_vectors), self._embed(context.behavior_vectors)
 
     def parts(self, context: Context) -> list[typing.Any]:
         return [self._embed(context.target_vectors)]
@@ -245,6 +243,12 @@ class BehaviorSearch(Integration):
                 ops.logical_and(gather(context.behavior_vectors.mask), found["mask"]),
             ),
         )
+
+
+def _added(fused: typing.Mapping[str, typing.Any], context: Context) -> tuple[typing.Any, typing.Any]:
+    """Returns what a layer joined to the embeddings of a context."""
+    width = context.target.shape[-1]
+    return fused["target"][..., width:], fused["behaviors"][..., width:]
 
 
 INTEGRATIONS: dict[str, type[Integration]] = {

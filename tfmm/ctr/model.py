@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import typing
 
@@ -148,13 +149,24 @@ class CTRModel(keras.Model):
             length = ops.sum(weights, axis=1)  # [B or 1, 1]
             average = ops.sum(behaviors * weights, axis=1) / ops.maximum(length, 1.0)
             averages += [average, ops.log1p(length)]
-            seen = (of_target, behaviors, is_behavior)  # by the attention
+            seen, beside = of_target, [behaviors]  # by the attention
             for modality in self.dims:
-                seen, parts = self._integrate(inputs, modality, sequence, seen, (of_target, behaviors), training)
+                context = integrations.Context(
+                    of_target,
+                    behaviors,
+                    is_behavior,
+                    vectors_lib.take(inputs, modality, vectors_lib.TARGET),
+                    vectors_lib.take(inputs, modality, sequence.name),
+                    training,
+                )
+                parts, pairs = self._integrate(context, modality, sequence)
                 knowledge[modality] += parts
+                seen = ops.concatenate([seen, *(of_targets for of_targets, _ in pairs)], axis=-1)
+                beside += [of_behaviors for _, of_behaviors in pairs]
             if sequence.din:
-                interest = self.attention[sequence.name](seen[0], seen[1], behaviors_mask=seen[2], training=training)
-                interests += [interest, interest * seen[0]]
+                behaviors = _joined(beside)
+                interest = self.attention[sequence.name](seen, behaviors, behaviors_mask=is_behavior, training=training)
+                interests += [interest, interest * seen]
             interests.append(average * of_target)
         parts = [*users, *averages, target, *interests, *(part for found in knowledge.values() for part in found)]
         rows = ops.shape(target)[0]
@@ -190,28 +202,19 @@ class CTRModel(keras.Model):
         return ops.concatenate(parts, axis=-1)
 
     def _integrate(
-        self,
-        inputs: typing.Mapping[str, typing.Any],
-        modality: str,
-        sequence: Sequence,
-        seen: tuple[typing.Any, typing.Any, typing.Any],
-        embeddings: tuple[typing.Any, typing.Any],
-        training: bool | None,
-    ) -> tuple[tuple[typing.Any, typing.Any, typing.Any], list[typing.Any]]:
-        """Returns what the attention sees after a modality's methods, and what they give to the MLP."""
-        is_behavior = inputs[f"{sequence.item_ids}_index"] != PADDING
-        target = vectors_lib.take(inputs, modality, vectors_lib.TARGET)
-        behaviors = vectors_lib.take(inputs, modality, sequence.name)
-        without = ops.logical_and(is_behavior, ops.logical_not(behaviors.mask))
+        self, context: integrations.Context, modality: str, sequence: Sequence
+    ) -> tuple[list[typing.Any], list[tuple[typing.Any, typing.Any]]]:
+        """Returns what a modality's methods give to the MLP, and what they set beside the embeddings."""
+        without = ops.logical_and(context.is_behavior, ops.logical_not(context.behavior_vectors.mask))
         parts = [ops.log1p(ops.sum(ops.cast(without, "float32"), axis=1, keepdims=True))]
-        view = integrations.Context(*embeddings, is_behavior, target, behaviors, training)
+        pairs, view = [], context
         for method in self.methods_of(sequence):
             integration = self.integrations[integration_name(method.name, modality, sequence.name)]
-            fused = integration.fuse(integrations.Context(*seen, target, behaviors, training))
-            seen = (fused.target, fused.behaviors, fused.is_behavior)
+            if (pair := integration.beside(context)) is not None:
+                pairs.append(pair)
             view = integration.search(view)
             parts += integration.parts(view)
-        return seen, parts
+        return parts, pairs
 
     def get_config(self) -> dict[str, typing.Any]:
         return {
@@ -275,6 +278,16 @@ class CTRModel(keras.Model):
         """Keeps MAKE's weights as they are in training (section 4.3), or lets them train with the rest."""
         for block in self.make_blocks().values():
             block.trainable = not is_frozen
+
+
+def _joined(parts: typing.Sequence[typing.Any]) -> typing.Any:
+    """Joins [B, L, .] and [1, L, .] tensors on the last axis; one history for all stays one where it can."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = functools.reduce(ops.maximum, [ops.shape(part)[0] for part in parts])
+    if all(part.shape[0] == 1 for part in parts):
+        rows = 1
+    return ops.concatenate([ops.broadcast_to(part, (rows, *part.shape[1:])) for part in parts], axis=-1)
 
 
 def integration_name(method: str, modality: str, sequence: str) -> str:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tfmm import features
 from tfmm.config import DataConfig
+from tfmm.fingerprints import fingerprint
 
 if typing.TYPE_CHECKING:
     from tfmm.data import checks
@@ -301,7 +301,7 @@ def fingerprints(ids: pa.ChunkedArray | pa.Array) -> np.ndarray:
         ids = pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], ids.type)
     encoded = ids.dictionary_encode()
     distinct = (
-        features.fingerprint(encoded.dictionary.to_pylist()) if len(encoded.dictionary) else np.zeros(0, np.int64)
+        fingerprint(encoded.dictionary.to_pylist()) if len(encoded.dictionary) else np.zeros(0, np.int64)
     )
     places = pc.fill_null(encoded.indices, len(distinct)).to_numpy(zero_copy_only=False)
     return np.append(distinct, 0)[places].astype(np.int64)

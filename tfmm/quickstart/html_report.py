@@ -10,7 +10,8 @@ import typing
 import numpy as np
 import pyarrow as pa
 
-from tfmm import extras, features
+from tfmm import extras
+from tfmm.fingerprints import fingerprint
 
 NUM_ITEMS = 8
 NUM_NEIGHBORS = 5
@@ -63,7 +64,7 @@ def gallery(snapshot: typing.Any, modality: str, items: pa.Table, seed: int = 0)
 
 
 def _cards(items: pa.Table) -> typing.Callable[[int], dict[str, typing.Any]]:
-    positions = {int(key): i for i, key in enumerate(features.fingerprint(items["item_id"].to_pylist()))}
+    positions = {int(key): i for i, key in enumerate(fingerprint(items["item_id"].to_pylist()))}
     names = set(items.column_names)
 
     def card(item_id: int) -> dict[str, typing.Any]:

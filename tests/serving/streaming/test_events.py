@@ -5,7 +5,7 @@ import json
 import pytest
 
 from serving.streaming import events
-from tfmm import features
+from tfmm import fingerprints
 
 
 def parse(payload):
@@ -15,7 +15,7 @@ def parse(payload):
 
 def test_event_round_trip():
     new = parse(events.make_event("item-1", category="shoes", title="red", image=b"\x89PNG", event_time_us=5))
-    wanted = [int(value) for value in features.fingerprint(["item-1", "shoes"])]
+    wanted = [int(value) for value in fingerprints.fingerprint(["item-1", "shoes"])]
     assert [new.item.item_id, new.item.category] == wanted
     assert (new.item.title, new.item.image, new.item.event_time_us) == ("red", b"\x89PNG", 5)
     assert not new.is_withdrawn
@@ -25,7 +25,7 @@ def test_ids_of_both_kinds_in_one_batch():
     batch = [events.make_event(item_id, title="t") for item_id in (7, "a", -8, "b")]
     ids = [new.item.item_id for new in events.parse_events(batch)]
     assert ids[0::2] == [7, -8]
-    assert ids[1::2] == features.fingerprint(["a", "b"]).tolist()
+    assert ids[1::2] == fingerprints.fingerprint(["a", "b"]).tolist()
 
 
 def test_event_time_is_now_where_none_is_given():

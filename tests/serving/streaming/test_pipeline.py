@@ -13,7 +13,7 @@ import pytest
 
 from serving.streaming import __main__ as streaming
 from serving.streaming import event_log, events, pipeline
-from tfmm import artifacts, features
+from tfmm import artifacts, fingerprints
 from tfmm.index import encode, item_index
 
 
@@ -62,7 +62,7 @@ def test_events_become_embeddings_withdrawals_and_dead_letters(running, encoders
         events.make_event("d", title="title d", event_time_us=13),
     ])  # fmt: skip
     wait_for(lambda: index.position(log.name) == first)
-    ids = features.fingerprint(["a", "b", "c", "d"])
+    ids = fingerprints.fingerprint(["a", "b", "c", "d"])
     contents = {"image": (ids[[0, 2]], ["image a", "image c"]),
                 "text": (ids[[0, 1, 3]], ["title a", "title b", "title d"])}  # fmt: skip
     for modality, (wanted_ids, texts) in contents.items():
@@ -70,7 +70,7 @@ def test_events_become_embeddings_withdrawals_and_dead_letters(running, encoders
         wanted = dict(zip(wanted_ids.tolist(), encode.quantize(encoder(texts))[0].tolist()))
         found = index.embeddings(modality, encoder.version)
         assert dict(zip(found.ids.tolist(), found.rows.tolist())) == wanted
-    assert index.categories(ids[:2]).tolist() == [features.fingerprint(["shoes"])[0], 0]
+    assert index.categories(ids[:2]).tolist() == [fingerprints.fingerprint(["shoes"])[0], 0]
     reasons = {(offset, reason.split(":")[0]) for _, offset, reason, _ in index.dead_letters(log.name)}
     assert reasons == {(2, "not JSON"), (3, "image"), (4, "title")}
     assert any("a poison" in reason for _, _, reason, _ in index.dead_letters())
@@ -156,7 +156,7 @@ def test_killed_job_goes_on_without_loss_or_duplicate(encoders_dir, tmp_path, ro
             process.kill()
             process.wait()
     found = index.embeddings("text", "text-1")
-    wanted = features.fingerprint([f"{attempt}-{n}" for attempt in range(3) for n in range(count)])
+    wanted = fingerprints.fingerprint([f"{attempt}-{n}" for attempt in range(3) for n in range(count)])
     np.testing.assert_array_equal(found.ids, np.sort(wanted))
     assert np.ptp(found.sequences) == 3 * count - 1  # each item changed the index once
     assert not index.dead_letters()

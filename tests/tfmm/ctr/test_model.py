@@ -1,25 +1,30 @@
 """Tests of the click model."""
 
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
 
 from tfmm import config as config_lib
+from tfmm.ctr import integrations
 from tfmm.ctr import model as model_lib
+from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet, Sequence
 from tfmm.index import encode
 
 SIZES = {"user_id": 7, "item_id": 20, "category": 5}
 DIMS = {"image": 8, "text": 6}
 LENGTH = 5
+FEATURES = FeatureSet().resolved(max_behaviors=LENGTH, min_count=1)
 MAKE = config_lib.MAKEConfig(attention_units=(6,), units=(8, 6, 4))
 
 
-def build(modalities=("image", "text"), seed=0, **changes):
+def methods(*names, **simtier):
+    return [config_lib.Method(name, simtier if name == "simtier" else {}) for name in names or ("simtier", "make")]
+
+
+def build(modalities=("image", "text"), seed=0, chosen=None):
     keras.utils.set_random_seed(seed)
-    config = config_lib.CTRConfig(modalities=modalities, units=(16, 8), attention_units=(6,), **changes)
-    model = model_lib.CTRModel(config, MAKE, SIZES, DIMS, LENGTH)
+    config = config_lib.CTRConfig(units=(16, 8), attention_units=(6,))
+    model = model_lib.CTRModel(config, MAKE, FEATURES, SIZES, {m: DIMS[m] for m in modalities}, chosen or methods())
     model.build()
     for variable in model.trainable_variables:  # embeddings start so small that differences would drown
         variable.assign(variable + keras.random.normal(variable.shape, stddev=0.3, seed=seed))
@@ -31,11 +36,11 @@ def draw_inputs(batch=9, seed=0, dims=DIMS):
     lengths = generator.integers(0, LENGTH + 1, batch)
     valid = np.arange(LENGTH) < lengths[:, None]
     inputs = {
-        "user_index": generator.integers(1, SIZES["user_id"], batch),
-        "item_index": generator.integers(1, SIZES["item_id"], batch),
+        "user_id_index": generator.integers(1, SIZES["user_id"], batch),
+        "item_id_index": generator.integers(1, SIZES["item_id"], batch),
         "category_index": generator.integers(0, SIZES["category"], batch),
-        "behavior_item_index": generator.integers(1, SIZES["item_id"], (batch, LENGTH)) * valid,
-        "behavior_category_index": generator.integers(1, SIZES["category"], (batch, LENGTH)) * valid,
+        "behavior_item_ids_index": generator.integers(1, SIZES["item_id"], (batch, LENGTH)) * valid,
+        "behavior_categories_index": generator.integers(1, SIZES["category"], (batch, LENGTH)) * valid,
     }
     for modality, dim in dims.items():
         for side, shape, exists in (("target", (batch,), True), ("behavior", (batch, LENGTH), valid)):
@@ -55,15 +60,15 @@ def test_score_is_sigmoid_of_logit():
 
 
 def test_inputs_are_the_named_ones_and_no_others_are_read():
-    assert set(draw_inputs()) == set(model_lib.input_names(["image", "text"]))
-    id_inputs = {name: draw_inputs()[name] for name in model_lib.ID_INPUTS}
+    assert set(draw_inputs()) == set(model_lib.input_names(FEATURES, ["image", "text"]))
+    id_inputs = {name: draw_inputs()[name] for name in model_lib.input_names(FEATURES, [])}
     assert build(modalities=())(id_inputs)["score"].shape == (9,)
 
 
 @pytest.mark.parametrize("num_candidates", [1, 7, 45])
 def test_one_history_for_all_candidates_equals_the_tiled_form(num_candidates):
     model, candidates, user = build(), draw_inputs(num_candidates, seed=1), draw_inputs(1, seed=2)
-    is_user_side = [name for name in candidates if "behavior" in name or name == "user_index"]
+    is_user_side = [name for name in candidates if "behavior" in name or name == "user_id_index"]
     shared = {**candidates, **{name: user[name] for name in is_user_side}}
     tiled = {**candidates, **{name: np.repeat(user[name], num_candidates, 0) for name in is_user_side}}
     np.testing.assert_allclose(model(shared)["logit"], model(tiled)["logit"], atol=1e-5)
@@ -72,7 +77,7 @@ def test_one_history_for_all_candidates_equals_the_tiled_form(num_candidates):
 
 
 def test_tiers_follow_the_formula_on_int8_rows():
-    model, inputs = build(tier_output="count", num_tiers=10), draw_inputs(30, seed=3)
+    model, inputs = build(chosen=methods(tier_output="count", num_tiers=10)), draw_inputs(30, seed=3)
     counts = np.zeros((30, 10))
     for b in range(30):
         for i in range(LENGTH):
@@ -84,8 +89,8 @@ def test_tiers_follow_the_formula_on_int8_rows():
 
 
 def test_missing_embedding_is_counted_apart_and_never_similarity_zero():
-    model, inputs = build(tier_output="count"), draw_inputs(1, seed=4)
-    inputs["behavior_item_index"] = np.array([[3, 4, 0, 0, 0]])
+    model, inputs = build(chosen=methods(tier_output="count")), draw_inputs(1, seed=4)
+    inputs["behavior_item_ids_index"] = np.array([[3, 4, 0, 0, 0]])
     for mask, expected in (([True, True], 2), ([True, False], 1), ([False, False], 0)):
         inputs["image_behavior_mask"] = np.array([[*mask, False, False, False]])
         inputs["image_target_mask"] = np.array([True])
@@ -96,14 +101,14 @@ def test_missing_embedding_is_counted_apart_and_never_similarity_zero():
 
 def test_missing_count_changes_the_score():
     model, inputs = build(), draw_inputs(1, seed=5)
-    inputs["behavior_item_index"] = np.array([[3, 4, 5, 6, 7]])
-    inputs["behavior_category_index"] = np.array([[1, 1, 1, 1, 1]])
-    inputs["image_behavior_mask"] = np.zeros((1, LENGTH), bool)
-    without_vectors = model(inputs)["logit"]
-    model.settings = dataclasses.replace(model.settings, use_simtier=False, use_make=False)
-    assert np.isfinite(without_vectors).all()
-    knowledge = model._knowledge(inputs, "image", inputs["behavior_item_index"] != 0, False)
-    np.testing.assert_allclose(knowledge[1], [[np.log(6.0)]], rtol=1e-6)
+    inputs["behavior_item_ids_index"] = np.array([[3, 4, 5, 6, 7]])
+    inputs["behavior_categories_index"] = np.array([[1, 1, 1, 1, 1]])
+    inputs["image_target_mask"] = np.zeros(1, bool)  # no tier and no knowledge: only the count is left to differ
+    logits = []
+    for missing in (0, 2, 5):
+        inputs["image_behavior_mask"] = np.arange(LENGTH)[None] >= missing
+        logits.append(float(model(inputs)["logit"][0]))
+    assert len(set(logits)) == 3
 
 
 def test_rows_without_an_embedding_do_not_depend_on_what_stands_in_them():
@@ -129,26 +134,164 @@ def test_padding_changes_nothing():
 
 
 def test_saved_model_loads_equal(tmp_path):
-    model, inputs = build(use_simtier=True, num_tiers=7), draw_inputs()
+    model, inputs = build(chosen=methods(num_tiers=7)), draw_inputs()
     manifest = model_lib.save_model(model, tmp_path, note="x")
     loaded = model_lib.load_model(tmp_path)
     np.testing.assert_array_equal(model(inputs)["logit"], loaded(inputs)["logit"])
-    assert (loaded.modalities, loaded.max_behaviors, manifest["note"]) == (("image", "text"), LENGTH, "x")
+    assert (loaded.modalities, loaded.feature_set, manifest["note"]) == (("image", "text"), FEATURES, "x")
     rebuilt = model_lib.CTRModel.from_config(model.get_config())
     assert rebuilt.settings == model.settings and rebuilt.dims == model.dims
 
 
-@pytest.mark.parametrize("changes", [{"use_make": False}, {"use_simtier": False}, {"modalities": ("text",)}])
-def test_each_source_of_knowledge_works_alone(changes):
-    assert np.isfinite(build(**changes)(draw_inputs())["logit"]).all()
+ALL_METHODS = ("simtier", "make", "vector", "simscore", "semantic_id", "sa_ta")
+
+
+@pytest.mark.parametrize("chosen", [*([name] for name in ALL_METHODS), ALL_METHODS, ("behavior_search", *ALL_METHODS)])
+def test_each_method_changes_the_score_by_the_vectors_it_sees(chosen):
+    model, inputs = build(chosen=methods(*chosen)), draw_inputs(40, seed=8)
+    for modality in DIMS:
+        model.fit_vectors(modality, np.random.default_rng(0).normal(size=(200, DIMS[modality])).astype(np.float32))
+    logits = model(inputs)["logit"].numpy()
+    assert np.isfinite(logits).all()
+    turned = model({**inputs, "image_target_rows": -inputs["image_target_rows"]})["logit"].numpy()
+    sees = inputs["image_target_mask"] & (inputs["image_behavior_mask"] & (inputs["behavior_item_ids_index"] > 0)).any(1)
+    assert np.abs(turned - logits)[sees].max() > 1e-3
+    np.testing.assert_array_equal(turned[~inputs["image_target_mask"]], logits[~inputs["image_target_mask"]])
+
+
+@pytest.mark.parametrize("chosen", [ALL_METHODS, ("behavior_search", *ALL_METHODS)])
+def test_methods_score_one_history_for_all_as_the_tiled_form(chosen):
+    model, candidates, user = build(chosen=methods(*chosen)), draw_inputs(7, seed=1), draw_inputs(1, seed=2)
+    is_user_side = [name for name in candidates if "behavior" in name or name == "user_id_index"]
+    shared = {**candidates, **{name: user[name] for name in is_user_side}}
+    tiled = {**candidates, **{name: np.repeat(user[name], 7, 0) for name in is_user_side}}
+    np.testing.assert_allclose(model(shared)["logit"], model(tiled)["logit"], atol=1e-5)
+
+
+class Recency(integrations.Integration):
+    """An integration of a user's own: how alike the newest behavior is."""
+
+    def __init__(self, scale=1.0, name=None):
+        super().__init__(name=name)
+        self.scale = scale
+
+    def parts(self, context):
+        newest = keras.ops.max(keras.ops.where(context.both_exist, context.similarity(), -1.0), axis=1)
+        return [newest[:, None] * self.scale]
+
+
+def test_method_of_a_users_own_is_found_by_name_and_takes_its_settings(monkeypatch):
+    import sys
+    import types
+
+    module = types.ModuleType("my_team_methods")
+    module.Recency = Recency
+    monkeypatch.setitem(sys.modules, "my_team_methods", module)
+    own = config_lib.Method("my_team_methods:Recency", {"scale": 3.0})
+    model = build(chosen=[own])
+    assert model.integrations["recency_image_behavior"].scale == 3.0
+    inputs = draw_inputs(20, seed=9)
+    turned = {**inputs, "text_behavior_rows": -inputs["text_behavior_rows"]}
+    assert np.abs(model(inputs)["logit"] - model(turned)["logit"]).max() > 1e-3
+    with pytest.raises(ValueError, match=r"has the settings \['scale'\]. Received: \['speed'\]"):
+        build(chosen=[config_lib.Method("my_team_methods:Recency", {"speed": 1})])
+
+
+RICH = FeatureSet(
+    (
+        *DEFAULT_FEATURES,
+        Feature("city", "user", num_buckets=50, dim=4),
+        Feature("income", "user", "number", scaling="log"),
+        Feature("brand", "item", dim=4),
+        Feature("price", "item", "number"),
+        Feature("price_level", "item", "number", source="items.price", scaling="quantiles", num_quantiles=4, dim=3),
+        Feature("tags", "item", "ids", max_values=3, dim=4),
+        Feature("is_mobile", "context", "boolean", source="impressions.is_mobile", dim=2),
+        Feature("hour", "context", "time", source="impressions.timestamp", dim=3),
+        Feature("position", "context", "number", serving_value=1),
+        Feature("age", "behavior", "number", source="behaviors.age", scaling="log"),
+    ),
+    (
+        Sequence("clicks", ("click",), 4, ("item_id", "category", "price", "age")),
+        Sequence("purchases", ("purchase",), 6, ("item_id", "brand"), make=False),
+    ),
+)
+RICH_SIZES = {**SIZES, "city": 52, "brand": 9, "price_level": 5, "tags": 8, "is_mobile": 3, "hour": 25}
+
+
+def rich_inputs(batch, seed=0):
+    generator = np.random.default_rng(seed)
+    inputs = {}
+    for column in RICH.columns:
+        shape = (batch, *column.shape)
+        if column.feature.is_embedded:
+            inputs[column.input] = generator.integers(0, RICH_SIZES[column.feature.embedding], shape)
+        else:
+            inputs[column.input] = np.where(generator.random(shape) < 0.2, np.nan, generator.normal(size=shape))
+            inputs[column.input] = inputs[column.input].astype(np.float32)
+    for modality, dim in DIMS.items():
+        for side, ids in (("target", None), ("clicks", "clicks_item_id_index"), ("purchases", "purchases_item_id_index")):
+            shape = (batch,) if ids is None else inputs[ids].shape
+            rows, scales = encode.quantize(generator.normal(size=(int(np.prod(shape)), dim)))
+            mask = (generator.random(shape) > 0.3) & (True if ids is None else inputs[ids] > 0)
+            parts = (rows.reshape(*shape, dim) * mask[..., None], scales.reshape(shape) * mask, mask)
+            inputs |= {f"{modality}_{side}_{name}": part for name, part in zip(("rows", "scales", "mask"), parts)}
+    return inputs
+
+
+def build_rich(chosen=("simtier", "make", "simscore")):
+    keras.utils.set_random_seed(0)
+    config = config_lib.CTRConfig(units=(16, 8), attention_units=(6,))
+    model = model_lib.CTRModel(config, MAKE, RICH, RICH_SIZES, DIMS, methods(*chosen))
+    model.build()
+    for variable in model.trainable_variables:
+        variable.assign(variable + keras.random.normal(variable.shape, stddev=0.3, seed=0))
+    return model
+
+
+def test_every_declared_column_changes_the_score():
+    model, inputs = build_rich(), rich_inputs(64)
+    before = model(inputs)["logit"].numpy()
+    assert np.isfinite(before).all()
+    for column in RICH.columns:
+        values = inputs[column.input]
+        changed = (values + 1) % RICH_SIZES[column.feature.embedding] if column.feature.is_embedded else values + 1
+        after = model({**inputs, column.input: changed})["logit"].numpy()
+        assert np.abs(after - before).max() > 1e-4, column.name
+
+
+def test_missing_number_is_not_zero():
+    model, inputs = build_rich(), rich_inputs(8)
+    for column in RICH.columns:
+        if not column.feature.is_embedded and column.sequence is None:
+            zero, missing = (
+                model({**inputs, column.input: np.full_like(inputs[column.input], value)})["logit"]
+                for value in (0.0, np.nan)
+            )
+            assert np.abs(zero - missing).max() > 1e-4, column.name
+
+
+def test_sequence_that_make_does_not_read_has_no_extractor():
+    assert sorted(build_rich().make_blocks()) == ["image_clicks", "text_clicks"]
+
+
+def test_rich_model_scores_one_user_for_all_candidates_as_the_tiled_form_and_loads_equal(tmp_path):
+    model, candidates, user = build_rich(), rich_inputs(9, seed=1), rich_inputs(1, seed=2)
+    own = {c.input for c in RICH.columns if c.side == "user"}
+    is_user_side = [n for n in candidates if n in own or "_clicks_" in n or "_purchases_" in n]
+    shared = {**candidates, **{name: user[name] for name in is_user_side}}
+    tiled = {**candidates, **{name: np.repeat(user[name], 9, 0) for name in is_user_side}}
+    np.testing.assert_allclose(model(shared)["logit"], model(tiled)["logit"], atol=1e-5)
+    model_lib.save_model(model, tmp_path)
+    np.testing.assert_array_equal(model_lib.load_model(tmp_path)(tiled)["logit"], model(tiled)["logit"])
 
 
 def test_bad_arguments_are_refused():
-    config = config_lib.CTRConfig(modalities=("image", "vector"))
-    with pytest.raises(ValueError, match=r"Missing: \['vector'\]"):
-        model_lib.CTRModel(config, MAKE, SIZES, DIMS, LENGTH)
-    with pytest.raises(ValueError, match="`vocabulary_sizes` must give at least 2"):
-        model_lib.CTRModel(config_lib.CTRConfig(), MAKE, {**SIZES, "category": 1}, {}, LENGTH)
-    config = config_lib.CTRConfig(modalities=("image",), use_simtier=False, use_make=False)
-    with pytest.raises(ValueError, match="`use_simtier` or `use_make` must be True"):
-        model_lib.CTRModel(config, MAKE, SIZES, DIMS, LENGTH)
+    with pytest.raises(ValueError, match="`sizes` must give at least 2"):
+        model_lib.CTRModel(config_lib.CTRConfig(), MAKE, FEATURES, {**SIZES, "category": 1}, {})
+    with pytest.raises(ValueError, match="`methods` must name at least one way"):
+        model_lib.CTRModel(config_lib.CTRConfig(), MAKE, FEATURES, SIZES, DIMS, [])
+    with pytest.raises(ValueError, match="A method must be one of simtier, make"):
+        build(chosen=methods("simtiers"))
+    with pytest.raises(ValueError, match="must name an importable class"):
+        build(chosen=methods("no_such_module:Recency"))

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 from tfmm import config as config_lib
+from tfmm import preprocessing
 from tfmm.ctr import model as model_lib
 from tfmm.ctr import train as train_lib
-from tfmm.make import examples as examples_lib
+from tfmm.index import item_vectors
+from tfmm.training import examples as examples_lib
 from tfmm.make import model as make_model
 from tfmm.make import train as make_train
 
-SMALL = {"batch_size": 256, "learning_rate": 1e-2, "attention_units": (8,), "units": (16,), "num_tiers": 8}
+SMALL = {"batch_size": 256, "learning_rate": 1e-2, "attention_units": (8,), "units": (16,)}
+METHODS = (config_lib.Method("simtier", {"num_tiers": 8}), config_lib.Method("make"))
 MAKE = config_lib.MAKEConfig(epochs=1, batch_size=256, attention_units=(8,), units=(16, 8, 4))
 
 
@@ -21,14 +24,16 @@ class Stop(Exception):
 
 
 def train(shop, output_dir, modalities=("image", "text"), seed=0, epochs=1, snapshot=True, **arguments):
-    config = config_lib.CTRConfig(modalities=modalities, seed=seed, epochs=epochs, **SMALL)
+    config = config_lib.CTRConfig(seed=seed, epochs=epochs, **SMALL)
     return train_lib.train(
         config,
         shop.train,
         shop.eval,
         shop.vocabularies,
         output_dir,
-        max_behaviors=shop.max_behaviors,
+        shop.features,
+        modalities=modalities,
+        methods=METHODS,
         snapshot_dir=shop.snapshot if snapshot else None,
         **arguments,
     )
@@ -47,7 +52,7 @@ def assert_close(left, right, atol=1e-5):
 @pytest.fixture(scope="module")
 def make_dir(shop, tmp_path_factory):
     folder = tmp_path_factory.mktemp("make")
-    make_train.train(MAKE, shop.train, shop.eval, shop.snapshot, folder)
+    make_train.train(MAKE, shop.train, shop.eval, shop.snapshot, folder, shop.features)
     return folder
 
 
@@ -68,7 +73,7 @@ def twin(shop, tmp_path_factory):
 def test_pretrained_make_stays_as_it_was(make_dir, trained):
     extractor, model = make_model.load_model(make_dir), model_lib.load_model(trained)
     for modality in ("image", "text"):
-        assert_close(extractor.blocks[modality].get_weights(), model.make_blocks[modality].get_weights(), atol=0)
+        assert_close(extractor.blocks[f"{modality}_behavior"].get_weights(), model.make_blocks()[f"{modality}_behavior"].get_weights(), atol=0)
 
 
 def test_history_and_manifest_have_the_metrics(trained):
@@ -96,13 +101,12 @@ def test_id_twin_does_not_read_the_snapshot(shop, twin, make_dir, tmp_path):
 def test_without_pretraining_make_is_trained_jointly(shop, tmp_path):
     train(shop, tmp_path / "ctr", make_config=MAKE)
     untrained = config_lib.MAKEConfig(epochs=0, batch_size=256, attention_units=(8,), units=(16, 8, 4))
-    make_train.train(untrained, shop.train, shop.eval, shop.snapshot, tmp_path / "make")
+    make_train.train(untrained, shop.train, shop.eval, shop.snapshot, tmp_path / "make", shop.features)
     train(shop, tmp_path / "from_untrained", make_dir=tmp_path / "make")
-    before = make_model.load_model(tmp_path / "make").blocks["image"].get_weights()
+    before = make_model.load_model(tmp_path / "make").blocks["image_behavior"].get_weights()
     for folder in ("ctr", "from_untrained"):
-        after = model_lib.load_model(tmp_path / folder).make_blocks["image"].get_weights()
-        assert len(before) == len(after)
-    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(before, after, strict=True))
+        after = model_lib.load_model(tmp_path / folder).make_blocks()["image_behavior"].get_weights()
+        assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(before, after, strict=True)), folder
 
 
 @pytest.mark.slow
@@ -125,27 +129,25 @@ def test_resumed_run_equals_an_uninterrupted_one(shop, tmp_path, monkeypatch):
 
 
 def test_rows_are_read_in_time_order_with_their_slots(shop):
-    tables = make_train.load_vectors(shop.snapshot, ["image"])
-    sizes = train_lib.vocabulary_sizes(shop.vocabularies)
-    columns = train_lib.read_examples(examples_lib.example_files(shop.eval), shop.max_behaviors, sizes, tables)
+    tables = item_vectors.load_vectors(shop.snapshot, ["image"])
+    sizes = preprocessing.load(shop.features, shop.vocabularies).sizes
+    columns = train_lib.read_examples(examples_lib.example_files(shop.eval), shop.features, sizes, tables)
     assert (np.diff(columns["timestamp"]) > 0).all()
-    assert columns["image_behavior_slots"].shape == columns["behavior_item_index"].shape
-    assert ((columns["image_behavior_slots"] > 0) <= (columns["behavior_item_ids"] > 0)).all()
-    assert (columns["item_index"] == 1).any()  # new items are out of the vocabulary
+    assert columns["image_behavior_slots"].shape == columns["behavior_item_ids_index"].shape
+    assert ((columns["image_behavior_slots"] > 0) <= (columns["behavior_item_ids_index"] > 0)).all()
+    assert (columns["item_id_index"] == 1).any()  # new items are out of the vocabulary
 
 
 def test_bad_arguments_are_refused(shop, make_dir, tmp_path):
     with pytest.raises(ValueError, match="`snapshot_dir` must be given"):
         train(shop, tmp_path, snapshot=False)
     with pytest.raises(FileNotFoundError, match="Transform the examples first"):
-        train_lib.vocabulary_sizes(tmp_path)
-    sizes = train_lib.vocabulary_sizes(shop.vocabularies)
-    with pytest.raises(ValueError, match="`item_index` must be below 5, the size of vocabulary 'item_id'"):
+        preprocessing.load(shop.features, tmp_path)
+    sizes = preprocessing.load(shop.features, shop.vocabularies).sizes
+    with pytest.raises(ValueError, match="`item_id_index` must be below 5, the size of vocabulary 'item_id'"):
         files = examples_lib.example_files(shop.eval)
-        train_lib.read_examples(files, shop.max_behaviors, {**sizes, "item_id": 5}, {})
+        train_lib.read_examples(files, shop.features, {**sizes, "item_id": 5}, {})
     extractor = make_model.load_model(make_dir)
-    model = model_lib.CTRModel(
-        config_lib.CTRConfig(modalities=("image",)), MAKE, sizes, {"image": 99}, shop.max_behaviors
-    )
+    model = model_lib.CTRModel(config_lib.CTRConfig(), MAKE, shop.features, sizes, {"image": 99})
     with pytest.raises(ValueError, match="MAKE must be pre-trained on 'image' vectors of 99 values"):
         model.take_make(extractor)

@@ -100,11 +100,11 @@ def test_written_examples_are_split_by_time(tables, tmp_path, at, ids, users):
     train, held = read(tmp_path / "out", "train"), read(tmp_path / "out", "eval")
     assert sorted(train["timestamp"].tolist()) == [us(at(m)) for m in range(1, 7)]
     assert sorted(held["timestamp"].tolist()) == [us(at(m)) for m in (7, 8)]
-    fingerprints, user = features.fingerprint(ids), features.fingerprint(users)
+    fingerprints, user = fingerprints.fingerprint(ids), fingerprints.fingerprint(users)
     row = int(np.flatnonzero(held["timestamp"] == us(at(8)))[0])
     assert held["user_id"][row] == user[0] and held["item_id"][row] == fingerprints[2]
     assert held["behavior_item_ids"][row].tolist() == [fingerprints[0], fingerprints[0], 0]
-    lamp = features.fingerprint(["lamp"])[0]
+    lamp = fingerprints.fingerprint(["lamp"])[0]
     assert held["category"][row] == lamp and held["behavior_categories"][row].tolist() == [lamp, lamp, 0]
 
 
@@ -203,7 +203,7 @@ def test_rare_ids_are_out_of_vocabulary(tables, tmp_path, at):
     ids, counts = np.unique(np.concatenate([train["item_id"], train["behavior_item_ids"].ravel()]), return_counts=True)
     assert sorted(kept) == [i for i, n in zip(ids.tolist(), counts.tolist()) if n >= 3 and i != 0]
     columns = examples.read_columns(str(tmp_path / "out/train-*"), features.transformed_spec(3))
-    assert set(columns["item_index"][~np.isin(columns["item_id"], kept)]) <= {features.OUT_OF_VOCABULARY}
+    assert set(columns["item_id_index"][~np.isin(columns["item_id"], kept)]) <= {features.OUT_OF_VOCABULARY}
 
 
 def test_serialized_examples_parse_with_the_table_of_features():

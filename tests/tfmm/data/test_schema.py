@@ -3,7 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfmm import features
+from tfmm import fingerprints
 from tfmm.data import schema
 
 
@@ -59,7 +59,7 @@ def test_a_column_of_another_type_is_refused(tables):
 
 def test_fingerprints_of_ids_agree_with_the_features():
     strings = ["a", "", "bb", "a"]
-    expected = features.fingerprint(strings)
+    expected = fingerprints.fingerprint(strings)
     np.testing.assert_array_equal(schema.fingerprints(pa.array(strings)), expected)
     np.testing.assert_array_equal(schema.fingerprints(pa.chunked_array([strings[:1], strings[1:]])), expected)
     np.testing.assert_array_equal(schema.fingerprints(pa.array(["a", None])), [expected[0], 0])

@@ -11,7 +11,7 @@ from sklearn import metrics as sklearn_metrics
 
 from tfmm import artifacts, features
 from tfmm.evaluate import report as report_lib
-from tfmm.make import examples as examples_lib
+from tfmm.training import examples as examples_lib
 
 
 class Scorer(tf.Module):

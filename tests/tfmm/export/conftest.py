@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 from tfmm import config as config_lib
+from tfmm import preprocessing
 from tfmm import saved_model as saved_model_lib
 from tfmm.ctr import model as model_lib
-from tfmm.ctr import train as ctr_train
 from tfmm.export import saved_model
 
 INT64 = {"user_id": "int64", "item_id": "int64", "category": "int64"}
@@ -22,10 +22,11 @@ CONFIG = config_lib.ExportConfig(index_capacity=400, batch_buckets=(4, 16), cand
 def write_model(shop, folder, modalities):
     """Writes a model with weights drawn large enough for every input to move the score."""
     keras.utils.set_random_seed(0)
-    sizes = ctr_train.vocabulary_sizes(shop.vocabularies)
-    config = config_lib.CTRConfig(modalities=modalities, units=(16, 8), attention_units=(6,), num_tiers=10)
+    sizes = preprocessing.load(shop.features, shop.vocabularies).sizes
+    config = config_lib.CTRConfig(units=(16, 8), attention_units=(6,))
+    methods = (config_lib.Method("simtier", {"num_tiers": 10}), config_lib.Method("make"))
     make = config_lib.MAKEConfig(attention_units=(6,), units=(8, 6, 4))
-    model = model_lib.CTRModel(config, make, sizes, DIMS, shop.max_behaviors)
+    model = model_lib.CTRModel(config, make, shop.features, sizes, {m: DIMS[m] for m in modalities}, methods)
     model.build()
     for variable in model.trainable_variables:
         variable.assign(variable + keras.random.normal(variable.shape, stddev=0.1))

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfmm import config as config_lib
-from tfmm import features, saved_model
+from tfmm import fingerprints, preprocessing, saved_model
 from tfmm.export import saved_model as export_lib
 from tfmm.export import signatures
 from tfmm.index import encode, snapshot
@@ -217,7 +217,7 @@ def test_string_ids_are_fingerprinted_in_the_graph(export_model):
     exported = export_model(id_types=strings)
     raw = raw_inputs(5)
     texts = {name: np.where(values == 0, "", values.astype(str)).astype(object) for name, values in raw.items()}
-    numbers = {name: features.fingerprint(values) for name, values in texts.items()}
+    numbers = {name: fingerprints.fingerprint(values) for name, values in texts.items()}
     feature = {
         name: [tf.train.Feature(int64_list=tf.train.Int64List(value=np.ravel(row))) for row in values]
         for name, values in numbers.items()
@@ -263,10 +263,9 @@ def test_artifacts_that_do_not_fit_are_refused(multimodal, tmp_path):
         export_lib.export(*arguments)
     with pytest.raises(ValueError, match="`snapshot_dir` must be given"):
         export_lib.export(*arguments[:2], None, *arguments[3:])
-    with pytest.raises(FileNotFoundError, match="`vocabulary_dir`"):
+    with pytest.raises(FileNotFoundError, match="Transform the examples first"):
         export_lib.export(arguments[0], tmp_path, *arguments[2:])
-    for name in features.VOCABULARIES:
-        (tmp_path / name).write_text("1\n")
+    preprocessing.write(tmp_path, dict.fromkeys(multimodal.shop.features.vocabularies, np.array([1])), {})
     with pytest.raises(ValueError, match="the one that the model was trained with"):
         export_lib.export(arguments[0], tmp_path, *arguments[2:])
     assert not (tmp_path / "1").exists()

@@ -25,9 +25,10 @@ def test_one_request_per_bucket_and_never_an_upsert(multimodal):
 
 def test_string_ids_are_sent_as_strings():
     from tfmm.config import ExportConfig
+    from tfmm.features import FeatureSet
 
     types = {"user_id": "string", "item_id": "int64", "category": "string"}
-    signature, inputs = warmup.requests(types, 3, ExportConfig(batch_buckets=(2,), candidate_buckets=(5,)))[1]
+    signature, inputs = warmup.requests(FeatureSet().resolved(3, 1), types, ExportConfig(batch_buckets=(2,), candidate_buckets=(5,)))[1]
     assert signature == "rank"
     assert inputs["user_id"].tolist() == [b"warm-up"] and inputs["item_id"].dtype == "int64"
     assert inputs["behavior_categories"].shape == (1, 3) and inputs["category"].shape == (5,)

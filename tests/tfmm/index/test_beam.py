@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfmm import features
+from tfmm import fingerprints
 from tfmm.index import beam, encode, item_index, snapshot
 
 
@@ -19,14 +19,14 @@ def test_catalog_is_embedded_and_faults_are_counted_apart(catalog, encoder_dirs,
     }
     (line,) = [line for path in (tmp_path / "dead").iterdir() for line in path.read_text().splitlines()]
     assert json.loads(line) == {
-        "item_id": int(features.fingerprint(["item-1"])[0]),
+        "item_id": int(fingerprints.fingerprint(["item-1"])[0]),
         "modality": "image",
         "reason": "image: cannot be decoded",
     }
     with item_index.ItemIndex(tmp_path / "index.sqlite") as index:
         taken = snapshot.take_snapshot(index)
-        shoes = features.fingerprint(["shoes"])[0]
-        ids = features.fingerprint([f"item-{n}" for n in range(10)])
+        shoes = fingerprints.fingerprint(["shoes"])[0]
+        ids = fingerprints.fingerprint([f"item-{n}" for n in range(10)])
         np.testing.assert_array_equal(index.categories(ids), [shoes] * 9 + [0])
     rows, scales, mask = taken["image"].lookup(ids)
     np.testing.assert_array_equal(mask, [False, False, *[True] * 7, False])

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfmm.index import encode
-from tfmm.make.item_vectors import ItemVectors
+from tfmm.index.item_vectors import ItemVectors
 
 
 def make_vectors():

@@ -39,10 +39,10 @@ def test_each_modality_has_its_own_logit():
     model.build()
     inputs = {**draw_inputs(5), **draw_inputs(3, modality="text")}
     logits = model(inputs)
-    assert {name: tuple(value.shape) for name, value in logits.items()} == {"image": (4,), "text": (4,)}
+    assert {name: tuple(value.shape) for name, value in logits.items()} == {"image_behavior": (4,), "text_behavior": (4,)}
     changed = model({**inputs, "text_target_rows": -inputs["text_target_rows"]})
-    np.testing.assert_array_equal(changed["image"], logits["image"])
-    assert not np.allclose(changed["text"], logits["text"])
+    np.testing.assert_array_equal(changed["image_behavior"], logits["image_behavior"])
+    assert not np.allclose(changed["text_behavior"], logits["text_behavior"])
 
 
 def test_saved_model_loads_equal(tmp_path):
@@ -50,7 +50,7 @@ def test_saved_model_loads_equal(tmp_path):
     model.build()
     model_lib.save_model(model, tmp_path)
     loaded = model_lib.load_model(tmp_path)
-    np.testing.assert_array_equal(model(draw_inputs())["image"], loaded(draw_inputs())["image"])
+    np.testing.assert_array_equal(model(draw_inputs())["image_behavior"], loaded(draw_inputs())["image_behavior"])
     assert loaded.settings == CONFIG
 
 

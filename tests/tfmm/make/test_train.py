@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfmm import config as config_lib
-from tfmm.index import item_index, snapshot
+from tfmm.index import item_index, item_vectors, snapshot
 from tfmm.make import model as model_lib
 from tfmm.make import train as train_lib
 
@@ -19,7 +19,7 @@ class Stop(Exception):
 
 
 def train(shop, output_dir, config=CONFIG, **arguments):
-    return train_lib.train(config, shop.train, shop.eval, shop.snapshot, output_dir, **arguments)
+    return train_lib.train(config, shop.train, shop.eval, shop.snapshot, output_dir, shop.features, **arguments)
 
 
 def weights(folder):
@@ -36,15 +36,15 @@ def trained(shop, tmp_path_factory):
 def test_every_modality_learns_taste(shop, trained, tmp_path):
     history = json.loads((trained / "history.json").read_text())
     assert [line["epoch"] for line in history] == [0, 1, 2]
-    for modality in ("image", "text"):
-        assert history[2][f"loss_{modality}"] < history[0][f"loss_{modality}"]
-    assert history[2]["gauc_text"] > 0.53
+    for block in ("image_behavior", "text_behavior"):
+        assert history[2][f"loss_{block}"] < history[0][f"loss_{block}"]
+    assert history[2]["gauc_text_behavior"] > 0.53
 
 
 @pytest.mark.slow
 def test_resumed_run_equals_an_uninterrupted_one(shop, trained, tmp_path):
     def stop_after_one_epoch(stage, done, total, **metrics):
-        if "auc_image" in metrics:
+        if "auc_image_behavior" in metrics:
             raise Stop("stopped")
 
     with pytest.raises(Stop, match="stopped"):
@@ -68,4 +68,4 @@ def test_modality_without_vectors_is_refused(shop, tmp_path):
         index.register_encoder("image", "v1", 4)
         snapshot.write_snapshot(index, tmp_path / "snapshot")
     with pytest.raises(ValueError, match="must hold vectors of 'image'"):
-        train_lib.load_vectors(tmp_path / "snapshot")
+        item_vectors.load_vectors(tmp_path / "snapshot")

@@ -9,24 +9,25 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmm.make import examples as examples_lib
+from tfmm.features import FeatureSet
+from tfmm.training import examples as examples_lib
 
 
 def test_columns_have_the_values_that_were_written(shop):
     files = examples_lib.example_files(shop.train)
-    columns = examples_lib.read_columns(files, ("item_id", "label", "behavior_item_ids", "item_index"))
+    columns = examples_lib.read_columns(files, shop.features, ("item_id", "label", "behavior_item_ids", "item_id_index"))
     assert {name: values.shape for name, values in columns.items()} == {
         "item_id": (3000,),
         "label": (3000,),
-        "behavior_item_ids": (3000, shop.max_behaviors),
-        "item_index": (3000,),
+        "behavior_item_ids": (3000, shop.features.sequences[0].length),
+        "item_id_index": (3000,),
     }
-    assert columns["item_id"].dtype == np.int64 and columns["item_index"].dtype == np.int32
+    assert columns["item_id"].dtype == np.int64 and columns["item_id_index"].dtype == np.int32
 
 
 def test_time_order_does_not_depend_on_the_files(shop):
     files, names = examples_lib.example_files(shop.train), ("timestamp", "user_id", "item_id", "label")
-    columns = [examples_lib.in_time_order(examples_lib.read_columns(part, names)) for part in (files, files[::-1])]
+    columns = [examples_lib.in_time_order(examples_lib.read_columns(part, shop.features, names)) for part in (files, files[::-1])]
     assert (np.diff(columns[0]["timestamp"]) > 0).all()
     for name in columns[0]:
         np.testing.assert_array_equal(columns[0][name], columns[1][name])
@@ -74,7 +75,7 @@ def test_damaged_file_is_refused(shop, tmp_path):
     damaged = tmp_path / "eval.tfrecord.gz"
     damaged.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"must be whole TFRecord files.*Write the examples again"):
-        examples_lib.read_columns([str(damaged)], ("item_id", "label", "behavior_item_ids"))
+        examples_lib.read_columns([str(damaged)], shop.features, ("item_id", "label", "behavior_item_ids"))
 
 
 def test_file_that_ends_between_two_records_is_refused(tmp_path):
@@ -83,21 +84,25 @@ def test_file_that_ends_between_two_records_is_refused(tmp_path):
     ended_early = tmp_path / "early.gz"
     ended_early.write_bytes(compressor.compress(record) + compressor.flush(zlib.Z_FULL_FLUSH))
     with pytest.raises(ValueError, match=r"whole TFRecord files.*early\.gz.*Write the examples again"):
-        examples_lib.read_columns([str(ended_early)], ("item_id", "label", "behavior_item_ids"))
+        examples_lib.read_columns([str(ended_early)], FeatureSet().resolved(1, 1), ("item_id", "label", "behavior_item_ids"))
 
 
 def test_bad_examples_are_refused(tmp_path):
-    names = ("item_id", "label", "behavior_item_ids")
-    with pytest.raises(ValueError, match="Examples must have `behavior_item_ids`"):
-        examples_lib.read_columns(write(tmp_path / "a", item_id=[1]), names)
-    with pytest.raises(ValueError, match=r"Examples must have the columns .*'label'"):
-        examples_lib.read_columns(write(tmp_path / "b", item_id=[1], behavior_item_ids=[1, 2]), names)
+    names, one = ("item_id", "label", "behavior_item_ids"), FeatureSet().resolved(max_behaviors=1, min_count=1)
+    for folder, columns in (
+        ("a", {"item_id": [1]}),
+        ("b", {"item_id": [1], "behavior_item_ids": [1]}),
+    ):
+        with pytest.raises(ValueError, match=r"Examples must have the columns .*'label'"):
+            examples_lib.read_columns(write(tmp_path / folder, **columns), one, names)
     with pytest.raises(ValueError, match="`label` must be 0 or 1"):
-        examples_lib.read_columns(write(tmp_path / "c", item_id=[1], behavior_item_ids=[1], label=[3]), names)
-    with pytest.raises(ValueError, match="behaviors with 5 values each"):
+        examples_lib.read_columns(write(tmp_path / "c", item_id=[1], behavior_item_ids=[1], label=[3]), one, names)
+    with pytest.raises(ValueError, match=r"sequences with {'behavior': 5} values each"):
         examples_lib.read_columns(
-            write(tmp_path / "d", item_id=[1], behavior_item_ids=[1], label=[1]), names, max_behaviors=5
+            write(tmp_path / "d", item_id=[1], behavior_item_ids=[1], label=[1]),
+            FeatureSet().resolved(max_behaviors=5, min_count=1),
+            names,
         )
     (tmp_path / "e").touch()
     with pytest.raises(ValueError, match="hold no example"):
-        examples_lib.read_columns([str(tmp_path / "e")], names)
+        examples_lib.read_columns([str(tmp_path / "e")], one, names)
