@@ -164,8 +164,8 @@ class CTRModel(keras.Model):
                 seen = ops.concatenate([seen, *(of_targets for of_targets, _ in pairs)], axis=-1)
                 beside += [of_behaviors for _, of_behaviors in pairs]
             if sequence.din:
-                behaviors = _joined(beside)
-                interest = self.attention[sequence.name](seen, behaviors, behaviors_mask=is_behavior, training=training)
+                behaviors, exists = _joined(beside, is_behavior)
+                interest = self.attention[sequence.name](seen, behaviors, behaviors_mask=exists, training=training)
                 interests += [interest, interest * seen]
             interests.append(average * of_target)
         parts = [*users, *averages, target, *interests, *(part for found in knowledge.values() for part in found)]
@@ -280,14 +280,15 @@ class CTRModel(keras.Model):
             block.trainable = not is_frozen
 
 
-def _joined(parts: typing.Sequence[typing.Any]) -> typing.Any:
-    """Joins [B, L, .] and [1, L, .] tensors on the last axis; one history for all stays one where it can."""
+def _joined(parts: typing.Sequence[typing.Any], mask: typing.Any) -> tuple[typing.Any, typing.Any]:
+    """Joins [B, L, .] and [1, L, .] tensors on the last axis, with their mask; one history for all stays so if all do."""
     if len(parts) == 1:
-        return parts[0]
+        return parts[0], mask
     rows = functools.reduce(ops.maximum, [ops.shape(part)[0] for part in parts])
     if all(part.shape[0] == 1 for part in parts):
         rows = 1
-    return ops.concatenate([ops.broadcast_to(part, (rows, *part.shape[1:])) for part in parts], axis=-1)
+    wide = [ops.broadcast_to(part, (rows, *part.shape[1:])) for part in parts]
+    return ops.concatenate(wide, axis=-1), ops.broadcast_to(mask, (rows, mask.shape[1]))
 
 
 def integration_name(method: str, modality: str, sequence: str) -> str:

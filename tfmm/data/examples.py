@@ -1,4 +1,4 @@
-"""Click examples: impressions joined with the user's earlier behaviors, split by time; vocabularies."""
+"""Click examples: impressions joined with the user's earlier behaviors, split by time; vocabularies and statistics."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import typing
 import numpy as np
 import tensorflow as tf
 
-from tfmm import artifacts, extras, features
+from tfmm import artifacts, extras, preprocessing
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
+from tfmm.features import ACTIONS, AGE, KEYS, LABEL, PADDING, Column, Feature, FeatureSet, Sequence
 
 _BATCH = 1024
 _GZIP = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
+_SECOND_US = 1_000_000
 Columns = dict[str, np.ndarray]
 
 
@@ -34,47 +36,86 @@ def eval_start(times: np.ndarray, eval_fraction: float) -> int:
     return int(np.partition(times, place)[place])
 
 
-def build(impressions: Columns, behaviors: Columns, catalog: Columns, max_behaviors: int) -> Columns:
-    """Joins impressions with their histories and categories.
+def build(
+    impressions: Columns, behaviors: Columns, catalog: Columns, users: Columns, feature_set: FeatureSet
+) -> Columns:
+    """Joins impressions with users, items and histories.
 
     Args:
-        impressions: `user_id`, `item_id`, `timestamp`, `label`: int64 [B].
-        behaviors: `user_id`, `item_id`, `timestamp`, and perhaps `order_line`: int64 [n], in any order.
-        catalog: `item_id`, `category`: int64 [m], sorted by item id.
-        max_behaviors: L; the newest are kept.
+        impressions: `user_id`, `item_id`, `timestamp` (the earliest instant), `label`: int64 [B]; and, as all of
+            these, a column per declared feature of its table, by the feature's name.
+        behaviors: `user_id`, `item_id`, `timestamp`, `action` (place in `features.ACTIONS`): int64 [n], in any order;
+            perhaps `order_line`; perhaps `latest`, until when each may have happened (`tfmm.data.times`), else that
+            is `timestamp`.
+        catalog: `item_id`: int64 [m], ascending.
+        users: `user_id`: int64 [k], ascending.
+        feature_set: features and sequences, lengths filled in.
     Returns:
-        One int64 array per feature of `tfmm.features`, [B] or [B, L], sorted by time (ties by a hash, so that
+        One array per column of the feature set, and `timestamp` and `label`, sorted by time (ties by a hash, so that
         the order of the rows given says nothing).
     """
-    users, items, times = (impressions[name] for name in ("user_id", "item_id", "timestamp"))
-    order = np.lexsort((behaviors_lib.tie_break(users, items, times), times))
-    users, items, times = users[order], items[order], times[order]
+    keys = [impressions[name] for name in (*KEYS, "timestamp")]
+    order = np.lexsort((behaviors_lib.tie_break(*keys), keys[-1]))
+    shown = {name: values[order] for name, values in impressions.items()}
+    sources = {"items": (catalog, "item_id"), "users": (users, "user_id")}
+    result = {}
+    for column in feature_set.columns:
+        if column.sequence is None:
+            table = column.feature.table
+            if column.name in KEYS or table == "impressions":
+                result[column.name] = shown[column.name]
+            else:
+                result[column.name] = look_up(shown[sources[table][1]], *sources[table], column)
+    for sequence in feature_set.sequences:
+        columns = [c for c in feature_set.columns if c.sequence is not None and c.sequence.name == sequence.name]
+        result |= _history(shown, behaviors, catalog, sequence, columns)
+    return {**result, "timestamp": shown["timestamp"], LABEL: shown[LABEL]}
+
+
+def _history(
+    shown: Columns, behaviors: Columns, catalog: Columns, sequence: Sequence, columns: typing.Sequence[Column]
+) -> Columns:
+    """Returns a sequence's columns [B, L] for sorted impressions."""
+    latest = behaviors.get("latest", behaviors["timestamp"])
     sorting = behaviors_lib.sort_behaviors(
-        behaviors["user_id"], behaviors["timestamp"], behaviors["item_id"], behaviors.get("order_line")
+        behaviors["user_id"], behaviors["timestamp"], behaviors["item_id"], behaviors.get("order_line"), latest
     )
+    if sequence.actions:
+        places = [ACTIONS.index(action) for action in sequence.actions]
+        sorting = sorting[np.isin(behaviors["action"][sorting], places)]
+    acts = {name: values[sorting] for name, values in behaviors.items()}
     rows, mask = behaviors_lib.histories(
-        users, times, behaviors["user_id"][sorting], behaviors["timestamp"][sorting], max_behaviors
+        shown["user_id"], shown["timestamp"], acts["user_id"], latest[sorting], sequence.length
     )
-    behavior_items = behaviors["item_id"][sorting]
-    behavior_categories = categories_of(behavior_items, catalog)
-    if not len(behavior_items):
-        rows, behavior_items = np.zeros_like(rows), np.zeros(1, np.int64)
-        behavior_categories = np.zeros(1, np.int64)
-    return {
-        "user_id": users,
-        "item_id": items,
-        "category": categories_of(items, catalog),
-        "behavior_item_ids": np.where(mask, behavior_items[rows], features.PADDING),
-        "behavior_categories": np.where(mask, behavior_categories[rows], features.PADDING),
-        "timestamp": times,
-        "label": impressions["label"][order],
-    }
+    result = {}
+    for column in columns:
+        feature = column.feature
+        if not len(sorting):
+            values = np.full(rows.shape, column.missing)
+        elif feature.column == AGE and feature.role == "behavior":
+            values = (shown["timestamp"][:, None] - acts["timestamp"][rows]) / _SECOND_US
+        elif feature.name == "item_id" or feature.role == "behavior":
+            values = acts[feature.name][rows]
+        else:
+            values = look_up(acts["item_id"], catalog, "item_id", column)[rows]
+        result[column.name] = np.where(mask, values, column.missing).astype(dtype_of(column))
+    return result
 
 
-def categories_of(items: np.ndarray, catalog: Columns) -> np.ndarray:
-    """Returns int64 [n] categories of items; 0 where the catalog knows neither item nor category."""
-    places, known = find(items, catalog["item_id"])
-    return np.where(known, catalog["category"][places] if len(catalog["item_id"]) else 0, features.PADDING)
+def dtype_of(column: Column | Feature) -> type:
+    """Returns the dtype of a column's values in an example."""
+    kind = column.kind if isinstance(column, Feature) else column.feature.kind
+    return np.float32 if kind in ("number", "boolean") else np.int64
+
+
+def look_up(ids: np.ndarray, table: Columns, key: str, column: Column) -> np.ndarray:
+    """Returns a feature's values [n, ...] for ids int64 [n] of a table; missing where it has no such row."""
+    values = table[column.feature.name]
+    places, known = find(ids, table[key])
+    if not len(values):
+        return np.full((len(ids), *values.shape[1:]), column.missing, dtype_of(column))
+    is_known = known.reshape(known.shape + (1,) * (values.ndim - 1))
+    return np.where(is_known, values[places], column.missing).astype(dtype_of(column))
 
 
 def find(items: np.ndarray, sorted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,22 +130,20 @@ def serialize(columns: Columns) -> typing.Iterator[bytes]:
     """Yields one serialized tf.Example per row.
 
     Args:
-        columns: int64 [B] or [B, L] by feature name.
+        columns: int64 or float32, [B] or [B, L], by column.
     """
     names = list(columns)
+    kinds = ["float_list" if columns[name].dtype.kind == "f" else "int64_list" for name in names]
     for row in zip(*(columns[name].tolist() for name in names)):
         example = tf.train.Example()
         feature = example.features.feature
-        for name, value in zip(names, row):
-            if isinstance(value, list):
-                feature[name].int64_list.value.extend(value)
-            else:
-                feature[name].int64_list.value.append(value)
+        for name, kind, value in zip(names, kinds, row):
+            getattr(feature[name], kind).value.extend(value if isinstance(value, list) else [value])
         yield example.SerializeToString()
 
 
 def write_examples(
-    data_dir: str | pathlib.Path, config: DataConfig, output_dir: str | pathlib.Path
+    data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, output_dir: str | pathlib.Path
 ) -> dict[str, typing.Any]:
     """Runs `tfmm.data.beam.BuildExamples` on this machine.
 
@@ -112,7 +151,7 @@ def write_examples(
     and a manifest.
 
     Returns:
-        The manifest: counts `train`, `eval` and `dead_letter`.
+        The manifest: counts `train`, `eval` and `dead_letter`, and the `feature_set`.
     Raises:
         MissingExtraError: Apache Beam is not installed.
         ValueError: a split came out empty.
@@ -121,19 +160,21 @@ def write_examples(
     from tfmm.data import beam as beam_lib
 
     folder = pathlib.Path(output_dir)
-    for stale in glob.glob(str(folder / "*.tfrecord.gz")) + glob.glob(str(folder / "dead_letter-*.parquet")):
+    escaped = glob.escape(str(folder))
+    for stale in glob.glob(f"{escaped}/*.tfrecord.gz") + glob.glob(f"{escaped}/dead_letter-*.parquet"):
         pathlib.Path(stale).unlink()
-    counts = beam_lib.run(data_dir, config, folder)
+    counts = beam_lib.run(data_dir, config, feature_set, folder)
     if not counts["train"] or not counts["eval"]:
         raise ValueError(
             f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "
             "that were left out, with their reasons."
         )
-    return artifacts.write_manifest(folder, "examples", config, parents=[data_dir], **counts)
+    facts = {**counts, "feature_set": config_lib.to_dict(feature_set)}
+    return artifacts.write_manifest(folder, "examples", config, parents=[data_dir], **facts)
 
 
 def read_columns(pattern: str, spec: dict[str, tf.io.FixedLenFeature]) -> Columns:
-    """Reads gzip TFRecord files of tf.Examples: int64 arrays by feature name, rows in the files' order."""
+    """Reads gzip TFRecord files of tf.Examples: arrays by column, rows in the files' order."""
     files = sorted(glob.glob(pattern))
     if not files:
         raise FileNotFoundError(f"{pattern} matches no file. Run `tfmm.data.examples.write_examples` first.")
@@ -144,63 +185,86 @@ def read_columns(pattern: str, spec: dict[str, tf.io.FixedLenFeature]) -> Column
     return {name: np.concatenate([part[name] for part in parts]) for name in spec}
 
 
-def vocabularies(columns: Columns, min_count: int) -> dict[str, np.ndarray]:
+def vocabularies(columns: Columns, feature_set: FeatureSet) -> dict[str, np.ndarray]:
     """Counts ids and keeps the frequent ones.
 
     Args:
-        columns: int64 [B] or [B, L] of the train split, by feature name.
-        min_count: ids seen less often are left out; an id is counted wherever it stands, in a history too.
+        columns: int64 [B] or [B, L] of the train split, by column.
+        feature_set: ids seen less often than their `min_count` are left out; an id is counted wherever it stands, in
+            a history too.
     Returns:
         Per vocabulary, int64 ids, the most frequent first, ties by id; never 0.
     """
     result = {}
-    for name in features.VOCABULARIES:
-        ids, counts = np.unique(
-            np.concatenate([columns[f.name].ravel() for f in features.FEATURES if f.vocabulary == name]),
-            return_counts=True,
-        )
-        kept = (counts >= min_count) & (ids != features.PADDING)
+    for name in feature_set.vocabularies:
+        sharing = [c for c in feature_set.columns if c.feature.has_vocabulary and c.feature.embedding == name]
+        ids, counts = np.unique(np.concatenate([columns[c.name].ravel() for c in sharing]), return_counts=True)
+        kept = (counts >= sharing[0].feature.min_count) & (ids != PADDING)
         ids, counts = ids[kept], counts[kept]
         result[name] = ids[np.lexsort((ids, -counts))]
     return result
 
 
-def transform(
-    examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path, config: DataConfig | None = None
-) -> dict[str, typing.Any]:
-    """Adds index columns, as TFX's Transform does, without TFX.
+def statistics(columns: Columns, feature_set: FeatureSet) -> dict[str, np.ndarray]:
+    """Returns what scales numbers, float32, see `tfmm.preprocessing`; as Transform's, to about 1e-6.
 
-    Writes `{train,eval}-*.tfrecord.gz`, and `vocabulary/{user_id,item_id,category}` of the train split.
+    Args:
+        columns: float32 [B] or [B, L] of the train split, by column; NaN is left out.
+        feature_set: says which are numbers.
+    """
+    result = {}
+    for feature in feature_set.numbers:
+        own = [columns[c.name].ravel() for c in feature_set.columns if c.feature.name == feature.name]
+        values = np.concatenate(own)
+        values = values[~np.isnan(values)]
+        if feature.scaling == "quantiles":
+            result[feature.name] = _boundaries(values, feature.num_quantiles)
+        else:
+            scalable = preprocessing.scalable(tf.constant(values), feature).numpy().astype(np.float64)
+            variance = scalable.var() if len(scalable) else 0.0
+            mean = scalable.mean() if len(scalable) else 0.0
+            result[feature.name] = np.array([mean, variance**-0.5 if variance > 0 else 1.0], np.float32)
+    return result
+
+
+def _boundaries(values: np.ndarray, num_quantiles: int) -> np.ndarray:
+    """Returns float32 [num_quantiles - 1]: values that cut the rows into parts of about one size."""
+    if not len(values):
+        return np.zeros(num_quantiles - 1, np.float32)
+    return np.quantile(values, np.arange(1, num_quantiles) / num_quantiles, method="higher").astype(np.float32)
+
+
+def transform(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path) -> dict[str, typing.Any]:
+    """Adds the model's inputs, as TFX's Transform does, without TFX.
+
+    Writes `{train,eval}-*.tfrecord.gz`, and `vocabulary/` with vocabularies and statistics of the train split.
 
     Args:
         examples_dir: as `write_examples` left it.
         output_dir: made where missing.
-        config: `min_id_count` and `max_behaviors`; None: as the examples were made.
     Returns:
         The manifest.
     """
     source, folder = pathlib.Path(examples_dir), pathlib.Path(output_dir)
     manifest = artifacts.read_manifest(source, "examples")
-    if config is None:
-        config = config_lib.from_dict(DataConfig, manifest["config"])
-    spec = features.raw_spec(config.max_behaviors)
-    splits = {split: read_columns(str(source / f"{split}-*.tfrecord.gz"), spec) for split in ("train", "eval")}
-    lookups, sizes = {}, {}
-    (folder / "vocabulary").mkdir(parents=True, exist_ok=True)
-    for name, ids in vocabularies(splits["train"], config.min_id_count).items():
-        (folder / "vocabulary" / name).write_text("".join(f"{i}\n" for i in ids.tolist()))
-        lookups[name], sizes[name] = features.lookup_from_ids(ids)
+    feature_set = config_lib.from_dict(FeatureSet, manifest["feature_set"])
+    spec, escaped = preprocessing.raw_spec(feature_set), glob.escape(str(source))
+    splits = {split: read_columns(f"{escaped}/{split}-*.tfrecord.gz", spec) for split in ("train", "eval")}
+    found = vocabularies(splits["train"], feature_set), statistics(splits["train"], feature_set)
+    preprocessing.write(folder / "vocabulary", *found)
+    preprocessor = preprocessing.load(feature_set, folder / "vocabulary")
     for split, columns in splits.items():
-        indexed = features.preprocess({name: tf.constant(values) for name, values in columns.items()}, lookups)
+        inputs = preprocessor({name: tf.constant(values) for name, values in columns.items()})
         with tf.io.TFRecordWriter(str(folder / f"{split}-00000-of-00001.tfrecord.gz"), _GZIP) as writer:
-            for record in serialize({name: values.numpy() for name, values in indexed.items()}):
+            for record in serialize(columns | {name: values.numpy() for name, values in inputs.items()}):
                 writer.write(record)
     return artifacts.write_manifest(
         folder,
         "transformed_examples",
-        config,
+        config_lib.from_dict(DataConfig, manifest["config"]),
         parents=[source],
-        vocabulary_sizes=sizes,
+        vocabulary_sizes=preprocessor.sizes,
+        feature_set=manifest["feature_set"],
         train=manifest["train"],
         eval=manifest["eval"],
     )
