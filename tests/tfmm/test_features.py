@@ -1,49 +1,94 @@
-import numpy as np
+"""Tests of the declaration of features and sequences."""
+
+import dataclasses
+
 import pytest
-import tensorflow as tf
 
-from tfmm import features
-
-
-def test_padding_unknown_and_known_ids_get_their_indices():
-    lookup, size = features.lookup_from_ids(np.array([30, 10]))
-    raw = {"item_id": tf.constant([30, 10, 99, 0], tf.int64)}
-    index = features.preprocess(raw, {"item_id": lookup})["item_id_index"]
-    assert index.numpy().tolist() == [2, 3, features.OUT_OF_VOCABULARY, features.PADDING]
-    assert size == 4
+from tfmm.features import DEFAULT_FEATURES, DEFAULT_SEQUENCES, Feature, FeatureSet, Sequence
 
 
-def test_target_and_behaviors_share_the_item_vocabulary():
-    lookup, _ = features.lookup_from_ids(np.array([5]))
-    raw = {"item_id": tf.constant([5], tf.int64), "behavior_item_ids": tf.constant([[5, 0]], tf.int64)}
-    out = features.preprocess(raw, {"item_id": lookup})
-    assert out["behavior_item_ids_index"].numpy().tolist() == [[out["item_id_index"].numpy()[0], 0]]
+def test_columns_are_features_then_what_rides_along():
+    own = (*DEFAULT_FEATURES, Feature("age", "behavior", "number", source="behaviors.age"))
+    declared = FeatureSet(own, (Sequence("clicks", ("click",), 4, ("item_id", "age")),)).resolved(9, 2)
+    names = ["user_id", "item_id", "category", "clicks_item_id", "clicks_age"]
+    assert [column.name for column in declared.columns] == names
+    assert [column.shape for column in declared.columns] == [(), (), (), (4,), (4,)]
+    assert [column.input for column in declared.columns][-2:] == ["clicks_item_id_index", "clicks_age_value"]
+    assert [column.side for column in declared.columns] == ["user", "item", "item", "user", "user"]
 
 
-def test_vocabulary_file_reads_as_its_ids(tmp_path):
-    path = tmp_path / "item_id"
-    path.write_text("-7\n12\n")
-    lookup, size = features.vocabulary_lookup(str(path))
-    assert lookup(tf.constant([12, -7, 1], tf.int64)).numpy().tolist() == [1, 0, -1]
-    assert size == 4
+def test_open_lengths_and_counts_are_filled_in_and_given_ones_stay():
+    declared = FeatureSet((*DEFAULT_FEATURES[:2], Feature("category", "item", min_count=7))).resolved(9, 2)
+    assert declared.sequences[0].length == 9
+    assert [feature.min_count for feature in declared.features] == [2, 2, 7]
 
 
-def test_transformed_spec_has_raw_columns_and_indices():
-    spec = features.transformed_spec(5)
-    assert spec["behavior_item_ids_index"].shape == [5]
-    assert set(features.raw_spec(5)) < set(spec)
-    assert spec["user_id_index"].shape == []
+def test_features_of_one_vocabulary_share_its_embedding():
+    declared = FeatureSet((*DEFAULT_FEATURES, Feature("brand", "item"), Feature("liked", "user", vocabulary="brand")))
+    assert declared.vocabularies == ("user_id", "item_id", "category", "brand")
+    assert list(declared.embeddings) == ["user_id", "item_id", "category", "brand"]
 
 
-@pytest.mark.parametrize("ids", [["a", "bc", None, ""], [b"a", b"bc", b"", b""]])
-def test_strings_fingerprint_alike_in_numpy_and_in_a_graph(ids):
-    texts = tf.constant(["" if i is None else i for i in ids])
-    graph = tf.function(fingerprints.fingerprint_strings)(texts).numpy()
-    assert fingerprints.fingerprint(ids).tolist() == graph.tolist()
-    assert graph[2:].tolist() == [0, 0]
-    assert (graph[:2] != 0).all()
+def test_feature_known_in_training_only_is_in_no_request():
+    declared = FeatureSet((*DEFAULT_FEATURES, Feature("position", "context", "number", serving_value=1)))
+    assert "position" in {column.name for column in declared.columns}
+    assert "position" not in {column.name for column in declared.served}
 
 
-def test_integers_are_themselves_and_none_is_missing():
-    assert fingerprints.fingerprint([3, None, -4]).tolist() == [3, 0, -4]
-    assert fingerprints.fingerprint(np.zeros((0,), object)).shape == (0,)
+def test_source_tells_table_and_column():
+    feature = Feature("price_level", "item", "number", source="items.price", scaling="quantiles")
+    assert (feature.table, feature.column, feature.num_indices) == ("items", "price", 17)
+    assert (Feature("city", "user").table, Feature("city", "user").column) == ("users", "city")
+
+
+FAULTS = [
+    (Feature("Brand", "item"), "must be lower case letters"),
+    (Feature("label", "item"), "must be lower case letters.*none of timestamp, label"),
+    (Feature("brand", "product"), "`role` must be one of user, item, context, behavior, not 'product'"),
+    (Feature("brand", "item", "text"), "`kind` must be one of id, ids, number, boolean, time, not 'text'"),
+    (Feature("brand", "item", dim=0), "`dim` must be at least 1, not 0"),
+    (Feature("brand", "item", source="users.brand"), "the table of role item one of items, impressions"),
+    (Feature("price", "item", "number", scaling="squared"), "`scaling` must be one of standard, log, quantiles"),
+    (Feature("price", "item", "number", vocabulary="brand"), "only ids have a `vocabulary`"),
+    (Feature("category", "item"), "names of features and of sequences' columns must differ; 'category' stands 2 times"),
+    (Feature("behavior_item_ids", "user"), "'behavior_item_ids' stands 2 times"),
+    (Feature("dwell", "behavior", "number"), "must ride along in a sequence; none names it"),
+    (Feature("tags", "item", "ids", serving_value="a"), "`serving_value` is for single values"),
+    (Feature("liked", "user", vocabulary="category", dim=3), "share 'category', so `dim`, `min_count`"),
+]
+
+
+@pytest.mark.parametrize(("feature", "words"), FAULTS)
+def test_fault_of_a_feature_is_named(feature, words):
+    with pytest.raises(ValueError, match=words):
+        FeatureSet((*DEFAULT_FEATURES, feature))
+
+
+def test_all_faults_are_said_at_once():
+    with pytest.raises(ValueError, match=r"(?s)Brand.*must be lower case.*'brand'.*`dim` must be at least 1"):
+        FeatureSet((*DEFAULT_FEATURES, Feature("Brand", "item"), Feature("brand", "item", dim=0)))
+
+
+@pytest.mark.parametrize(
+    ("sequence", "words"),
+    [
+        (Sequence("target"), "and not 'target'"),
+        (Sequence("clicks", ("tap",)), "`actions` must be among click, cart, favorite, purchase, not tap"),
+        (Sequence("clicks", length=-1), "`length` must be at least 1"),
+        (Sequence("clicks", features=("category",)), "`features` must hold 'item_id'"),
+        (Sequence("clicks", features=("item_id", "brand")), "`features` must be declared; 'brand' is not"),
+        (Sequence("clicks", features=("item_id", "user_id")), "must be single values of items or behaviors; 'user_id'"),
+        (Sequence("clicks", features=("item_id",), column_names=("a", "b")), "must name one per feature, 1 in all"),
+        (Sequence("behavior", features=("item_id",)), "names of sequences must differ; 'behavior' stands 2 times"),
+    ],
+)
+def test_fault_of_a_sequence_is_named(sequence, words):
+    with pytest.raises(ValueError, match=words):
+        FeatureSet(DEFAULT_FEATURES, (*DEFAULT_SEQUENCES, sequence))
+
+
+def test_keys_are_needed_and_stay_ids():
+    with pytest.raises(ValueError, match="must declare 'user_id'"):
+        FeatureSet(DEFAULT_FEATURES[1:])
+    with pytest.raises(ValueError, match="feature 'item_id': must be of kind 'id' and role 'item'"):
+        FeatureSet((DEFAULT_FEATURES[0], dataclasses.replace(DEFAULT_FEATURES[1], kind="number"), DEFAULT_FEATURES[2]))
