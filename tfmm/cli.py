@@ -133,11 +133,13 @@ def data_check(data_dir: pathlib.Path) -> None:
     """Check a data folder against the schema: every fault with table, row, column, rule, and a count."""
     from rich import console, markup, table
 
-    from tfmm.data import schema
+    from tfmm.data import schema, unread
 
     report = schema.check(data_dir)
     terminal = console.Console()
     terminal.print(", ".join(f"{name}: {rows:,} rows" for name, rows in report.counts.items()))
+    for line in unread.in_words(report.unread):
+        terminal.print(line, style="yellow", markup=False, highlight=False)
     if report.ok:
         terminal.print("[green]No fault found.")
         return
@@ -182,11 +184,12 @@ def data_convert(source: str, source_dir: pathlib.Path, output_dir: pathlib.Path
 @_run_options
 def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
     """Pre-train item encoders on search query -> purchased item (SCL)."""
-    from tfmm.data import pairs, schema
+    from tfmm.data import pairs, schema, unread
     from tfmm.pretrain import train
     from tfmm.training import progress
 
     config = _config(run, assignments)
+    unread.say(data_dir, click.echo)
     pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data)
     for modality in schema.modalities(data_dir):
         if modality != "vector":
@@ -211,9 +214,10 @@ def embed(
     data_dir: pathlib.Path, encoders_dir: pathlib.Path, index_path: pathlib.Path, snapshot_dir: pathlib.Path
 ) -> None:
     """Embed the catalog by Beam into the item index."""
-    from tfmm.data import schema
+    from tfmm.data import schema, unread
     from tfmm.index import beam, item_index, snapshot
 
+    unread.say(data_dir, click.echo)
     folders = {m: str(encoders_dir / m) for m in schema.modalities(data_dir) if m != "vector"}
     beam.embed_catalog(data_dir, folders, index_path, dead_letter_dir=snapshot_dir / "dead_letter")
     with item_index.ItemIndex(index_path) as index:
@@ -238,7 +242,7 @@ def train(
 ) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
     from tfmm.ctr import train as ctr_train
-    from tfmm.data import examples, schema
+    from tfmm.data import examples, schema, unread
     from tfmm.export import saved_model
     from tfmm.make import train as make_train
     from tfmm.training import progress as progress_lib
@@ -246,6 +250,7 @@ def train(
     config = _config(run, assignments)
     feature_set = config.feature_set
     raw, transformed, progress = output_dir / "examples", output_dir / "transformed", progress_lib.lines(click.echo)
+    unread.say(data_dir, click.echo)
     examples.write_examples(data_dir, config.data, feature_set, raw)
     examples.transform(raw, transformed)
     train_pattern, eval_pattern = (str(transformed / f"{split}-*") for split in ("train", "eval"))

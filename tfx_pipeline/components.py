@@ -9,6 +9,7 @@ import json
 import pathlib
 
 import apache_beam as beam
+from absl import logging
 from tfx import v1 as tfx
 from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 
@@ -47,12 +48,14 @@ def DataCheck(
     code: Parameter[str],
     report: OutputArtifact[DataReport],
 ):
-    """Writes down every fault of the tables, and stops the run where leaving rows out would not do."""
-    from tfmm.data import schema
+    """Writes down every fault of the tables and what is not read, and stops the run where leaving rows out fails."""
+    from tfmm.data import schema, unread
 
     data_config = _config(config_lib.DataConfig, config)
     found = schema.check(dataset.uri, data_config, _config(FeatureSet, feature_set))
     (pathlib.Path(report.uri) / "report.json").write_text(json.dumps(dataclasses.asdict(found), default=str))
+    for line in unread.in_words(found.unread):
+        logging.warning("%s: %s", dataset.uri, line)
     stopping = found.stopping(data_config.max_bad_fraction)
     if stopping:
         raise ValueError(

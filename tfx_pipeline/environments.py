@@ -22,6 +22,7 @@ import typing
 import tfmm
 from tfmm import config as config_lib
 from tfmm import runs
+from tfmm.data import layout, schema, unread
 
 PIPELINE_NAME = "tfmm"
 MODEL_NAME = "tfmm"
@@ -80,9 +81,16 @@ class Environment:
 
 
 def data_fingerprint(data_dir: pathlib.Path) -> str:
-    """Returns a hash of the names, sizes and times of the data's files: when it changes, the DAG runs anew."""
-    files = sorted(path for path in data_dir.rglob("*") if path.is_file())
-    facts = [(str(path.relative_to(data_dir)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    """Returns a hash of the names, sizes and times of the tables' files, and of the names of what is not read.
+
+    When it changes, the DAG runs anew. Files behind links count as those in the folder.
+    """
+    facts: list[tuple[typing.Any, ...]] = [(found.what, found.count) for found in unread.of_folder(data_dir)]
+    for name in schema.TABLES:
+        facts += [(found.what, found.count) for found in layout.unread_files(data_dir, name)]
+        for part in schema.table_parts(data_dir, name):
+            status = os.stat(part.path)
+            facts.append((os.path.relpath(part.path, data_dir), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

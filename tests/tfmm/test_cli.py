@@ -52,6 +52,64 @@ def test_check_lists_every_fault_and_exits_with_1(tmp_path):
     assert result.output.count("impressions │") >= 2  # an unknown item, a label of 2
 
 
+def write_tables(folder):
+    """Writes tables without a fault, with a column and a table that the schema does not have."""
+    times = pa.array(range(40), pa.timestamp("us"))
+    pq.write_table(pa.table({"item_id": [1, 2], "title": ["a", "b"], "brand": ["x", "y"]}), folder / "items.parquet")
+    pq.write_table(
+        pa.table({"user_id": [7] * 40, "item_id": [1, 2] * 20, "timestamp": times, "label": [0, 1] * 20}),
+        folder / "impressions.parquet",
+    )
+    pq.write_table(pa.table({"user_id": [7]}), folder / "users.parquet")
+
+
+UNREAD = ("not used: users.parquet (not a table of the schema)", "not used: items.brand (not a column of the schema)")
+
+
+def test_check_says_what_is_not_read_and_exits_with_0(tmp_path):
+    write_tables(tmp_path)
+    result = CliRunner().invoke(cli.main, ["data", "check", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines() == ["items: 2 rows, impressions: 40 rows", *UNREAD, "No fault found."]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pretrain", "--output", "out"],
+        ["embed", "--encoders", "encoders", "--index", "index.sqlite", "--snapshot", "snapshot"],
+        ["train", "--snapshot", "snapshot", "--output", "out", "--set", "data.eval_fraction=0.000001"],
+        ["quickstart", "--workdir", "run"],
+    ],
+)
+def test_each_stage_that_reads_tables_says_what_it_leaves_unread(tmp_path, monkeypatch, arguments):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    write_tables(tmp_path / "tables")
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] == "quickstart":  # the pipeline itself is not this test's matter
+        monkeypatch.setattr("tfmm.quickstart.run._run_dag", _stop)
+    result = CliRunner().invoke(cli.main, [*arguments, "--data", "tables"])
+    assert result.exit_code == 1  # too little to learn from
+    assert result.output.splitlines()[:2] == list(UNREAD)
+
+
+def _stop(*_):
+    raise ChildProcessError("stopped")
+
+
+@pytest.mark.parametrize("command", [["quickstart", "--workdir", "run"], ["pretrain", "--output", "out"]])
+def test_a_table_that_is_there_twice_is_one_line(tmp_path, monkeypatch, command):
+    write_tables(tmp_path)
+    (tmp_path / "items").mkdir()
+    (tmp_path / "items" / "part-0.parquet").write_bytes((tmp_path / "items.parquet").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.main, [*command, "--data", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "must hold table 'items' once. Received: items.parquet and items/." in result.output
+    assert "Traceback" not in result.output
+
+
 def test_mendable_error_is_one_line_without_traceback(tmp_path):
     result = CliRunner().invoke(cli.main, ["pretrain", "--data", str(tmp_path), "--output", str(tmp_path / "out")])
     assert result.exit_code == 1

@@ -25,6 +25,33 @@ def test_data_fingerprint_follows_the_files(tmp_path):
     assert environments.data_fingerprint(tmp_path) != before
 
 
+def test_data_fingerprint_follows_parts_behind_links_and_in_folders(tmp_path):
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (folder / "items" / "dt=1").mkdir(parents=True)
+    elsewhere.mkdir()
+    (folder / "impressions").symlink_to(elsewhere)
+    (folder / "items" / "dt=2").symlink_to(elsewhere)
+    found = [environments.data_fingerprint(folder)]
+    for path in (folder / "items" / "dt=1" / "a.parquet", elsewhere / "a.parquet", elsewhere / "b.parquet"):
+        path.write_bytes(b"some")
+        found.append(environments.data_fingerprint(folder))
+    (elsewhere / "b.parquet").unlink()
+    assert environments.data_fingerprint(folder) == found[2]
+    (elsewhere / "a.parquet").write_bytes(b"others")
+    found.append(environments.data_fingerprint(folder))
+    (folder / "users.parquet").write_bytes(b"")
+    found.append(environments.data_fingerprint(folder))
+    assert len(set(found)) == 6
+
+
+def test_data_fingerprint_leaves_out_what_a_run_writes_into_the_data_folder(tmp_path):
+    (tmp_path / "items.parquet").write_bytes(b"one")
+    (tmp_path / "run").mkdir()
+    before = environments.data_fingerprint(tmp_path)
+    (tmp_path / "run" / "progress.jsonl").write_text("{}")
+    assert environments.data_fingerprint(tmp_path) == before
+
+
 def test_code_fingerprint_follows_the_source(tmp_path, monkeypatch):
     package = tmp_path / "a_package"
     package.mkdir()

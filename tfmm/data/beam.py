@@ -9,12 +9,12 @@ import typing
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tfmm import extras
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.data import examples, rules, schema
+from tfmm.data.parts import Part
 
 try:
     import apache_beam as beam
@@ -129,27 +129,21 @@ def run(data_dir: str | pathlib.Path, config: DataConfig, output_dir: str | path
     return counts
 
 
-def _row_groups(data_dir: str, names: typing.Sequence[str]) -> list[tuple[str, str, int, int]]:
+def _row_groups(data_dir: str, names: typing.Sequence[str]) -> list[tuple[str, Part, int, int]]:
     """Returns (table, file, row group, row of the table with which it starts)."""
     result = []
     for name in names:
         first = 0
-        for file in schema.table_files(data_dir, name):
-            metadata = pq.read_metadata(file)
-            for group in range(metadata.num_row_groups):
-                result.append((name, str(file), group, first))
-                first += metadata.row_group(group).num_rows
+        for part in schema.table_parts(data_dir, name):
+            for group, num_rows in enumerate(part.row_groups):
+                result.append((name, part, group, first))
+                first += num_rows
     return result
 
 
-def _read(name: str, path: str, group: int) -> pa.Table:
-    file = pq.ParquetFile(path)
-    wanted = [column for column in _COLUMNS[name] if column in file.schema_arrow.names]
-    return schema.conform(file.read_row_group(group, columns=wanted), name, _COLUMNS[name])
-
-
-def _read_catalog(element: tuple[str, str, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    table = _read(*element[:3])
+def _read_catalog(element: tuple[str, Part, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    name, part, group, _ = element
+    table = schema.read_part(part, name, _COLUMNS[name], group)
     return schema.fingerprints(table["item_id"]), schema.fingerprints(table["category"])
 
 
@@ -178,9 +172,9 @@ class _ReadLogs(beam.DoFn):
     def setup(self) -> None:
         self._left_out = Metrics.counter(NAMESPACE, "dead_letter")
 
-    def process(self, element: tuple[str, str, int, int]) -> typing.Iterator[typing.Any]:
-        name, path, group, first = element
-        table = _read(name, path, group)
+    def process(self, element: tuple[str, Part, int, int]) -> typing.Iterator[typing.Any]:
+        name, part, group, first = element
+        table = schema.read_part(part, name, _COLUMNS[name], group)
         bad, reasons = rules.broken(table, rules.row_rules(name, has_split=self._has_split))
         rows = np.arange(first, first + table.num_rows)
         self._left_out.inc(int(bad.sum()))
@@ -199,13 +193,13 @@ class _ReadLogs(beam.DoFn):
         shards = behaviors_lib.tie_break(columns["user_id"]) % np.uint64(self._num_shards)
         for shard in np.unique(shards[~bad]).tolist():
             kept = ~bad & (shards == shard)
-            part = {key: values[kept] for key, values in columns.items()}
-            yield shard, (name, part)
+            own = {key: values[kept] for key, values in columns.items()}
+            yield shard, (name, own)
             if name == "impressions" and not self._has_behaviors:
-                clicked = part["label"] == 1
+                clicked = own["label"] == 1
                 yield (
                     shard,
-                    ("behaviors", {key: part[key][clicked] for key in ("user_id", "item_id", "timestamp")}),
+                    ("behaviors", {key: own[key][clicked] for key in ("user_id", "item_id", "timestamp")}),
                 )
 
 

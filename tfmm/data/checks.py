@@ -5,17 +5,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.util
+import os
 import pathlib
 import typing
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tfmm import extras
 from tfmm.config import DataConfig
-from tfmm.data import examples, rules, schema
+from tfmm.data import examples, rules, schema, unread
+from tfmm.data.layout import Unread
+from tfmm.data.parts import LayoutError, Part
 
 SHOWN = 5  # rows and values that a fault quotes
 
@@ -43,10 +45,11 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class CheckReport:
-    """What `check` found: rows per table, and every broken rule."""
+    """What `check` found: rows per table, every broken rule, and what lies in the folder and is not read."""
 
     counts: dict[str, int]
     faults: tuple[Fault, ...]
+    unread: tuple[Unread, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -74,15 +77,22 @@ class CheckReport:
 def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> CheckReport:
     """Checks every table, column and row of a data folder; see `tfmm.data.schema.check`."""
     run = _Check(pathlib.Path(data_dir), _pandera())
+    unused = unread.of_folder(data_dir)
     for name, table in schema.TABLES.items():
-        if schema.has_table(data_dir, name):
-            run.check_table(name)
+        try:
+            unused += unread.of_table(data_dir, name)
+            parts = schema.table_parts(data_dir, name)
+        except LayoutError as error:
+            run.add(name, "", f"must be one readable table: {error}", 1)
+            continue
+        if parts:
+            run.check_table(name, parts)
         elif table.required:
             run.add(name, "", "must be there", 1)
     run.check_ids()
     run.check_catalog()
     run.check_splits(config or DataConfig())
-    return CheckReport(run.counts, tuple(run.faults))
+    return CheckReport(run.counts, tuple(run.faults), tuple(unused))
 
 
 def frame_schema(name: str, column_rules: typing.Sequence[rules.Rule], kinds: dict[str, pa.DataType]) -> typing.Any:
@@ -138,23 +148,17 @@ class _Check:
     ) -> None:
         self.faults.append(Fault(table, column, rule, count, tuple(map(int, rows)), tuple(map(_quote, values))))
 
-    def check_table(self, name: str) -> None:
-        files = schema.table_files(self.data_dir, name)
-        try:
-            stored = [pq.ParquetFile(file) for file in files]
-        except (pa.ArrowInvalid, OSError) as error:
-            self.add(name, "", f"must be readable Parquet: {str(error).splitlines()[0]}", 1)
-            return
-        self.counts[name] = sum(file.metadata.num_rows for file in stored)
-        columns = self._readable_columns(name, stored)
+    def check_table(self, name: str, parts: typing.Sequence[Part]) -> None:
+        self.counts[name] = sum(sum(part.row_groups) for part in parts)
+        columns = self._readable_columns(name, parts)
         if not self.counts[name] and schema.TABLES[name].required:
             self.add(name, "", "must have rows", 1)
         self._check_unique(name, columns)
         found: dict[tuple[str, str], list[tuple[int, typing.Any]]] = {}
         column_rules, first = self._rules(name, columns), 0
-        for file in stored:
-            for group in range(file.metadata.num_row_groups):
-                table = schema.conform(file.read_row_group(group, columns=self._in(file, columns)), name, columns)
+        for part in parts:
+            for group in range(len(part.row_groups)):
+                table = schema.read_part(part, name, columns, group)
                 for column, text, row, value in self._failures(name, table, column_rules):
                     found.setdefault((column, text), []).append((first + row, value))
                 first += table.num_rows
@@ -203,23 +207,23 @@ class _Check:
         searches = self._ids.get("searches")
         return rules.row_rules(name, self._ids.get("items"), searches, has_split) + rules.content_rules(name, dim)
 
-    def _readable_columns(self, name: str, stored: typing.Sequence[pq.ParquetFile]) -> list[str]:
+    def _readable_columns(self, name: str, parts: typing.Sequence[Part]) -> list[str]:
         columns = []
+        stored = {os.path.relpath(part.path, self.data_dir): part.schema.names for part in parts}
         for column in schema.TABLES[name].columns:
-            missing = [file for file in stored if column.name not in file.schema_arrow.names]
+            missing = [path for path, names in stored.items() if column.name not in names]
             if column.required and missing:
-                self.add(name, column.name, f"must be a column ({schema.kind_text(column)})", 1)
-            elif len(missing) < len(stored):
+                rule = f"must be a column ({schema.kind_text(column)})"
+                self.add(name, column.name, rule, len(missing), values=missing[:SHOWN])
+            elif len(missing) < len(parts):
                 try:
                     schema.read_table(self.data_dir, name, [column.name])
                     columns.append(column.name)
+                except LayoutError as error:
+                    self.add(name, column.name, f"must be one readable table: {error}", 1)
                 except (ValueError, pa.ArrowInvalid) as error:
                     self.add(name, column.name, f"must be {schema.kind_text(column)}", 1, values=[error])
         return columns
-
-    @staticmethod
-    def _in(file: pq.ParquetFile, columns: typing.Sequence[str]) -> list[str]:
-        return [column for column in columns if column in file.schema_arrow.names]
 
     def _check_unique(self, name: str, columns: typing.Sequence[str]) -> None:
         key = {"items": "item_id", "searches": "search_id"}.get(name)
@@ -244,10 +248,10 @@ class _Check:
     def check_ids(self) -> None:
         try:
             schema.id_types(self.data_dir)
+        except LayoutError:
+            pass  # reported with its table
         except ValueError as error:
             self.add("impressions", "", f"and all tables must have ids of one type: {error}", 1)
-        except (pa.ArrowInvalid, OSError):
-            pass  # reported with its table
 
     def check_catalog(self) -> None:
         if (

@@ -1,6 +1,6 @@
 """The raw tables: what a data folder holds, in which columns and types, and how it is read.
 
-A data folder holds Parquet tables, each one file `<table>.parquet` or one folder `<table>/` of parts.
+A data folder holds Parquet tables, each one file or one folder of files; `tfmm.data.layout` says which.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import typing
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tfmm.config import DataConfig
+from tfmm.data import layout
+from tfmm.data.parts import Part
 from tfmm.fingerprints import fingerprint
 
 if typing.TYPE_CHECKING:
@@ -135,9 +136,10 @@ _KIND_TEXT = {
 }
 
 _NOTES = """
-One Parquet file `<table>.parquet`, or one folder `<table>/` of parts, per table. An optional column may be
-absent, or null in a row. Ids are whole numbers or strings, of one type over all tables; 0 and the empty
-string are no ids. A catalog needs a title, an image or a vector in at least one row."""
+One Parquet file `<table>.parquet`, or one folder `<table>/` or `<table>.parquet/` of files at any depth, per table;
+a folder `action=click/` gives a column to the files in it. An optional column may be absent, or null in a row. Ids
+are whole numbers or strings, of one type over all tables; 0 and the empty string are no ids. A catalog needs a title,
+an image or a vector in at least one row."""
 
 
 def schema_text() -> str:
@@ -169,7 +171,7 @@ def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> che
         config: how impressions are split; None: DataConfig().
     Returns:
         `.counts`, rows per table; `.faults`, each with `table`, `column`, `rule`, `count`, and the first
-        `rows` and `values`; `.ok`, True where there is no fault.
+        `rows` and `values`; `.ok`, True where there is no fault; `.unread`, what lies there and is not used.
     Raises:
         MissingExtraError: pandera is not installed.
     """
@@ -178,18 +180,29 @@ def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> che
     return checks.check(data_dir, config)
 
 
-def table_files(data_dir: str | pathlib.Path, name: str) -> list[pathlib.Path]:
-    """Returns the Parquet files of a table, sorted; none where the table is absent."""
+def table_parts(data_dir: str | pathlib.Path, name: str) -> list[Part]:
+    """Returns the Parquet files of a table, sorted by path; none where the table is absent.
+
+    Raises:
+        LayoutError: the files do not make up one table; see `tfmm.data.layout.table_parts`.
+    """
     if name not in TABLES:
         raise ValueError(f"`name` must be one of {sorted(TABLES)}. Received: {name!r}.")
-    folder = pathlib.Path(data_dir)
-    if (file := folder / f"{name}.parquet").is_file():
-        return [file]
-    return sorted((folder / name).glob("*.parquet"))
+    return layout.table_parts(data_dir, name, {column.name: column.kind for column in TABLES[name].columns})
 
 
 def has_table(data_dir: str | pathlib.Path, name: str) -> bool:
-    return bool(table_files(data_dir, name))
+    return bool(table_parts(data_dir, name))
+
+
+def _require_parts(data_dir: str | pathlib.Path, name: str) -> list[Part]:
+    if parts := table_parts(data_dir, name):
+        return parts
+    unread = "".join(f" Not read: {found} ({found.reason})." for found in layout.unread_files(data_dir, name))
+    raise FileNotFoundError(
+        f"{data_dir} holds no table {name!r}: expected {name}.parquet or {name}/*.parquet.{unread} "
+        "`tfmm data schema` prints the tables."
+    )
 
 
 def read_table(data_dir: str | pathlib.Path, name: str, columns: typing.Sequence[str] | None = None) -> pa.Table:
@@ -205,15 +218,28 @@ def read_table(data_dir: str | pathlib.Path, name: str, columns: typing.Sequence
     Raises:
         FileNotFoundError: the table is absent.
         ValueError: a required column is absent, or a column cannot be read as its documented type.
+        LayoutError: a file cannot be read, or the files do not make up one table.
     """
-    files = table_files(data_dir, name)
-    if not files:
-        raise FileNotFoundError(
-            f"{data_dir} holds no table {name!r}: expected {name}.parquet or {name}/*.parquet. "
-            "`tfmm data schema` prints the tables."
-        )
-    parts = [conform(pq.ParquetFile(file).read(columns=_present(file, name, columns)), name, columns) for file in files]
-    return concatenate(parts)
+    return concatenate([read_part(part, name, columns) for part in _require_parts(data_dir, name)])
+
+
+def read_part(
+    part: Part, name: str, columns: typing.Sequence[str] | None = None, row_group: int | None = None
+) -> pa.Table:
+    """Reads one file of a table, or one row group of it, in the documented types; see `read_table`."""
+    stored = part.schema.names
+    wanted = [column.name for column in TABLES[name].columns] if columns is None else columns
+    for column in (TABLES[name].column(one) for one in wanted):
+        if column.required and column.name not in stored:
+            raise ValueError(
+                f"Table {name!r} must have a column {column.name!r} ({_KIND_TEXT[column.kind]}). "
+                f"Received the columns {stored} in {part.path}."
+            )
+    table = part.read([column for column in wanted if column in stored], row_group)
+    try:
+        return conform(table, name, columns)
+    except ValueError as error:
+        raise ValueError(f"{error} In {part.path}.") from error
 
 
 def concatenate(parts: typing.Sequence[pa.Table]) -> pa.Table:
@@ -253,21 +279,17 @@ def conform(table: pa.Table, name: str, columns: typing.Sequence[str] | None = N
     return pa.table(arrays, names=list(columns))
 
 
-def _present(file: pathlib.Path, name: str, columns: typing.Sequence[str] | None) -> list[str]:
-    stored = pq.read_schema(file).names
-    wanted = [column.name for column in TABLES[name].columns] if columns is None else columns
-    return [column for column in wanted if column in stored]
-
-
 def _cast(array: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray:
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     kind = array.type
     try:
         if column.kind == "id":
+            if pa.types.is_null(kind):  # another part may say whether these are numbers or strings
+                return array
             if pa.types.is_integer(kind):
                 return array.cast(pa.int64())
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise pa.ArrowInvalid(f"{kind} is no id type")
             return array.cast(pa.string())
         if column.kind == "integer" and not (
@@ -325,20 +347,16 @@ def modalities(data_dir: str | pathlib.Path) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: there is no table of items.
     """
-    if not has_table(data_dir, "items"):
-        raise FileNotFoundError(
-            f"{data_dir} holds no table 'items': expected items.parquet or items/*.parquet. "
-            "`tfmm data schema` prints the tables."
-        )
-    if _has_value(data_dir, "items", "vector"):
+    parts = _require_parts(data_dir, "items")
+    if _has_value(parts, "vector"):
         return ("vector",)
-    return tuple(m for m in QUERY_COLUMNS if _has_value(data_dir, "items", CONTENT_COLUMNS[m]))
+    return tuple(m for m in QUERY_COLUMNS if _has_value(parts, CONTENT_COLUMNS[m]))
 
 
-def _has_value(data_dir: str | pathlib.Path, name: str, column: str) -> bool:
-    for file in table_files(data_dir, name):
-        if column in pq.read_schema(file).names:
-            values = pq.ParquetFile(file).read(columns=[column])[column]
+def _has_value(parts: typing.Sequence[Part], column: str) -> bool:
+    for part in parts:
+        if column in part.schema.names:
+            values = part.read([column])[column]
             if values.null_count < len(values):
                 return True
     return False
@@ -365,8 +383,8 @@ def id_types(data_dir: str | pathlib.Path) -> dict[str, str]:
         ("searches", "search_id", "search_id"),
         ("behaviors", "search_id", "search_id"),
     ):
-        for file in table_files(data_dir, name):
-            schema = pq.read_schema(file)
+        for part in table_parts(data_dir, name):
+            schema = part.schema
             if column not in schema.names or pa.types.is_null(schema.field(column).type):
                 continue
             kind = schema.field(column).type
@@ -375,5 +393,6 @@ def id_types(data_dir: str | pathlib.Path) -> dict[str, str]:
             text = "int64" if pa.types.is_integer(kind) else "string"
             if found.setdefault(key, text) != text:
                 rule = "one type in all tables" if column == key else f"the type of `{key}`"
-                raise ValueError(f"`{column}` must have {rule}. Received: {found[key]} elsewhere, {kind} in {file}.")
+                received = f"{found[key]} elsewhere, {kind} in {part.path}"
+                raise ValueError(f"`{column}` must have {rule}. Received: {received}.")
     return {key: found.get(key, "int64") for key in ("user_id", "item_id", "category")}

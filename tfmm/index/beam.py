@@ -8,10 +8,10 @@ import pathlib
 import typing
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from tfmm import extras, features
 from tfmm.data import schema
+from tfmm.data.parts import Part
 from tfmm.index import encode, item_index
 
 try:
@@ -27,16 +27,16 @@ _METRICS = "item_index"
 class CatalogPart(typing.NamedTuple):
     """One row group of an items file."""
 
-    path: str
+    part: Part
     row_group: int
 
 
 def catalog_parts(data_dir: str | pathlib.Path) -> list[CatalogPart]:
     """Returns the row groups of the catalog's files."""
     return [
-        CatalogPart(str(path), group)
-        for path in schema.table_files(data_dir, "items")
-        for group in range(pq.ParquetFile(path).num_row_groups)
+        CatalogPart(part, group)
+        for part in schema.table_parts(data_dir, "items")
+        for group in range(len(part.row_groups))
     ]
 
 
@@ -46,9 +46,7 @@ def read_items(
     """Yields a row group's items in batches, with the contents of `modalities` only."""
     fields = [encode.CONTENT_FIELDS[modality] for modality in sorted(modalities)]
     wanted = ["item_id", "category", "created_at", *fields]
-    file = pq.ParquetFile(part.path)
-    stored = [name for name in wanted if name in file.schema_arrow.names]
-    table = schema.conform(file.read_row_group(part.row_group, columns=stored), "items", wanted)
+    table = schema.read_part(part.part, "items", wanted, part.row_group)
     for start in range(0, table.num_rows, batch_size):
         rows = table.slice(start, batch_size)
         ids, categories = (schema.fingerprints(rows[name]).tolist() for name in ("item_id", "category"))
@@ -161,11 +159,9 @@ def vector_dim(data_dir: str | pathlib.Path) -> int | None:
         return None
     counts: collections.Counter[int] = collections.Counter()
     for part in catalog_parts(data_dir):
-        file = pq.ParquetFile(part.path)
-        if "vector" in file.schema_arrow.names:
-            table = schema.conform(file.read_row_group(part.row_group, columns=["vector"]), "items", ["vector"])
-            for found in pc.value_counts(pc.list_value_length(table["vector"])).to_pylist():
-                counts[found["values"] or 0] += found["counts"]
+        table = schema.read_part(part.part, "items", ["vector"], part.row_group)
+        for found in pc.value_counts(pc.list_value_length(table["vector"])).to_pylist():
+            counts[found["values"] or 0] += found["counts"]
     counts.pop(0, None)  # null or empty: none
     return min(counts, key=lambda length: (-counts[length], length), default=None)
 

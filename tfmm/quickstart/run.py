@@ -11,11 +11,10 @@ import sys
 import time
 import typing
 
-import pyarrow.parquet as pq
 from rich import console as rich_console
 
 from tfmm import config as config_lib
-from tfmm.data import schema
+from tfmm.data import schema, unread
 from tfmm.quickstart import html_report, live, processes, terminal
 
 SUMMARY, REPORT = "summary.json", "report.html"
@@ -59,12 +58,15 @@ def run(
     Raises:
         ChildProcessError: the DAG, the server or the stream failed; the message ends with its log.
         GateRefused: the gate refused the model, so that there is nothing to serve.
+        LayoutError: the files of a table cannot be read as one table.
         TimeoutError: a process was not ready in time, or the new item was not served in time.
     """
     from tfx_pipeline import environments
 
     started = time.monotonic()
     environment = environments.Environment(workdir.resolve(), data_dir and data_dir.resolve(), config)
+    if data_dir is not None:
+        unread.say(data_dir, lambda line: console.print(line, style="yellow", markup=False, highlight=False))
     with processes.PeakMemory() as memory, terminal.StageLines(console) as lines:
         _run_dag(environment, lines)
         outputs = environments.latest_outputs(environment.metadata_path)
@@ -145,7 +147,7 @@ def _summary(
     keys = ("auc", "gauc", "logloss", "gauc_new_items")
     return {
         "data": {
-            name: sum(pq.ParquetFile(file).metadata.num_rows for file in schema.table_files(data, name))
+            name: sum(sum(part.row_groups) for part in schema.table_parts(data, name))
             for name in schema.TABLES
             if schema.has_table(data, name)
         },

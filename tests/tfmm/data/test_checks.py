@@ -2,11 +2,12 @@ import sys
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
 from tfmm import extras
-from tfmm.data import checks, schema
+from tfmm.data import checks, layout, schema, unread
 
 PNG = tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy()
 JPEG = tf.io.encode_jpeg(np.zeros((4, 4, 3), np.uint8)).numpy()
@@ -129,8 +130,74 @@ def test_ids_of_two_types_are_a_fault(tables, at):
 def test_a_file_that_is_no_parquet_is_a_fault(tables, at, tmp_path):
     tables(**good(at))
     (tmp_path / "items.parquet").write_bytes(b"no parquet")
-    found = faults(schema.check(tmp_path))
-    assert any(table == "items" and rule.startswith("must be readable Parquet") for table, _, rule in found)
+    (fault,) = schema.check(tmp_path).faults
+    assert (fault.table, fault.column, fault.count) == ("items", "", 1)
+    assert f"{tmp_path / 'items.parquet'} must be readable Parquet. Received: " in fault.rule
+
+
+def test_a_damaged_column_is_a_fault_that_names_the_part(tables, at, tmp_path):
+    folder = tables(**{**good(at), "items": [{"item_id": k, "title": f"title {k}" * 50} for k in range(1, 500)]})
+    (folder / "items").mkdir()
+    part = (folder / "items.parquet").rename(folder / "items" / "part-0.parquet")
+    content = part.read_bytes()
+    part.write_bytes(content[:4] + b"\xff" * 500 + content[504:])
+    found = [fault for fault in schema.check(folder).faults if f"{part} must be readable Parquet" in fault.rule]
+    assert [fault.column for fault in found] == ["item_id", "title"]
+
+
+def test_a_table_that_is_there_twice_is_a_fault(tables, at, tmp_path):
+    folder = tables(**good(at))
+    (folder / "behaviors").mkdir()
+    (folder / "behaviors" / "part-0.parquet").write_bytes((folder / "behaviors.parquet").read_bytes())
+    report = schema.check(folder)
+    (fault,) = report.faults
+    assert (fault.table, fault.column) == ("behaviors", "")
+    assert "must hold table 'behaviors' once. Received: behaviors.parquet and behaviors/" in fault.rule
+    assert report.stopping(1.0) == (fault,)
+
+
+def test_a_folder_that_contradicts_its_files_is_a_fault(tables, at):
+    folder = tables(**good(at))
+    (folder / "behaviors" / "action=purchase").mkdir(parents=True)
+    (folder / "behaviors.parquet").rename(folder / "behaviors" / "action=purchase" / "part-0.parquet")
+    (fault,) = schema.check(folder).faults
+    assert (fault.table, fault.column) == ("behaviors", "action")
+    assert "action=purchase/part-0.parquet must hold in column 'action' what its folder's name says" in fault.rule
+
+
+def test_rows_are_numbered_over_parts_at_all_depths(tables, at):
+    folder = tables(**good(at))
+    whole = pq.read_table(folder / "impressions.parquet")
+    (folder / "impressions.parquet").unlink()
+    bad = whole.set_column(whole.column_names.index("label"), "label", pa.array([7] + [1] * 19))
+    for name, rows in (("a/b/part-0", whole), ("dt=1/part-0", bad), ("part-9", whole)):
+        (folder / "impressions" / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows, folder / "impressions" / f"{name}.parquet", row_group_size=7)
+    report = schema.check(folder)
+    assert report.counts["impressions"] == 60
+    (fault,) = report.faults
+    assert (fault.column, fault.rows, fault.values) == ("label", (20,), ("7",))
+
+
+def test_a_required_column_that_one_part_lacks_is_named_with_the_part(tables, at):
+    folder = tables(**good(at))
+    (folder / "impressions").mkdir()
+    (folder / "impressions.parquet").rename(folder / "impressions" / "part-0.parquet")
+    pq.write_table(pa.table({"user_id": [1]}), folder / "impressions" / "part-1.parquet")
+    found = faults(schema.check(folder))
+    fault = found["impressions", "label", "must be a column (int64)"]
+    assert (fault.count, fault.values) == (1, ("impressions/part-1.parquet",))
+
+
+def test_what_is_not_read_is_reported_and_is_no_fault(tables, at):
+    data = good(at)
+    data["items"] = [{**row, "brand": "b"} for row in data["items"]]
+    report = schema.check(tables(**data, users=[{"user_id": 1}]))
+    assert report.ok
+    assert report.unread == (
+        layout.Unread("users.parquet", layout.NOT_A_TABLE),
+        layout.Unread("items.brand", unread.NOT_A_COLUMN),
+    )
 
 
 def test_a_catalog_without_content_is_a_fault(tables, at):

@@ -10,6 +10,8 @@ import pytest
 from tfmm import fingerprints
 from tfmm.index import beam, encode, item_index, snapshot
 
+VECTOR = pa.list_(pa.float32())
+
 
 def test_catalog_is_embedded_and_faults_are_counted_apart(catalog, encoder_dirs, tmp_path):
     counts = beam.embed_catalog(catalog, encoder_dirs, tmp_path / "index.sqlite", tmp_path / "dead")
@@ -33,6 +35,25 @@ def test_catalog_is_embedded_and_faults_are_counted_apart(catalog, encoder_dirs,
     wanted = encode.quantize(encode.load_encoder(encoder_dirs["image"])([f"image {n}" for n in range(7)]))
     np.testing.assert_array_equal(rows[2:9], wanted[0])
     np.testing.assert_array_equal(scales[2:9], wanted[1])
+
+
+def test_a_partitioned_catalog_gives_the_index_of_a_flat_one(tmp_path):
+    rows = {"item_id": [1, 2, 3, 4], "category": [5, 5, 6, 6], "vector": [[1.0, 0.0], [0.0, 1.0], None, [3.0, 4.0]]}
+    table = pa.table(rows, pa.schema([("item_id", pa.int64()), ("category", pa.int64()), ("vector", VECTOR)]))
+    for name in ("flat/items", "parts/items.parquet/category=5", "parts/items.parquet/category=6/dt=1"):
+        (tmp_path / name).mkdir(parents=True)
+    pq.write_table(table, tmp_path / "flat" / "items" / "part-0.parquet")
+    for folder, part in (("category=5", table[:2]), ("category=6/dt=1", table[2:])):
+        pq.write_table(part.drop(["category"]), tmp_path / "parts" / "items.parquet" / folder / "part-0.parquet")
+    ids, found = np.array([1, 2, 3, 4]), []
+    for name in ("flat", "parts"):
+        counts = beam.embed_catalog(tmp_path / name, {}, tmp_path / f"{name}.sqlite")
+        assert counts == {"vector": {"embedded": 3, "changed": 3, "rejected": 0, "missing": 1}}
+        with item_index.ItemIndex(tmp_path / f"{name}.sqlite") as index:
+            np.testing.assert_array_equal(index.categories(ids), [5, 5, 6, 6])
+            found.append(snapshot.take_snapshot(index)["vector"].lookup(ids))
+    for flat, parts in zip(*found):
+        np.testing.assert_array_equal(parts, flat)
 
 
 def test_second_run_changes_nothing(catalog, encoder_dirs, tmp_path):
