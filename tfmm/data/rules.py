@@ -37,6 +37,7 @@ def row_rules(
     item_ids: np.ndarray | None = None,
     search_ids: np.ndarray | None = None,
     has_split: bool = False,
+    tables: schema.Tables = schema.TABLES,
 ) -> list[Rule]:
     """Returns the cheap rules of a table's rows.
 
@@ -45,9 +46,10 @@ def row_rules(
         item_ids: int64 [n] fingerprints of the catalog, sorted; None: references to items are not looked up.
         search_ids: the same of searches.
         has_split: impressions say their split themselves.
+        tables: with the columns that a run declares.
     """
     rules = []
-    for column in schema.TABLES[name].columns:
+    for column in tables[name].columns:
         if column.required:
             rules.append(Rule(column.name, "must not be null", _null))
         if column.kind == "id":
@@ -64,7 +66,7 @@ def row_rules(
         ("trigger_item_id", "items", item_ids, UNKNOWN_ITEM),
         ("search_id", "searches", search_ids, "must be in the searches table"),
     ):
-        is_here = any(column.name == referring for column in schema.TABLES[name].columns)
+        is_here = any(column.name == referring for column in tables[name].columns)
         if ids is not None and name != table and is_here:
             rules.append(Rule(referring, text, _unknown(ids)))
     return rules

@@ -51,6 +51,9 @@ class Table:
         return next(column for column in self.columns if column.name == name)
 
 
+Tables = typing.Mapping[str, Table]
+
+
 TABLES = {
     table.name: table
     for table in (
@@ -125,6 +128,8 @@ _ARROW_TYPES = {
     "vector": pa.list_(pa.float32()),
     "timestamp": pa.timestamp("us"),
     "integer": pa.int64(),
+    "number": pa.float32(),
+    "boolean": pa.bool_(),
 }
 _KIND_TEXT = {
     "id": "int64 or string",
@@ -133,6 +138,9 @@ _KIND_TEXT = {
     "vector": "list of float32",
     "timestamp": "timestamp[us]",
     "integer": "int64",
+    "number": "a number",
+    "boolean": "boolean",
+    "ids": "list of int64 or string",
 }
 
 _NOTES = """
@@ -142,14 +150,14 @@ are whole numbers or strings, of one type over all tables; 0 and the empty strin
 an image or a vector in at least one row."""
 
 
-def schema_text() -> str:
-    """Returns the documented schema as plain text.
+def schema_text(tables: Tables | None = None) -> str:
+    """Returns the documented schema as plain text, or that of `declared.tables`.
 
     >>> print(schema_text().splitlines()[0])
     items (required): the catalog
     """
     lines = []
-    for table in TABLES.values():
+    for table in (tables or TABLES).values():
         lines.append(f"{table.name} ({'required' if table.required else 'optional'}): {table.meaning}")
         for column in table.columns:
             presence = "required" if column.required else "optional"
@@ -180,23 +188,24 @@ def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> che
     return checks.check(data_dir, config)
 
 
-def table_parts(data_dir: str | pathlib.Path, name: str) -> list[Part]:
+def table_parts(data_dir: str | pathlib.Path, name: str, tables: Tables | None = None) -> list[Part]:
     """Returns the Parquet files of a table, sorted by path; none where the table is absent.
 
     Raises:
         LayoutError: the files do not make up one table; see `tfmm.data.layout.table_parts`.
     """
-    if name not in TABLES:
-        raise ValueError(f"`name` must be one of {sorted(TABLES)}. Received: {name!r}.")
-    return layout.table_parts(data_dir, name, {column.name: column.kind for column in TABLES[name].columns})
+    tables = tables or TABLES
+    if name not in tables:
+        raise ValueError(f"`name` must be one of {sorted(tables)}. Received: {name!r}.")
+    return layout.table_parts(data_dir, name, {column.name: column.kind for column in tables[name].columns})
 
 
-def has_table(data_dir: str | pathlib.Path, name: str) -> bool:
-    return bool(table_parts(data_dir, name))
+def has_table(data_dir: str | pathlib.Path, name: str, tables: Tables | None = None) -> bool:
+    return bool(table_parts(data_dir, name, tables))
 
 
-def _require_parts(data_dir: str | pathlib.Path, name: str) -> list[Part]:
-    if parts := table_parts(data_dir, name):
+def _require_parts(data_dir: str | pathlib.Path, name: str, tables: Tables | None = None) -> list[Part]:
+    if parts := table_parts(data_dir, name, tables):
         return parts
     unread = "".join(f" Not read: {found} ({found.reason})." for found in layout.unread_files(data_dir, name))
     raise FileNotFoundError(
@@ -205,7 +214,12 @@ def _require_parts(data_dir: str | pathlib.Path, name: str) -> list[Part]:
     )
 
 
-def read_table(data_dir: str | pathlib.Path, name: str, columns: typing.Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    data_dir: str | pathlib.Path,
+    name: str,
+    columns: typing.Sequence[str] | None = None,
+    tables: Tables | None = None,
+) -> pa.Table:
     """Reads a table, in the documented types.
 
     Args:
@@ -213,6 +227,7 @@ def read_table(data_dir: str | pathlib.Path, name: str, columns: typing.Sequence
         name: items, searches, behaviors or impressions.
         columns: the columns wanted, in this order; an optional one that the files lack comes as nulls. None:
             all documented columns that the files have.
+        tables: with the columns that a run declares (`declared.tables`); None: the documented ones.
     Returns:
         The table. Ids are int64 or string, timestamps timestamp[us], labels int64, vectors lists of float32.
     Raises:
@@ -220,16 +235,22 @@ def read_table(data_dir: str | pathlib.Path, name: str, columns: typing.Sequence
         ValueError: a required column is absent, or a column cannot be read as its documented type.
         LayoutError: a file cannot be read, or the files do not make up one table.
     """
-    return concatenate([read_part(part, name, columns) for part in _require_parts(data_dir, name)])
+    return concatenate(
+        [read_part(part, name, columns, tables=tables) for part in _require_parts(data_dir, name, tables)]
+    )
 
 
 def read_part(
-    part: Part, name: str, columns: typing.Sequence[str] | None = None, row_group: int | None = None
+    part: Part,
+    name: str,
+    columns: typing.Sequence[str] | None = None,
+    row_group: int | None = None,
+    tables: Tables | None = None,
 ) -> pa.Table:
     """Reads one file of a table, or one row group of it, in the documented types; see `read_table`."""
-    stored = part.schema.names
-    wanted = [column.name for column in TABLES[name].columns] if columns is None else columns
-    for column in (TABLES[name].column(one) for one in wanted):
+    stored, spec = part.schema.names, (tables or TABLES)[name]
+    wanted = [column.name for column in spec.columns] if columns is None else columns
+    for column in (spec.column(one) for one in wanted):
         if column.required and column.name not in stored:
             raise ValueError(
                 f"Table {name!r} must have a column {column.name!r} ({_KIND_TEXT[column.kind]}). "
@@ -237,7 +258,7 @@ def read_part(
             )
     table = part.read([column for column in wanted if column in stored], row_group)
     try:
-        return conform(table, name, columns)
+        return conform(table, name, columns, tables)
     except ValueError as error:
         raise ValueError(f"{error} In {part.path}.") from error
 
@@ -259,9 +280,11 @@ def concatenate(parts: typing.Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables([pa.table({name: column(part, name) for name in types}) for part in parts])
 
 
-def conform(table: pa.Table, name: str, columns: typing.Sequence[str] | None = None) -> pa.Table:
+def conform(
+    table: pa.Table, name: str, columns: typing.Sequence[str] | None = None, tables: Tables | None = None
+) -> pa.Table:
     """Returns a table's columns in their documented types and order; see `read_table`."""
-    spec = TABLES[name]
+    spec = (tables or TABLES)[name]
     if columns is None:
         columns = [c.name for c in spec.columns if c.required or c.name in table.column_names]
     arrays = []
@@ -274,7 +297,7 @@ def conform(table: pa.Table, name: str, columns: typing.Sequence[str] | None = N
                 f"Received the columns: {table.column_names}."
             )
         else:
-            kind = pa.null() if column.kind == "id" else _ARROW_TYPES[column.kind]
+            kind = _ARROW_TYPES.get(column.kind, pa.null())
             arrays.append(pa.chunked_array([pa.nulls(table.num_rows, kind)]))
     return pa.table(arrays, names=list(columns))
 
@@ -292,6 +315,16 @@ def _cast(array: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise pa.ArrowInvalid(f"{kind} is no id type")
             return array.cast(pa.string())
+        if column.kind == "ids":
+            return _cast_lists(array)
+        if column.kind == "number" and not (
+            pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
+        ):
+            raise pa.ArrowInvalid(f"{kind} is no number type")
+        if column.kind == "number":
+            return array.cast(pa.float64()).cast(pa.float32(), safe=False)
+        if column.kind == "boolean" and not (pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+            raise pa.ArrowInvalid(f"{kind} is no boolean type")
         if column.kind == "integer" and not (
             pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
         ):
@@ -305,6 +338,23 @@ def _cast(array: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray
         raise ValueError(
             f"Column {column.name!r} of table {table!r} must be {_KIND_TEXT[column.kind]}. Received: {kind} ({error})."
         ) from error
+
+
+def _cast_lists(array: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns lists of int64 or of strings."""
+    kind = array.type
+    if pa.types.is_null(kind):
+        return array
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise pa.ArrowInvalid(f"{kind} is no list type")
+    values = kind.value_type
+    if pa.types.is_dictionary(values):
+        values = values.value_type
+    if pa.types.is_integer(values):
+        return array.cast(pa.list_(pa.int64()))
+    if pa.types.is_string(values) or pa.types.is_large_string(values):
+        return array.cast(pa.list_(pa.string()))
+    raise pa.ArrowInvalid(f"{values} is no id type")
 
 
 def fingerprints(ids: pa.ChunkedArray | pa.Array) -> np.ndarray:

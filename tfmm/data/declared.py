@@ -1,0 +1,172 @@
+"""The tables as a run declares them: the documented ones, and in them the columns that its features come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import typing
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tfmm.data import schema
+from tfmm.data.schema import Column, Table
+from tfmm.features import ACTIONS, AGE, KEYS, PADDING, Feature, FeatureSet
+
+USERS = Table("users", "what is known of users", (Column("user_id", "id", "unique", required=True),), required=True)
+_KINDS = {"id": "id", "ids": "ids", "number": "number", "boolean": "boolean", "time": "timestamp"}
+_UNIQUE = {"items": "item_id", "users": "user_id", "searches": "search_id"}
+
+
+def tables(feature_set: FeatureSet) -> dict[str, Table]:
+    """Returns the documented tables with the columns of declared features; `users` where a feature comes from it.
+
+    A declared column that the data lacks is a fault, so it is required; its values may be null.
+    """
+    result = dict(schema.TABLES)
+    if feature_set.of_table("users"):
+        result["users"] = USERS
+    for feature in feature_set.features:
+        if feature.source == f"behaviors.{AGE}":
+            continue
+        table = result[feature.table]
+        if all(column.name != feature.column for column in table.columns):
+            column = Column(feature.column, _KINDS[feature.kind], f"feature {feature.name!r}")
+            result[table.name] = dataclasses.replace(table, columns=(*table.columns, column))
+    return result
+
+
+def unique_key(table: str) -> str | None:
+    """Returns the column of a table that names a row, or None."""
+    return _UNIQUE.get(table)
+
+
+def faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
+    """Returns what the data lacks of a declaration, a line each, by the files' headers and the actions in them."""
+    found, known = [], tables(feature_set)
+    for feature in feature_set.features:
+        if feature.source == f"behaviors.{AGE}":
+            continue
+        name, place = f"feature {feature.name!r}", f"{feature.table}.{feature.column}"
+        parts = schema.table_parts(data_dir, feature.table, known)
+        if not parts:
+            if not (feature.table == "behaviors" and feature.name in KEYS):
+                found.append(f"{name}: its table {feature.table!r} must be there. Add it, or leave the feature out")
+        elif all(feature.column not in part.schema.names for part in parts):
+            if (feature.table, feature.column) != ("items", "category"):  # a documented column that may be absent
+                found.append(
+                    f"{name}: column {place} must be there. Received the columns "
+                    f"{', '.join(dict.fromkeys(n for part in parts for n in part.schema.names))}. Name another `source`, "
+                    "or leave the feature out"
+                )
+        else:
+            found += _type_faults(data_dir, feature, known)
+    return found + _action_faults(data_dir, feature_set)
+
+
+def _type_faults(data_dir: str | pathlib.Path, feature: Feature, known: schema.Tables) -> list[str]:
+    documented, wanted = known[feature.table].column(feature.column).kind, _KINDS[feature.kind]
+    if documented != wanted and not (documented == "integer" and wanted == "number"):
+        return [f"feature {feature.name!r}: {feature.table}.{feature.column} is {documented}, so not of kind {wanted}"]
+    try:
+        for part in schema.table_parts(data_dir, feature.table, known):
+            names = part.schema.names
+            if feature.column in names:
+                empty = part.schema.empty_table().select([feature.column])
+                schema.conform(empty, feature.table, [feature.column], known)
+    except ValueError as error:
+        return [f"feature {feature.name!r}: {error} Declare another `kind`, or change the column"]
+    return []
+
+
+def _action_faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
+    wanted = {action: s.name for s in feature_set.sequences for action in s.actions}
+    if not wanted:
+        return []
+    if schema.has_table(data_dir, "behaviors"):
+        actions = set(pc.unique(schema.read_table(data_dir, "behaviors", ["action"])["action"]).to_pylist())
+    else:
+        actions = {"click"}  # histories are the clicked impressions
+    return [
+        f"sequence {name!r}: nobody did {action!r}. The behaviors are of {', '.join(sorted(filter(None, actions)))}"
+        for action, name in wanted.items()
+        if action not in actions
+    ]
+
+
+def id_types(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> dict[str, str]:
+    """Returns the types of declared ids at the edge, "int64" or "string", by feature.
+
+    Raises:
+        ValueError: one id, or one vocabulary, has ids of both types.
+    """
+    documented, known = schema.id_types(data_dir), tables(feature_set)
+    result: dict[str, str] = {}
+    of_vocabulary: dict[str, str] = {}
+    for feature in feature_set.features:
+        if feature.kind not in ("id", "ids"):
+            continue
+        kind = documented.get(feature.name) or _id_type(data_dir, feature, known)
+        result[feature.name] = kind
+        if of_vocabulary.setdefault(feature.embedding, kind) != kind:
+            raise ValueError(
+                f"Features of vocabulary {feature.embedding!r} must have ids of one type. Received: "
+                f"{of_vocabulary[feature.embedding]} and {kind}, of {feature.name!r}."
+            )
+    return result
+
+
+def _id_type(data_dir: str | pathlib.Path, feature: Feature, known: schema.Tables) -> str:
+    for part in schema.table_parts(data_dir, feature.table, known):
+        if feature.column in part.schema.names:
+            empty = part.schema.empty_table().select([feature.column])
+            kind = schema.conform(empty, feature.table, [feature.column], known)[feature.column].type
+            kind = kind.value_type if pa.types.is_list(kind) else kind
+            if not pa.types.is_null(kind):
+                return "int64" if pa.types.is_integer(kind) else "string"
+    return "int64"
+
+
+def values(column: pa.ChunkedArray, feature: Feature) -> np.ndarray:
+    """Returns a declared column as examples hold it: int64 or float32 [n], or int64 [n, M] of multi-valued ids."""
+    if feature.kind == "id":
+        return schema.fingerprints(column)
+    if feature.kind == "ids":
+        return _first_ids(column, feature.max_values)
+    if feature.kind == "time":
+        microseconds = schema.microseconds(column)
+        return np.where(microseconds == np.iinfo(np.int64).min, PADDING, microseconds)
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan, np.float32)
+    return column.cast(pa.float32()).to_numpy().astype(np.float32)
+
+
+def _first_ids(column: pa.ChunkedArray, count: int) -> np.ndarray:
+    result = np.full((len(column), count), PADDING, np.int64)
+    if pa.types.is_null(column.type):
+        return result
+    lists = column.combine_chunks()
+    lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) and lists.num_chunks else lists
+    if not len(lists):
+        return result
+    parents = pc.list_parent_indices(lists).to_numpy()
+    ids = schema.fingerprints(lists.flatten())
+    given = ids != PADDING
+    parents, ids = parents[given], ids[given]
+    places = np.arange(len(parents)) - np.searchsorted(parents, parents)
+    kept = places < count
+    result[parents[kept], places[kept]] = ids[kept]
+    return result
+
+
+def columns_of(table: str, base: typing.Sequence[str], feature_set: FeatureSet) -> list[str]:
+    """Returns the columns to read of a table: those that the join needs, and those of declared features."""
+    return list(dict.fromkeys((*base, *(feature.column for feature in feature_set.of_table(table)))))
+
+
+def action_places(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns the places of actions in `features.ACTIONS`, int64 [n]; -1 for others."""
+    if pa.types.is_null(column.type):
+        return np.full(len(column), -1, np.int64)
+    return pc.fill_null(pc.index_in(column, pa.array(ACTIONS)), -1).to_numpy().astype(np.int64)
