@@ -21,14 +21,14 @@ def fingerprint(values: typing.Any) -> np.ndarray:
     >>> bool(fingerprint(["a"])[0] == fingerprint([b"a"])[0] != 0)
     True
     """
-    array = np.asarray(values)
+    # Lists as objects: NumPy's own strings lose NUL characters at their end, and all take the room of the longest.
+    array = values if isinstance(values, np.ndarray) else np.asarray(values, object)
     if array.dtype.kind in "iu":
         return array.astype(np.int64)
-    texts = ["" if v is None else v for v in array.ravel().tolist()]
-    if texts and all(isinstance(v, int) or v == "" for v in texts):
-        return np.array([0 if v == "" else v for v in texts], np.int64).reshape(array.shape)
-    if not texts:
-        return np.zeros(array.shape, np.int64)
+    ids = ["" if v is None else v for v in array.ravel().tolist()]
+    if all(isinstance(v, int | np.integer) or v == "" for v in ids):
+        return np.array([0 if v == "" else v for v in ids], np.int64).reshape(array.shape)
+    texts = [str(v) if isinstance(v, int) else v for v in ids]
     return fingerprint_strings(tf.constant(texts, tf.string)).numpy().reshape(array.shape)
 
 
@@ -38,5 +38,3 @@ def fingerprint_strings(ids: tf.Tensor) -> tf.Tensor:
     hashed = tf.where(hashed == PADDING, tf.ones_like(hashed), hashed)
     hashed = tf.where(tf.reshape(ids, [-1]) == "", tf.zeros_like(hashed), hashed)
     return tf.reshape(hashed, tf.shape(ids))
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import typing
 
 from serving.streaming import event_log, events
@@ -26,7 +27,11 @@ class Outcome(typing.NamedTuple):
 
 
 def embed_events(batch: typing.Sequence[event_log.Event], encoders: typing.Sequence[encode.AnyEncoder]) -> Outcome:
-    """Parses events and embeds their items with every encoder whose content they bring."""
+    """Parses events and embeds their items with every encoder whose content they bring.
+
+    Raises:
+        encode.EncoderError: an encoder fails on every content.
+    """
     parsed: list[tuple[event_log.Event, events.NewItem]] = []
     dead: list[tuple[event_log.Event, str]] = []
     for event, result in zip(batch, events.parse_events([event.payload for event in batch])):
@@ -37,7 +42,7 @@ def embed_events(batch: typing.Sequence[event_log.Event], encoders: typing.Seque
     new = [(event, result.item) for event, result in parsed if not result.is_withdrawn]
     embedded = []
     for encoder in encoders:
-        rows, reasons = _embed([item for _, item in new], encoder)
+        rows, reasons, _ = encode.embed([item for _, item in new], encoder)
         embedded.append((encoder, rows))
         dead += [(new[place][0], reason) for place, reason in reasons.items()]
     taken = sorted(encode.CONTENT_FIELDS[encoder.modality] for encoder in encoders)
@@ -54,20 +59,9 @@ def embed_events(batch: typing.Sequence[event_log.Event], encoders: typing.Seque
     )
 
 
-def _embed(items: list[encode.Item], encoder: encode.AnyEncoder) -> tuple[rows_lib.IndexRows, dict[int, str]]:
-    """As `encode.embed`; reasons are by place in `items`."""
-    try:
-        rows, reasons, _ = encode.embed(items, encoder)
-        return rows, reasons
-    except Exception as error:  # one content that an encoder cannot take must not stop the stream at every start
-        if len(items) > 1:
-            parts = [_embed([item], encoder) for item in items]
-            reasons = {place: found[0] for place, (_, found) in enumerate(parts) if found}
-            return rows_lib.concatenate([rows for rows, _ in parts]), reasons
-        if not items:
-            raise
-        reason = f"{encode.CONTENT_FIELDS[encoder.modality]}: the encoder fails: {str(error)[:500]}"
-        return encode.embed([], encoder)[0], {0: reason}
+def concatenate(outcomes: typing.Sequence[Outcome]) -> Outcome:
+    """Returns the outcomes of consecutive batches as one."""
+    return Outcome(*(list(itertools.chain.from_iterable(parts)) for parts in zip(*outcomes)))
 
 
 def warm_up(encoders: typing.Sequence[encode.AnyEncoder]) -> None:

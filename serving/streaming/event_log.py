@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import typing
 
 from tfmm.index import database
 
 FORMAT_VERSION = 1
+READ_BYTES = 1 << 26  # a read ends with the payload that reaches them, so that memory holds what it gives
 _SCHEMA = """
 CREATE TABLE log (id TEXT NOT NULL);
 INSERT INTO log VALUES (lower(hex(randomblob(16))));
@@ -74,5 +76,14 @@ class SQLiteEventLog:
         return last
 
     def read(self, after: int, limit: int) -> list[Event]:
-        query = "SELECT offset, payload FROM events WHERE offset > ? ORDER BY offset LIMIT ?"
-        return [Event(*found) for found in self._database.fetchall(query, (after, limit))]
+        """As `EventSource.read`; fewer events where they are large together."""
+        query = "SELECT offset, CAST(payload AS BLOB) FROM events WHERE offset > ? ORDER BY offset LIMIT ?"
+        found: list[Event] = []
+        size_bytes = 0
+        with self._database.lock, contextlib.closing(self._database.execute(query, (after, limit))) as rows:
+            for offset, payload in rows:
+                found.append(Event(offset, payload))
+                size_bytes += len(payload)
+                if size_bytes >= READ_BYTES:
+                    break
+        return found

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import base64
 import binascii
+import collections
 import dataclasses
 import json
+import math
+import reprlib
 import time
 import typing
 
 from tfmm import features, fingerprints
-from tfmm.index import encode
+from tfmm.index import encode, item_index
+from tfmm.index import rows as rows_lib
 
 VERSION = 1
+MAX_PAYLOAD_BYTES = item_index.MAX_LETTER_BYTES  # so that a dead letter keeps it whole
+MAX_VALUES = rows_lib.MAX_DIM  # of a vector
+_MAX_DIGITS = 1000  # of an integer; Python's own limit may be off, and the time grows with the square
 _FIELDS = ("version", "item_id", "category", "title", "image", "vector", "event_time_us", "withdrawn")
 
 
@@ -91,31 +98,75 @@ def parse_events(payloads: typing.Sequence[bytes]) -> list[NewItem | EventError]
 
 def _parse(payload: bytes) -> NewItem:
     """Returns an event whose ids are still as in the catalog."""
-    try:
-        event = json.loads(payload)
-    except ValueError as error:
-        raise EventError(f"not JSON: {error}") from error
-    if not isinstance(event, dict):
-        raise EventError("not a JSON object")
-    if event.get("version") != VERSION:
-        raise EventError(f"version: must be {VERSION}, not {event.get('version')!r}")
+    event = _read_json(payload)
+    version = event.get("version")
+    if not _is_integer(version) or version != VERSION:
+        raise EventError(f"version: must be {VERSION}, not {_SHORT.repr(version)}")
     if unknown := sorted(set(event) - set(_FIELDS)):
-        raise EventError(f"unknown fields: {', '.join(unknown)}")
+        raise EventError(f"unknown fields: {', '.join(unknown)[:200]}; an event has {', '.join(_FIELDS)}")
     time_us = event.get("event_time_us")
-    if time_us is None or not _is_integer(time_us) or not 0 <= time_us < 1 << 63:
-        raise EventError(f"event_time_us: must be microseconds since 1970, not {time_us!r}")
+    if not _is_integer(time_us) or not 0 <= time_us < 1 << 63:
+        raise EventError(f"event_time_us: must be microseconds since 1970, not {_SHORT.repr(time_us)}")
     item_id = _id(event, "item_id")
     if item_id in (None, "", features.PADDING):
         raise EventError(f"item_id: must be neither missing, 0 nor empty, not {item_id!r}")
-    title, withdrawn = event.get("title"), event.get("withdrawn", False)
-    if title is not None and not isinstance(title, str):
-        raise EventError(f"title: must be text, not {type(title).__name__}")
+    withdrawn = event.get("withdrawn", False)
     if not isinstance(withdrawn, bool):
-        raise EventError(f"withdrawn: must be true or false, not {withdrawn!r}")
-    item = encode.Item(item_id, _id(event, "category"), time_us, _image(event), title, _vector(event))  # type: ignore[arg-type]
+        raise EventError(f"withdrawn: must be true or false, not {_SHORT.repr(withdrawn)}")
+    item = encode.Item(item_id, _id(event, "category"), time_us, _image(event), _title(event), _vector(event))  # type: ignore[arg-type]
     if not withdrawn and not (item.image or item.title or item.vector):
         raise EventError("no content: none of image, title and vector is given")
     return NewItem(item, withdrawn)
+
+
+def _read_json(payload: bytes) -> dict[str, typing.Any]:
+    """Returns the JSON object (RFC 8259: UTF-8, and stricter: unique names) of an event."""
+    if not isinstance(payload, bytes):
+        raise EventError(f"payload: must be bytes, not {type(payload).__name__}")
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise EventError(
+            f"payload: must be at most {MAX_PAYLOAD_BYTES} bytes, which are kept here, not {len(payload)}; "
+            "send a smaller image"
+        )
+    try:
+        event = json.loads(
+            payload.decode("utf-8-sig"),
+            object_pairs_hook=_unique,
+            parse_int=_integer,
+            parse_constant=_no_constant,
+        )
+    except EventError:
+        raise
+    except RecursionError as error:
+        raise EventError("not JSON that can be read: nested too deep; an event is one flat object") from error
+    except ValueError as error:
+        raise EventError(f"not JSON: {error}") from error
+    if not isinstance(event, dict):
+        raise EventError(f"not a JSON object: {_SHORT.repr(event)}")
+    return event
+
+
+def _unique(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
+    event = dict(pairs)
+    if len(event) < len(pairs):
+        ((name, count),) = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise EventError(f"{name[:100]}: must stand once in a JSON object, not {count} times")
+    return event
+
+
+def _integer(digits: str) -> int:
+    if (count := len(digits.lstrip("-"))) > _MAX_DIGITS:
+        raise EventError(f"not a usable number: must have at most {_MAX_DIGITS} digits, not {count}")
+    return int(digits)
+
+
+def _no_constant(name: str) -> typing.NoReturn:
+    raise EventError(f"not JSON: {name} is no number; leave out what is missing")
+
+
+_SHORT = reprlib.Repr()  # of values in reasons, which may be of any size and depth
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlevel = 3
 
 
 def _fingerprints(ids: typing.Sequence[int | str | None]) -> list[int]:
@@ -123,15 +174,35 @@ def _fingerprints(ids: typing.Sequence[int | str | None]) -> list[int]:
     return [next(texts) if isinstance(value, str) else value or features.PADDING for value in ids]
 
 
-def _is_integer(value: object) -> bool:
+def _is_integer(value: typing.Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _id(event: dict[str, typing.Any], field: str) -> int | str | None:
     value = event.get(field)
     if not (value is None or isinstance(value, str) or (_is_integer(value) and -(1 << 63) <= value < 1 << 63)):
-        raise EventError(f"{field}: must be a 64-bit integer or a string, not {value!r}")
-    return value
+        raise EventError(f"{field}: must be a 64-bit integer or a string, not {_SHORT.repr(value)}")
+    return _unicode(field, value) if isinstance(value, str) else value
+
+
+def _title(event: dict[str, typing.Any]) -> str | None:
+    if (value := event.get("title")) is None:
+        return None
+    if not isinstance(value, str):
+        raise EventError(f"title: must be text, not {type(value).__name__}")
+    return _unicode("title", value)
+
+
+def _unicode(field: str, text: str) -> str:
+    """Returns a text that UTF-8 can hold; JSON's escapes can also spell half a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise EventError(
+            f"{field}: must be Unicode text, not {text[error.start]!a} at character {error.start}, half a pair of "
+            "surrogates; cut texts between characters"
+        ) from error
+    return text
 
 
 def _image(event: dict[str, typing.Any]) -> bytes | None:
@@ -147,5 +218,13 @@ def _vector(event: dict[str, typing.Any]) -> list[float] | None:
     if (value := event.get("vector")) is None:
         return None
     if not isinstance(value, list) or not all(isinstance(v, float) or _is_integer(v) for v in value):
-        raise EventError("vector: must be a list of numbers")
-    return value
+        raise EventError(f"vector: must be a list of numbers, not {_SHORT.repr(value)}")
+    if len(value) > MAX_VALUES:
+        raise EventError(f"vector: must have at most {MAX_VALUES} values, not {len(value)}")
+    try:
+        vector = [float(v) for v in value]
+    except OverflowError as error:
+        raise EventError(f"vector: must be finite: {error}") from error
+    if not all(map(math.isfinite, vector)):
+        raise EventError(f"vector: must be finite, not {_SHORT.repr(value)}")
+    return vector

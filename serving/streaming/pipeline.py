@@ -15,7 +15,7 @@ from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTr
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.timestamp import Duration
 
-from serving.streaming import embedding, event_log
+from serving.streaming import embedding, event_log, ingestion
 from tfmm import artifacts
 from tfmm.index import beam as index_beam
 from tfmm.index import item_index
@@ -104,7 +104,7 @@ class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
 
 
 class EmbedEvents(beam.DoFn):
-    """Embeds batches of events; rows, categories, dead letters and position take effect in one transaction.
+    """Embeds batches of events into the index; see `ingestion.ingest`.
 
     Args:
         encoder_dirs: pre-training's output folder by modality.
@@ -123,22 +123,8 @@ class EmbedEvents(beam.DoFn):
         embedding.warm_up(self._encoders)
 
     def process(self, batch: embedding.EventBatch) -> None:
-        outcome = embedding.embed_events(batch.events, self._encoders)
+        outcome = ingestion.ingest(batch, self._encoders, self._index)
         items, withdrawn = outcome.items, outcome.withdrawn
-        with self._index.transaction():
-            self._index.write_items(
-                [item.item_id for item in items],
-                [item.category for item in items],
-                [item.event_time_us for item in items],
-            )
-            for encoder, rows in outcome.embedded:
-                self._index.write(
-                    encoder.modality, encoder.version, rows.ids, rows.rows, rows.scales, rows.event_times_us
-                )
-            self._index.withdraw([item.item_id for item in withdrawn], [item.event_time_us for item in withdrawn])
-            for event, reason in outcome.dead:
-                self._index.write_dead_letter(batch.source, event.offset, reason, event.payload)
-            self._index.commit_position(batch.source, batch.events[-1].offset)
         for name, count in (("events", len(batch.events)), ("dead_letters", len(outcome.dead))):
             beam.metrics.Metrics.counter(_METRICS, name).inc(count)
         newest_us = max((item.event_time_us for item in [*items, *withdrawn]), default=0)
@@ -180,6 +166,7 @@ def run(
         pipeline_args: Beam's options.
     Raises:
         ValueError: the folder holds no encoder, and the index no vectors that items brought themselves.
+        Exception: the index or an encoder fails on any event. One event alone ends nothing: it becomes a dead letter.
     """
     encoder_dirs = find_encoders(encoders_dir)
     with item_index.ItemIndex(index_path) as index:

@@ -372,9 +372,8 @@ def fingerprints(ids: pa.ChunkedArray | pa.Array) -> np.ndarray:
     if isinstance(ids, pa.ChunkedArray):  # no chunk, or more than one array can hold
         ids = pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], ids.type)
     encoded = ids.dictionary_encode()
-    distinct = (
-        fingerprint(encoded.dictionary.to_pylist()) if len(encoded.dictionary) else np.zeros(0, np.int64)
-    )
+    texts = encoded.dictionary.cast(pa.large_binary()).to_pylist()  # bytes: files may hold invalid UTF-8
+    distinct = fingerprint(texts) if texts else np.zeros(0, np.int64)
     places = pc.fill_null(encoded.indices, len(distinct)).to_numpy(zero_copy_only=False)
     return np.append(distinct, 0)[places].astype(np.int64)
 

@@ -7,6 +7,7 @@ import json
 import pathlib
 import typing
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfmm import extras, features
@@ -51,11 +52,16 @@ def read_items(
         rows = table.slice(start, batch_size)
         ids, categories = (schema.fingerprints(rows[name]).tolist() for name in ("item_id", "category"))
         times = [max(0, time) for time in schema.microseconds(rows["created_at"]).tolist()]
-        contents = [rows[field].to_pylist() for field in fields]
+        contents = [_contents(rows[field]) for field in fields]
         yield [
             encode.Item(item_id, category, time, **dict(zip(fields, values)))
             for item_id, category, time, *values in zip(ids, categories, times, *contents)
         ]
+
+
+def _contents(column: pa.ChunkedArray) -> list[typing.Any]:
+    """Returns a column's values; texts as bytes, since one with invalid UTF-8 must not end the job."""
+    return (column.cast(pa.binary()) if pa.types.is_string(column.type) else column).to_pylist()
 
 
 def load_encoders(encoder_dirs: typing.Mapping[str, str], vector_dim: int | None) -> list[encode.AnyEncoder]:

@@ -90,12 +90,11 @@ class Database:
         self._depth += 1
         try:
             yield
-        except BaseException:
-            if self._depth == 1:
-                self.execute("ROLLBACK")
-            raise
-        else:
             if self._depth == 1:
                 self.execute("COMMIT")
+        except BaseException:
+            if self._depth == 1 and self._connection.in_transaction:  # SQLite ends it itself where the disk is full
+                self.execute("ROLLBACK")
+            raise
         finally:
             self._depth -= 1

@@ -12,6 +12,7 @@ from tfmm import artifacts, features
 from tfmm.index import rows as rows_lib
 
 Content = bytes | str | typing.Sequence[float]
+MAX_TITLE_BYTES = 1 << 14  # of UTF-8; an encoder's cost grows with the longest title of a batch
 CONTENT_FIELDS = {"image": "image", "text": "title", "vector": "vector"}  # modality -> field of an item
 
 
@@ -71,8 +72,12 @@ class Item:
     category: int = 0  # fingerprint; 0: none
     event_time_us: int = 0
     image: bytes | None = None  # encoded PNG or JPEG
-    title: str | None = None
+    title: str | bytes | None = None  # as bytes UTF-8, which may be invalid
     vector: typing.Sequence[float] | None = None
+
+
+class EncoderError(RuntimeError):
+    """An encoder that fails on every content; the fault is its own, not that of an item."""
 
 
 class Encoder:
@@ -82,7 +87,10 @@ class Encoder:
         modality: image or text.
         dim: D.
         version: hash of its contents; rows of two versions are never compared.
+        probe: a content that every encoder takes.
     """
+
+    probe = b"probe"
 
     def __init__(self, folder: str | pathlib.Path, modality: str, dim: int, version: str):
         import tensorflow as tf  # here, so that given vectors need none
@@ -93,28 +101,40 @@ class Encoder:
         self._call = self._model.signatures["serving_default"]
 
     def __call__(self, contents: typing.Sequence[Content]) -> np.ndarray:
-        """Returns float32 [n, D]; zeros where a content cannot be decoded."""
+        """Returns float32 [n, D]; zeros where a content cannot be decoded.
+
+        Raises:
+            ValueError: it gives vectors of another dim than it says.
+        """
         if not contents:
             return np.zeros([0, self.dim], np.float32)
         values = [value.encode() if isinstance(value, str) else value for value in contents]
-        return self._call(content=self._constant(values))["vector"].numpy()
+        vectors = self._call(content=self._constant(values))["vector"].numpy()
+        if vectors.shape != (len(contents), self.dim):
+            raise ValueError(
+                f"The {self.modality} encoder must give [{len(contents)}, {self.dim}] values, as its manifest says. "
+                f"Received: {list(vectors.shape)}. Export it again."
+            )
+        return vectors
 
 
 class GivenVectors:
     """Stands in for an encoder where items bring their own vectors (modality `vector`)."""
 
     modality = "vector"
+    probe = (0.0,)
 
     def __init__(self, dim: int):
         self.dim = dim
         self.version = f"given:{artifacts.fingerprint('vector', dim)}"
 
     def __call__(self, contents: typing.Sequence[Content]) -> np.ndarray:
-        """Returns float32 [n, D]; NaN where a vector has another length."""
+        """Returns float32 [n, D]; NaN where a vector has another length, or holds None."""
         result = np.full([len(contents), self.dim], np.nan, np.float32)
-        for row, vector in zip(result, contents):
-            if len(vector) == self.dim:
-                row[:] = vector
+        with np.errstate(over="ignore"):  # beyond float32: infinite
+            for row, vector in zip(result, contents):
+                if len(vector) == self.dim:
+                    row[:] = np.array(vector, np.float64)
         return result
 
 
@@ -145,29 +165,36 @@ class Rejected(typing.NamedTuple):
 def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.IndexRows, dict[int, str], int]:
     """Embeds and quantises the items that have content of the encoder's modality.
 
+    Content that the encoder fails on is rejected; that of the other items is embedded all the same.
+
     Returns:
         The rows (sequence numbers 0: the index gives them), the reasons of the rejected items by their place in
         `items`, and how many items have no such content.
+    Raises:
+        EncoderError: the encoder fails on every content.
     """
     field = CONTENT_FIELDS[encoder.modality]
-    contents = [getattr(item, field) for item in items]
-    rejected = {
-        place: "item_id: must be neither null, 0 nor empty"
-        for place, item in enumerate(items)
-        if item.item_id == features.PADDING
-    }
-    num_named = len(items) - len(rejected)
-    present = [
-        place
-        for place, content in enumerate(contents)
-        if content is not None and len(content) and place not in rejected
-    ]
-    vectors = encoder([contents[place] for place in present])
+    rejected: dict[int, str] = {}
+    present: list[int] = []
+    num_missing = 0
+    for place, item in enumerate(items):
+        content = getattr(item, field)
+        if item.item_id == features.PADDING:
+            rejected[place] = "item_id: must be neither null, 0 nor empty"
+        elif content is None or not len(content):
+            num_missing += 1
+        elif field == "title" and (size := _size_bytes(content)) > MAX_TITLE_BYTES:
+            rejected[place] = f"title: must be at most {MAX_TITLE_BYTES} bytes of UTF-8, not {size}; shorten it"
+        else:
+            present.append(place)
+    vectors, failures = _encode([getattr(items[place], field) for place in present], encoder)
     is_finite = np.isfinite(vectors).all(axis=1)
     usable = is_finite & np.any(vectors != 0, axis=1)
     unusable = "vector: is all zeros" if encoder.modality == "vector" else f"{field}: cannot be decoded"
-    for place, finite, good in zip(present, is_finite, usable):
-        if not good:
+    for place, failure, finite, good in zip(present, failures, is_finite, usable):
+        if failure is not None:
+            rejected[place] = f"{field}: the encoder fails: {failure}"
+        elif not good:
             rejected[place] = unusable if finite else f"{field}: must give {encoder.dim} finite values"
     kept = [items[place] for place, good in zip(present, usable) if good]
     rows, scales = quantize(vectors[usable])
@@ -180,5 +207,28 @@ def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.I
             np.array([item.event_time_us for item in kept], np.int64),
         ),
         rejected,
-        num_named - len(present),
+        num_missing,
     )
+
+
+def _size_bytes(text: str | bytes) -> int:
+    return len(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+
+
+def _encode(contents: list[Content], encoder: AnyEncoder) -> tuple[np.ndarray, list[str | None]]:
+    """Returns float32 [n, D], and by content why the encoder fails on it (its vector is NaN then), or None."""
+    try:
+        return encoder(contents), [None] * len(contents)
+    except Exception as error:  # one content must not take others along, nor end a job at every start
+        if len(contents) > 1:
+            halves = contents[: len(contents) // 2], contents[len(contents) // 2 :]
+            (vectors, failures), (more_vectors, more_failures) = (_encode(half, encoder) for half in halves)
+            return np.concatenate([vectors, more_vectors]), failures + more_failures
+        try:
+            encoder([encoder.probe])
+        except Exception as fault:
+            raise EncoderError(
+                f"The {encoder.modality} encoder {encoder.version} must take any content. It fails on a probe too: "
+                f"{str(fault)[:500]}"
+            ) from fault
+        return np.full([1, encoder.dim], np.nan, np.float32), [str(error)[:500]]

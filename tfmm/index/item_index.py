@@ -12,6 +12,8 @@ from tfmm.index import database
 from tfmm.index import rows as rows_lib
 
 FORMAT_VERSION = 2
+MAX_LETTER_BYTES = 1 << 24  # of a dead letter's payload that are kept; a row of SQLite must stay below 10**9
+MAX_REASON = 1000  # characters of a dead letter's reason
 _SCHEMA = """
 CREATE TABLE encoders (
     encoder INTEGER PRIMARY KEY, modality TEXT NOT NULL, encoder_version TEXT NOT NULL,
@@ -319,10 +321,16 @@ class ItemIndex:
             )
 
     def write_dead_letter(self, source: str, position: int, reason: str, payload: bytes | None) -> None:
-        """Keeps an event that could not be used, with the reason."""
+        """Keeps an event that could not be used, with the reason.
+
+        Both always fit: what is longer than `MAX_LETTER_BYTES` or `MAX_REASON` is cut off at the end, and
+        characters that no UTF-8 can hold are escaped in the reason.
+        """
+        storable = reason[:MAX_REASON].replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode()[:MAX_REASON]
+        kept = None if payload is None else payload[:MAX_LETTER_BYTES]
         with self.transaction():
             self._database.execute(
-                "INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?)", (source, position, reason, payload)
+                "INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?)", (source, position, storable, kept)
             )
 
     def dead_letters(self, source: str | None = None) -> list[tuple[str, int, str, bytes | None]]:

@@ -1,8 +1,13 @@
-"""Two tiny encoders for the streaming job."""
+"""Two tiny encoders for the streaming job, and the job in a thread of this process."""
+
+import contextlib
+import threading
+import time
 
 import pytest
 import tensorflow as tf
 
+from serving.streaming import event_log, pipeline
 from tfmm import artifacts
 
 
@@ -26,3 +31,50 @@ def encoders_dir(tmp_path_factory):
         tf.saved_model.save(module, str(folder / "encoder"), signatures={"serving_default": module.embed})
         artifacts.write_manifest(folder, "encoder", modality=modality, dim=6, encoder_version=f"{modality}-1")
     return root
+
+
+def _wait_for(condition, process=None, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        assert process is None or process.poll() is None, "the job ended"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def wait_for():
+    """Waits until a condition holds; fails when the time is over or the process has ended."""
+    return _wait_for
+
+
+@pytest.fixture
+def running_job(tmp_path):
+    """Runs the job in a thread while the context lasts; what the job raises, the context raises."""
+
+    @contextlib.contextmanager
+    def running(log_path, encoders_dir, index_path):
+        ready, failures = tmp_path / "ready.json", []
+        ready.unlink(missing_ok=True)
+
+        def job():
+            try:
+                with event_log.SQLiteEventLog(log_path) as log:
+                    pipeline.run(log, encoders_dir, index_path, ready, bundle_s=0.5)
+            except Exception as error:
+                failures.append(error)
+
+        pipeline.stop_requested.clear()
+        thread = threading.Thread(target=job)
+        thread.start()
+        try:
+            _wait_for(lambda: ready.exists() or failures)
+            yield thread
+        finally:
+            pipeline.stop_requested.set()
+            thread.join(60)
+            pipeline.stop_requested.clear()
+        assert not thread.is_alive()
+        if failures:
+            raise failures[0]
+
+    return running

@@ -1,6 +1,7 @@
 """Tests of the event log."""
 
 import pickle
+import sqlite3
 import threading
 
 import pytest
@@ -40,6 +41,25 @@ def test_failed_append_leaves_nothing(tmp_path):
         with pytest.raises(RuntimeError, match="no more"):
             log.append(payloads())
         assert log.read(0, 9) == []
+
+
+def test_large_payloads_are_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(event_log, "READ_BYTES", 100)
+    with event_log.SQLiteEventLog(tmp_path / "events.sqlite") as log:
+        log.append([b"a" * 60, b"b" * 60, b"c" * 300, b"d"])
+        assert [event.offset for event in log.read(0, 9)] == [1, 2]
+        assert [event.offset for event in log.read(2, 9)] == [3]
+        assert [event.offset for event in log.read(3, 9)] == [4]
+        assert log.append([b"e"]) == 5  # no read holds the file
+
+
+@pytest.mark.parametrize("value", ["CAST(x'7bff' AS TEXT)", "x'7bff'"])
+def test_payloads_that_others_wrote_as_text_are_bytes(value, tmp_path):
+    with event_log.SQLiteEventLog(tmp_path / "events.sqlite") as log:
+        with sqlite3.connect(log.path) as other:
+            other.execute(f"INSERT INTO events (payload) VALUES ({value}), (5)")
+        other.close()
+        assert log.read(0, 9) == [event_log.Event(1, b"{\xff"), event_log.Event(2, b"5")]
 
 
 def test_writers_at_the_same_time_lose_nothing(tmp_path):

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -17,42 +16,15 @@ from tfmm import artifacts, fingerprints
 from tfmm.index import encode, item_index
 
 
-def wait_for(condition, process=None, timeout_s=120):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        assert process is None or process.poll() is None, "the job ended"
-        time.sleep(0.01)
-
-
 @pytest.fixture
-def running(encoders_dir, tmp_path):
+def running(encoders_dir, tmp_path, running_job):
     """The job in a thread of this process, with its log and its index."""
-    log = event_log.SQLiteEventLog(tmp_path / "events.sqlite")
-    index = item_index.ItemIndex(tmp_path / "items.sqlite")
-    failures = []
-
-    def job():
-        try:
-            pipeline.run(event_log.SQLiteEventLog(log.path), encoders_dir, index.path,
-                         tmp_path / "ready.json", bundle_s=0.5)  # fmt: skip
-        except Exception as error:
-            failures.append(error)
-
-    pipeline.stop_requested.clear()
-    thread = threading.Thread(target=job)
-    thread.start()
-    wait_for(lambda: (tmp_path / "ready.json").exists() or failures)
-    yield log, index
-    pipeline.stop_requested.set()
-    thread.join(60)
-    pipeline.stop_requested.clear()
-    log.close()
-    index.close()
-    assert not thread.is_alive() and not failures
+    with event_log.SQLiteEventLog(tmp_path / "events.sqlite") as log:
+        with item_index.ItemIndex(tmp_path / "items.sqlite") as index, running_job(log.path, encoders_dir, index.path):
+            yield log, index
 
 
-def test_events_become_embeddings_withdrawals_and_dead_letters(running, encoders_dir):
+def test_events_become_embeddings_withdrawals_and_dead_letters(running, encoders_dir, wait_for):
     log, index = running
     first = log.append([
         events.make_event("a", title="title a", image=b"image a", category="shoes", event_time_us=10),
@@ -118,7 +90,7 @@ def test_index_of_given_vectors_needs_no_encoders(folder, tmp_path, monkeypatch,
     assert (tmp_path / "ready.json").exists()
 
 
-def start(encoders_dir, tmp_path, root):
+def start(encoders_dir, tmp_path, root, wait_for):
     ready = tmp_path / "ready.json"
     ready.unlink(missing_ok=True)
     process = subprocess.Popen(
@@ -132,12 +104,12 @@ def start(encoders_dir, tmp_path, root):
 
 
 @pytest.mark.slow
-def test_killed_job_goes_on_without_loss_or_duplicate(encoders_dir, tmp_path, root):
+def test_killed_job_goes_on_without_loss_or_duplicate(encoders_dir, tmp_path, root, wait_for):
     log = event_log.SQLiteEventLog(tmp_path / "events.sqlite")
     index = item_index.ItemIndex(tmp_path / "items.sqlite")
     count = 1000
     for attempt in range(3):
-        process = start(encoders_dir, tmp_path, root)
+        process = start(encoders_dir, tmp_path, root, wait_for)
         try:
             before = index.position(log.name)
             last = log.append(

@@ -102,6 +102,32 @@ def test_rows_without_an_id_are_dead_letters(ids, tmp_path):
     assert [json.loads(line) for line in lines] == [reason] * 2
 
 
+def test_bad_row_of_the_catalog_does_not_end_the_job(encoder_dirs, tmp_path):
+    (tmp_path / "data").mkdir()
+    titles = [b"red shoe", b"\xff\xfe", b"a" * 20_000, b"\0", b"blue shoe"]
+    ids = [b"a", b"b\xff", b"c", b"c\0", b"e"]
+    columns = {name: pa.array(values, pa.binary()).view(pa.string()) for name, values in
+               (("item_id", ids), ("title", titles), ("category", ids))}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "data" / "items.parquet")
+    counts = beam.embed_catalog(
+        tmp_path / "data", {"text": encoder_dirs["text"]}, tmp_path / "index.sqlite", tmp_path / "dead"
+    )
+    assert counts == {"text": {"embedded": 4, "changed": 4, "rejected": 1, "missing": 0}}
+    (line,) = [line for path in (tmp_path / "dead").iterdir() for line in path.read_text().splitlines()]
+    assert json.loads(line)["reason"] == "title: must be at most 16384 bytes of UTF-8, not 20000; shorten it"
+    with item_index.ItemIndex(tmp_path / "index.sqlite") as index:
+        found = index.embeddings("text", "v1")
+    wanted = encode.quantize(encode.load_encoder(encoder_dirs["text"])([titles[n] for n in (0, 1, 3, 4)]))[0]
+    rows = dict(zip(features.fingerprint([ids[n] for n in (0, 1, 3, 4)]).tolist(), wanted.tolist()))
+    assert dict(zip(found.ids.tolist(), found.rows.tolist())) == rows and len(rows) == 4
+
+
+def test_vectors_with_nulls_inside_are_dead_letters(tmp_path):
+    write_vectors(tmp_path / "data", [1, 2, 3], [[1.0, 0.0], [None, 1.0], [0.0, 1.0]])
+    counts = beam.embed_catalog(tmp_path / "data", {}, tmp_path / "index.sqlite")
+    assert counts == {"vector": {"embedded": 2, "changed": 2, "rejected": 1, "missing": 0}}
+
+
 def test_most_frequent_length_of_vectors_counts(tmp_path):
     vectors = [[1.0, 2.0, 3.0], [1.0, 0.0], None, [], [], [], [0.0, 1.0]]
     write_vectors(tmp_path / "data", range(1, 8), vectors, row_group_size=3)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfmm import artifacts
 from tfmm.index import encode
 
 VECTORS = hnp.arrays(
@@ -103,6 +104,43 @@ def test_embed_rejects_an_item_without_an_id():
     rows, rejected, missing = encode.embed(items, encode.GivenVectors(2))
     assert rows.ids.tolist() == [5] and missing == 0
     assert rejected == dict.fromkeys((0, 2), "item_id: must be neither null, 0 nor empty")
+
+
+def test_content_that_the_encoder_fails_on_does_not_take_others_along():
+    vectors = [[1.0, 0.0]] * 9
+    vectors[2], vectors[7] = [[1.0], [2.0]], [10**400, 0]
+    items = [encode.Item(n, vector=vector) for n, vector in enumerate(vectors, 1)]
+    rows, rejected, missing = encode.embed(items, encode.GivenVectors(2))
+    assert rows.ids.tolist() == [1, 2, 4, 5, 6, 7, 9] and missing == 0
+    assert {place: reason.partition(": the encoder fails: ")[0] for place, reason in rejected.items()} == {
+        2: "vector",
+        7: "vector",
+    }
+    assert rejected[7] == "vector: the encoder fails: int too large to convert to float"
+
+
+def test_vectors_with_a_null_or_beyond_float32_are_not_finite():
+    items = [encode.Item(1, vector=[None, 1.0]), encode.Item(2, vector=[1e39, 1.0]), encode.Item(3, vector=[1.0, 2.0])]
+    rows, rejected, _ = encode.embed(items, encode.GivenVectors(2))
+    assert rows.ids.tolist() == [3]
+    assert rejected == dict.fromkeys((0, 1), "vector: must give 2 finite values")
+
+
+def test_long_title_is_rejected_by_its_bytes(encoder_dirs):
+    titles = ["é" * 8192, "é" * 8193, b"\xff" * 16384, b"\xff" * 16385, "\ud800" * 5462]
+    items = [encode.Item(n, title=title) for n, title in enumerate(titles, 1)]
+    rows, rejected, missing = encode.embed(items, encode.load_encoder(encoder_dirs["text"]))
+    assert rows.ids.tolist() == [1, 3] and missing == 0
+    reason = "title: must be at most 16384 bytes of UTF-8, not {}; shorten it"
+    assert rejected == {1: reason.format(16386), 3: reason.format(16385), 4: reason.format(16386)}
+
+
+def test_encoder_that_fails_on_every_content_is_named(encoder_dirs, tmp_path):
+    artifacts.write_manifest(tmp_path, "encoder", modality="text", dim=5, encoder_version="v9")
+    (tmp_path / "encoder").symlink_to(encoder_dirs["text"] + "/encoder")
+    broken = encode.load_encoder(tmp_path)
+    with pytest.raises(encode.EncoderError, match=r"text encoder v9 must take any content.* fails on a probe too"):
+        encode.embed([encode.Item(1, title="a"), encode.Item(2, title="b")], broken)
 
 
 def test_given_vectors_of_equal_length_share_a_version():

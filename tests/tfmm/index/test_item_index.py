@@ -1,6 +1,7 @@
 """Tests of the item index: against a dict, across threads and processes, and of its errors."""
 
 import itertools
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -180,6 +181,29 @@ def test_dead_letters_are_kept_once_with_reason():
     index.close()
 
 
+def test_dead_letters_always_fit():
+    index = item_index.ItemIndex(":memory:")
+    payload = bytes(item_index.MAX_LETTER_BYTES) + b"end"
+    index.write_dead_letter("log", 1, "half \ud800, NUL \0, " + "a" * 10**6, payload)
+    index.write_dead_letter("log", 2, "\ud800" * 10**6, b"\xff")
+    (_, _, reason, kept), (_, _, surrogates, _) = index.dead_letters()
+    assert reason.startswith(r"half \ud800, NUL \x00, aaa") and len(reason) == len(surrogates) == 1000
+    assert kept == payload[: 1 << 24] and surrogates.startswith(r"\ud800\ud800")
+    index.close()
+
+
+def test_full_disk_is_named():
+    index = item_index.ItemIndex(":memory:")
+    index._database.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(sqlite3.OperationalError, match="disk is full"), index.transaction():
+        index.write_dead_letter("log", 1, "not JSON", bytes(10**6))
+    index._database.execute("PRAGMA max_page_count = 1000000")
+    assert index.dead_letters() == []
+    index.write_dead_letter("log", 1, "not JSON", b"")
+    assert len(index.dead_letters()) == 1
+    index.close()
+
+
 def test_threads_and_connections_share_one_sequence(tmp_path):
     path = tmp_path / "items.sqlite"
     shared = item_index.ItemIndex(path)
@@ -255,8 +279,6 @@ def test_unknown_encoder_is_named():
 
 def test_file_of_another_format_is_refused(tmp_path):
     item_index.ItemIndex(tmp_path / "items.sqlite").close()
-    import sqlite3
-
     with sqlite3.connect(tmp_path / "items.sqlite") as connection:
         connection.execute("PRAGMA user_version=9")
     connection.close()
