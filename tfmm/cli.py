@@ -66,7 +66,7 @@ def _run_options(function: typing.Callable) -> typing.Callable:
             default="quickstart",
             show_default=True,
             metavar="RUN",
-            help="The settings: a preset (quickstart, small, paper), module:function of your own, a .toml or .json file.",
+            help="The settings: a preset (quickstart, small, paper), module:function, a .toml or .json file.",
         ),
     ):
         function = option(function)
@@ -242,7 +242,7 @@ def train(
 ) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
     from tfmm.ctr import train as ctr_train
-    from tfmm.data import examples, schema, unread
+    from tfmm.data import declared, examples, schema, unread
     from tfmm.export import saved_model
     from tfmm.make import train as make_train
     from tfmm.training import progress as progress_lib
@@ -286,7 +286,7 @@ def train(
             output_dir / name / "Format-TFMM",
             vocabulary,
             own.get("snapshot_dir"),
-            schema.id_types(data_dir, feature_set),
+            declared.id_types(data_dir, feature_set),
             config.export,
             output_dir / name / "Format-Serving",
         )
@@ -340,7 +340,7 @@ def export(
     assignments: tuple[str, ...],
 ) -> None:
     """Write the multimodal model as a new version that TF Serving loads."""
-    from tfmm.data import schema
+    from tfmm.data import declared
     from tfmm.export import saved_model
 
     version, config = output_dir / str(int(time.time())), _config(run, assignments)
@@ -348,7 +348,7 @@ def export(
         models_dir / "multimodal" / "Format-TFMM",
         models_dir / "transformed" / "vocabulary",
         snapshot_dir,
-        schema.id_types(data_dir, config.feature_set),
+        declared.id_types(data_dir, config.feature_set),
         config.export,
         version,
     )

@@ -219,7 +219,7 @@ def _train_ctr(
     methods="[]",
 ):
     from tfmm.ctr import train
-    from tfmm.data import schema
+    from tfmm.data import declared
     from tfmm.export import saved_model
 
     train_pattern, eval_pattern = _patterns(examples)
@@ -243,7 +243,7 @@ def _train_ctr(
         model_dir,
         vocabulary_dir,
         snapshot_dir,
-        schema.id_types(dataset.uri, _config(FeatureSet, feature_set)),
+        declared.id_types(dataset.uri, _config(FeatureSet, feature_set)),
         _config(config_lib.ExportConfig, export),
         f"{model.uri}/Format-Serving",
     )

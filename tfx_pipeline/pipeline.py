@@ -8,7 +8,13 @@ from tfx import v1 as tfx
 from tfmm import config as config_lib
 from tfmm.data import schema
 from tfx_pipeline import artifact_types, components
-from tfx_pipeline.environments import PIPELINE_NAME, Environment, code_fingerprint, data_fingerprint
+from tfx_pipeline.environments import (
+    PIPELINE_NAME,
+    Environment,
+    code_fingerprint,
+    data_fingerprint,
+    imported_modules,
+)
 
 # Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
 LOCAL_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")

@@ -281,7 +281,7 @@ class CTRModel(keras.Model):
 
 
 def _joined(parts: typing.Sequence[typing.Any], mask: typing.Any) -> tuple[typing.Any, typing.Any]:
-    """Joins [B, L, .] and [1, L, .] tensors on the last axis, with their mask; one history for all stays so if all do."""
+    """Joins [B, L, .] and [1, L, .] tensors on the last axis, with their mask; [1, L, .] where all are."""
     if len(parts) == 1:
         return parts[0], mask
     rows = functools.reduce(ops.maximum, [ops.shape(part)[0] for part in parts])

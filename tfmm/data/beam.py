@@ -13,8 +13,9 @@ import pyarrow as pa
 from tfmm import extras
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import examples, rules, schema
+from tfmm.data import declared, examples, rules, schema
 from tfmm.data.parts import Part
+from tfmm.features import ACTIONS, Feature, FeatureSet
 
 try:
     import apache_beam as beam
@@ -26,10 +27,12 @@ except ModuleNotFoundError as error:
 
 ROWS_PER_SHARD = 50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
 NAMESPACE = "tfmm.data"
-_COLUMNS = {
-    "impressions": ["user_id", "item_id", "timestamp", "label", "split"],
-    "behaviors": ["user_id", "item_id", "timestamp", "action", "order_line"],
-    "items": ["item_id", "category"],
+_BASE = ("user_id", "item_id", "timestamp", "label")  # of an impression, whatever a run declares
+_COLUMNS = {  # what the join itself needs of each table
+    "impressions": (*_BASE, "split"),
+    "behaviors": ("user_id", "item_id", "timestamp", "action", "order_line"),
+    "items": ("item_id",),
+    "users": ("user_id",),
 }
 _DEAD_LETTER = pa.schema(
     [("table", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())]
@@ -40,17 +43,19 @@ class BuildExamples(beam.PTransform):
     """Reads a data folder and builds one tf.Example per impression.
 
     Expands a pipeline root to a dict of PCollections: "train" and "eval" of serialized tf.Examples (bytes,
-    columns of `tfmm.features.raw_spec`), "dead_letter" of dicts with `table`, `row` (from 0, over the table's
+    columns of `tfmm.preprocessing.raw_spec`), "dead_letter" of dicts with `table`, `row` (from 0, over the table's
     files in order of name), `reason` and `content` (JSON). An impression of an item that the catalog lacks is a
-    dead letter; a behavior of one, since delisted perhaps, stays in the history, without a category.
+    dead letter; a behavior of one, since delisted perhaps, stays in the history, without the item's features.
     """
 
-    def __init__(self, data_dir: str | pathlib.Path, config: DataConfig):
+    def __init__(self, data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet):
         super().__init__()
-        self._data_dir, self._config = str(data_dir), config
+        self._data_dir, self._config, self._features = str(data_dir), config, feature_set
 
     def expand(self, root: beam.Pipeline | pvalue.PBegin) -> dict[str, beam.PCollection]:
-        schema.id_types(self._data_dir)  # refuses ids of mixed types
+        if found := declared.faults(self._data_dir, self._features):
+            raise ValueError(f"{self._data_dir} must have what the run declares. Received:\n- " + "\n- ".join(found))
+        declared.id_types(self._data_dir, self._features)  # refuses ids of mixed types
         times = schema.read_table(self._data_dir, "impressions", ["timestamp", "split"])
         microseconds = schema.microseconds(times["timestamp"].drop_null())
         first_eval = (
@@ -61,17 +66,19 @@ class BuildExamples(beam.PTransform):
         num_shards = max(1, round(times.num_rows / ROWS_PER_SHARD))
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
         names = ["impressions", *(["behaviors"] if has_behaviors else [])]
+        names += ["users"] if self._features.of_table("users") else []
+        tables = declared.tables(self._features)
         catalog = (
             root
-            | "ListItems" >> beam.Create(_row_groups(self._data_dir, ["items"]))
-            | "ReadItems" >> beam.Map(_read_catalog)
+            | "ListItems" >> beam.Create(_row_groups(self._data_dir, ["items"], tables))
+            | "ReadItems" >> beam.Map(_read_catalog, self._features)
         )
         read = (
             root
-            | "ListLogs" >> beam.Create(_row_groups(self._data_dir, names))
+            | "ListLogs" >> beam.Create(_row_groups(self._data_dir, names, tables))
             | "SpreadLogs" >> beam.Reshuffle()
             | "ReadLogs"
-            >> beam.ParDo(_ReadLogs(num_shards, has_behaviors, first_eval is None)).with_outputs(
+            >> beam.ParDo(_ReadLogs(num_shards, has_behaviors, first_eval is None, self._features)).with_outputs(
                 "dead_letter", main="rows"
             )
         )
@@ -79,7 +86,7 @@ class BuildExamples(beam.PTransform):
             read.rows
             | "GroupByShard" >> beam.GroupByKey()
             | "Join"
-            >> beam.ParDo(_JoinShard(self._config.max_behaviors, first_eval), pvalue.AsList(catalog)).with_outputs(
+            >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsList(catalog)).with_outputs(
                 "train", "eval", "dead_letter"
             )
         )
@@ -91,6 +98,7 @@ def write(
     root: beam.Pipeline,
     data_dir: str | pathlib.Path,
     config: DataConfig,
+    feature_set: FeatureSet,
     output_dir: str | pathlib.Path,
     prefix: str = "Split-{split}/data_tfrecord",
 ) -> None:
@@ -99,7 +107,7 @@ def write(
     Args:
         prefix: of the record files under `output_dir`; the default is the layout of a TFX Examples artifact.
     """
-    built = root | "BuildExamples" >> BuildExamples(data_dir, config)
+    built = root | "BuildExamples" >> BuildExamples(data_dir, config, feature_set)
     folder = pathlib.Path(output_dir)
     for split in ("train", "eval"):
         path = folder / prefix.format(split=split)
@@ -115,11 +123,13 @@ def write(
     )
 
 
-def run(data_dir: str | pathlib.Path, config: DataConfig, output_dir: str | pathlib.Path) -> dict[str, int]:
+def run(
+    data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, output_dir: str | pathlib.Path
+) -> dict[str, int]:
     """Runs `write` in this process; returns the counts of train, eval and dead_letter rows."""
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
     pipeline = beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", "--direct_num_workers=1"]))
-    write(pipeline, data_dir, config, output_dir, prefix="{split}")
+    write(pipeline, data_dir, config, feature_set, output_dir, prefix="{split}")
     result = pipeline.run()
     result.wait_until_finish()
     counters = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(NAMESPACE))["counters"]
@@ -129,22 +139,33 @@ def run(data_dir: str | pathlib.Path, config: DataConfig, output_dir: str | path
     return counts
 
 
-def _row_groups(data_dir: str, names: typing.Sequence[str]) -> list[tuple[str, Part, int, int]]:
+def _row_groups(
+    data_dir: str, names: typing.Sequence[str], tables: schema.Tables
+) -> list[tuple[str, Part, int, int]]:
     """Returns (table, file, row group, row of the table with which it starts)."""
     result = []
     for name in names:
         first = 0
-        for part in schema.table_parts(data_dir, name):
+        for part in schema.table_parts(data_dir, name, tables):
             for group, num_rows in enumerate(part.row_groups):
                 result.append((name, part, group, first))
                 first += num_rows
     return result
 
 
-def _read_catalog(element: tuple[str, Part, int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _read(
+    name: str, part: Part, group: int, feature_set: FeatureSet
+) -> tuple[pa.Table, examples.Columns]:
+    """Returns a row group in the declared types, and the features that come from it, by name."""
+    wanted = declared.columns_of(name, _COLUMNS[name], feature_set)
+    table = schema.read_part(part, name, wanted, group, declared.tables(feature_set))
+    return table, {f.name: declared.values(table[f.column], f) for f in feature_set.of_table(name)}
+
+
+def _read_catalog(element: tuple[str, Part, int, int], feature_set: FeatureSet) -> examples.Columns:
     name, part, group, _ = element
-    table = schema.read_part(part, name, _COLUMNS[name], group)
-    return schema.fingerprints(table["item_id"]), schema.fingerprints(table["category"])
+    table, columns = _read(name, part, group, feature_set)
+    return columns | {"item_id": schema.fingerprints(table["item_id"])}
 
 
 def _dead_letters(
@@ -166,29 +187,31 @@ def _dead_letters(
 class _ReadLogs(beam.DoFn):
     """(table, file, row group, first row) -> (shard, (table, arrays)); a user's rows share a shard."""
 
-    def __init__(self, num_shards: int, has_behaviors: bool, has_split: bool):
+    def __init__(self, num_shards: int, has_behaviors: bool, has_split: bool, feature_set: FeatureSet):
         self._num_shards, self._has_behaviors, self._has_split = num_shards, has_behaviors, has_split
+        self._features = feature_set
 
     def setup(self) -> None:
         self._left_out = Metrics.counter(NAMESPACE, "dead_letter")
 
     def process(self, element: tuple[str, Part, int, int]) -> typing.Iterator[typing.Any]:
         name, part, group, first = element
-        table = schema.read_part(part, name, _COLUMNS[name], group)
-        bad, reasons = rules.broken(table, rules.row_rules(name, has_split=self._has_split))
+        table, columns = _read(name, part, group, self._features)
+        own_rules = rules.row_rules(name, has_split=self._has_split, tables=declared.tables(self._features))
+        bad, reasons = rules.broken(table, own_rules)
         rows = np.arange(first, first + table.num_rows)
         self._left_out.inc(int(bad.sum()))
         yield from _dead_letters(table, name, rows, bad, reasons)
-        columns = {
-            "user_id": schema.fingerprints(table["user_id"]),
-            "item_id": schema.fingerprints(table["item_id"]),
-            "timestamp": schema.microseconds(table["timestamp"]),
-            "row": rows,
-        }
+        columns["user_id"] = schema.fingerprints(table["user_id"])
+        if name != "users":
+            columns["item_id"] = schema.fingerprints(table["item_id"])
+            columns["timestamp"] = schema.microseconds(table["timestamp"])
         if name == "impressions":
+            columns["row"] = rows
             columns["label"] = table["label"].fill_null(0).to_numpy()
             columns["is_eval"] = np.asarray(pa.compute.equal(table["split"], "eval").fill_null(False).to_numpy(), bool)
-        else:
+        elif name == "behaviors":
+            columns["action"] = declared.action_places(table["action"])
             columns["order_line"] = table["order_line"].fill_null(0).to_numpy()
         shards = behaviors_lib.tie_break(columns["user_id"]) % np.uint64(self._num_shards)
         for shard in np.unique(shards[~bad]).tolist():
@@ -197,62 +220,61 @@ class _ReadLogs(beam.DoFn):
             yield shard, (name, own)
             if name == "impressions" and not self._has_behaviors:
                 clicked = own["label"] == 1
-                yield (
-                    shard,
-                    ("behaviors", {key: own[key][clicked] for key in ("user_id", "item_id", "timestamp")}),
-                )
+                acts = {key: own[key][clicked] for key in ("user_id", "item_id", "timestamp")}
+                acts["action"] = np.full(int(clicked.sum()), ACTIONS.index("click"))
+                yield shard, ("behaviors", acts)
 
 
 class _JoinShard(beam.DoFn):
     """(shard, all its arrays), with the catalog as side input -> serialized examples, tagged by split."""
 
-    def __init__(self, max_behaviors: int, first_eval: int | None):
-        self._max_behaviors, self._first_eval = max_behaviors, first_eval
+    def __init__(self, feature_set: FeatureSet, first_eval: int | None):
+        self._features, self._first_eval = feature_set, first_eval
 
     def setup(self) -> None:
         self._counters = {name: Metrics.counter(NAMESPACE, name) for name in ("train", "eval", "dead_letter")}
 
-    def process(
-        self, element: typing.Any, catalog_parts: list[tuple[np.ndarray, np.ndarray]]
-    ) -> typing.Iterator[typing.Any]:
-        parts: dict[str, list[examples.Columns]] = {"impressions": [], "behaviors": []}
+    def process(self, element: typing.Any, catalog_parts: list[examples.Columns]) -> typing.Iterator[typing.Any]:
+        parts: dict[str, list[examples.Columns]] = {"impressions": [], "behaviors": [], "users": []}
         for name, columns in element[1]:
             parts[name].append(columns)
         if not parts["impressions"]:
             return
-        catalog = _catalog(catalog_parts)
-        impressions = _concatenate(parts["impressions"], ("user_id", "item_id", "timestamp", "label", "is_eval", "row"))
-        names = ("user_id", "item_id", "timestamp") + (
-            ("order_line",) if _all_have(parts["behaviors"], "order_line") else ()
-        )
-        behaviors = _concatenate(parts["behaviors"], names)
-        shown = {name: impressions[name] for name in ("user_id", "item_id", "timestamp", "label")}
-        table = pa.table(shown)
-        bad, reasons = rules.broken(table, rules.row_rules("impressions", item_ids=catalog["item_id"]))
+        catalog, impressions = _sorted_by("item_id", catalog_parts), _stacked(parts["impressions"])
+        users = _sorted_by("user_id", parts["users"]) if parts["users"] else self._nobody()
+        behaviors = _stacked(parts["behaviors"]) if parts["behaviors"] else self._nothing()
+        shown = pa.table({name: impressions[name] for name in _BASE})
+        bad, reasons = rules.broken(shown, rules.row_rules("impressions", item_ids=catalog["item_id"]))
         self._counters["dead_letter"].inc(int(bad.sum()))
-        yield from _dead_letters(table, "impressions", impressions["row"], bad, reasons)
+        yield from _dead_letters(shown, "impressions", impressions["row"], bad, reasons)
         is_eval = impressions["is_eval"] if self._first_eval is None else impressions["timestamp"] >= self._first_eval
         for split, rows in (("train", ~bad & ~is_eval), ("eval", ~bad & is_eval)):
-            built = examples.build(
-                {name: values[rows] for name, values in shown.items()},
-                behaviors,
-                catalog,
-                self._max_behaviors,
-            )
+            chosen = {name: values[rows] for name, values in impressions.items()}
+            built = examples.build(chosen, behaviors, catalog, users, self._features)
             self._counters[split].inc(int(rows.sum()))
             for record in examples.serialize(built):
                 yield pvalue.TaggedOutput(split, record)
 
+    def _nobody(self) -> examples.Columns:
+        own = {f.name: _empty(f) for f in self._features.of_table("users")}
+        return own | {"user_id": np.zeros(0, np.int64)}
 
-def _all_have(parts: list[examples.Columns], name: str) -> bool:
-    return all(name in part for part in parts)
+    def _nothing(self) -> examples.Columns:
+        own = {f.name: _empty(f) for f in self._features.of_table("behaviors")}
+        return own | {name: np.zeros(0, np.int64) for name in ("user_id", "item_id", "timestamp", "action")}
 
 
-def _concatenate(parts: list[examples.Columns], names: typing.Iterable[str]) -> examples.Columns:
-    return {name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0, np.int64) for name in names}
+def _empty(feature: Feature) -> np.ndarray:
+    return np.zeros((0, feature.max_values) if feature.kind == "ids" else 0, examples.dtype_of(feature))
 
 
-def _catalog(parts: list[tuple[np.ndarray, np.ndarray]]) -> examples.Columns:
-    ids, categories = (np.concatenate(arrays) for arrays in zip(*parts))
-    order = np.argsort(ids, kind="stable")
-    return {"item_id": ids[order], "category": categories[order]}
+def _stacked(parts: list[examples.Columns]) -> examples.Columns:
+    """Stacks the columns that all parts have."""
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def _sorted_by(key: str, parts: list[examples.Columns]) -> examples.Columns:
+    columns = _stacked(parts)
+    order = np.argsort(columns[key], kind="stable")
+    return {name: values[order] for name, values in columns.items()}

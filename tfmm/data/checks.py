@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -15,9 +16,10 @@ import pyarrow.compute as pc
 
 from tfmm import extras
 from tfmm.config import DataConfig
-from tfmm.data import examples, rules, schema, unread
+from tfmm.data import declared, examples, rules, schema, unread
 from tfmm.data.layout import Unread
 from tfmm.data.parts import LayoutError, Part
+from tfmm.features import FeatureSet
 
 SHOWN = 5  # rows and values that a fault quotes
 
@@ -74,14 +76,17 @@ class CheckReport:
         )
 
 
-def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> CheckReport:
+def check(
+    data_dir: str | pathlib.Path, config: DataConfig | None = None, feature_set: FeatureSet | None = None
+) -> CheckReport:
     """Checks every table, column and row of a data folder; see `tfmm.data.schema.check`."""
-    run = _Check(pathlib.Path(data_dir), _pandera())
-    unused = unread.of_folder(data_dir)
-    for name, table in schema.TABLES.items():
+    tables = declared.tables(feature_set or FeatureSet())
+    run = _Check(pathlib.Path(data_dir), _pandera(), tables)
+    unused = unread.of_folder(data_dir, tables)
+    for name, table in tables.items():
         try:
-            unused += unread.of_table(data_dir, name)
-            parts = schema.table_parts(data_dir, name)
+            unused += unread.of_table(data_dir, name, tables)
+            parts = schema.table_parts(data_dir, name, tables)
         except LayoutError as error:
             run.add(name, "", f"must be one readable table: {error}", 1)
             continue
@@ -90,6 +95,7 @@ def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> Che
         elif table.required:
             run.add(name, "", "must be there", 1)
     run.check_ids()
+    run.check_declaration(feature_set or FeatureSet())
     run.check_catalog()
     run.check_splits(config or DataConfig())
     return CheckReport(run.counts, tuple(run.faults), tuple(unused))
@@ -131,8 +137,8 @@ def _pandera() -> typing.Any:
 class _Check:
     """The state of one check: what was counted, what was found, ids to look references up in."""
 
-    def __init__(self, data_dir: pathlib.Path, pandera: typing.Any):
-        self.data_dir, self._pandera = data_dir, pandera
+    def __init__(self, data_dir: pathlib.Path, pandera: typing.Any, tables: schema.Tables):
+        self.data_dir, self._pandera, self._tables = data_dir, pandera, tables
         self.counts: dict[str, int] = {}
         self.faults: list[Fault] = []
         self._ids: dict[str, np.ndarray] = {}  # sorted fingerprints of items and searches
@@ -151,14 +157,14 @@ class _Check:
     def check_table(self, name: str, parts: typing.Sequence[Part]) -> None:
         self.counts[name] = sum(sum(part.row_groups) for part in parts)
         columns = self._readable_columns(name, parts)
-        if not self.counts[name] and schema.TABLES[name].required:
+        if not self.counts[name] and self._tables[name].required:
             self.add(name, "", "must have rows", 1)
         self._check_unique(name, columns)
         found: dict[tuple[str, str], list[tuple[int, typing.Any]]] = {}
         column_rules, first = self._rules(name, columns), 0
         for part in parts:
             for group in range(len(part.row_groups)):
-                table = schema.read_part(part, name, columns, group)
+                table = schema.read_part(part, name, columns, group, self._tables)
                 for column, text, row, value in self._failures(name, table, column_rules):
                     found.setdefault((column, text), []).append((first + row, value))
                 first += table.num_rows
@@ -205,19 +211,20 @@ class _Check:
             if len(lengths):
                 dim = int(pc.mode(lengths)[0]["mode"].as_py())
         searches = self._ids.get("searches")
-        return rules.row_rules(name, self._ids.get("items"), searches, has_split) + rules.content_rules(name, dim)
+        own = rules.row_rules(name, self._ids.get("items"), searches, has_split, self._tables)
+        return own + rules.content_rules(name, dim)
 
     def _readable_columns(self, name: str, parts: typing.Sequence[Part]) -> list[str]:
         columns = []
         stored = {os.path.relpath(part.path, self.data_dir): part.schema.names for part in parts}
-        for column in schema.TABLES[name].columns:
+        for column in self._tables[name].columns:
             missing = [path for path, names in stored.items() if column.name not in names]
             if column.required and missing:
                 rule = f"must be a column ({schema.kind_text(column)})"
                 self.add(name, column.name, rule, len(missing), values=missing[:SHOWN])
             elif len(missing) < len(parts):
                 try:
-                    schema.read_table(self.data_dir, name, [column.name])
+                    schema.read_table(self.data_dir, name, [column.name], self._tables)
                     columns.append(column.name)
                 except LayoutError as error:
                     self.add(name, column.name, f"must be one readable table: {error}", 1)
@@ -226,7 +233,7 @@ class _Check:
         return columns
 
     def _check_unique(self, name: str, columns: typing.Sequence[str]) -> None:
-        key = {"items": "item_id", "searches": "search_id"}.get(name)
+        key = declared.unique_key(name)
         if key is None or key not in columns:
             return
         ids = schema.read_table(self.data_dir, name, [key])[key]
@@ -252,6 +259,12 @@ class _Check:
             pass  # reported with its table
         except ValueError as error:
             self.add("impressions", "", f"and all tables must have ids of one type: {error}", 1)
+
+    def check_declaration(self, feature_set: FeatureSet) -> None:
+        """Adds what the data lacks of a declaration; what is wrong with files was reported with their tables."""
+        with contextlib.suppress(LayoutError):
+            for text in declared.faults(self.data_dir, feature_set):
+                self.add("declaration", "", text, 1)
 
     def check_catalog(self) -> None:
         if (

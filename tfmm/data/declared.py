@@ -55,10 +55,10 @@ def faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
                 found.append(f"{name}: its table {feature.table!r} must be there. Add it, or leave the feature out")
         elif all(feature.column not in part.schema.names for part in parts):
             if (feature.table, feature.column) != ("items", "category"):  # a documented column that may be absent
+                names = ", ".join(dict.fromkeys(n for part in parts for n in part.schema.names))
                 found.append(
-                    f"{name}: column {place} must be there. Received the columns "
-                    f"{', '.join(dict.fromkeys(n for part in parts for n in part.schema.names))}. Name another `source`, "
-                    "or leave the feature out"
+                    f"{name}: column {place} must be there. Received the columns {names}. Name another `source`, or "
+                    "leave the feature out"
                 )
         else:
             found += _type_faults(data_dir, feature, known)

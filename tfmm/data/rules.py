@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from tfmm.data import schema
+from tfmm.features import ACTIONS
 
 Array: typing.TypeAlias = pa.Array | pa.ChunkedArray
 UNKNOWN_ITEM = "must be in the items table"
@@ -60,7 +61,7 @@ def row_rules(
         if has_split:
             rules.append(Rule("split", "must not be null where other rows have a split", _null))
     if name == "behaviors":
-        rules.append(Rule("action", f"must be one of {', '.join(schema.ACTIONS)}", _outside(schema.ACTIONS)))
+        rules.append(Rule("action", f"must be one of {', '.join(ACTIONS)}", _outside(ACTIONS)))
     for referring, table, ids, text in (
         ("item_id", "items", item_ids, UNKNOWN_ITEM),
         ("trigger_item_id", "items", item_ids, UNKNOWN_ITEM),

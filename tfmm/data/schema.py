@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from tfmm.config import DataConfig
 from tfmm.data import layout
 from tfmm.data.parts import Part
+from tfmm.features import FeatureSet
 from tfmm.fingerprints import fingerprint
 
 if typing.TYPE_CHECKING:
@@ -24,7 +25,6 @@ if typing.TYPE_CHECKING:
 MODALITIES = ("image", "text", "vector")
 CONTENT_COLUMNS = {"image": "image", "text": "title", "vector": "vector"}
 QUERY_COLUMNS = {"image": "query_image", "text": "query_text"}  # of searches, by the modality that they teach
-ACTIONS = ("click", "cart", "favorite", "purchase")
 SPLITS = ("train", "eval")
 
 
@@ -131,6 +131,7 @@ _ARROW_TYPES = {
     "number": pa.float32(),
     "boolean": pa.bool_(),
 }
+_NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
 _KIND_TEXT = {
     "id": "int64 or string",
     "string": "string",
@@ -171,12 +172,15 @@ def kind_text(column: Column) -> str:
     return _KIND_TEXT[column.kind]
 
 
-def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> checks.CheckReport:
+def check(
+    data_dir: str | pathlib.Path, config: DataConfig | None = None, feature_set: FeatureSet | None = None
+) -> checks.CheckReport:
     """Checks every table, column and row of a data folder.
 
     Args:
         data_dir: the data folder.
         config: how impressions are split; None: DataConfig().
+        feature_set: what the run declares; None: the default features.
     Returns:
         `.counts`, rows per table; `.faults`, each with `table`, `column`, `rule`, `count`, and the first
         `rows` and `values`; `.ok`, True where there is no fault; `.unread`, what lies there and is not used.
@@ -185,7 +189,7 @@ def check(data_dir: str | pathlib.Path, config: DataConfig | None = None) -> che
     """
     from tfmm.data import checks
 
-    return checks.check(data_dir, config)
+    return checks.check(data_dir, config, feature_set)
 
 
 def table_parts(data_dir: str | pathlib.Path, name: str, tables: Tables | None = None) -> list[Part]:
@@ -317,11 +321,9 @@ def _cast(array: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray
             return array.cast(pa.string())
         if column.kind == "ids":
             return _cast_lists(array)
-        if column.kind == "number" and not (
-            pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind)
-        ):
-            raise pa.ArrowInvalid(f"{kind} is no number type")
         if column.kind == "number":
+            if not any(is_kind(kind) for is_kind in _NUMBERS):
+                raise pa.ArrowInvalid(f"{kind} is no number type")
             return array.cast(pa.float64()).cast(pa.float32(), safe=False)
         if column.kind == "boolean" and not (pa.types.is_boolean(kind) or pa.types.is_null(kind)):
             raise pa.ArrowInvalid(f"{kind} is no boolean type")

@@ -143,8 +143,8 @@ def save_model(
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_weights(folder / WEIGHTS)
-    sequences = list(model.sequences)
-    return artifacts.write_manifest(folder, KIND, model.settings, parents, dims=model.dims, sequences=sequences, **facts)
+    facts |= {"dims": model.dims, "sequences": list(model.sequences)}
+    return artifacts.write_manifest(folder, KIND, model.settings, parents, **facts)
 
 
 def load_model(make_dir: str | pathlib.Path) -> MAKEModel:

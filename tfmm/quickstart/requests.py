@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfmm.data import schema
+from tfmm.data import declared, schema
 from tfmm.features import AGE, Column, Feature, FeatureSet, Sequence
 
 Values = dict[str, typing.Any]
@@ -23,7 +23,7 @@ def busiest_user(data: pathlib.Path, feature_set: FeatureSet) -> Values:
     counts = behaviors["user_id"].value_counts()
     user = counts.field("values")[int(np.argmax(counts.field("counts").to_numpy()))]
     own = behaviors.filter(pc.equal(behaviors["user_id"], user)).sort_by("timestamp")
-    items = _by_id(schema.read_table(data, "items", feature_set=feature_set), "item_id")
+    items = _by_id(schema.read_table(data, "items", tables=declared.tables(feature_set)), "item_id")
     rows = {name: _newest_row(data, name, user, feature_set) for name in ("users", "impressions")}
     result: Values = {"user_id": user.as_py()}
     for column in feature_set.served:
@@ -36,7 +36,7 @@ def busiest_user(data: pathlib.Path, feature_set: FeatureSet) -> Values:
 
 def first_items(data: pathlib.Path, feature_set: FeatureSet, count: int) -> Values:
     """Returns the candidate side of a request: the catalog's first items."""
-    items = schema.read_table(data, "items", feature_set=feature_set).slice(0, count).to_pylist()
+    items = schema.read_table(data, "items", tables=declared.tables(feature_set)).slice(0, count).to_pylist()
     return candidates_of(feature_set, items)
 
 
@@ -51,7 +51,7 @@ def candidates_of(feature_set: FeatureSet, items: typing.Sequence[typing.Mapping
 
 def _behaviors(data: pathlib.Path, feature_set: FeatureSet) -> pa.Table:
     if schema.has_table(data, "behaviors"):
-        return schema.read_table(data, "behaviors", feature_set=feature_set)
+        return schema.read_table(data, "behaviors", tables=declared.tables(feature_set))
     shown = schema.read_table(data, "impressions", ["user_id", "item_id", "timestamp", "label"])
     return shown.filter(pc.equal(shown["label"], 1))
 
@@ -59,7 +59,7 @@ def _behaviors(data: pathlib.Path, feature_set: FeatureSet) -> pa.Table:
 def _newest_row(data: pathlib.Path, name: str, user: typing.Any, feature_set: FeatureSet) -> Values:
     if not feature_set.of_table(name) or not schema.has_table(data, name):
         return {}
-    table = schema.read_table(data, name, feature_set=feature_set)
+    table = schema.read_table(data, name, tables=declared.tables(feature_set))
     own = table.filter(pc.equal(table["user_id"], user))
     if "timestamp" in own.column_names:
         own = own.sort_by("timestamp")

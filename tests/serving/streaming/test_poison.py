@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.streaming import embedding, event_log, events, ingestion
-from tfmm import artifacts, features
+from tfmm import artifacts, fingerprints
 from tfmm.index import encode, item_index
 
 SOURCE = "sqlite:test"
@@ -170,7 +170,7 @@ def test_what_only_looks_odd_is_embedded(encoders, index):
 
 
 def test_ids_of_nul_characters_are_ids(encoders, index):
-    ids = features.fingerprint(["\0", "a\0", "a"]).tolist()
+    ids = fingerprints.fingerprint(["\0", "a\0", "a"]).tolist()
     ingestion.ingest(make_batch(good("\0"), good("a\0"), good("a"), good("a\0", withdrawn=True, event_time_us=2)),
                      encoders, index)  # fmt: skip
     ingestion.ingest(make_batch(good("\0", withdrawn=True, event_time_us=2), first=11), encoders, index)

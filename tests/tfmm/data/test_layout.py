@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from tfmm import features
 from tfmm.config import DataConfig, PairsConfig
 from tfmm.data import beam as beam_lib
+from tfmm.features import ACTIONS
 from tfmm.data import examples, pairs, schema
+from tfmm.features import ACTIONS
 
 CONFIG = DataConfig(max_behaviors=20)
 
@@ -36,7 +38,7 @@ def by_day(table, folder):
 
 def by_action(table, folder):
     """Hive's layout for a documented column, which the files then lack."""
-    for action in schema.ACTIONS:
+    for action in ACTIONS:
         rows = table.filter(pc.equal(table["action"], action)).drop(["action"])
         write(rows, folder / f"action={action}" / "part-0.parquet")
 

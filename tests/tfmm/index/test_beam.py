@@ -118,7 +118,7 @@ def test_bad_row_of_the_catalog_does_not_end_the_job(encoder_dirs, tmp_path):
     with item_index.ItemIndex(tmp_path / "index.sqlite") as index:
         found = index.embeddings("text", "v1")
     wanted = encode.quantize(encode.load_encoder(encoder_dirs["text"])([titles[n] for n in (0, 1, 3, 4)]))[0]
-    rows = dict(zip(features.fingerprint([ids[n] for n in (0, 1, 3, 4)]).tolist(), wanted.tolist()))
+    rows = dict(zip(fingerprints.fingerprint([ids[n] for n in (0, 1, 3, 4)]).tolist(), wanted.tolist()))
     assert dict(zip(found.ids.tolist(), found.rows.tolist())) == rows and len(rows) == 4
 
 
