@@ -10,9 +10,9 @@ from tfmm import preprocessing
 from tfmm.ctr import model as model_lib
 from tfmm.ctr import train as train_lib
 from tfmm.index import item_vectors
-from tfmm.training import examples as examples_lib
 from tfmm.make import model as make_model
 from tfmm.make import train as make_train
+from tfmm.training import examples as examples_lib
 
 SMALL = {"batch_size": 256, "learning_rate": 1e-2, "attention_units": (8,), "units": (16,)}
 METHODS = (config_lib.Method("simtier", {"num_tiers": 8}), config_lib.Method("make"))

@@ -5,20 +5,22 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.testing import util
 
-from tfmm import features
+from tfmm import preprocessing
 from tfmm.config import DataConfig
 from tfmm.data import beam as beam_lib
 from tfmm.data import examples, schema
+from tfmm.features import FeatureSet
 
 OPTIONS = ["--runner=FnApiRunner", "--direct_num_workers=1"]
 CONFIG = DataConfig(max_behaviors=5)
+FEATURES = FeatureSet().resolved(max_behaviors=5, min_count=2)
 
 
 def test_records_are_laid_out_as_a_tfx_artifact(small_marketplace, tmp_path):
     with beam.Pipeline(options=PipelineOptions(OPTIONS)) as root:
-        beam_lib.write(root, small_marketplace, CONFIG, tmp_path)
+        beam_lib.write(root, small_marketplace, CONFIG, FEATURES, tmp_path)
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"Split-train", "Split-eval"}
-    spec = features.raw_spec(5)
+    spec = preprocessing.raw_spec(FEATURES)
     rows = [
         len(examples.read_columns(str(tmp_path / f"Split-{split}/data_tfrecord-*.gz"), spec)["label"])
         for split in ("train", "eval")
@@ -39,8 +41,8 @@ def test_many_shards_give_what_one_gives(small_marketplace, tmp_path, monkeypatc
     for rows_per_shard in (10**9, 500):
         monkeypatch.setattr(beam_lib, "ROWS_PER_SHARD", rows_per_shard)
         folder = tmp_path / str(rows_per_shard)
-        beam_lib.run(tmp_path / "data", CONFIG, folder)
-        columns = examples.read_columns(str(folder / "train-*.tfrecord.gz"), features.raw_spec(5))
+        beam_lib.run(tmp_path / "data", CONFIG, FEATURES, folder)
+        columns = examples.read_columns(str(folder / "train-*.tfrecord.gz"), preprocessing.raw_spec(FEATURES))
         order = np.lexsort((columns["item_id"], columns["user_id"], columns["timestamp"]))
         found.append({name: values[order] for name, values in columns.items()})
     for name in found[0]:
@@ -57,7 +59,7 @@ def test_row_numbers_of_dead_letters_run_over_all_parts(small_marketplace, tmp_p
     pq.write_table(table.slice(25), tmp_path / "impressions" / "b.parquet", row_group_size=10)
     pq.write_table(schema.read_table(small_marketplace, "items"), tmp_path / "items.parquet")
     with beam.Pipeline(options=PipelineOptions(OPTIONS)) as root:
-        built = root | beam_lib.BuildExamples(tmp_path, CONFIG)
+        built = root | beam_lib.BuildExamples(tmp_path, CONFIG, FEATURES)
         letters = built["dead_letter"] | beam.Map(lambda letter: (letter["table"], letter["row"], letter["reason"]))
         util.assert_that(letters, util.equal_to([("impressions", 33, "`label` must be 0 or 1")]))
 
@@ -70,4 +72,4 @@ def test_ids_of_two_types_stop_the_job_before_it_starts(small_marketplace, tmp_p
             table = table.set_column(0, "item_id", ids)
         pq.write_table(table, tmp_path / f"{name}.parquet")
     with pytest.raises(ValueError, match="`item_id` must have one type in all tables"):
-        beam_lib.run(tmp_path, CONFIG, tmp_path / "out")
+        beam_lib.run(tmp_path, CONFIG, FEATURES, tmp_path / "out")

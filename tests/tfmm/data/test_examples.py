@@ -6,16 +6,18 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from tfmm import artifacts, extras, features
+from tfmm import artifacts, extras, fingerprints, preprocessing
 from tfmm.config import DataConfig
 from tfmm.data import examples, schema
+from tfmm.features import OUT_OF_VOCABULARY, FeatureSet
 
 L3 = DataConfig(max_behaviors=3, eval_fraction=0.25, min_id_count=1)
+FEATURES = FeatureSet().resolved(max_behaviors=3, min_count=1)
+NOBODY = {"user_id": np.zeros(0, np.int64)}
 
 
-def read(folder, split, max_behaviors=3):
-    spec = features.raw_spec(max_behaviors)
-    return examples.read_columns(str(folder / f"{split}-*.tfrecord.gz"), spec)
+def read(folder, split, feature_set=FEATURES):
+    return examples.read_columns(str(folder / f"{split}-*.tfrecord.gz"), preprocessing.raw_spec(feature_set))
 
 
 def us(time):
@@ -35,7 +37,7 @@ def test_an_impression_sees_the_newest_strictly_earlier_behaviors():
         "item_id": np.array([12, 11, 10, 13, 99]),
         "timestamp": np.array([30, 20, 10, 50, 5]),
     }
-    built = examples.build(impressions, behaviors, catalog, 2)
+    built = examples.build(impressions, behaviors, catalog, NOBODY, FeatureSet().resolved(2, 1))
     assert {name: values.tolist() for name, values in built.items()} == {
         "user_id": [1, 1, 2],
         "item_id": [12, 13, 10],
@@ -45,7 +47,7 @@ def test_an_impression_sees_the_newest_strictly_earlier_behaviors():
         "timestamp": [20, 50, 60],
         "label": [0, 1, 1],
     }
-    assert list(built) == [feature.name for feature in features.FEATURES]
+    assert list(built) == [*(column.name for column in FEATURES.columns), "timestamp", "label"]
 
 
 def test_the_order_of_rows_says_nothing():
@@ -60,12 +62,14 @@ def test_the_order_of_rows_says_nothing():
     }
     nothing = {name: np.zeros(0, np.int64) for name in ("user_id", "item_id", "timestamp")}
     catalog = {"item_id": items, "category": items}
-    built = examples.build(impressions, nothing, catalog, 2)
+    built = examples.build(impressions, nothing, catalog, NOBODY, FeatureSet().resolved(2, 1))
     place = np.arange(n)
     correlation = np.corrcoef(built["label"], place % 5 == 0)[0, 1]
     assert abs(correlation) < 0.06  # 4 standard deviations of independent draws
     shuffled = np.random.default_rng(0).permutation(n)
-    again = examples.build({name: v[shuffled] for name, v in impressions.items()}, nothing, catalog, 2)
+    again = examples.build(
+        {name: v[shuffled] for name, v in impressions.items()}, nothing, catalog, NOBODY, FeatureSet().resolved(2, 1)
+    )
     np.testing.assert_array_equal(again["item_id"], built["item_id"])
     assert not built["behavior_item_ids"].any()
 
@@ -91,7 +95,7 @@ def shop(at, ids, users):
 @pytest.mark.parametrize("ids, users", [([1, 2, 3], [8, 9]), (["a", "b", "c"], ["u", "v"])], ids=["int64", "string"])
 def test_written_examples_are_split_by_time(tables, tmp_path, at, ids, users):
     folder = tables(**shop(at, ids, users))
-    manifest = examples.write_examples(folder, L3, tmp_path / "out")
+    manifest = examples.write_examples(folder, L3, FEATURES, tmp_path / "out")
     assert {name: manifest[name] for name in ("train", "eval", "dead_letter")} == {
         "train": 6,
         "eval": 2,
@@ -100,10 +104,10 @@ def test_written_examples_are_split_by_time(tables, tmp_path, at, ids, users):
     train, held = read(tmp_path / "out", "train"), read(tmp_path / "out", "eval")
     assert sorted(train["timestamp"].tolist()) == [us(at(m)) for m in range(1, 7)]
     assert sorted(held["timestamp"].tolist()) == [us(at(m)) for m in (7, 8)]
-    fingerprints, user = fingerprints.fingerprint(ids), fingerprints.fingerprint(users)
+    prints, user = fingerprints.fingerprint(ids), fingerprints.fingerprint(users)
     row = int(np.flatnonzero(held["timestamp"] == us(at(8)))[0])
-    assert held["user_id"][row] == user[0] and held["item_id"][row] == fingerprints[2]
-    assert held["behavior_item_ids"][row].tolist() == [fingerprints[0], fingerprints[0], 0]
+    assert held["user_id"][row] == user[0] and held["item_id"][row] == prints[2]
+    assert held["behavior_item_ids"][row].tolist() == [prints[0], prints[0], 0]
     lamp = fingerprints.fingerprint(["lamp"])[0]
     assert held["category"][row] == lamp and held["behavior_categories"][row].tolist() == [lamp, lamp, 0]
 
@@ -111,14 +115,14 @@ def test_written_examples_are_split_by_time(tables, tmp_path, at, ids, users):
 def test_the_split_column_decides_where_there_is_one(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["impressions"] = [{**row, "split": "eval" if k == 0 else "train"} for k, row in enumerate(data["impressions"])]
-    manifest = examples.write_examples(tables(**data), L3, tmp_path / "out")
+    manifest = examples.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
     assert (manifest["train"], manifest["eval"]) == (7, 1)
 
 
 def test_histories_are_clicked_impressions_where_behaviors_are_absent(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     del data["behaviors"]
-    examples.write_examples(tables(**data), L3, tmp_path / "out")
+    examples.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
     held = read(tmp_path / "out", "eval")
     row = int(np.flatnonzero(held["timestamp"] == us(at(7)))[0])
     assert held["behavior_item_ids"][row].tolist() == [2, 1, 3]  # minutes 1, 3 and 5: all clicks of user 9 before 7
@@ -135,7 +139,7 @@ def test_bad_rows_become_dead_letters_with_a_reason(tables, tmp_path, at):
         {**good, "timestamp": None, "label": None},
     ]
     data["behaviors"] += [{**data["behaviors"][0], "action": "stare"}]
-    manifest = examples.write_examples(tables(**data), L3, tmp_path / "out")
+    manifest = examples.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
     assert (manifest["train"] + manifest["eval"], manifest["dead_letter"]) == (8, 6)
     letters = pq.read_table(next((tmp_path / "out").glob("dead_letter-*.parquet"))).to_pylist()
     reasons = {(letter["table"], letter["row"]): letter["reason"] for letter in letters}
@@ -154,19 +158,19 @@ def test_an_empty_split_is_refused(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["impressions"] = [{**row, "split": "train"} for row in data["impressions"]]
     with pytest.raises(ValueError, match="Both splits must have rows"):
-        examples.write_examples(tables(**data), L3, tmp_path / "out")
+        examples.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
 
 
 def test_without_beam_the_line_that_installs_it_is_shown(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(extras.MissingExtraError, match=r'pip install "tfmm\[pipeline\]"'):
-        examples.write_examples(tmp_path, L3, tmp_path / "out")
+        examples.write_examples(tmp_path, L3, FEATURES, tmp_path / "out")
 
 
 def test_a_behavior_of_a_delisted_item_stays_in_the_history(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["behaviors"][1]["item_id"] = 55
-    manifest = examples.write_examples(tables(**data), L3, tmp_path / "out")
+    manifest = examples.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
     held = read(tmp_path / "out", "eval")
     row = int(np.flatnonzero(held["timestamp"] == us(at(8)))[0])
     assert manifest["dead_letter"] == 0
@@ -176,52 +180,53 @@ def test_a_behavior_of_a_delisted_item_stays_in_the_history(tables, tmp_path, at
 
 def test_vocabularies_hold_the_ids_of_the_train_split(tables, tmp_path, at):
     folder = tables(**shop(at, [1, 2, 3], [8, 9]))
-    examples.write_examples(folder, L3, tmp_path / "raw")
+    examples.write_examples(folder, L3, FEATURES, tmp_path / "raw")
     manifest = examples.transform(tmp_path / "raw", tmp_path / "out")
     lines = {
         path.name: [int(line) for line in path.read_text().split()] for path in (tmp_path / "out/vocabulary").iterdir()
     }
-    assert set(lines) == set(features.VOCABULARIES)
+    assert set(lines) == set(FEATURES.vocabularies)
     assert lines["user_id"] == [8, 9] and sorted(lines["item_id"]) == [1, 2, 3]
     assert lines["item_id"][0] == 1  # in every history, so the most frequent
     assert manifest["vocabulary_sizes"] == {"user_id": 4, "item_id": 5, "category": 3}
-    columns = examples.read_columns(str(tmp_path / "out/train-*"), features.transformed_spec(3))
-    for feature in features.FEATURES:
-        if feature.index is not None:
-            index = {0: 0, **{id_: k + 2 for k, id_ in enumerate(lines[feature.vocabulary])}}
-            expected = np.vectorize(index.get)(columns[feature.name])
-            np.testing.assert_array_equal(columns[feature.index], expected)
+    columns = examples.read_columns(str(tmp_path / "out/train-*"), preprocessing.transformed_spec(FEATURES))
+    for column in FEATURES.columns:
+        index = {0: 0, **{id_: k + 2 for k, id_ in enumerate(lines[column.feature.embedding])}}
+        expected = np.vectorize(index.get)(columns[column.name])
+        np.testing.assert_array_equal(columns[column.input], expected)
 
 
 def test_rare_ids_are_out_of_vocabulary(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["impressions"][5]["item_id"] = 3
-    examples.write_examples(tables(**data), L3, tmp_path / "raw")
-    examples.transform(tmp_path / "raw", tmp_path / "out", DataConfig(max_behaviors=3, min_id_count=3))
+    examples.write_examples(tables(**data), L3, FeatureSet().resolved(3, min_count=3), tmp_path / "raw")
+    examples.transform(tmp_path / "raw", tmp_path / "out")
     kept = [int(line) for line in (tmp_path / "out/vocabulary/item_id").read_text().split()]
     train = read(tmp_path / "raw", "train")
     ids, counts = np.unique(np.concatenate([train["item_id"], train["behavior_item_ids"].ravel()]), return_counts=True)
     assert sorted(kept) == [i for i, n in zip(ids.tolist(), counts.tolist()) if n >= 3 and i != 0]
-    columns = examples.read_columns(str(tmp_path / "out/train-*"), features.transformed_spec(3))
-    assert set(columns["item_id_index"][~np.isin(columns["item_id"], kept)]) <= {features.OUT_OF_VOCABULARY}
+    columns = examples.read_columns(str(tmp_path / "out/train-*"), preprocessing.transformed_spec(FEATURES))
+    assert set(columns["item_id_index"][~np.isin(columns["item_id"], kept)]) <= {OUT_OF_VOCABULARY}
 
 
 def test_serialized_examples_parse_with_the_table_of_features():
-    row = {name: np.array([[1, 2]]) if name.startswith("behavior") else np.array([7]) for name in features.raw_spec(2)}
-    parsed = tf.io.parse_single_example(next(examples.serialize(row)), features.raw_spec(2))
+    spec = preprocessing.raw_spec(FeatureSet().resolved(max_behaviors=2, min_count=1))
+    row = {name: np.array([[1, 2]]) if name.startswith("behavior") else np.array([7]) for name in spec}
+    parsed = tf.io.parse_single_example(next(examples.serialize(row)), spec)
     assert parsed["behavior_item_ids"].numpy().tolist() == [1, 2] and int(parsed["label"]) == 7
 
 
 def test_reading_what_was_not_written_names_the_step(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"matches no file. Run `tfmm.data.examples.write_examples` first"):
-        examples.read_columns(str(tmp_path / "train-*"), features.raw_spec(2))
+        examples.read_columns(str(tmp_path / "train-*"), preprocessing.raw_spec(FEATURES))
     with pytest.raises(FileNotFoundError, match="the stage that writes this folder did not finish"):
         examples.transform(tmp_path, tmp_path / "out")
     assert not (tmp_path / artifacts.MANIFEST).exists()
 
 
 def test_the_marketplace_gives_as_many_examples_as_impressions(small_marketplace, tmp_path):
-    manifest = examples.write_examples(small_marketplace, DataConfig(max_behaviors=5), tmp_path)
+    declared = FeatureSet().resolved(max_behaviors=5, min_count=2)
+    manifest = examples.write_examples(small_marketplace, DataConfig(max_behaviors=5), declared, tmp_path)
     rows = schema.read_table(small_marketplace, "impressions").num_rows
     assert manifest["train"] + manifest["eval"] == rows and manifest["dead_letter"] == 0
     assert manifest["eval"] == pytest.approx(0.2 * rows, rel=0.01)

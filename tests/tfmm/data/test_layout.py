@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfmm import features
+from tfmm import preprocessing
 from tfmm.config import DataConfig, PairsConfig
 from tfmm.data import beam as beam_lib
-from tfmm.features import ACTIONS
 from tfmm.data import examples, pairs, schema
-from tfmm.features import ACTIONS
+from tfmm.features import ACTIONS, FeatureSet
 
 CONFIG = DataConfig(max_behaviors=20)
+FEATURES = FeatureSet().resolved(CONFIG.max_behaviors, CONFIG.min_id_count)
 
 
 def write(rows, path):
@@ -100,8 +100,8 @@ def laid_out(small_marketplace, tmp_path_factory):
 def test_histories_are_those_of_the_flat_layout(small_marketplace, laid_out, tmp_path):
     found = []
     for name, folder in (("flat", small_marketplace), ("laid_out", laid_out)):
-        beam_lib.run(folder, CONFIG, tmp_path / name)
-        spec = features.raw_spec(CONFIG.max_behaviors)
+        beam_lib.run(folder, CONFIG, FEATURES, tmp_path / name)
+        spec = preprocessing.raw_spec(FEATURES)
         columns = examples.read_columns(str(tmp_path / name / "*.tfrecord.gz"), spec)
         order = np.lexsort((columns["label"], columns["item_id"], columns["user_id"], columns["timestamp"]))
         found.append({column: values[order] for column, values in columns.items()})

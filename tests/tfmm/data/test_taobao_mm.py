@@ -3,9 +3,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfmm import artifacts
+from tfmm import artifacts, preprocessing
 from tfmm.config import DataConfig, PairsConfig
 from tfmm.data import examples, pairs, schema, taobao_mm
+from tfmm.features import FeatureSet
+
+FEATURES = FeatureSet().resolved(max_behaviors=4, min_count=2)
 
 
 def write_source(folder, *, train_history=(7, 8, 9), test_history=(8, 9, 5), user=-1):
@@ -40,9 +43,9 @@ def test_a_tiny_source_is_converted_as_documented(tmp_path):
 
 def test_the_newest_item_of_a_list_is_the_newest_behavior(tmp_path):
     taobao_mm.convert(write_source(tmp_path), tmp_path / "out")
-    manifest = examples.write_examples(tmp_path / "out", DataConfig(max_behaviors=4), tmp_path / "examples")
+    manifest = examples.write_examples(tmp_path / "out", DataConfig(max_behaviors=4), FEATURES, tmp_path / "examples")
     assert (manifest["train"], manifest["eval"]) == (1, 1)
-    spec = taobao_spec = examples.features.raw_spec(4)
+    spec = taobao_spec = preprocessing.raw_spec(FEATURES)
     train = examples.read_columns(str(tmp_path / "examples" / "train-*.tfrecord.gz"), spec)
     held = examples.read_columns(str(tmp_path / "examples" / "eval-*.tfrecord.gz"), taobao_spec)
     assert train["behavior_item_ids"].tolist() == [[7, 8, 9, 0]]

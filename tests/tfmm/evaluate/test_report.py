@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from sklearn import metrics as sklearn_metrics
 
-from tfmm import artifacts, features
+from tfmm import artifacts, preprocessing
 from tfmm.evaluate import report as report_lib
 from tfmm.training import examples as examples_lib
 
@@ -17,10 +17,10 @@ from tfmm.training import examples as examples_lib
 class Scorer(tf.Module):
     """A served model small enough to know by heart: logit = weight * (item_id mod 7) - 2."""
 
-    def __init__(self, weight, max_behaviors):
+    def __init__(self, weight, feature_set):
         super().__init__()
         self.weight = tf.Variable(weight)
-        self.spec = features.raw_spec(max_behaviors)
+        self.spec = preprocessing.raw_spec(feature_set)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
     def serve_examples(self, examples):
@@ -29,8 +29,8 @@ class Scorer(tf.Module):
         return {"logit": logit, "score": tf.sigmoid(logit)}
 
 
-def save(folder: pathlib.Path, weight: float, max_behaviors: int) -> str:
-    scorer = Scorer(weight, max_behaviors)
+def save(folder: pathlib.Path, weight: float, feature_set) -> str:
+    scorer = Scorer(weight, feature_set)
     tf.saved_model.save(scorer, str(folder), signatures={"serve_examples": scorer.serve_examples})
     return str(folder)
 
@@ -39,14 +39,14 @@ def save(folder: pathlib.Path, weight: float, max_behaviors: int) -> str:
 def saved(shop, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     return {
-        name: save(folder / name, weight, shop.max_behaviors)
+        name: save(folder / name, weight, shop.features)
         for name, weight in (("id", 0.1), ("multimodal", -0.2))
     }
 
 
 def test_what_is_served_is_what_is_judged(shop, saved, tmp_path):
-    report = report_lib.evaluate(saved, shop.train, shop.eval, tmp_path)
-    rows = examples_lib.read_columns(examples_lib.example_files(shop.eval), ("user_id", "item_id", "label"))
+    report = report_lib.evaluate(saved, shop.train, shop.eval, tmp_path, shop.features)
+    rows = examples_lib.read_columns(examples_lib.example_files(shop.eval), shop.features, ("user_id", "item_id", "label"))
     score = 1 / (1 + np.exp(-(-0.2 * (rows["item_id"] % 7) - 2.0)))
     found = report["models"]["multimodal"]
     assert found["auc"] == pytest.approx(sklearn_metrics.roc_auc_score(rows["label"], score), abs=1e-12)
