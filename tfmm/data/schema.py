@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from tfmm import features
 from tfmm.config import DataConfig
+from tfmm.data import instants
 
 if typing.TYPE_CHECKING:
     from tfmm.data import checks
@@ -275,9 +276,7 @@ def _cast(array: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray
         ):
             raise pa.ArrowInvalid(f"{kind} is no integer type")
         if column.kind == "timestamp":
-            if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_null(kind)):
-                raise pa.ArrowInvalid(f"{kind} is no timestamp type")
-            return array.cast(_ARROW_TYPES["timestamp"], safe=False)
+            return instants.to_timestamps(array)
         return array.cast(_ARROW_TYPES[column.kind])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(
