@@ -13,7 +13,7 @@ import pyarrow as pa
 from tfmm import extras
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import examples, rules, schema
+from tfmm.data import examples, instants, rules, schema, times
 from tfmm.data.parts import Part
 
 try:
@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
 
 ROWS_PER_SHARD = 50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
 NAMESPACE = "tfmm.data"
+_LOG = logging.getLogger(__name__)
 _COLUMNS = {
     "impressions": ["user_id", "item_id", "timestamp", "label", "split"],
     "behaviors": ["user_id", "item_id", "timestamp", "action", "order_line"],
@@ -51,14 +52,17 @@ class BuildExamples(beam.PTransform):
 
     def expand(self, root: beam.Pipeline | pvalue.PBegin) -> dict[str, beam.PCollection]:
         schema.id_types(self._data_dir)  # refuses ids of mixed types
-        times = schema.read_table(self._data_dir, "impressions", ["timestamp", "split"])
-        microseconds = schema.microseconds(times["timestamp"].drop_null())
+        splits = schema.read_table(self._data_dir, "impressions", ["split"])["split"]
+        seen = times.resolutions(self._data_dir, self._config.time_zone)
+        for note in times.notes(seen):
+            _LOG.warning(note)
+        shown_at, _ = times.read_bounds(self._data_dir, "impressions", seen["impressions"])
         first_eval = (
             None
-            if times["split"].null_count < times.num_rows
-            else examples.eval_start(microseconds, self._config.eval_fraction)
+            if splits.null_count < len(splits)
+            else examples.eval_start(shown_at[shown_at != instants.NULL], self._config.eval_fraction)
         )
-        num_shards = max(1, round(times.num_rows / ROWS_PER_SHARD))
+        num_shards = max(1, round(len(splits) / ROWS_PER_SHARD))
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
         names = ["impressions", *(["behaviors"] if has_behaviors else [])]
         catalog = (
@@ -71,7 +75,7 @@ class BuildExamples(beam.PTransform):
             | "ListLogs" >> beam.Create(_row_groups(self._data_dir, names))
             | "SpreadLogs" >> beam.Reshuffle()
             | "ReadLogs"
-            >> beam.ParDo(_ReadLogs(num_shards, has_behaviors, first_eval is None)).with_outputs(
+            >> beam.ParDo(_ReadLogs(num_shards, has_behaviors, first_eval is None, seen)).with_outputs(
                 "dead_letter", main="rows"
             )
         )
@@ -151,7 +155,7 @@ def _dead_letters(
     table: pa.Table, name: str, rows: np.ndarray, bad: np.ndarray, reasons: np.ndarray
 ) -> typing.Iterator[pvalue.TaggedOutput]:
     places = np.flatnonzero(bad)
-    for place, content in zip(places.tolist(), table.take(pa.array(places)).to_pylist()):
+    for place, content in zip(places.tolist(), _plain(table.take(pa.array(places)))):
         yield pvalue.TaggedOutput(
             "dead_letter",
             {
@@ -163,11 +167,21 @@ def _dead_letters(
         )
 
 
+def _plain(table: pa.Table) -> list[dict[str, typing.Any]]:
+    """Returns rows as plain values; times as text, since those that are bad may lie beyond all calendars."""
+    columns = {
+        name: instants.texts(table[name]) if pa.types.is_timestamp(table[name].type) else table[name].to_pylist()
+        for name in table.column_names
+    }
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+
 class _ReadLogs(beam.DoFn):
     """(table, file, row group, first row) -> (shard, (table, arrays)); a user's rows share a shard."""
 
-    def __init__(self, num_shards: int, has_behaviors: bool, has_split: bool):
+    def __init__(self, num_shards: int, has_behaviors: bool, has_split: bool, seen: dict[str, times.Resolution]):
         self._num_shards, self._has_behaviors, self._has_split = num_shards, has_behaviors, has_split
+        self._seen = seen
 
     def setup(self) -> None:
         self._left_out = Metrics.counter(NAMESPACE, "dead_letter")
@@ -179,10 +193,12 @@ class _ReadLogs(beam.DoFn):
         rows = np.arange(first, first + table.num_rows)
         self._left_out.inc(int(bad.sum()))
         yield from _dead_letters(table, name, rows, bad, reasons)
+        earliest, latest = times.bounds(times.read_stored(part, name, group), self._seen[name])
         columns = {
             "user_id": schema.fingerprints(table["user_id"]),
             "item_id": schema.fingerprints(table["item_id"]),
-            "timestamp": schema.microseconds(table["timestamp"]),
+            "timestamp": earliest,
+            "latest": latest,
             "row": rows,
         }
         if name == "impressions":
@@ -199,7 +215,7 @@ class _ReadLogs(beam.DoFn):
                 clicked = own["label"] == 1
                 yield (
                     shard,
-                    ("behaviors", {key: own[key][clicked] for key in ("user_id", "item_id", "timestamp")}),
+                    ("behaviors", {key: own[key][clicked] for key in ("user_id", "item_id", "timestamp", "latest")}),
                 )
 
 
@@ -222,7 +238,7 @@ class _JoinShard(beam.DoFn):
             return
         catalog = _catalog(catalog_parts)
         impressions = _concatenate(parts["impressions"], ("user_id", "item_id", "timestamp", "label", "is_eval", "row"))
-        names = ("user_id", "item_id", "timestamp") + (
+        names = ("user_id", "item_id", "timestamp", "latest") + (
             ("order_line",) if _all_have(parts["behaviors"], "order_line") else ()
         )
         behaviors = _concatenate(parts["behaviors"], names)

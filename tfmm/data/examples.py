@@ -38,8 +38,9 @@ def build(impressions: Columns, behaviors: Columns, catalog: Columns, max_behavi
     """Joins impressions with their histories and categories.
 
     Args:
-        impressions: `user_id`, `item_id`, `timestamp`, `label`: int64 [B].
-        behaviors: `user_id`, `item_id`, `timestamp`, and perhaps `order_line`: int64 [n], in any order.
+        impressions: `user_id`, `item_id`, `timestamp` (the earliest instant), `label`: int64 [B].
+        behaviors: `user_id`, `item_id`, `timestamp`, and perhaps `order_line`: int64 [n], in any order; perhaps
+            `latest`, until when each may have happened (`tfmm.data.times`), else that is `timestamp`.
         catalog: `item_id`, `category`: int64 [m], sorted by item id.
         max_behaviors: L; the newest are kept.
     Returns:
@@ -49,12 +50,11 @@ def build(impressions: Columns, behaviors: Columns, catalog: Columns, max_behavi
     users, items, times = (impressions[name] for name in ("user_id", "item_id", "timestamp"))
     order = np.lexsort((behaviors_lib.tie_break(users, items, times), times))
     users, items, times = users[order], items[order], times[order]
+    latest = behaviors.get("latest", behaviors["timestamp"])
     sorting = behaviors_lib.sort_behaviors(
-        behaviors["user_id"], behaviors["timestamp"], behaviors["item_id"], behaviors.get("order_line")
+        behaviors["user_id"], behaviors["timestamp"], behaviors["item_id"], behaviors.get("order_line"), latest
     )
-    rows, mask = behaviors_lib.histories(
-        users, times, behaviors["user_id"][sorting], behaviors["timestamp"][sorting], max_behaviors
-    )
+    rows, mask = behaviors_lib.histories(users, times, behaviors["user_id"][sorting], latest[sorting], max_behaviors)
     behavior_items = behaviors["item_id"][sorting]
     behavior_categories = categories_of(behavior_items, catalog)
     if not len(behavior_items):
