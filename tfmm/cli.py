@@ -127,19 +127,22 @@ def data_schema() -> None:
     click.echo(schema.schema_text())
 
 
-@data.command("check", example="tfmm data check my_tables")
+@data.command("check", example="tfmm data check my_tables --set data.time_zone=Europe/Berlin")
 @click.argument("data_dir", type=ExistingFolder)
-def data_check(data_dir: pathlib.Path) -> None:
+@_run_options
+def data_check(data_dir: pathlib.Path, preset: str, assignments: tuple[str, ...]) -> None:
     """Check a data folder against the schema: every fault with table, row, column, rule, and a count."""
     from rich import console, markup, table
 
     from tfmm.data import schema, unread
 
-    report = schema.check(data_dir)
+    report = schema.check(data_dir, _config(preset, assignments).data)
     terminal = console.Console()
     terminal.print(", ".join(f"{name}: {rows:,} rows" for name, rows in report.counts.items()))
     for line in unread.in_words(report.unread):
         terminal.print(line, style="yellow", markup=False, highlight=False)
+    for note in report.notes:
+        terminal.print(f"[yellow]Note:[/] {markup.escape(note)}")
     if report.ok:
         terminal.print("[green]No fault found.")
         return

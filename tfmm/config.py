@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+import zoneinfo
 
 from tfmm import features as features_lib
 
@@ -12,6 +13,13 @@ from tfmm import features as features_lib
 def _require(holds: bool, rule: str, value: object) -> None:
     if not holds:
         raise ValueError(f"{rule} Received: {value!r}.")
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        return name == "UTC" or bool(zoneinfo.ZoneInfo(name))
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError, TypeError):
+        return False
 
 
 def _require_training(config: typing.Any) -> None:
@@ -51,12 +59,19 @@ class DataConfig:
     eval_fraction: float = 0.2  # the last impressions by time, unless the table has a `split` column
     min_id_count: int = 2  # ids seen less often in training share the out-of-vocabulary embedding
     max_bad_fraction: float = 0.01  # rows of a table that may break a rule: they become dead letters; more stop the run
+    time_zone: str = "UTC"  # IANA name: of dates, and of timestamps whose type names no zone
 
     def __post_init__(self) -> None:
         _require(self.max_behaviors >= 1, "`max_behaviors` must be at least 1.", self.max_behaviors)
         _require(0.0 < self.eval_fraction < 1.0, "`eval_fraction` must lie between 0 and 1.", self.eval_fraction)
         _require(self.min_id_count >= 1, "`min_id_count` must be at least 1.", self.min_id_count)
         _require(0.0 <= self.max_bad_fraction <= 1.0, "`max_bad_fraction` must lie in 0..1.", self.max_bad_fraction)
+        _require(
+            _is_zone(self.time_zone),
+            "`time_zone` must be a name of the IANA time zone database, such as 'Europe/Berlin' (`pip install tzdata` "
+            "where the system has none).",
+            self.time_zone,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,6 +110,19 @@ def test_a_table_that_is_there_twice_is_one_line(tmp_path, monkeypatch, command)
     assert "Traceback" not in result.output
 
 
+def test_check_says_what_follows_from_coarse_times(tmp_path):
+    times = pa.array([19_000, 19_001] * 5, pa.date32())
+    shown = {"user_id": [7] * 10, "item_id": [1] * 10, "timestamp": times, "label": [0, 1, 1, 0, 0] * 2}
+    pq.write_table(pa.table({"item_id": [1], "title": ["a"]}), tmp_path / "items.parquet")
+    pq.write_table(pa.table(shown), tmp_path / "impressions.parquet")
+    arguments = ["data", "check", str(tmp_path), "--set", "data.time_zone=Europe/Berlin"]
+    result = CliRunner().invoke(cli.main, arguments, terminal_width=200)
+    assert result.exit_code == 0 and "No fault found" in result.output
+    said = " ".join(result.output.split())
+    assert "Note: impressions.timestamp is known to the day: an impression sees what was known when its day" in said
+    assert "its click counts from the next midnight. Days are those of Europe/Berlin" in said
+
+
 def test_mendable_error_is_one_line_without_traceback(tmp_path):
     result = CliRunner().invoke(cli.main, ["pretrain", "--data", str(tmp_path), "--output", str(tmp_path / "out")])
     assert result.exit_code == 1

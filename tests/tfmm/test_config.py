@@ -60,6 +60,8 @@ def test_with_seed_reaches_every_stage_that_has_one():
         (config.CTRConfig, {"tier_output": "sum"}, "`tier_output` must be"),
         (config.MAKEConfig, {"units": (8, 8)}, "three hidden layers"),
         (config.DataConfig, {"eval_fraction": 1.0}, "`eval_fraction` must lie"),
+        (config.DataConfig, {"time_zone": "Mars/Olympus"}, "`time_zone` must be a name of the IANA"),
+        (config.DataConfig, {"time_zone": "../etc"}, "`time_zone` must be a name of the IANA"),
         (config.ExportConfig, {"batch_buckets": (8, 4)}, "ascending positive sizes"),
         (config.CTRConfig, {"batch_size": 0}, "`batch_size` must be at least 1"),
         (config.CTRConfig, {"modalities": ("audio",)}, "must be among image, text and vector"),

@@ -13,7 +13,7 @@ import pyarrow as pa
 from tfmm import extras
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import declared, examples, rules, schema
+from tfmm.data import declared, examples, instants, rules, schema, times
 from tfmm.data.parts import Part
 from tfmm.features import ACTIONS, Feature, FeatureSet
 
@@ -27,6 +27,7 @@ except ModuleNotFoundError as error:
 
 ROWS_PER_SHARD = 50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
 NAMESPACE = "tfmm.data"
+_LOG = logging.getLogger(__name__)
 _BASE = ("user_id", "item_id", "timestamp", "label")  # of an impression, whatever a run declares
 _COLUMNS = {  # what the join itself needs of each table
     "impressions": (*_BASE, "split"),
@@ -56,14 +57,17 @@ class BuildExamples(beam.PTransform):
         if found := declared.faults(self._data_dir, self._features):
             raise ValueError(f"{self._data_dir} must have what the run declares. Received:\n- " + "\n- ".join(found))
         declared.id_types(self._data_dir, self._features)  # refuses ids of mixed types
-        times = schema.read_table(self._data_dir, "impressions", ["timestamp", "split"])
-        microseconds = schema.microseconds(times["timestamp"].drop_null())
+        splits = schema.read_table(self._data_dir, "impressions", ["split"])["split"]
+        seen = times.resolutions(self._data_dir, self._config.time_zone)
+        for note in times.notes(seen):
+            _LOG.warning(note)
+        shown_at, _ = times.read_bounds(self._data_dir, "impressions", seen["impressions"])
         first_eval = (
             None
-            if times["split"].null_count < times.num_rows
-            else examples.eval_start(microseconds, self._config.eval_fraction)
+            if splits.null_count < len(splits)
+            else examples.eval_start(shown_at[shown_at != instants.NULL], self._config.eval_fraction)
         )
-        num_shards = max(1, round(times.num_rows / ROWS_PER_SHARD))
+        num_shards = max(1, round(len(splits) / ROWS_PER_SHARD))
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
         names = ["impressions", *(["behaviors"] if has_behaviors else [])]
         names += ["users"] if self._features.of_table("users") else []
@@ -78,7 +82,7 @@ class BuildExamples(beam.PTransform):
             | "ListLogs" >> beam.Create(_row_groups(self._data_dir, names, tables))
             | "SpreadLogs" >> beam.Reshuffle()
             | "ReadLogs"
-            >> beam.ParDo(_ReadLogs(num_shards, has_behaviors, first_eval is None, self._features)).with_outputs(
+            >> beam.ParDo(_ReadLogs(num_shards, has_behaviors, first_eval is None, seen, self._features)).with_outputs(
                 "dead_letter", main="rows"
             )
         )
@@ -172,7 +176,7 @@ def _dead_letters(
     table: pa.Table, name: str, rows: np.ndarray, bad: np.ndarray, reasons: np.ndarray
 ) -> typing.Iterator[pvalue.TaggedOutput]:
     places = np.flatnonzero(bad)
-    for place, content in zip(places.tolist(), table.take(pa.array(places)).to_pylist()):
+    for place, content in zip(places.tolist(), _plain(table.take(pa.array(places)))):
         yield pvalue.TaggedOutput(
             "dead_letter",
             {
@@ -184,12 +188,28 @@ def _dead_letters(
         )
 
 
+def _plain(table: pa.Table) -> list[dict[str, typing.Any]]:
+    """Returns rows as plain values; times as text, since those that are bad may lie beyond all calendars."""
+    columns = {
+        name: instants.texts(table[name]) if pa.types.is_timestamp(table[name].type) else table[name].to_pylist()
+        for name in table.column_names
+    }
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+
 class _ReadLogs(beam.DoFn):
     """(table, file, row group, first row) -> (shard, (table, arrays)); a user's rows share a shard."""
 
-    def __init__(self, num_shards: int, has_behaviors: bool, has_split: bool, feature_set: FeatureSet):
+    def __init__(
+        self,
+        num_shards: int,
+        has_behaviors: bool,
+        has_split: bool,
+        seen: dict[str, times.Resolution],
+        feature_set: FeatureSet,
+    ):
         self._num_shards, self._has_behaviors, self._has_split = num_shards, has_behaviors, has_split
-        self._features = feature_set
+        self._seen, self._features = seen, feature_set
 
     def setup(self) -> None:
         self._left_out = Metrics.counter(NAMESPACE, "dead_letter")
@@ -205,7 +225,8 @@ class _ReadLogs(beam.DoFn):
         columns["user_id"] = schema.fingerprints(table["user_id"])
         if name != "users":
             columns["item_id"] = schema.fingerprints(table["item_id"])
-            columns["timestamp"] = schema.microseconds(table["timestamp"])
+            stored = times.read_stored(part, name, group)
+            columns["timestamp"], columns["latest"] = times.bounds(stored, self._seen[name])
         if name == "impressions":
             columns["row"] = rows
             columns["label"] = table["label"].fill_null(0).to_numpy()
@@ -220,7 +241,7 @@ class _ReadLogs(beam.DoFn):
             yield shard, (name, own)
             if name == "impressions" and not self._has_behaviors:
                 clicked = own["label"] == 1
-                acts = {key: own[key][clicked] for key in ("user_id", "item_id", "timestamp")}
+                acts = {key: own[key][clicked] for key in ("user_id", "item_id", "timestamp", "latest")}
                 acts["action"] = np.full(int(clicked.sum()), ACTIONS.index("click"))
                 yield shard, ("behaviors", acts)
 

@@ -21,16 +21,22 @@ def tie_break(*ids: np.ndarray) -> np.ndarray:
 
 
 def sort_behaviors(
-    users: np.ndarray, times: np.ndarray, items: np.ndarray, lines: np.ndarray | None = None
+    users: np.ndarray,
+    times: np.ndarray,
+    items: np.ndarray,
+    lines: np.ndarray | None = None,
+    latest: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns the int64 [n] order of behaviors by user and time; ties by `lines`, then by a hash.
 
     Args:
         users, times, items: int64 [n].
         lines: int64 [n], place within an order; None: all the same.
+        latest: int64 [n], until when each may have happened, which counts before `times`; None: `times`.
     """
     lines = np.zeros(len(users), np.int64) if lines is None else lines
-    return np.lexsort((tie_break(users, items, times), lines, times, users))
+    latest = times if latest is None else latest
+    return np.lexsort((tie_break(users, items, times), lines, times, latest, users))
 
 
 def histories(
@@ -43,8 +49,8 @@ def histories(
     """Finds each impression's history: the user's newest behaviors that are strictly earlier.
 
     Args:
-        users, times: int64 [B] of the impressions, in any order.
-        behavior_users, behavior_times: int64 [n], sorted by user, then time.
+        users, times: int64 [B] of the impressions, in any order; the earliest instants at which they may have been.
+        behavior_users, behavior_times: int64 [n], sorted by user, then time; the latest instants, by the same token.
         max_behaviors: L.
     Returns:
         rows: int64 [B, L], rows of the behaviors, oldest first, right-padded with 0.

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from tfmm import extras
 from tfmm.config import DataConfig
-from tfmm.data import declared, examples, rules, schema, unread
+from tfmm.data import declared, examples, instants, rules, schema, times, unread
 from tfmm.data.layout import Unread
 from tfmm.data.parts import LayoutError, Part
 from tfmm.features import FeatureSet
@@ -47,11 +47,12 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class CheckReport:
-    """What `check` found: rows per table, every broken rule, and what lies in the folder and is not read."""
+    """What `check` found: rows per table, every broken rule, and what is no fault but worth knowing."""
 
     counts: dict[str, int]
     faults: tuple[Fault, ...]
-    unread: tuple[Unread, ...] = ()
+    unread: tuple[Unread, ...] = ()  # what lies in the folder and is not read
+    notes: tuple[str, ...] = ()  # columns that tell times coarsely, and what follows; see `tfmm.data.times`
 
     @property
     def ok(self) -> bool:
@@ -97,8 +98,9 @@ def check(
     run.check_ids()
     run.check_declaration(feature_set or FeatureSet())
     run.check_catalog()
-    run.check_splits(config or DataConfig())
-    return CheckReport(run.counts, tuple(run.faults), tuple(unused))
+    config = config or DataConfig()
+    run.check_splits(config)
+    return CheckReport(run.counts, tuple(run.faults), tuple(unused), run.notes(config))
 
 
 def frame_schema(name: str, column_rules: typing.Sequence[rules.Rule], kinds: dict[str, pa.DataType]) -> typing.Any:
@@ -125,6 +127,20 @@ def _frame_check(rule: rules.Rule, kind: pa.DataType) -> typing.Callable[[typing
         return type(series)(~rule.breaks(pa.array(series, kind, from_pandas=True)), index=series.index)
 
     return holds
+
+
+def _frame(table: pa.Table) -> typing.Any:
+    """Returns a pandas frame; integers as Int64, and times too, since pandas' nanoseconds end in the year 2262."""
+    import pandas as pd
+
+    for place, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type):
+            table = table.set_column(place, field.name, table[field.name].cast(pa.int64()))
+    return table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+
+
+def _value(column: pa.ChunkedArray, row: int) -> typing.Any:
+    return instants.texts(column.slice(row, 1))[0] if pa.types.is_timestamp(column.type) else column[row].as_py()
 
 
 def _pandera() -> typing.Any:
@@ -185,12 +201,9 @@ class _Check:
         table: pa.Table,
         column_rules: typing.Sequence[rules.Rule],
     ) -> typing.Iterator[tuple[str, str, int, typing.Any]]:
-        import pandas as pd
-
-        frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
         kinds = {field.name: field.type for field in table.schema}
         try:
-            frame_schema(name, column_rules, kinds).validate(frame, lazy=True)
+            frame_schema(name, column_rules, kinds).validate(_frame(table), lazy=True)
         except self._pandera.errors.SchemaErrors as error:
             cases = error.failure_cases
             unexpected = cases["index"].isna()
@@ -198,7 +211,7 @@ class _Check:
                 raise RuntimeError(f"A check of {name!r} failed: {cases[unexpected].to_dict('records')}.") from error
             cases = cases.sort_values("index", kind="stable")
             for column, rule, row in zip(cases["column"], cases["check"], cases["index"].astype(int)):
-                yield column, rule, row, table[column][row].as_py()
+                yield column, rule, row, _value(table[column], row)
 
     def _rules(self, name: str, columns: typing.Sequence[str]) -> list[rules.Rule]:
         has_split = False
@@ -279,17 +292,24 @@ class _Check:
             fault.table == "impressions" and fault.column in ("timestamp", "label", "split") for fault in self.faults
         ):
             return
-        table = schema.read_table(self.data_dir, "impressions", ["timestamp", "label", "split"])
-        times, labels = schema.microseconds(table["timestamp"]), table["label"].to_numpy()
+        table = schema.read_table(self.data_dir, "impressions", ["label", "split"])
+        (seen,) = times.resolutions(self.data_dir, config.time_zone, ["impressions"]).values()
+        shown_at, _ = times.read_bounds(self.data_dir, "impressions", seen)
+        labels = table["label"].to_numpy()
         if table["split"].null_count < table.num_rows:
             in_eval = np.asarray(pc.equal(table["split"], "eval")).astype(bool)
         else:
-            in_eval = times >= examples.eval_start(times, config.eval_fraction)
+            in_eval = shown_at >= examples.eval_start(shown_at, config.eval_fraction)
         for split, rows in (("train", ~in_eval), ("eval", in_eval)):
             if not rows.any():
                 self.add("impressions", "timestamp", f"must leave rows in the {split} split", 1)
             elif len(np.unique(labels[rows])) < 2:
                 self.add("impressions", "label", f"must be both 0 and 1 in the {split} split", int(rows.sum()))
+
+    def notes(self, config: DataConfig) -> tuple[str, ...]:
+        unreadable = {(fault.table, fault.column) for fault in self.faults if not fault.rows}
+        names = [name for name in self.counts if (name, times.COLUMNS[name]) not in unreadable]
+        return times.notes(times.resolutions(self.data_dir, config.time_zone, names))
 
 
 def _quote(value: typing.Any) -> str:

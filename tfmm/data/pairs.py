@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from tfmm import artifacts
 from tfmm.config import DataConfig, PairsConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import examples, schema
+from tfmm.data import examples, instants, schema, times
 
 SPLITS = ("train", "heldout")
 MIN_PAIRS = 2  # per split: pre-training needs another pair to tell from
@@ -52,14 +52,14 @@ def build_pairs(
     Differs from the paper: it has searches alone. Co-purchase and co-click pairs are ours; they have no
     negative, and say less than a search does.
 
-    Only logs earlier than the first impression of the eval split are used. The split into train and held-out
+    Only logs that were over before the first impression of the eval split are used. The split into train and held-out
     pairs is by positive item: no held-out positive takes part in training, be it as query or as negative.
 
     Args:
         data_dir: the data folder.
         config: held-out share, most pairs per modality, seed.
         output_dir: made where missing.
-        data_config: how impressions are split; None: DataConfig().
+        data_config: how impressions are split and times are read; None: DataConfig().
     Returns:
         The manifest per modality: `train`, `heldout`, `source` (search, co-purchase or co-click),
         `with_negative`.
@@ -71,9 +71,9 @@ def build_pairs(
         return {}
     items = schema.read_table(data_dir, "items", ["item_id", *(schema.CONTENT_COLUMNS[m] for m in wanted)])
     item_ids = schema.fingerprints(items["item_id"])
-    before = _first_eval(data_dir, data_config or DataConfig())
+    logs = _logs(data_dir, data_config or DataConfig())
     sources = [
-        (source, functools.cache(functools.partial(find, data_dir, item_ids, before)))
+        (source, functools.cache(functools.partial(find, logs, item_ids)))
         for source, find in (
             ("search", _search_links),
             ("co-purchase", _order_links),
@@ -101,23 +101,33 @@ def is_heldout(item_ids: np.ndarray, config: PairsConfig) -> np.ndarray:
     return draw.astype(np.float64) / 2.0**53 < config.heldout_fraction
 
 
-def _first_eval(data_dir: str | pathlib.Path, config: DataConfig) -> int:
-    shown = schema.read_table(data_dir, "impressions", ["timestamp", "split"])
-    shown = shown.filter(pc.is_valid(shown["timestamp"]))
-    times = schema.microseconds(shown["timestamp"])
-    if shown["split"].null_count == shown.num_rows:
-        return examples.eval_start(times, config.eval_fraction)
-    in_eval = np.asarray(pc.fill_null(pc.equal(shown["split"], "eval"), False).to_numpy(), bool)
-    return int(times[in_eval].min()) if in_eval.any() else np.iinfo(np.int64).max
+class _Logs(typing.NamedTuple):
+    """What pairs may be made of: the logs of a data folder before the eval split."""
+
+    data_dir: str | pathlib.Path
+    seen: dict[str, times.Resolution]  # by table
+    before: int  # microseconds since 1970: the earliest instant at which an impression of the eval split may have been
+
+    def read(self, name: str, columns: typing.Sequence[str]) -> pa.Table:
+        """Reads a log's rows that have a time, over earlier than `before`; none where the table is absent."""
+        if not schema.has_table(self.data_dir, name):
+            return pa.table({column: pa.nulls(0) for column in columns})
+        acts = schema.read_table(self.data_dir, name, columns)
+        earliest, latest = times.read_bounds(self.data_dir, name, self.seen[name])
+        instant = pa.array(earliest).cast(pa.timestamp("us"))
+        acts = acts.set_column(acts.column_names.index("timestamp"), "timestamp", instant)
+        return acts.filter(pa.array((earliest != instants.NULL) & (latest < self.before)))
 
 
-def _acts(data_dir: str | pathlib.Path, name: str, columns: typing.Sequence[str], before: int) -> pa.Table:
-    """Reads a log's rows that have a time, earlier than `before`; none where the table is absent."""
-    if not schema.has_table(data_dir, name):
-        return pa.table({column: pa.nulls(0) for column in columns})
-    acts = schema.read_table(data_dir, name, columns)
-    acts = acts.filter(pc.is_valid(acts["timestamp"]))
-    return acts.filter(pa.array(schema.microseconds(acts["timestamp"]) < before))
+def _logs(data_dir: str | pathlib.Path, config: DataConfig) -> _Logs:
+    seen = times.resolutions(data_dir, config.time_zone)
+    splits = schema.read_table(data_dir, "impressions", ["split"])["split"]
+    earliest, _ = times.read_bounds(data_dir, "impressions", seen["impressions"])
+    has_time = earliest != instants.NULL
+    if splits.null_count == len(splits):
+        return _Logs(data_dir, seen, examples.eval_start(earliest[has_time], config.eval_fraction))
+    in_eval = has_time & np.asarray(pc.fill_null(pc.equal(splits, "eval"), False).to_numpy(), bool)
+    return _Logs(data_dir, seen, int(earliest[in_eval].min()) if in_eval.any() else np.iinfo(np.int64).max)
 
 
 def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -127,21 +137,21 @@ def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(found & (ids != 0), order[places] if len(order) else -1, -1)
 
 
-def _search_links(data_dir: str | pathlib.Path, item_ids: np.ndarray, before: int) -> _Links:
+def _search_links(logs: _Logs, item_ids: np.ndarray) -> _Links:
     names = ["item_id", "timestamp", "action", "search_id", "trigger_item_id"]
-    acts = _acts(data_dir, "behaviors", names, before)
+    acts = logs.read("behaviors", names)
     acts = acts.filter(pc.is_valid(acts["search_id"]))
-    if not acts.num_rows or not schema.has_table(data_dir, "searches"):
+    if not acts.num_rows or not schema.has_table(logs.data_dir, "searches"):
         return _NO_LINKS
-    search_ids = schema.fingerprints(schema.read_table(data_dir, "searches", ["search_id"])["search_id"])
+    search_ids = schema.fingerprints(schema.read_table(logs.data_dir, "searches", ["search_id"])["search_id"])
     search = _rows_of(schema.fingerprints(acts["search_id"]), search_ids)
     item = _rows_of(schema.fingerprints(acts["item_id"]), item_ids)
     trigger = _rows_of(schema.fingerprints(acts["trigger_item_id"]), item_ids)
-    times, action = schema.microseconds(acts["timestamp"]), acts["action"].to_numpy()
+    acted_at, action = schema.microseconds(acts["timestamp"]), acts["action"].to_numpy()
     bought = np.flatnonzero((action == "purchase") & (search >= 0) & (item >= 0))
     bought = bought[np.lexsort((item_ids[item[bought]], search_ids[search[bought]]))]
     led = np.flatnonzero((action == "click") & (search >= 0) & (item >= 0) & (trigger >= 0) & (trigger != item))
-    led = led[np.lexsort((item_ids[item[led]], times[led]))]
+    led = led[np.lexsort((item_ids[item[led]], acted_at[led]))]
     negatives: dict[tuple[int, int], int] = {}
     bought_in_search = set(zip(search[bought].tolist(), item[bought].tolist()))
     for row in led.tolist():  # the newest such click wins
@@ -151,8 +161,8 @@ def _search_links(data_dir: str | pathlib.Path, item_ids: np.ndarray, before: in
     return _Links(search[bought], item[bought], np.array(negative, np.int64), search_ids[search[bought]])
 
 
-def _order_links(data_dir: str | pathlib.Path, item_ids: np.ndarray, before: int) -> _Links:
-    acts = _acts(data_dir, "behaviors", ["item_id", "timestamp", "action", "order_id", "order_line"], before)
+def _order_links(logs: _Logs, item_ids: np.ndarray) -> _Links:
+    acts = logs.read("behaviors", ["item_id", "timestamp", "action", "order_id", "order_line"])
     if acts["order_id"].null_count == acts.num_rows:
         return _NO_LINKS
     acts = acts.filter(pc.and_(pc.equal(acts["action"], "purchase"), pc.is_valid(acts["order_id"])))
@@ -162,11 +172,9 @@ def _order_links(data_dir: str | pathlib.Path, item_ids: np.ndarray, before: int
     return _adjacent(_rows_of(ids, item_ids)[sorting], orders[sorting])
 
 
-def _click_links(
-    name: str, column: str, value: str | int, data_dir: str | pathlib.Path, item_ids: np.ndarray, before: int
-) -> _Links:
+def _click_links(name: str, column: str, value: str | int, logs: _Logs, item_ids: np.ndarray) -> _Links:
     """Links of a log's rows whose `column` says that they are clicks by holding `value`."""
-    acts = _acts(data_dir, name, ["user_id", "item_id", "timestamp", column], before)
+    acts = logs.read(name, ["user_id", "item_id", "timestamp", column])
     if not acts.num_rows:
         return _NO_LINKS
     acts = acts.filter(pc.and_(pc.equal(acts[column], value), pc.is_valid(acts["user_id"])))

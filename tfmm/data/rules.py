@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow as tf
 
-from tfmm.data import schema
+from tfmm.data import instants, schema
 from tfmm.features import ACTIONS
 
 Array: typing.TypeAlias = pa.Array | pa.ChunkedArray
 UNKNOWN_ITEM = "must be in the items table"
+OUTSIDE_YEARS = "must lie in the years 1 to 9999: does the column's type name the unit of its values?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,8 @@ def row_rules(
             rules.append(Rule(column.name, "must not be null", _null))
         if column.kind == "id":
             rules.append(Rule(column.name, "must not be 0 or empty", _zero))
+        if column.kind == "timestamp":
+            rules.append(Rule(column.name, OUTSIDE_YEARS, _outside_years))
     if name == "impressions":
         rules.append(Rule("label", "must be 0 or 1", _outside((0, 1))))
         rules.append(Rule("split", "must be train or eval", _outside(schema.SPLITS)))
@@ -110,6 +113,13 @@ def _null(values: Array) -> np.ndarray:
 
 def _zero(values: Array) -> np.ndarray:
     return (schema.fingerprints(values) == 0) & ~_null(values)
+
+
+def _outside_years(values: Array) -> np.ndarray:
+    if not pa.types.is_timestamp(values.type):  # in a shard, checked where it was read
+        return np.zeros(len(values), bool)
+    counts = np.asarray(pc.fill_null(values.cast(pa.int64()), 0))
+    return (counts < instants.FIRST_US) | (counts > instants.LAST_US)
 
 
 def _outside(allowed: typing.Sequence[typing.Any]) -> typing.Callable[[Array], np.ndarray]:

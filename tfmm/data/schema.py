@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfmm.config import DataConfig
-from tfmm.data import layout
+from tfmm.data import instants, layout
 from tfmm.data.parts import Part
 from tfmm.features import FeatureSet
 from tfmm.fingerprints import fingerprint
@@ -332,9 +332,7 @@ def _cast(array: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray
         ):
             raise pa.ArrowInvalid(f"{kind} is no integer type")
         if column.kind == "timestamp":
-            if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_null(kind)):
-                raise pa.ArrowInvalid(f"{kind} is no timestamp type")
-            return array.cast(_ARROW_TYPES["timestamp"], safe=False)
+            return instants.to_timestamps(array)
         return array.cast(_ARROW_TYPES[column.kind])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(

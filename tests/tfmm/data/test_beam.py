@@ -1,5 +1,9 @@
+import json
+import logging
+
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -8,7 +12,7 @@ from apache_beam.testing import util
 from tfmm import preprocessing
 from tfmm.config import DataConfig
 from tfmm.data import beam as beam_lib
-from tfmm.data import examples, schema
+from tfmm.data import examples, rules, schema
 from tfmm.features import FeatureSet
 
 OPTIONS = ["--runner=FnApiRunner", "--direct_num_workers=1"]
@@ -62,6 +66,33 @@ def test_row_numbers_of_dead_letters_run_over_all_parts(small_marketplace, tmp_p
         built = root | beam_lib.BuildExamples(tmp_path, CONFIG, FEATURES)
         letters = built["dead_letter"] | beam.Map(lambda letter: (letter["table"], letter["row"], letter["reason"]))
         util.assert_that(letters, util.equal_to([("impressions", 33, "`label` must be 0 or 1")]))
+
+
+def test_times_beyond_the_calendar_are_dead_letters(small_marketplace, tmp_path):
+    table = schema.read_table(small_marketplace, "impressions").slice(0, 40)
+    times = table["timestamp"].cast("int64").to_numpy().copy()
+    times[7] *= 1_000  # nanoseconds, say
+    place = table.column_names.index("timestamp")
+    pq.write_table(
+        table.set_column(place, "timestamp", pa.array(times, pa.timestamp("us"))), tmp_path / "impressions.parquet"
+    )
+    pq.write_table(schema.read_table(small_marketplace, "items"), tmp_path / "items.parquet")
+    assert beam_lib.run(tmp_path, CONFIG, tmp_path / "out") == {"train": 32, "eval": 7, "dead_letter": 1}
+    (letter,) = pq.read_table(next((tmp_path / "out").glob("dead_letter-*"))).to_pylist()
+    assert (letter["row"], letter["reason"]) == (7, f"`timestamp` {rules.OUTSIDE_YEARS}")
+    assert int(json.loads(letter["content"])["timestamp"].split("-")[0]) > 50_000
+
+
+def test_what_was_seen_of_coarse_times_is_logged(small_marketplace, tmp_path, caplog):
+    for name in ("items", "impressions", "behaviors"):
+        table = schema.read_table(small_marketplace, name)
+        if name == "behaviors":
+            days = table["timestamp"].cast(pa.date32(), safe=False)
+            table = table.set_column(table.column_names.index("timestamp"), "timestamp", days)
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with caplog.at_level(logging.WARNING, "tfmm.data.beam"), beam.Pipeline(options=PipelineOptions(OPTIONS)) as root:
+        root | beam_lib.BuildExamples(tmp_path, CONFIG)
+    assert "behaviors.timestamp is known to the day: a behavior counts from the next midnight" in caplog.text
 
 
 def test_ids_of_two_types_stop_the_job_before_it_starts(small_marketplace, tmp_path):

@@ -1,3 +1,4 @@
+import datetime
 import sys
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import tensorflow as tf
 
 from tfmm import extras
-from tfmm.data import checks, layout, schema, unread
+from tfmm.config import DataConfig
+from tfmm.data import checks, layout, rules, schema, unread
 
 PNG = tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy()
+DAYS = "Days are those of UTC (`data.time_zone`), where the column's type names no zone."
 JPEG = tf.io.encode_jpeg(np.zeros((4, 4, 3), np.uint8)).numpy()
 
 
@@ -117,6 +120,58 @@ def test_a_column_of_another_type_is_a_fault(tables, at):
         row["timestamp"] = str(row["timestamp"])
     found = faults(schema.check(tables(**data)))
     assert list(found) == [("impressions", "timestamp", "must be timestamp[us]")]
+
+
+def test_a_column_of_integers_is_answered_with_the_way_out(tables, at):
+    data = good(at)
+    for row in data["impressions"]:
+        row["timestamp"] = 1_700_000_000
+    (fault,) = schema.check(tables(**data)).faults
+    assert fault.rule == "must be timestamp[us]"
+    with pytest.raises(ValueError, match=r"int64 is no timestamp type. Write it as a date or a timestamp, in the unit"):
+        schema.read_table(tables(**data), "impressions")
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.timestamp("ms"), pa.timestamp("us")], ids=str)
+def test_times_beyond_the_calendar_are_faults_with_their_rows(tables, at, kind):
+    """Microseconds in a column that says that it holds seconds, say."""
+    data = good(at)
+    behaviors = pa.Table.from_pylist(data["behaviors"])
+    place = behaviors.column_names.index("timestamp")
+    stored = pa.array([0, 1_700_000_000_000_000_000], kind)
+    data["behaviors"] = behaviors.set_column(place, "timestamp", stored)
+    (fault,) = schema.check(tables(**data)).faults
+    assert (fault.table, fault.column, fault.rule) == ("behaviors", "timestamp", rules.OUTSIDE_YEARS)
+    assert fault.rows == (1,) and int(fault.values[0].split("-")[0]) > 50_000
+
+
+def test_items_of_the_last_day_of_the_calendar_are_no_fault(tables, at):
+    data = good(at)
+    for row, year in zip(data["items"], (1, 2024, 9999)):
+        row["created_at"] = datetime.date(year, 12, 31)
+    report = schema.check(tables(**data))
+    assert report.ok and report.notes[0] == "items.created_at is known to the day. " + DAYS
+
+
+def test_behaviors_by_date_are_noted_and_no_fault(tables, at):
+    data = good(at)
+    for row in data["behaviors"]:
+        row["timestamp"] = at(0).date()
+    report = schema.check(tables(**data))
+    assert report.ok and set(report.notes) == {
+        "behaviors.timestamp is known to the day: a behavior counts from the next midnight. " + DAYS,
+        "impressions.timestamp is known to the minute: an impression sees what was known when its minute began.",
+        "searches.timestamp is known to the day. " + DAYS,  # one, at midnight
+    }
+    (note,) = (n for n in schema.check(tables(), DataConfig(time_zone="Asia/Tokyo")).notes if n.startswith("behav"))
+    assert "Days are those of Asia/Tokyo" in note
+
+
+def test_a_table_with_a_faulty_time_is_not_noted(tables, at):
+    data = good(at)
+    for row in data["behaviors"]:
+        row["timestamp"] = str(row["timestamp"])
+    assert not any(note.startswith("behaviors") for note in schema.check(tables(**data)).notes)
 
 
 def test_ids_of_two_types_are_a_fault(tables, at):

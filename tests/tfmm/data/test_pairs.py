@@ -107,7 +107,7 @@ def test_adjacent_lines_of_an_order_are_co_purchase_pairs(tables, tmp_path, at):
     for line in lines:
         line["order_id"] += 1
     lines.reverse()
-    impressions = [{"user_id": 1, "item_id": 1, "timestamp": at(m), "label": 0} for m in range(10, 20)]
+    impressions = [{"user_id": 1, "item_id": 1, "timestamp": at(m), "label": 0} for m in range(2_000, 2_010)]
     folder = tables(items=items, behaviors=lines, impressions=impressions)
     manifests = pairs.build_pairs(folder, PairsConfig(heldout_fraction=0.3), tmp_path / "pairs")
     assert manifests["text"]["source"] == "co-purchase"
@@ -127,7 +127,7 @@ def test_items_of_one_title_make_no_co_purchase_pair(tables, tmp_path, at):
         {"user_id": 1, "item_id": k, "timestamp": at(0), "action": "purchase", "order_id": 7, "order_line": k}
         for k in range(1, 61)
     ]
-    impressions = [{"user_id": 1, "item_id": 1, "timestamp": at(m), "label": 0} for m in range(10, 20)]
+    impressions = [{"user_id": 1, "item_id": 1, "timestamp": at(m), "label": 0} for m in range(2_000, 2_010)]
     folder = tables(items=items, behaviors=lines, impressions=impressions)
     pairs.build_pairs(folder, HALF, tmp_path / "pairs")
     assert all(p["query"] != p["positive"] for split in read(tmp_path / "pairs").values() for p in split)

@@ -1,0 +1,226 @@
+"""What was known when: how exactly a table tells its times, and the instants between which a row happened.
+
+A time that is told to a unit, be it a day, stands for all of that unit. A behavior is known from its end on, an
+impression happens at its start: so a history holds what is over by the time that the impression can have begun.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import typing
+
+import numpy as np
+import pyarrow as pa
+
+from tfmm.data import instants, schema
+from tfmm.data.parts import Part
+
+UNITS = ("microsecond", "millisecond", "second", "minute", "hour", "day")
+SIZES_US = np.array([1, 1_000, 1_000_000, 60_000_000, 3_600_000_000, instants.DAY_US])
+SECOND, HOUR, DAY = 2, 4, 5
+COLUMNS = {"impressions": "timestamp", "behaviors": "timestamp", "searches": "timestamp", "items": "created_at"}
+_CHANCE = 10  # times as many whole units as chance gives are no chance
+_FEWEST = 10  # rows
+_SUMMER_TIME_US, _ZONES_APART_US = 3_600_000_000, 900_000_000  # at most, at least
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolution:
+    """How exactly one column tells times, seen over all files of its table."""
+
+    time_zone: str  # of dates, and of timestamps without a zone
+    unit: int = 0  # place in UNITS: all values are whole ones
+    begins_us: tuple[int, ...] = (0,)  # where in a day or hour those begin; two: in winter and in summer
+    coarser: tuple[int, ...] = ()  # units of which the rows hold too many whole ones for chance
+
+
+def resolutions(
+    data_dir: str | pathlib.Path, time_zone: str = "UTC", names: typing.Iterable[str] = ("impressions", "behaviors")
+) -> dict[str, Resolution]:
+    """Sees how exactly each of these tables tells times; those that the folder lacks are left out.
+
+    Whole days, hours, minutes, seconds or milliseconds are told from the values of the whole table, on the clocks
+    of the zone that the column's type names, else of `time_zone`. So are days and hours of an untold zone, which
+    all begin at one time other than midnight, or two an hour apart; and rows of a coarser unit among finer ones, by
+    there being 10 times as many as by chance.
+
+    Args:
+        data_dir: the data folder.
+        time_zone: IANA name.
+        names: of tables.
+    Raises:
+        ValueError: a column of times is absent, or neither a date nor a timestamp.
+    """
+    return {name: _resolution(data_dir, name, time_zone) for name in names if schema.has_table(data_dir, name)}
+
+
+def _resolution(data_dir: str | pathlib.Path, name: str, time_zone: str) -> Resolution:
+    tally = _Tally()
+    for times in _stored(data_dir, name):
+        zone, is_instant = _clocks(times.type, time_zone)
+        values = schema.microseconds(instants.to_timestamps(times.drop_null()))
+        walls = values[(values >= instants.FIRST_US) & (values <= instants.LAST_US)]  # others are faults
+        tally.add(walls + instants.offsets(zone, walls) if is_instant else walls)
+    return tally.resolution(time_zone)
+
+
+class _Tally:
+    """Counts whole units, and keeps where in each unit the times stand while those are few places."""
+
+    def __init__(self) -> None:
+        self.whole = np.zeros(len(UNITS), np.int64)  # rows that are whole ones of each unit
+        self.begins: dict[int, set[int]] = {HOUR: set(), DAY: set()}  # of the units that another zone's may be
+        self.distinct: set[int] = set()  # times, at least 4 where there are as many
+
+    def add(self, walls: np.ndarray) -> None:
+        """Adds times, int64 [n] microseconds, as clocks showed them."""
+        if not len(walls):
+            return
+        if len(self.distinct) < 4:
+            self.distinct |= set(np.unique(walls)[:4].tolist())
+        for unit in list(self.begins):
+            places = walls % SIZES_US[unit]
+            first, last = int(places.min()), int(places.max())
+            self.begins[unit] |= {first, last}
+            if not (_are_one_begin(self.begins[unit], unit) and ((places == first) | (places == last)).all()):
+                del self.begins[unit]
+        self.whole[0] += len(walls)
+        for unit in range(1, len(UNITS)):
+            walls = walls[walls % SIZES_US[unit] == 0]
+            self.whole[unit] += len(walls)
+
+    def resolution(self, time_zone: str) -> Resolution:
+        """Returns what the times added show; of none, nothing coarser than their type."""
+        if not self.whole[0]:
+            return Resolution(time_zone)
+        unit = int(np.flatnonzero(self.whole == self.whole[0])[-1])
+        for shifted, begins in reversed(self.begins.items()):
+            if shifted > unit and len(self.distinct) >= 2 + len(begins):  # fewer may agree by chance
+                is_over_midnight = max(begins) - min(begins) > _SUMMER_TIME_US  # 23:00 and 00:00
+                return Resolution(time_zone, shifted, tuple(sorted(begins, reverse=is_over_midnight)))
+        by_chance = self.whole[:-1] * SIZES_US[:-1] / SIZES_US[1:]
+        many = (self.whole[1:] > _CHANCE * by_chance) & (self.whole[1:] >= _FEWEST)
+        return Resolution(time_zone, unit, coarser=tuple(u for u in range(unit + 1, len(UNITS)) if many[u - 1]))
+
+
+def _are_one_begin(places: set[int], unit: int) -> bool:
+    """Whether hours or days of some zone begin at all of these places: days at two, where it has summer time."""
+    if any(place % _ZONES_APART_US for place in places):
+        return False
+    apart = max(places) - min(places)
+    is_pair = len(places) == 2 and min(apart, instants.DAY_US - apart) <= _SUMMER_TIME_US
+    return len(places) == 1 or (unit == DAY and is_pair)
+
+
+def read_stored(part: Part, name: str, row_group: int) -> pa.ChunkedArray:
+    """Reads the time column of a table's row group as it is stored, in the type that says how exact it is."""
+    times = part.read([COLUMNS[name]], row_group)[COLUMNS[name]]
+    return times.cast(times.type.value_type) if pa.types.is_dictionary(times.type) else times
+
+
+def _stored(data_dir: str | pathlib.Path, name: str) -> typing.Iterator[pa.ChunkedArray]:
+    """Yields the time column of each row group, as it is stored; a part may lack one that is optional."""
+    column = COLUMNS[name]
+    for part in schema.table_parts(data_dir, name):
+        kinds = part.schema
+        wanted = [column] if column in kinds.names else []
+        schema.conform(kinds.empty_table().select(wanted), name, [column])  # refuses what is no time
+        for group in range(len(part.row_groups) if wanted else 0):
+            yield read_stored(part, name, group)
+
+
+def _clocks(kind: pa.DataType, time_zone: str) -> tuple[str, bool]:
+    """Returns the zone on whose clocks a column's units are whole, and whether it holds instants.
+
+    UTC is how instants are stored, and says nothing of the clocks that were read.
+    """
+    zone = instants.zone_of(kind)
+    is_instant = pa.types.is_timestamp(kind) and kind.tz is not None
+    return (zone if zone not in (None, "UTC", "Z") else time_zone), is_instant
+
+
+def _unit_of(kind: pa.DataType) -> int:
+    if pa.types.is_date(kind):
+        return DAY
+    return {"s": SECOND, "ms": 1}.get(kind.unit, 0) if pa.types.is_timestamp(kind) else 0
+
+
+def bounds(times: pa.ChunkedArray, seen: Resolution) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the earliest and the latest instant at which each row may have happened.
+
+    Args:
+        times: [n] of a table's time column, as it is stored.
+        seen: of that table.
+    Returns:
+        int64 [n] each, microseconds since 1970; the smallest int64 where the time is null.
+    """
+    zone, is_instant = _clocks(times.type, seen.time_zone)
+    stored = schema.microseconds(instants.to_timestamps(times))
+    values = np.clip(stored, instants.FIRST_US, instants.LAST_US)
+    walls = values + instants.offsets(zone, values) if is_instant else values
+    units = np.full(len(walls), max(seen.unit, _unit_of(times.type)))
+    for unit in seen.coarser:
+        units[(walls % SIZES_US[unit] == 0) & (units < unit)] = unit
+    ends = walls + SIZES_US[units] - 1
+    if seen.begins_us != (0,):
+        ends += np.where(units == seen.unit, (seen.begins_us[-1] - walls) % SIZES_US[seen.unit], 0)
+    latest = instants.readings(zone, ends)[1]
+    if is_instant:
+        earliest = values
+        latest = np.where(units < HOUR, values + SIZES_US[units] - 1, latest)
+    else:
+        earliest = instants.readings(zone, walls)[0].copy()
+        days = np.flatnonzero(units == DAY)  # begin where the day before ends, even where no clock showed midnight
+        earliest[days] = instants.readings(zone, walls[days] - 1)[1] + 1
+    is_null = stored == instants.NULL
+    return np.where(is_null, stored, earliest), np.where(is_null, stored, latest)
+
+
+def read_bounds(data_dir: str | pathlib.Path, name: str, seen: Resolution) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `bounds` of a whole table, row by row as `schema.read_table` reads it."""
+    nothing = np.zeros(0, np.int64)
+    parts = [(nothing, nothing), *(bounds(times, seen) for times in _stored(data_dir, name))]
+    earliest, latest = (np.concatenate(sides) for sides in zip(*parts))
+    return earliest, latest
+
+
+def notes(seen: typing.Mapping[str, Resolution]) -> tuple[str, ...]:
+    """Says which tables tell times less exactly than to the second, and what follows from it.
+
+    The units of behaviors and impressions are also told where they differ.
+    """
+    logs = {name: seen[name].unit for name in ("impressions", "behaviors") if name in seen}
+    differ = len(set(logs.values())) > 1
+    return tuple(
+        _note(name, found, "behaviors" in seen)
+        for name, found in seen.items()
+        if found.unit > SECOND or found.coarser or (differ and name in logs)
+    )
+
+
+def _note(name: str, seen: Resolution, has_behaviors: bool) -> str:
+    column, unit = f"{name}.{COLUMNS[name]}", UNITS[seen.unit]
+    text = f"{column} is known to the {unit}{_consequence(name, unit, has_behaviors)}."
+    if seen.begins_us != (0,):
+        begins = " and ".join(str(np.datetime64(begin, "us"))[11:19] for begin in seen.begins_us)
+        text += f" Each {unit} begins at {begins}, as in another zone than {seen.time_zone}: `data.time_zone` names it."
+    elif seen.unit == DAY:
+        text += f" Days are those of {seen.time_zone} (`data.time_zone`), where the column's type names no zone."
+    for coarser in map(UNITS.__getitem__, seen.coarser):
+        text += (
+            f" More rows than by chance stand at a whole {coarser}: these are known to the {coarser}"
+            f"{_consequence(name, coarser, has_behaviors)}."
+        )
+    return text
+
+
+def _consequence(name: str, unit: str, has_behaviors: bool) -> str:
+    counts = "from the next midnight" if unit == "day" else f"from the end of its {unit}"
+    if name == "behaviors":
+        return f": a behavior counts {counts}"
+    if name == "impressions":
+        return f": an impression sees what was known when its {unit} began" + (
+            "" if has_behaviors else f", its click counts {counts}"
+        )
+    return ""
