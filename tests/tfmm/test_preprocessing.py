@@ -77,7 +77,7 @@ def test_what_was_written_is_loaded_to_the_last_bit(tmp_path):
     assert out["item_id_index"].numpy().tolist() == [3, 2, 1]
     assert out["price_value"].numpy()[0] == (np.float32(1) - statistics["price"][0]) * statistics["price"][1]
     (tmp_path / "category").unlink()
-    with pytest.raises(FileNotFoundError, match="category is missing. Transform the examples first"):
+    with pytest.raises(FileNotFoundError, match=r"category is missing\. Transform the examples first"):
         preprocessing.load(declared, tmp_path)
 
 

@@ -52,7 +52,7 @@ def test_function_of_the_current_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = runs.load("my_runs_a:weekly")
     assert run.feature_set["brand"].dim == 4
-    with pytest.raises(ValueError, match="must return a RunConfig. Received: int"):
+    with pytest.raises(ValueError, match=r"must return a RunConfig\. Received: int"):
         runs.load("my_runs_a:nothing")
     with pytest.raises(ValueError, match="must name a function that can be imported"):
         runs.load("my_runs_a:daily")
@@ -76,7 +76,7 @@ def test_whole_run_survives_json(tmp_path):
 def test_what_cannot_be_used_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"must be a preset \(quickstart, small, paper\), module:function, or a file"):
         runs.load("smal")
-    with pytest.raises(ValueError, match="must be a file. Received: none of that name"):
+    with pytest.raises(ValueError, match=r"must be a file\. Received: none of that name"):
         runs.load(str(tmp_path / "none.toml"))
     for name, text, words in (
         ("a.toml", "preset = ", "must be readable TOML"),

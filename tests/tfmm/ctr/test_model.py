@@ -154,7 +154,8 @@ def test_each_method_changes_the_score_by_the_vectors_it_sees(chosen):
     logits = model(inputs)["logit"].numpy()
     assert np.isfinite(logits).all()
     turned = model({**inputs, "image_target_rows": -inputs["image_target_rows"]})["logit"].numpy()
-    sees = inputs["image_target_mask"] & (inputs["image_behavior_mask"] & (inputs["behavior_item_ids_index"] > 0)).any(1)
+    is_seen = inputs["image_behavior_mask"] & (inputs["behavior_item_ids_index"] > 0)
+    sees = inputs["image_target_mask"] & is_seen.any(1)
     assert np.abs(turned - logits)[sees].max() > 1e-3
     np.testing.assert_array_equal(turned[~inputs["image_target_mask"]], logits[~inputs["image_target_mask"]])
 
@@ -230,7 +231,8 @@ def rich_inputs(batch, seed=0):
             inputs[column.input] = np.where(generator.random(shape) < 0.2, np.nan, generator.normal(size=shape))
             inputs[column.input] = inputs[column.input].astype(np.float32)
     for modality, dim in DIMS.items():
-        for side, ids in (("target", None), ("clicks", "clicks_item_id_index"), ("purchases", "purchases_item_id_index")):
+        for side in ("target", "clicks", "purchases"):
+            ids = None if side == "target" else f"{side}_item_id_index"
             shape = (batch,) if ids is None else inputs[ids].shape
             rows, scales = encode.quantize(generator.normal(size=(int(np.prod(shape)), dim)))
             mask = (generator.random(shape) > 0.3) & (True if ids is None else inputs[ids] > 0)

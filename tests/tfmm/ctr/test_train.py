@@ -73,7 +73,8 @@ def twin(shop, tmp_path_factory):
 def test_pretrained_make_stays_as_it_was(make_dir, trained):
     extractor, model = make_model.load_model(make_dir), model_lib.load_model(trained)
     for modality in ("image", "text"):
-        assert_close(extractor.blocks[f"{modality}_behavior"].get_weights(), model.make_blocks()[f"{modality}_behavior"].get_weights(), atol=0)
+        name = f"{modality}_behavior"
+        assert_close(extractor.blocks[name].get_weights(), model.make_blocks()[name].get_weights(), atol=0)
 
 
 def test_history_and_manifest_have_the_metrics(trained):

@@ -77,7 +77,7 @@ def test_times_beyond_the_calendar_are_dead_letters(small_marketplace, tmp_path)
         table.set_column(place, "timestamp", pa.array(times, pa.timestamp("us"))), tmp_path / "impressions.parquet"
     )
     pq.write_table(schema.read_table(small_marketplace, "items"), tmp_path / "items.parquet")
-    assert beam_lib.run(tmp_path, CONFIG, tmp_path / "out") == {"train": 32, "eval": 7, "dead_letter": 1}
+    assert beam_lib.run(tmp_path, CONFIG, FEATURES, tmp_path / "out") == {"train": 32, "eval": 7, "dead_letter": 1}
     (letter,) = pq.read_table(next((tmp_path / "out").glob("dead_letter-*"))).to_pylist()
     assert (letter["row"], letter["reason"]) == (7, f"`timestamp` {rules.OUTSIDE_YEARS}")
     assert int(json.loads(letter["content"])["timestamp"].split("-")[0]) > 50_000
@@ -91,7 +91,7 @@ def test_what_was_seen_of_coarse_times_is_logged(small_marketplace, tmp_path, ca
             table = table.set_column(table.column_names.index("timestamp"), "timestamp", days)
         pq.write_table(table, tmp_path / f"{name}.parquet")
     with caplog.at_level(logging.WARNING, "tfmm.data.beam"), beam.Pipeline(options=PipelineOptions(OPTIONS)) as root:
-        root | beam_lib.BuildExamples(tmp_path, CONFIG)
+        root | beam_lib.BuildExamples(tmp_path, CONFIG, FEATURES)
     assert "behaviors.timestamp is known to the day: a behavior counts from the next midnight" in caplog.text
 
 

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfmm import features
+from tfmm import preprocessing
 from tfmm.config import DataConfig, PairsConfig
 from tfmm.data import beam, examples, pairs, schema, times
+from tfmm.features import FeatureSet
 
 UTC = datetime.timezone.utc
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=UTC)
@@ -219,6 +220,10 @@ def write_table(folder, name, columns, column=None):
         first += rows.num_rows
 
 
+def features_of(config):
+    return FeatureSet().resolved(config.max_behaviors, config.min_id_count)
+
+
 def by_functions(folder, config, _):
     """Examples by the functions that the job wraps, without the job."""
     seen = times.resolutions(folder, config.time_zone)
@@ -236,13 +241,14 @@ def by_functions(folder, config, _):
     labels = schema.read_table(folder, "impressions", ["label"])["label"].to_numpy()
     behaviors = columns.get("behaviors") or {name: values[labels == 1] for name, values in shown.items()}
     catalog = {name: np.zeros(0, np.int64) for name in ("item_id", "category")}
-    return examples.build({**shown, "label": labels}, behaviors, catalog, config.max_behaviors)
+    nobody = {"user_id": np.zeros(0, np.int64)}
+    return examples.build({**shown, "label": labels}, behaviors, catalog, nobody, features_of(config))
 
 
 def by_job(folder, config, output_dir):
     """Examples as the Beam job writes them, both splits."""
-    beam.run(folder, config, output_dir)
-    spec = features.raw_spec(config.max_behaviors)
+    beam.run(folder, config, features_of(config), output_dir)
+    spec = preprocessing.raw_spec(features_of(config))
     parts = [examples.read_columns(str(output_dir / f"{split}-*.gz"), spec) for split in ("train", "eval")]
     return {name: np.concatenate([part[name] for part in parts]) for name in spec}
 

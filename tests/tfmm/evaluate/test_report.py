@@ -46,7 +46,8 @@ def saved(shop, tmp_path_factory):
 
 def test_what_is_served_is_what_is_judged(shop, saved, tmp_path):
     report = report_lib.evaluate(saved, shop.train, shop.eval, tmp_path, shop.features)
-    rows = examples_lib.read_columns(examples_lib.example_files(shop.eval), shop.features, ("user_id", "item_id", "label"))
+    files = examples_lib.example_files(shop.eval)
+    rows = examples_lib.read_columns(files, shop.features, ("user_id", "item_id", "label"))
     score = 1 / (1 + np.exp(-(-0.2 * (rows["item_id"] % 7) - 2.0)))
     found = report["models"]["multimodal"]
     assert found["auc"] == pytest.approx(sklearn_metrics.roc_auc_score(rows["label"], score), abs=1e-12)

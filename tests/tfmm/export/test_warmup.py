@@ -28,7 +28,8 @@ def test_string_ids_are_sent_as_strings():
     from tfmm.features import FeatureSet
 
     types = {"user_id": "string", "item_id": "int64", "category": "string"}
-    signature, inputs = warmup.requests(FeatureSet().resolved(3, 1), types, ExportConfig(batch_buckets=(2,), candidate_buckets=(5,)))[1]
+    config = ExportConfig(batch_buckets=(2,), candidate_buckets=(5,))
+    signature, inputs = warmup.requests(FeatureSet().resolved(3, 1), types, config)[1]
     assert signature == "rank"
     assert inputs["user_id"].tolist() == [b"warm-up"] and inputs["item_id"].dtype == "int64"
     assert inputs["behavior_categories"].shape == (1, 3) and inputs["category"].shape == (5,)
