@@ -119,24 +119,26 @@ def data() -> None:
     """Make, check and convert data folders."""
 
 
-@data.command("schema", example="tfmm data schema")
-def data_schema() -> None:
-    """Print the tables and columns that a data folder may hold."""
-    from tfmm.data import schema
+@data.command("schema", example="tfmm data schema\ntfmm data schema --run my_team.runs:weekly")
+@_run_options
+def data_schema(run: str, assignments: tuple[str, ...]) -> None:
+    """Print the tables and columns that a data folder may hold, those that the run declares among them."""
+    from tfmm.data import declared, schema
 
-    click.echo(schema.schema_text())
+    click.echo(schema.schema_text(declared.tables(_config(run, assignments).feature_set)))
 
 
 @data.command("check", example="tfmm data check my_tables --set data.time_zone=Europe/Berlin")
 @click.argument("data_dir", type=ExistingFolder)
 @_run_options
-def data_check(data_dir: pathlib.Path, preset: str, assignments: tuple[str, ...]) -> None:
+def data_check(data_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
     """Check a data folder against the schema: every fault with table, row, column, rule, and a count."""
     from rich import console, markup, table
 
-    from tfmm.data import schema, unread
+    from tfmm.data import checks, unread
 
-    report = schema.check(data_dir, _config(preset, assignments).data)
+    config = _config(run, assignments)
+    report = checks.check(data_dir, config.data, config.feature_set)
     terminal = console.Console()
     terminal.print(", ".join(f"{name}: {rows:,} rows" for name, rows in report.counts.items()))
     for line in unread.in_words(report.unread):
@@ -187,12 +189,12 @@ def data_convert(source: str, source_dir: pathlib.Path, output_dir: pathlib.Path
 @_run_options
 def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
     """Pre-train item encoders on search query -> purchased item (SCL)."""
-    from tfmm.data import pairs, schema, unread
+    from tfmm.data import declared, pairs, schema, unread
     from tfmm.pretrain import train
     from tfmm.training import progress
 
     config = _config(run, assignments)
-    unread.say(data_dir, click.echo)
+    unread.say(data_dir, click.echo, declared.tables(config.feature_set))
     pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data)
     for modality in schema.modalities(data_dir):
         if modality != "vector":
@@ -245,7 +247,7 @@ def train(
 ) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
     from tfmm.ctr import train as ctr_train
-    from tfmm.data import declared, examples, schema, unread
+    from tfmm.data import beam, declared, examples, schema, unread
     from tfmm.export import saved_model
     from tfmm.make import train as make_train
     from tfmm.training import progress as progress_lib
@@ -253,8 +255,8 @@ def train(
     config = _config(run, assignments)
     feature_set = config.feature_set
     raw, transformed, progress = output_dir / "examples", output_dir / "transformed", progress_lib.lines(click.echo)
-    unread.say(data_dir, click.echo)
-    examples.write_examples(data_dir, config.data, feature_set, raw)
+    unread.say(data_dir, click.echo, declared.tables(feature_set))
+    beam.write_examples(data_dir, config.data, feature_set, raw)
     examples.transform(raw, transformed)
     train_pattern, eval_pattern = (str(transformed / f"{split}-*") for split in ("train", "eval"))
     make_train.train(

@@ -49,10 +49,10 @@ def DataCheck(
     report: OutputArtifact[DataReport],
 ):
     """Writes down every fault of the tables and what is not read, and stops the run where leaving rows out fails."""
-    from tfmm.data import schema, unread
+    from tfmm.data import checks, unread
 
     data_config = _config(config_lib.DataConfig, config)
-    found = schema.check(dataset.uri, data_config, _config(FeatureSet, feature_set))
+    found = checks.check(dataset.uri, data_config, _config(FeatureSet, feature_set))
     (pathlib.Path(report.uri) / "report.json").write_text(json.dumps(dataclasses.asdict(found), default=str))
     for line in unread.in_words(found.unread):
         logging.warning("%s: %s", dataset.uri, line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import pathlib
@@ -10,7 +11,8 @@ import typing
 import numpy as np
 import pyarrow as pa
 
-from tfmm import extras
+from tfmm import artifacts, extras
+from tfmm import config as config_lib
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.data import declared, examples, instants, rules, schema, times
@@ -141,6 +143,33 @@ def run(
     for counter in counters:
         counts[counter.key.metric.name] += counter.committed
     return counts
+
+
+def write_examples(
+    data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, output_dir: str | pathlib.Path
+) -> dict[str, typing.Any]:
+    """Runs `BuildExamples` on this machine.
+
+    Writes `{train,eval}-*.tfrecord.gz`, `dead_letter-*.parquet` (rows that were left out, with their reason)
+    and a manifest.
+
+    Returns:
+        The manifest: counts `train`, `eval` and `dead_letter`, and the `feature_set`.
+    Raises:
+        ValueError: a split came out empty.
+    """
+    folder = pathlib.Path(output_dir)
+    escaped = glob.escape(str(folder))
+    for stale in glob.glob(f"{escaped}/*.tfrecord.gz") + glob.glob(f"{escaped}/dead_letter-*.parquet"):
+        pathlib.Path(stale).unlink()
+    counts = run(data_dir, config, feature_set, folder)
+    if not counts["train"] or not counts["eval"]:
+        raise ValueError(
+            f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "
+            "that were left out, with their reasons."
+        )
+    facts = {**counts, "feature_set": config_lib.to_dict(feature_set)}
+    return artifacts.write_manifest(folder, "examples", config, parents=[data_dir], **facts)
 
 
 def _row_groups(

@@ -80,7 +80,19 @@ class CheckReport:
 def check(
     data_dir: str | pathlib.Path, config: DataConfig | None = None, feature_set: FeatureSet | None = None
 ) -> CheckReport:
-    """Checks every table, column and row of a data folder; see `tfmm.data.schema.check`."""
+    """Checks every table, column and row of a data folder.
+
+    Args:
+        data_dir: the data folder.
+        config: how impressions are split and times are read; None: DataConfig().
+        feature_set: what the run declares; None: the default features.
+    Returns:
+        `.counts`, rows per table; `.faults`, each with `table`, `column`, `rule`, `count`, and the first
+        `rows` and `values`; `.ok`, True where there is no fault; `.unread`, what lies there and is not used;
+        `.notes`, what is no fault but worth knowing.
+    Raises:
+        MissingExtraError: pandera is not installed.
+    """
     tables = declared.tables(feature_set or FeatureSet())
     run = _Check(pathlib.Path(data_dir), _pandera(), tables)
     unused = unread.of_folder(data_dir, tables)

@@ -9,7 +9,7 @@ import typing
 import numpy as np
 import tensorflow as tf
 
-from tfmm import artifacts, extras, preprocessing
+from tfmm import artifacts, preprocessing
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
@@ -142,42 +142,11 @@ def serialize(columns: Columns) -> typing.Iterator[bytes]:
         yield example.SerializeToString()
 
 
-def write_examples(
-    data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, output_dir: str | pathlib.Path
-) -> dict[str, typing.Any]:
-    """Runs `tfmm.data.beam.BuildExamples` on this machine.
-
-    Writes `{train,eval}-*.tfrecord.gz`, `dead_letter-*.parquet` (rows that were left out, with their reason)
-    and a manifest.
-
-    Returns:
-        The manifest: counts `train`, `eval` and `dead_letter`, and the `feature_set`.
-    Raises:
-        MissingExtraError: Apache Beam is not installed.
-        ValueError: a split came out empty.
-    """
-    extras.require("apache_beam", "pipeline")
-    from tfmm.data import beam as beam_lib
-
-    folder = pathlib.Path(output_dir)
-    escaped = glob.escape(str(folder))
-    for stale in glob.glob(f"{escaped}/*.tfrecord.gz") + glob.glob(f"{escaped}/dead_letter-*.parquet"):
-        pathlib.Path(stale).unlink()
-    counts = beam_lib.run(data_dir, config, feature_set, folder)
-    if not counts["train"] or not counts["eval"]:
-        raise ValueError(
-            f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "
-            "that were left out, with their reasons."
-        )
-    facts = {**counts, "feature_set": config_lib.to_dict(feature_set)}
-    return artifacts.write_manifest(folder, "examples", config, parents=[data_dir], **facts)
-
-
 def read_columns(pattern: str, spec: dict[str, tf.io.FixedLenFeature]) -> Columns:
     """Reads gzip TFRecord files of tf.Examples: arrays by column, rows in the files' order."""
     files = sorted(glob.glob(pattern))
     if not files:
-        raise FileNotFoundError(f"{pattern} matches no file. Run `tfmm.data.examples.write_examples` first.")
+        raise FileNotFoundError(f"{pattern} matches no file. Run `tfmm.data.beam.write_examples` first.")
     batches = (
         tf.data.TFRecordDataset(files, "GZIP").batch(_BATCH).map(lambda records: tf.io.parse_example(records, spec))
     )

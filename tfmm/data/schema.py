@@ -13,14 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfmm.config import DataConfig
 from tfmm.data import instants, layout
 from tfmm.data.parts import Part
-from tfmm.features import FeatureSet
 from tfmm.fingerprints import fingerprint
-
-if typing.TYPE_CHECKING:
-    from tfmm.data import checks
 
 MODALITIES = ("image", "text", "vector")
 CONTENT_COLUMNS = {"image": "image", "text": "title", "vector": "vector"}
@@ -170,26 +165,6 @@ def schema_text(tables: Tables | None = None) -> str:
 def kind_text(column: Column) -> str:
     """Returns a column's documented type in words."""
     return _KIND_TEXT[column.kind]
-
-
-def check(
-    data_dir: str | pathlib.Path, config: DataConfig | None = None, feature_set: FeatureSet | None = None
-) -> checks.CheckReport:
-    """Checks every table, column and row of a data folder.
-
-    Args:
-        data_dir: the data folder.
-        config: how impressions are split; None: DataConfig().
-        feature_set: what the run declares; None: the default features.
-    Returns:
-        `.counts`, rows per table; `.faults`, each with `table`, `column`, `rule`, `count`, and the first
-        `rows` and `values`; `.ok`, True where there is no fault; `.unread`, what lies there and is not used.
-    Raises:
-        MissingExtraError: pandera is not installed.
-    """
-    from tfmm.data import checks
-
-    return checks.check(data_dir, config, feature_set)
 
 
 def table_parts(data_dir: str | pathlib.Path, name: str, tables: Tables | None = None) -> list[Part]:

@@ -14,7 +14,7 @@ import typing
 from rich import console as rich_console
 
 from tfmm import config as config_lib
-from tfmm.data import schema, unread
+from tfmm.data import declared, schema, unread
 from tfmm.quickstart import html_report, live, processes, terminal
 
 SUMMARY, REPORT = "summary.json", "report.html"
@@ -66,7 +66,8 @@ def run(
     started = time.monotonic()
     environment = environments.Environment(workdir.resolve(), data_dir and data_dir.resolve(), config)
     if data_dir is not None:
-        unread.say(data_dir, lambda line: console.print(line, style="yellow", markup=False, highlight=False))
+        tables = declared.tables(config.feature_set)
+        unread.say(data_dir, lambda line: console.print(line, style="yellow", markup=False, highlight=False), tables)
     with processes.PeakMemory() as memory, terminal.StageLines(console) as lines:
         _run_dag(environment, lines)
         outputs = environments.latest_outputs(environment.metadata_path)

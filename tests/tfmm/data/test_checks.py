@@ -43,7 +43,7 @@ def faults(report):
 
 
 def test_good_tables_have_no_fault(tables, at):
-    report = schema.check(tables(**good(at)))
+    report = checks.check(tables(**good(at)))
     assert report.ok and report.faults == ()
     assert report.counts == {"items": 3, "searches": 1, "behaviors": 2, "impressions": 20}
 
@@ -88,7 +88,7 @@ def test_each_fault_is_reported_with_its_place(tables, at, table, change, column
     if "search_id" in change and table == "searches":
         bad["query_text"] = "another"
     data[table] = [{**dict.fromkeys(bad), **row} for row in data[table]] + [bad]
-    found = faults(schema.check(tables(**data)))
+    found = faults(checks.check(tables(**data)))
     assert (table, column, rule) in found, list(found)
     fault = found[table, column, rule]
     assert fault.count == count
@@ -100,7 +100,7 @@ def test_each_fault_is_reported_with_its_place(tables, at, table, change, column
 def test_many_faults_are_counted_and_few_are_quoted(tables, at):
     data = good(at)
     data["impressions"] += [{**data["impressions"][0], "label": 5} for _ in range(40)]
-    (fault,) = schema.check(tables(**data)).faults
+    (fault,) = checks.check(tables(**data)).faults
     assert fault.count == 40 and fault.rows == (20, 21, 22, 23, 24) and fault.values == ("5",) * 5
     assert str(fault) == "impressions.label must be 0 or 1 (40, first rows 20, 21, 22, 23, 24)"
 
@@ -109,7 +109,7 @@ def test_missing_tables_and_columns_are_faults(tables, at):
     data = good(at)
     del data["impressions"]
     data["items"] = [{"title": "t"}]
-    found = faults(schema.check(tables(**data)))
+    found = faults(checks.check(tables(**data)))
     assert ("impressions", "", "must be there") in found
     assert ("items", "item_id", "must be a column (int64 or string)") in found
 
@@ -118,7 +118,7 @@ def test_a_column_of_another_type_is_a_fault(tables, at):
     data = good(at)
     for row in data["impressions"]:
         row["timestamp"] = str(row["timestamp"])
-    found = faults(schema.check(tables(**data)))
+    found = faults(checks.check(tables(**data)))
     assert list(found) == [("impressions", "timestamp", "must be timestamp[us]")]
 
 
@@ -126,7 +126,7 @@ def test_a_column_of_integers_is_answered_with_the_way_out(tables, at):
     data = good(at)
     for row in data["impressions"]:
         row["timestamp"] = 1_700_000_000
-    (fault,) = schema.check(tables(**data)).faults
+    (fault,) = checks.check(tables(**data)).faults
     assert fault.rule == "must be timestamp[us]"
     with pytest.raises(ValueError, match=r"int64 is no timestamp type. Write it as a date or a timestamp, in the unit"):
         schema.read_table(tables(**data), "impressions")
@@ -140,7 +140,7 @@ def test_times_beyond_the_calendar_are_faults_with_their_rows(tables, at, kind):
     place = behaviors.column_names.index("timestamp")
     stored = pa.array([0, 1_700_000_000_000_000_000], kind)
     data["behaviors"] = behaviors.set_column(place, "timestamp", stored)
-    (fault,) = schema.check(tables(**data)).faults
+    (fault,) = checks.check(tables(**data)).faults
     assert (fault.table, fault.column, fault.rule) == ("behaviors", "timestamp", rules.OUTSIDE_YEARS)
     assert fault.rows == (1,) and int(fault.values[0].split("-")[0]) > 50_000
 
@@ -149,7 +149,7 @@ def test_items_of_the_last_day_of_the_calendar_are_no_fault(tables, at):
     data = good(at)
     for row, year in zip(data["items"], (1, 2024, 9999)):
         row["created_at"] = datetime.date(year, 12, 31)
-    report = schema.check(tables(**data))
+    report = checks.check(tables(**data))
     assert report.ok and report.notes[0] == "items.created_at is known to the day. " + DAYS
 
 
@@ -157,13 +157,13 @@ def test_behaviors_by_date_are_noted_and_no_fault(tables, at):
     data = good(at)
     for row in data["behaviors"]:
         row["timestamp"] = at(0).date()
-    report = schema.check(tables(**data))
+    report = checks.check(tables(**data))
     assert report.ok and set(report.notes) == {
         "behaviors.timestamp is known to the day: a behavior counts from the next midnight. " + DAYS,
         "impressions.timestamp is known to the minute: an impression sees what was known when its minute began.",
         "searches.timestamp is known to the day. " + DAYS,  # one, at midnight
     }
-    (note,) = (n for n in schema.check(tables(), DataConfig(time_zone="Asia/Tokyo")).notes if n.startswith("behav"))
+    (note,) = (n for n in checks.check(tables(), DataConfig(time_zone="Asia/Tokyo")).notes if n.startswith("behav"))
     assert "Days are those of Asia/Tokyo" in note
 
 
@@ -171,21 +171,21 @@ def test_a_table_with_a_faulty_time_is_not_noted(tables, at):
     data = good(at)
     for row in data["behaviors"]:
         row["timestamp"] = str(row["timestamp"])
-    assert not any(note.startswith("behaviors") for note in schema.check(tables(**data)).notes)
+    assert not any(note.startswith("behaviors") for note in checks.check(tables(**data)).notes)
 
 
 def test_ids_of_two_types_are_a_fault(tables, at):
     data = good(at)
     for row in data["impressions"]:
         row["item_id"] = str(row["item_id"])
-    found = faults(schema.check(tables(**data)))
+    found = faults(checks.check(tables(**data)))
     assert any("ids of one type" in rule for _, _, rule in found)
 
 
 def test_a_file_that_is_no_parquet_is_a_fault(tables, at, tmp_path):
     tables(**good(at))
     (tmp_path / "items.parquet").write_bytes(b"no parquet")
-    (fault,) = schema.check(tmp_path).faults
+    (fault,) = checks.check(tmp_path).faults
     assert (fault.table, fault.column, fault.count) == ("items", "", 1)
     assert f"{tmp_path / 'items.parquet'} must be readable Parquet. Received: " in fault.rule
 
@@ -196,7 +196,7 @@ def test_a_damaged_column_is_a_fault_that_names_the_part(tables, at, tmp_path):
     part = (folder / "items.parquet").rename(folder / "items" / "part-0.parquet")
     content = part.read_bytes()
     part.write_bytes(content[:4] + b"\xff" * 500 + content[504:])
-    found = [fault for fault in schema.check(folder).faults if f"{part} must be readable Parquet" in fault.rule]
+    found = [fault for fault in checks.check(folder).faults if f"{part} must be readable Parquet" in fault.rule]
     assert [fault.column for fault in found] == ["item_id", "title"]
 
 
@@ -204,7 +204,7 @@ def test_a_table_that_is_there_twice_is_a_fault(tables, at, tmp_path):
     folder = tables(**good(at))
     (folder / "behaviors").mkdir()
     (folder / "behaviors" / "part-0.parquet").write_bytes((folder / "behaviors.parquet").read_bytes())
-    report = schema.check(folder)
+    report = checks.check(folder)
     (fault,) = report.faults
     assert (fault.table, fault.column) == ("behaviors", "")
     assert "must hold table 'behaviors' once. Received: behaviors.parquet and behaviors/" in fault.rule
@@ -215,7 +215,7 @@ def test_a_folder_that_contradicts_its_files_is_a_fault(tables, at):
     folder = tables(**good(at))
     (folder / "behaviors" / "action=purchase").mkdir(parents=True)
     (folder / "behaviors.parquet").rename(folder / "behaviors" / "action=purchase" / "part-0.parquet")
-    (fault,) = schema.check(folder).faults
+    (fault,) = checks.check(folder).faults
     assert (fault.table, fault.column) == ("behaviors", "action")
     assert "action=purchase/part-0.parquet must hold in column 'action' what its folder's name says" in fault.rule
 
@@ -228,7 +228,7 @@ def test_rows_are_numbered_over_parts_at_all_depths(tables, at):
     for name, rows in (("a/b/part-0", whole), ("dt=1/part-0", bad), ("part-9", whole)):
         (folder / "impressions" / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(rows, folder / "impressions" / f"{name}.parquet", row_group_size=7)
-    report = schema.check(folder)
+    report = checks.check(folder)
     assert report.counts["impressions"] == 60
     (fault,) = report.faults
     assert (fault.column, fault.rows, fault.values) == ("label", (20,), ("7",))
@@ -239,7 +239,7 @@ def test_a_required_column_that_one_part_lacks_is_named_with_the_part(tables, at
     (folder / "impressions").mkdir()
     (folder / "impressions.parquet").rename(folder / "impressions" / "part-0.parquet")
     pq.write_table(pa.table({"user_id": [1]}), folder / "impressions" / "part-1.parquet")
-    found = faults(schema.check(folder))
+    found = faults(checks.check(folder))
     fault = found["impressions", "label", "must be a column (int64)"]
     assert (fault.count, fault.values) == (1, ("impressions/part-1.parquet",))
 
@@ -247,7 +247,7 @@ def test_a_required_column_that_one_part_lacks_is_named_with_the_part(tables, at
 def test_what_is_not_read_is_reported_and_is_no_fault(tables, at):
     data = good(at)
     data["items"] = [{**row, "brand": "b"} for row in data["items"]]
-    report = schema.check(tables(**data, users=[{"user_id": 1}]))
+    report = checks.check(tables(**data, users=[{"user_id": 1}]))
     assert report.ok
     assert report.unread == (
         layout.Unread("users.parquet", layout.NOT_A_TABLE),
@@ -258,7 +258,7 @@ def test_what_is_not_read_is_reported_and_is_no_fault(tables, at):
 def test_a_catalog_without_content_is_a_fault(tables, at):
     data = good(at)
     data["items"] = [{"item_id": k} for k in (1, 2, 3)]
-    found = faults(schema.check(tables(**data)))
+    found = faults(checks.check(tables(**data)))
     assert list(found) == [("items", "", "must have a title, an image or a vector in at least one row")]
 
 
@@ -274,7 +274,7 @@ def test_a_split_that_cannot_be_learned_or_judged_is_a_fault(tables, at, split, 
     data = good(at)
     for row in data["impressions"][15:] if label is not None else data["impressions"]:
         row.update({} if split is None else {"split": split}, **({} if label is None else {"label": label}))
-    assert rule in {key[2] for key in faults(schema.check(tables(**data)))}
+    assert rule in {key[2] for key in faults(checks.check(tables(**data)))}
 
 
 def test_a_fingerprint_collision_is_told_from_a_duplicate(tables, at, monkeypatch):
@@ -285,7 +285,7 @@ def test_a_fingerprint_collision_is_told_from_a_duplicate(tables, at, monkeypatc
     for row in data["impressions"]:
         row["item_id"] = "a"
     monkeypatch.setattr(schema.features, "fingerprint", lambda values: np.array([9 if v else 0 for v in values]))
-    found = faults(schema.check(tables(**data)))
+    found = faults(checks.check(tables(**data)))
     assert ("items", "item_id", "must not share its 64-bit fingerprint with another id") in found
 
 
@@ -297,27 +297,27 @@ def test_rows_are_numbered_over_all_parts(tables, at, tmp_path):
     pa.parquet.write_table(
         pa.table({"user_id": [1], "item_id": [88], "timestamp": [at(0)], "action": ["click"]}), part / "part-1.parquet"
     )
-    (fault,) = schema.check(folder).faults
+    (fault,) = checks.check(folder).faults
     assert fault.rows == (2,) and fault.values == ("88",)
 
 
 def test_without_pandera_the_line_that_installs_it_is_shown(tables, at, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandera", None)
     with pytest.raises(extras.MissingExtraError, match=r'pip install "tfmm\[pipeline\]"'):
-        schema.check(tables(**good(at)))
+        checks.check(tables(**good(at)))
 
 
 def test_the_report_turns_to_plain_data(tables, at):
     data = good(at)
     data["impressions"][0]["label"] = 3
-    plain = checks.dataclasses.asdict(schema.check(tables(**data)))
+    plain = checks.dataclasses.asdict(checks.check(tables(**data)))
     assert plain["faults"][0]["rows"] == (0,) and plain["counts"]["items"] == 3
 
 
 def test_few_bad_rows_do_not_stop_a_run_and_many_do(tables, at):
     data = good(at)
     data["impressions"] += [{**data["impressions"][0], "label": 5}]
-    report = schema.check(tables(**data))
+    report = checks.check(tables(**data))
     assert report.stopping(0.05) == ()
     assert [fault.column for fault in report.stopping(0.04)] == ["label"]
 
@@ -326,19 +326,19 @@ def test_histories_of_delisted_items_do_not_stop_a_run(tables, at):
     data = good(at)
     for act in data["behaviors"]:
         act |= {"item_id": 77, "trigger_item_id": 78}
-    report = schema.check(tables(**data))
+    report = checks.check(tables(**data))
     assert {fault.column: fault.count for fault in report.faults} == {"item_id": 2, "trigger_item_id": 2}
     assert report.stopping(0.0) == ()
     for row in data["impressions"]:
         row["item_id"] = 77
-    (fault,) = schema.check(tables(**data)).stopping(0.01)
+    (fault,) = checks.check(tables(**data)).stopping(0.01)
     assert (fault.table, fault.column, fault.count) == ("impressions", "item_id", 20)
 
 
 def test_a_search_id_of_another_type_is_told_as_such(tables, at):
     data = good(at)
     data["behaviors"][0]["search_id"] = "5"
-    report = schema.check(tables(**data))
+    report = checks.check(tables(**data))
     assert any("`search_id` must have one type in all tables" in fault.rule for fault in report.stopping(1.0))
 
 
@@ -349,4 +349,4 @@ def test_faults_of_tables_and_ids_stop_a_run_however_few(tables, at, change):
         del data["items"]
     else:
         data["items"] *= 2
-    assert schema.check(tables(**data)).stopping(1.0)
+    assert checks.check(tables(**data)).stopping(1.0)

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfmm import artifacts, extras, fingerprints, preprocessing
 from tfmm.config import DataConfig
-from tfmm.data import examples, schema
+from tfmm.data import beam, examples, schema
 from tfmm.features import OUT_OF_VOCABULARY, FeatureSet
 
 L3 = DataConfig(max_behaviors=3, eval_fraction=0.25, min_id_count=1)
@@ -95,7 +95,7 @@ def shop(at, ids, users):
 @pytest.mark.parametrize("ids, users", [([1, 2, 3], [8, 9]), (["a", "b", "c"], ["u", "v"])], ids=["int64", "string"])
 def test_written_examples_are_split_by_time(tables, tmp_path, at, ids, users):
     folder = tables(**shop(at, ids, users))
-    manifest = examples.write_examples(folder, L3, FEATURES, tmp_path / "out")
+    manifest = beam.write_examples(folder, L3, FEATURES, tmp_path / "out")
     assert {name: manifest[name] for name in ("train", "eval", "dead_letter")} == {
         "train": 6,
         "eval": 2,
@@ -115,14 +115,14 @@ def test_written_examples_are_split_by_time(tables, tmp_path, at, ids, users):
 def test_the_split_column_decides_where_there_is_one(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["impressions"] = [{**row, "split": "eval" if k == 0 else "train"} for k, row in enumerate(data["impressions"])]
-    manifest = examples.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
+    manifest = beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
     assert (manifest["train"], manifest["eval"]) == (7, 1)
 
 
 def test_histories_are_clicked_impressions_where_behaviors_are_absent(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     del data["behaviors"]
-    examples.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
+    beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
     held = read(tmp_path / "out", "eval")
     row = int(np.flatnonzero(held["timestamp"] == us(at(7)))[0])
     assert held["behavior_item_ids"][row].tolist() == [2, 1, 3]  # minutes 1, 3 and 5: all clicks of user 9 before 7
@@ -139,7 +139,7 @@ def test_bad_rows_become_dead_letters_with_a_reason(tables, tmp_path, at):
         {**good, "timestamp": None, "label": None},
     ]
     data["behaviors"] += [{**data["behaviors"][0], "action": "stare"}]
-    manifest = examples.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
+    manifest = beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
     assert (manifest["train"] + manifest["eval"], manifest["dead_letter"]) == (8, 6)
     letters = pq.read_table(next((tmp_path / "out").glob("dead_letter-*.parquet"))).to_pylist()
     reasons = {(letter["table"], letter["row"]): letter["reason"] for letter in letters}
@@ -158,19 +158,19 @@ def test_an_empty_split_is_refused(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["impressions"] = [{**row, "split": "train"} for row in data["impressions"]]
     with pytest.raises(ValueError, match="Both splits must have rows"):
-        examples.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
+        beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
 
 
 def test_without_beam_the_line_that_installs_it_is_shown(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     with pytest.raises(extras.MissingExtraError, match=r'pip install "tfmm\[pipeline\]"'):
-        examples.write_examples(tmp_path, L3, FEATURES, tmp_path / "out")
+        beam.write_examples(tmp_path, L3, FEATURES, tmp_path / "out")
 
 
 def test_a_behavior_of_a_delisted_item_stays_in_the_history(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["behaviors"][1]["item_id"] = 55
-    manifest = examples.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
+    manifest = beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
     held = read(tmp_path / "out", "eval")
     row = int(np.flatnonzero(held["timestamp"] == us(at(8)))[0])
     assert manifest["dead_letter"] == 0
@@ -180,7 +180,7 @@ def test_a_behavior_of_a_delisted_item_stays_in_the_history(tables, tmp_path, at
 
 def test_vocabularies_hold_the_ids_of_the_train_split(tables, tmp_path, at):
     folder = tables(**shop(at, [1, 2, 3], [8, 9]))
-    examples.write_examples(folder, L3, FEATURES, tmp_path / "raw")
+    beam.write_examples(folder, L3, FEATURES, tmp_path / "raw")
     manifest = examples.transform(tmp_path / "raw", tmp_path / "out")
     lines = {
         path.name: [int(line) for line in path.read_text().split()] for path in (tmp_path / "out/vocabulary").iterdir()
@@ -199,7 +199,7 @@ def test_vocabularies_hold_the_ids_of_the_train_split(tables, tmp_path, at):
 def test_rare_ids_are_out_of_vocabulary(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["impressions"][5]["item_id"] = 3
-    examples.write_examples(tables(**data), L3, FeatureSet().resolved(3, min_count=3), tmp_path / "raw")
+    beam.write_examples(tables(**data), L3, FeatureSet().resolved(3, min_count=3), tmp_path / "raw")
     examples.transform(tmp_path / "raw", tmp_path / "out")
     kept = [int(line) for line in (tmp_path / "out/vocabulary/item_id").read_text().split()]
     train = read(tmp_path / "raw", "train")
@@ -226,7 +226,7 @@ def test_reading_what_was_not_written_names_the_step(tmp_path):
 
 def test_the_marketplace_gives_as_many_examples_as_impressions(small_marketplace, tmp_path):
     declared = FeatureSet().resolved(max_behaviors=5, min_count=2)
-    manifest = examples.write_examples(small_marketplace, DataConfig(max_behaviors=5), declared, tmp_path)
+    manifest = beam.write_examples(small_marketplace, DataConfig(max_behaviors=5), declared, tmp_path)
     rows = schema.read_table(small_marketplace, "impressions").num_rows
     assert manifest["train"] + manifest["eval"] == rows and manifest["dead_letter"] == 0
     assert manifest["eval"] == pytest.approx(0.2 * rows, rel=0.01)

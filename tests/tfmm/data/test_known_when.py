@@ -15,7 +15,7 @@ import pytest
 
 from tfmm import preprocessing
 from tfmm.config import DataConfig, PairsConfig
-from tfmm.data import beam, examples, pairs, schema, times
+from tfmm.data import beam, checks, examples, pairs, schema, times
 from tfmm.features import FeatureSet
 
 UTC = datetime.timezone.utc
@@ -340,7 +340,7 @@ def test_behaviors_by_date_keep_a_click_out_of_its_own_history(small_marketplace
             acts = {"user": table["user_id"].to_numpy(), "item": table["item_id"].to_numpy(), "day": days}
         pq.write_table(table, tmp_path / f"{name}.parquet")
     built = by_job(tmp_path, DataConfig(max_behaviors=200), tmp_path / "out")
-    (note,) = [note for note in schema.check(tmp_path).notes if note.startswith("behaviors")]
+    (note,) = [note for note in checks.check(tmp_path).notes if note.startswith("behaviors")]
     assert note.startswith("behaviors.timestamp is known to the day: a behavior counts from the next midnight.")
     first_day = {}
     for user, item, day in sorted(zip(*(values.tolist() for values in acts.values())), key=lambda act: -act[2]):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfmm import artifacts, metrics
 from tfmm.config import MarketplaceConfig
-from tfmm.data import marketplace, schema, shoppers
+from tfmm.data import checks, marketplace, schema, shoppers
 
 TINY = MarketplaceConfig(
     num_items=40,
@@ -38,7 +38,7 @@ def test_one_seed_gives_one_marketplace(tmp_path):
 
 
 def test_the_tables_pass_the_check(small_marketplace):
-    report = schema.check(small_marketplace)
+    report = checks.check(small_marketplace)
     assert report.ok, [str(fault) for fault in report.faults]
     assert report.counts == artifacts.read_manifest(small_marketplace, "data")["rows"]
     assert schema.modalities(small_marketplace) == ("image", "text")

@@ -7,7 +7,7 @@ import pytest
 
 from tfmm.config import PairsConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import online_retail, pairs, schema
+from tfmm.data import checks, online_retail, pairs, schema
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def converted(source, tmp_path_factory):
 
 
 def test_the_tables_pass_the_check(converted):
-    report = schema.check(converted)
+    report = checks.check(converted)
     assert report.ok, [str(fault) for fault in report.faults]
     assert report.counts == {"items": 3_659, "behaviors": 386_359, "impressions": 362_300}
     assert schema.modalities(converted) == ("text",)

@@ -5,7 +5,7 @@ import pytest
 
 from tfmm import artifacts, preprocessing
 from tfmm.config import DataConfig, PairsConfig
-from tfmm.data import examples, pairs, schema, taobao_mm
+from tfmm.data import beam, checks, examples, pairs, schema, taobao_mm
 from tfmm.features import FeatureSet
 
 FEATURES = FeatureSet().resolved(max_behaviors=4, min_count=2)
@@ -43,7 +43,7 @@ def test_a_tiny_source_is_converted_as_documented(tmp_path):
 
 def test_the_newest_item_of_a_list_is_the_newest_behavior(tmp_path):
     taobao_mm.convert(write_source(tmp_path), tmp_path / "out")
-    manifest = examples.write_examples(tmp_path / "out", DataConfig(max_behaviors=4), FEATURES, tmp_path / "examples")
+    manifest = beam.write_examples(tmp_path / "out", DataConfig(max_behaviors=4), FEATURES, tmp_path / "examples")
     assert (manifest["train"], manifest["eval"]) == (1, 1)
     spec = taobao_spec = preprocessing.raw_spec(FEATURES)
     train = examples.read_columns(str(tmp_path / "examples" / "train-*.tfrecord.gz"), spec)
@@ -77,7 +77,7 @@ def test_the_demo_is_converted(shared_data, tmp_path):
     assert artifacts.read_manifest(tmp_path / "out", "data") == manifest
     assert manifest["rows"] == {"items": 11_220, "behaviors": 19_351, "impressions": 20}
     assert schema.modalities(tmp_path / "out") == ("vector",)
-    report = schema.check(tmp_path / "out")
+    report = checks.check(tmp_path / "out")
     assert [str(fault) for fault in report.faults] == [
         "impressions.label must be both 0 and 1 in the train split (10)"  # the demo's train samples hold no click
     ]
