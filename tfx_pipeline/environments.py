@@ -80,15 +80,15 @@ class Environment:
         return self.workdir / "progress.jsonl"
 
 
-def data_fingerprint(data_dir: pathlib.Path) -> str:
+def data_fingerprint(data_dir: pathlib.Path, tables: schema.Tables = schema.TABLES) -> str:
     """Returns a hash of the names, sizes and times of the tables' files, and of the names of what is not read.
 
     When it changes, the DAG runs anew. Files behind links count as those in the folder.
     """
-    facts: list[tuple[typing.Any, ...]] = [(found.what, found.count) for found in unread.of_folder(data_dir)]
-    for name in schema.TABLES:
+    facts: list[tuple[typing.Any, ...]] = [(found.what, found.count) for found in unread.of_folder(data_dir, tables)]
+    for name in tables:
         facts += [(found.what, found.count) for found in layout.unread_files(data_dir, name)]
-        for part in schema.table_parts(data_dir, name):
+        for part in schema.table_parts(data_dir, name, tables):
             status = os.stat(part.path)
             facts.append((os.path.relpath(part.path, data_dir), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -106,7 +106,8 @@ def code_fingerprint(*packages: str) -> str:
         if spec is None or spec.origin is None:
             raise ValueError(f"`packages` must name importable modules. Received: {package!r}.")
         origin = pathlib.Path(spec.origin)
-        files = sorted(origin.parent.rglob("*.py")) if origin.name == "__init__.py" else [origin]
+        is_package = origin.name == "__init__.py" and not package.endswith(".__init__")
+        files = sorted(origin.parent.rglob("*.py")) if is_package else [origin]
         for path in files:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]

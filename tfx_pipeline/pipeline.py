@@ -6,7 +6,7 @@ import pathlib
 from tfx import v1 as tfx
 
 from tfmm import config as config_lib
-from tfmm.data import schema
+from tfmm.data import declared, schema
 from tfx_pipeline import artifact_types, components
 from tfx_pipeline.environments import (
     PIPELINE_NAME,
@@ -52,7 +52,9 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         source = tfx.dsl.Importer(
             source_uri=str(environment.data_dir),
             artifact_type=artifact_types.Dataset,
-            custom_properties={"fingerprint": data_fingerprint(environment.data_dir)},
+            custom_properties={
+                "fingerprint": data_fingerprint(environment.data_dir, declared.tables(config.feature_set))
+            },
         ).with_id("Dataset")
         dataset, modalities = source.outputs["result"], schema.modalities(environment.data_dir)
         if not modalities:

@@ -237,7 +237,7 @@ class _Check:
                 dim = int(pc.mode(lengths)[0]["mode"].as_py())
         searches = self._ids.get("searches")
         own = rules.row_rules(name, self._ids.get("items"), searches, has_split, self._tables)
-        return own + rules.content_rules(name, dim)
+        return own + rules.content_rules(name, dim, self._tables)
 
     def _readable_columns(self, name: str, parts: typing.Sequence[Part]) -> list[str]:
         columns = []
@@ -261,7 +261,7 @@ class _Check:
         key = declared.unique_key(name)
         if key is None or key not in columns:
             return
-        ids = schema.read_table(self.data_dir, name, [key])[key]
+        ids = schema.read_table(self.data_dir, name, [key], self._tables)[key]
         prints = schema.fingerprints(ids)
         order = np.argsort(prints, kind="stable")
         again = order[1:][(prints[order][1:] == prints[order][:-1]) & (prints[order][1:] != 0)]
@@ -320,7 +320,7 @@ class _Check:
 
     def notes(self, config: DataConfig) -> tuple[str, ...]:
         unreadable = {(fault.table, fault.column) for fault in self.faults if not fault.rows}
-        names = [name for name in self.counts if (name, times.COLUMNS[name]) not in unreadable]
+        names = [n for n, column in times.COLUMNS.items() if n in self.counts and (n, column) not in unreadable]
         return times.notes(times.resolutions(self.data_dir, config.time_zone, names))
 
 

@@ -76,11 +76,11 @@ def row_rules(
     return rules
 
 
-def content_rules(name: str, dim: int | None = None) -> list[Rule]:
+def content_rules(name: str, dim: int | None = None, tables: schema.Tables = schema.TABLES) -> list[Rule]:
     """Returns the rules about images and vectors, which have to be opened; `dim`: of every vector."""
     rules = [
         Rule(column.name, "must be a PNG or JPEG that can be decoded", _undecodable)
-        for column in schema.TABLES[name].columns
+        for column in tables[name].columns
         if column.kind == "binary"
     ]
     if name == "items" and dim is not None:

@@ -77,7 +77,7 @@ def run(
         figures = live.serve_and_stream(environment, outputs, lines)
     seconds = _stage_seconds(environment.progress_path, lines.seconds)
     data = environment.data_dir or pathlib.Path(outputs["Marketplace.dataset"])
-    summary = _summary(data, outputs, verdict, figures, seconds, memory.gb)
+    summary = _summary(data, declared.tables(config.feature_set), outputs, verdict, figures, seconds, memory.gb)
     summary["total_seconds"] = round(time.monotonic() - started, 1)
     _write_report(environment.workdir / REPORT, data, outputs, summary, verdict)
     (environment.workdir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
@@ -133,6 +133,7 @@ def _stage_seconds(progress_path: pathlib.Path, own: typing.Mapping[str, float])
 
 def _summary(
     data: pathlib.Path,
+    tables: schema.Tables,
     outputs: typing.Mapping[str, str],
     verdict: typing.Mapping[str, typing.Any],
     figures: typing.Mapping[str, float],
@@ -148,9 +149,9 @@ def _summary(
     keys = ("auc", "gauc", "logloss", "gauc_new_items")
     return {
         "data": {
-            name: sum(sum(part.row_groups) for part in schema.table_parts(data, name))
-            for name in schema.TABLES
-            if schema.has_table(data, name)
+            name: sum(sum(part.row_groups) for part in schema.table_parts(data, name, tables))
+            for name in tables
+            if schema.has_table(data, name, tables)
         },
         **first,
         "encoders": encoders,
