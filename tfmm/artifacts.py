@@ -63,12 +63,18 @@ def write_manifest(
     return manifest
 
 
-def read_manifest(folder: str | pathlib.Path, kind: str | None = None) -> dict[str, typing.Any]:
+def read_manifest(
+    folder: str | pathlib.Path, kind: str | None = None, facts: typing.Collection[str] = ()
+) -> dict[str, typing.Any]:
     """Reads an artifact's manifest.
 
+    Args:
+        folder: the artifact's.
+        kind: what it must be; None: anything.
+        facts: what it must say, as an older version of tfmm did not.
     Raises:
         FileNotFoundError: there is none: the stage did not finish.
-        ValueError: it is of another kind, or of a newer format.
+        ValueError: it is of another kind, of a newer format, or lacks facts.
     """
     path = pathlib.Path(folder) / MANIFEST
     if not path.exists():
@@ -83,4 +89,9 @@ def read_manifest(folder: str | pathlib.Path, kind: str | None = None) -> dict[s
         )
     if kind is not None and manifest["kind"] != kind:
         raise ValueError(f"{folder} must hold an artifact of kind {kind!r}. Received: {manifest['kind']!r}.")
+    if missing := sorted(set(facts) - set(manifest)):
+        raise ValueError(
+            f"{path} must say {', '.join(missing)}: an older version of tfmm wrote it. Run the stage that writes this "
+            "folder again."
+        )
     return manifest

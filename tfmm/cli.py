@@ -115,6 +115,31 @@ def quickstart(
 
 
 @main.group(cls=Group)
+def run() -> None:
+    """Look at what a run declares."""
+
+
+@run.command("show", example="tfmm run show --run my_team.runs:weekly\ntfmm run show --data my_tables --run run.toml")
+@click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables: check that they have what is declared.")
+@_run_options
+def run_show(data_dir: pathlib.Path | None, run: str, assignments: tuple[str, ...]) -> None:
+    """Print what a declaration means: features, sequences, methods, tables, inputs of the signatures."""
+    from rich import console
+
+    from tfmm.quickstart import declaration
+
+    config, terminal = _config(run, assignments), console.Console()
+    for part in declaration.tables(config):
+        terminal.print(part)
+    if data_dir is not None:
+        from tfmm.data import declared
+
+        if faults := declared.faults(data_dir, config.feature_set):
+            raise click.ClickException("The data lacks what is declared:\n- " + "\n- ".join(faults))
+        click.echo(f"{data_dir} has what is declared.")
+
+
+@main.group(cls=Group)
 def data() -> None:
     """Make, check and convert data folders."""
 

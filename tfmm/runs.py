@@ -14,6 +14,16 @@ from tfmm import presets
 from tfmm.config import RunConfig
 
 PRESET = "preset"  # of a file: the preset that its settings change
+_MOVED = {  # settings of earlier versions, and where they are now
+    "modalities": "the data, which says what it has",
+    "use_simtier": "methods",
+    "use_make": "methods",
+    "num_tiers": "methods.simtier.num_tiers",
+    "tier_output": "methods.simtier.tier_output",
+    "user_dim": "features.user_id.dim",
+    "item_dim": "features.item_id.dim",
+    "category_dim": "features.category.dim",
+}
 
 
 def load(reference: str) -> RunConfig:
@@ -68,6 +78,9 @@ def _from_file(path: pathlib.Path) -> RunConfig:
         raise ValueError(f"The run {path} must be readable {path.suffix[1:].upper()}. Received: {error}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"The run {path} must hold the fields of RunConfig. Received: {type(values).__name__}.")
+    if moved := sorted(set(values.get("ctr", {})) & set(_MOVED)):
+        places = ", ".join(f"ctr.{name} to {_MOVED[name]}" for name in moved)
+        raise ValueError(f"The run {path} was written for an earlier version, whose settings have moved: {places}.")
     preset = values.pop(PRESET, "quickstart")
     if preset not in presets.PRESETS:
         raise ValueError(f"The run {path}: `{PRESET}` must be one of {list(presets.PRESETS)}. Received: {preset!r}.")

@@ -221,9 +221,11 @@ def _train_ctr(
     from tfmm.ctr import train
     from tfmm.data import declared
     from tfmm.export import saved_model
+    from tfx_pipeline import preprocessing
 
     train_pattern, eval_pattern = _patterns(examples)
-    vocabulary_dir = f"{transform_graph.uri}/transform_fn/assets"
+    vocabulary_dir = f"{model.uri}/vocabulary"
+    preprocessing.collect(transform_graph.uri, _config(FeatureSet, feature_set), vocabulary_dir)
     model_dir = f"{model.uri}/Format-TFMM"
     train.train(
         _config(config_lib.CTRConfig, config),

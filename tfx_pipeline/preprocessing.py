@@ -1,7 +1,9 @@
 """The Transform stage: vocabularies and statistics of the train split, and inputs by `tfmm.preprocessing`."""
 
 import json
+import pathlib
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_transform as tft
 
@@ -14,6 +16,9 @@ _ACCURACY = 1e-4  # of quantiles, as a share of the rows
 
 def preprocessing_fn(inputs, custom_config):
     """Computes vocabularies and statistics, and adds the model's inputs.
+
+    A number's statistics are a column, too, equal in all rows: `collect` reads them there. (A file of their own would
+    be a second pass over the data.)
 
     Args:
         inputs: tensors by column, as `preprocessing.raw_spec` says.
@@ -33,17 +38,36 @@ def preprocessing_fn(inputs, custom_config):
         columns = [c for c in feature_set.columns if c.feature.name == feature.name]
         values = tf.concat([tf.reshape(inputs[column.name], [-1]) for column in columns], 0)
         statistics[feature.name] = _statistics(tf.boolean_mask(values, ~tf.math.is_nan(values)), feature)
-    return {**inputs, **preprocessing.preprocess(inputs, feature_set.columns, lookups, statistics)}
+    rows = tf.ones_like(inputs["timestamp"], tf.float32)[:, None]
+    constant = {name + preprocessing.STATISTICS_SUFFIX: rows * found for name, found in statistics.items()}
+    return {**inputs, **constant, **preprocessing.preprocess(inputs, feature_set.columns, lookups, statistics)}
 
 
 def _statistics(values, feature):
-    """Returns a number's statistics, and leaves them in a file, where `preprocessing.load` finds them."""
     if feature.scaling == "quantiles":
-        found = tft.quantiles(values, feature.num_quantiles, _ACCURACY)[0]
-    else:
-        scalable = preprocessing.scalable(values, feature)
-        mean, variance = tft.mean(scalable), tft.var(scalable)
-        found = tf.stack([mean, tf.where(variance > 0, tf.math.rsqrt(variance), tf.ones_like(variance))])
-    line = tf.strings.reduce_join(tf.strings.as_string(found, precision=9, scientific=True), separator=" ")
-    tft.vocabulary(line[None], vocab_filename=feature.name + preprocessing.STATISTICS_SUFFIX)
-    return found
+        return tft.quantiles(values, feature.num_quantiles, _ACCURACY)[0]
+    scalable = preprocessing.scalable(values, feature)
+    mean, variance = tft.mean(scalable), tft.var(scalable)
+    return tf.stack([mean, tf.where(variance > 0, tf.math.rsqrt(variance), tf.ones_like(variance))])
+
+
+def collect(transform_graph_dir, feature_set, output_dir):
+    """Writes the vocabularies and statistics of a Transform as `preprocessing.load` reads them.
+
+    Args:
+        transform_graph_dir: folder of the TransformGraph artifact.
+        feature_set: that it was made with.
+        output_dir: made where missing.
+    """
+    output, folder = tft.TFTransformOutput(str(transform_graph_dir)), pathlib.Path(output_dir)
+    vocabularies = {}
+    for name in feature_set.vocabularies:
+        lines = pathlib.Path(output.vocabulary_file_by_name(name)).read_text().split()
+        vocabularies[name] = np.array(lines, np.int64)
+    statistics = {}
+    if feature_set.numbers:
+        spec = preprocessing.raw_spec(feature_set)
+        found = output.transform_raw_features({name: tf.zeros([1, *f.shape], f.dtype) for name, f in spec.items()})
+        for feature in feature_set.numbers:
+            statistics[feature.name] = found[feature.name + preprocessing.STATISTICS_SUFFIX][0].numpy()
+    preprocessing.write(folder, vocabularies, statistics)

@@ -41,3 +41,9 @@ def test_newer_format_is_refused(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
     with pytest.raises(ValueError, match="Upgrade tfmm"):
         artifacts.read_manifest(tmp_path)
+
+
+def test_manifest_of_an_older_version_says_what_to_do(tmp_path):
+    artifacts.write_manifest(tmp_path, "ctr", dims={})
+    with pytest.raises(ValueError, match=r"must say feature_set, sizes: an older version .* Run the stage"):
+        artifacts.read_manifest(tmp_path, "ctr", ("sizes", "dims", "feature_set"))

@@ -40,6 +40,22 @@ def test_override_refuses(assignment, message):
         config.override(config.RunConfig(), [assignment])
 
 
+def test_override_finds_features_sequences_and_methods_by_name():
+    run = config.RunConfig()
+    changes = ["features.user_id.dim=32", "sequences.behavior.length=9", "methods.simtier.num_tiers=5"]
+    run = config.override(run, changes)
+    assert (run.feature_set["user_id"].dim, run.feature_set.sequences[0].length) == (32, 9)
+    assert run.methods[0].settings == {"num_tiers": 5}
+    for assignment, message in (
+        ("features.brand.dim=3", r"`features` must be one of \['user_id', 'item_id', 'category'\]"),
+        ("features.dim=3", r"must read features\.name\.field=value"),
+        ("features.user_id.size=3", r"`features\.user_id` has the fields"),
+        ("features.user_id.dim=0", "`dim` must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config.override(run, [assignment])
+
+
 def test_from_dict_refuses_an_unknown_field():
     with pytest.raises(ValueError, match="MAKEConfig has the fields"):
         config.from_dict(config.MAKEConfig, {"epoch": 1})

@@ -82,7 +82,8 @@ def test_what_cannot_be_used_says_what_to_do(tmp_path):
         ("a.toml", "preset = ", "must be readable TOML"),
         ("b.toml", 'preset = "tiny"', r"`preset` must be one of \['quickstart', 'small', 'paper'\]"),
         ("c.json", "[1]", "must hold the fields of RunConfig"),
-        ("d.toml", "[ctr]\nuser_dim = 3", "CTRConfig has the fields"),
+        ("d.toml", "[ctr]\nuser_width = 3", "CTRConfig has the fields"),
+        ("e.toml", "[ctr]\nuser_dim = 3", r"settings have moved: ctr\.user_dim to features\.user_id\.dim"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=words):

@@ -355,7 +355,7 @@ def load_model(model_dir: str | pathlib.Path) -> CTRModel:
         FileNotFoundError: the folder is not complete.
         ValueError: it holds another kind of artifact.
     """
-    manifest = artifacts.read_manifest(model_dir, KIND)
+    manifest = artifacts.read_manifest(model_dir, KIND, ("feature_set", "sizes", "methods"))
     model = CTRModel(
         manifest["config"],
         manifest["make_config"],

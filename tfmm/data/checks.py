@@ -320,7 +320,7 @@ class _Check:
 
     def notes(self, config: DataConfig) -> tuple[str, ...]:
         unreadable = {(fault.table, fault.column) for fault in self.faults if not fault.rows}
-        names = [n for n, column in times.COLUMNS.items() if n in self.counts and (n, column) not in unreadable]
+        names = [n for n in self.counts if n in times.COLUMNS and (n, times.COLUMNS[n]) not in unreadable]
         return times.notes(times.resolutions(self.data_dir, config.time_zone, names))
 
 

@@ -215,7 +215,7 @@ def transform(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path) 
         The manifest.
     """
     source, folder = pathlib.Path(examples_dir), pathlib.Path(output_dir)
-    manifest = artifacts.read_manifest(source, "examples")
+    manifest = artifacts.read_manifest(source, "examples", ("feature_set",))
     feature_set = config_lib.from_dict(FeatureSet, manifest["feature_set"])
     spec, escaped = preprocessing.raw_spec(feature_set), glob.escape(str(source))
     splits = {split: read_columns(f"{escaped}/{split}-*.tfrecord.gz", spec) for split in ("train", "eval")}

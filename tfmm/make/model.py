@@ -154,7 +154,7 @@ def load_model(make_dir: str | pathlib.Path) -> MAKEModel:
         FileNotFoundError: the folder is not complete.
         ValueError: it holds another kind of artifact.
     """
-    manifest = artifacts.read_manifest(make_dir, KIND)
+    manifest = artifacts.read_manifest(make_dir, KIND, ("sequences",))
     model = MAKEModel(manifest["config"], manifest["dims"], manifest["sequences"])
     model.build()
     model.load_weights(pathlib.Path(make_dir) / WEIGHTS)
