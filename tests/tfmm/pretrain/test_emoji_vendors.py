@@ -36,6 +36,6 @@ def test_images_beat_pixels(pairs_dir):
 @pytest.mark.slow
 def test_keywords_find_names(pairs_dir):
     """68 % of the keywords have several right answers: a perfect encoder would reach about 0.53."""
-    config = SCLConfig(modality="text", dim=64, epochs=4)
+    config = SCLConfig(modality="text")
     facts = fit(config, pairs_dir / "text").facts
     assert facts["acc_at_1"] > 0.25 and facts["acc_at_5"] > 0.4
