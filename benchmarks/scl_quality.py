@@ -21,7 +21,8 @@ from tfmm.metrics import top_n_accuracy
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.pretrain.train import Heldout, fit
 
-BASE = SCLConfig(modality="image", image_size=24, width=16, dim=128, memory_bank_size=4_096, augment=True)
+BASE = SCLConfig(modality="image", image_size=24, width=16, dim=128, batch_size=64, memory_bank_size=4_096,
+                 memory_bank_share=2.0, augment=True)
 METHODS = {
     "scl": {},
     "without_triplet": {"triplet_weight": 0.0},

@@ -63,7 +63,7 @@ def run(tmp_path_factory):
         "pretrain --data tables --output encoders" + options,
         "embed --data tables --encoders encoders --index index/items.sqlite --snapshot snapshot",
         "train --data tables --snapshot snapshot --output models" + options,
-        "evaluate --models models --output evaluation" + options,
+        "evaluate --models models --output evaluation --snapshot snapshot --encoders encoders --data tables" + options,
         "export --models models --snapshot snapshot --data tables --output serving" + options,
     ]
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
@@ -72,6 +72,7 @@ def run(tmp_path_factory):
         capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    (folder / "stdout.txt").write_text(done.stdout)
     return folder
 
 
@@ -81,6 +82,20 @@ def test_each_stage_leaves_its_artifact(run):
     report = json.loads((run / "evaluation" / "report.json").read_text())
     assert set(report["models"]) == {"id", "multimodal"}
     assert json.loads((run / "evaluation" / "verdict.json").read_text())["passed"] is True
+
+
+def test_encoders_are_reported_beside_their_untrained_selves(run):
+    facts = json.loads((run / "evaluation" / "report.json").read_text())["encoders"]
+    assert set(facts) == {"text"}
+    manifest = json.loads((run / "encoders" / "text" / "manifest.json").read_text())
+    assert facts["text"]["acc_at_1"] == manifest["acc_at_1"] and manifest["memory_bank_size"] == 0
+    found = facts["text"]["probe"]
+    assert 0.0 < found["gauc_untrained"] < 1.0 and found["users"] > 0
+    said = (run / "stdout.txt").read_text()
+    assert "distinct positives, no memory bank" in said
+    assert f"Acc@1 {manifest['acc_at_1']:.3f} (untrained {manifest['acc_at_1_untrained']:.3f}, chance" in said
+    assert f"text probe, vectors alone: GAUC {found['gauc']:.4f}" in said
+    assert ("not better than untrained beyond noise" in said) == (facts["text"]["warning"] is not None)
 
 
 def test_exported_model_ranks_by_string_ids(run):

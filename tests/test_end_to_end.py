@@ -73,6 +73,9 @@ def test_summary_has_every_figure(road):
         assert set(summary[model]) == {"auc", "gauc", "logloss", "gauc_new_items"}
     assert summary["acc_at_1"] > 10 / summary["data"]["items"]  # chance is 1 / held-out items
     assert summary["gate"]["passed"] is True
+    for facts in summary["encoders"].values():
+        assert facts["acc_at_1"] > facts["acc_at_1_chance"]
+        assert facts["probe"]["users"] > 0 and facts["probe"]["gauc_gain_interval"]["high"] > 0
 
 
 def test_new_item_is_scored_with_its_embedding_within_seconds(road):

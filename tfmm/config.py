@@ -79,7 +79,8 @@ class PairsConfig:
     """How encoder pairs are built: query -> purchased item (section 3.2), else co-purchase or co-click."""
 
     heldout_fraction: float = 0.1  # split by item: no held-out positive is trained on
-    max_pairs: int = 50_000  # per modality; drawn at random where the logs give more
+    max_pairs: int = 1_000_000  # per modality; drawn at random where the logs give more
+    max_content_bytes: int = 4 * 2**30  # of the distinct images or texts of a modality's pairs: training holds them
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -88,7 +89,8 @@ class PairsConfig:
             "`heldout_fraction` must lie between 0 and 1.",
             self.heldout_fraction,
         )
-        _require(self.max_pairs >= 1, "`max_pairs` must be at least 1.", self.max_pairs)
+        for name in ("max_pairs", "max_content_bytes"):
+            _require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +102,13 @@ class SCLConfig:
     image_size: int = 32  # pixels, square; image only
     width: int = 16  # channels of the first stage; image only
     text_buckets: int = 16_384  # hashed words and character n-grams; text only
-    batch_size: int = 64  # small: steps count for more than in-batch negatives where a bank brings negatives
-    epochs: int = 8
+    batch_size: int = 64  # small: steps count for more than in-batch negatives, some of which would also fit
+    epochs: int = 8  # the most; fewer, down to one, where they would see more than `max_pairs_seen`
+    max_pairs_seen: int = 450_000  # by all epochs together; one epoch of more pairs ends there
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
-    memory_bank_size: int = 8_192  # K; the paper: 196,800
+    memory_bank_size: int = 196_800  # K at most, as in the paper; 0: no bank
+    memory_bank_share: float = 0.01  # K at most, per distinct positive item: a bank must not hold what also fits
     momentum: float = 0.99  # of the key encoder
     temperature: float = 0.07  # start of the learnable temperature
     in_batch_negatives: bool = True  # beside the memory bank
@@ -117,6 +121,7 @@ class SCLConfig:
         _require(self.modality in ("image", "text"), "`modality` must be 'image' or 'text'.", self.modality)
         _require(0 < self.dim <= 1040, "`dim` must lie in 1..1040 (int8 dots are exact up to there).", self.dim)
         _require(self.memory_bank_size >= 0, "`memory_bank_size` must not be negative.", self.memory_bank_size)
+        _require(self.memory_bank_share >= 0.0, "`memory_bank_share` must not be negative.", self.memory_bank_share)
         _require(0.0 <= self.momentum < 1.0, "`momentum` must lie in [0, 1).", self.momentum)
         _require(
             0.01 <= self.temperature <= 1.0,
@@ -133,7 +138,7 @@ class SCLConfig:
         _require(self.weight_decay >= 0.0, "`weight_decay` must not be negative.", self.weight_decay)
         _require(self.triplet_weight >= 0.0, "`triplet_weight` must not be negative.", self.triplet_weight)
         _require(0.0 < self.triplet_margin <= 2.0, "`triplet_margin` must lie in (0, 2].", self.triplet_margin)
-        for name in ("batch_size", "epochs", "width", "text_buckets"):
+        for name in ("batch_size", "epochs", "max_pairs_seen", "width", "text_buckets"):
             _require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
 
 

@@ -34,10 +34,8 @@ def small() -> RunConfig:
             image_size=24,
         ),
         data=DataConfig(max_behaviors=20),
-        image=SCLConfig(
-            modality="image", dim=32, image_size=24, width=8, epochs=6, batch_size=64, memory_bank_size=512
-        ),
-        text=SCLConfig(modality="text", dim=32, text_buckets=4_096, epochs=4, batch_size=64, memory_bank_size=512),
+        image=SCLConfig(modality="image", dim=32, image_size=24, width=8, epochs=6),
+        text=SCLConfig(modality="text", dim=32, text_buckets=4_096, epochs=4),
         make=MAKEConfig(epochs=6, batch_size=256),
         ctr=CTRConfig(batch_size=256),
         export=ExportConfig(batch_buckets=(8, 512), candidate_buckets=(64,)),
@@ -46,10 +44,18 @@ def small() -> RunConfig:
 
 def paper() -> RunConfig:
     """The sizes that the paper names; the others are ours. Needs GPUs and data of that scale."""
-    scl = SCLConfig(dim=128, memory_bank_size=196_800, batch_size=1_024, image_size=224, width=64, momentum=0.999)
+    scl = SCLConfig(
+        dim=128,
+        memory_bank_size=196_800,
+        batch_size=1_024,
+        max_pairs_seen=1 << 40,
+        image_size=224,
+        width=64,
+        momentum=0.999,
+    )
     return RunConfig(
         data=DataConfig(max_behaviors=1_000),
-        pairs=PairsConfig(max_pairs=1 << 40),
+        pairs=PairsConfig(max_pairs=1 << 40, max_content_bytes=1 << 50),
         image=scl,
         text=dataclasses.replace(scl, modality="text", text_buckets=1 << 20),
     )

@@ -318,6 +318,9 @@ def ModelGate(
     examples: InputArtifact[Examples],
     id_model: InputArtifact[Model],
     multimodal_model: InputArtifact[Model],
+    dataset: InputArtifact[Dataset],
+    encoders: InputArtifact[Encoders],
+    snapshot: InputArtifact[IndexSnapshot],
     serving_dir: Parameter[str],
     config: Parameter[str],
     feature_set: Parameter[str],
@@ -326,6 +329,7 @@ def ModelGate(
     blessing: OutputArtifact[tfx.types.standard_artifacts.ModelBlessing],
 ):
     """Judges the exported model against thresholds, its ID-only twin and the model in service."""
+    from tfmm.evaluate import encoders as encoders_lib
     from tfmm.evaluate import gate, report
 
     train_pattern, eval_pattern = _patterns(examples)
@@ -333,7 +337,9 @@ def ModelGate(
     in_service = environments.newest_version(serving_dir)
     if in_service is not None:
         models["in_service"] = str(in_service)
-    judged = report.evaluate(models, train_pattern, eval_pattern, evaluation.uri, _config(FeatureSet, feature_set))
+    declared, folders = _config(FeatureSet, feature_set), encoders_lib.encoder_folders(encoders.uri)
+    probed = encoders_lib.probe_encoders(eval_pattern, declared, snapshot.uri, dataset.uri, folders)
+    judged = report.evaluate(models, train_pattern, eval_pattern, evaluation.uri, declared, encoders=probed)
     verdict = gate.decide(judged, _config(config_lib.GateConfig, config))
     (pathlib.Path(evaluation.uri) / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2))
     blessing.set_int_custom_property("blessed", int(verdict.passed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
 import typing
 
@@ -18,6 +19,8 @@ from tfmm.data import examples, instants, schema, times
 
 SPLITS = ("train", "heldout")
 MIN_PAIRS = 2  # per split: pre-training needs another pair to tell from
+GROUP_BYTES = 2**29  # of distinct contents in one row group, about; Parquet's own limit is 2 GiB
+MIN_GROUP_ROWS = 8_192
 
 
 class _Links(typing.NamedTuple):
@@ -57,12 +60,12 @@ def build_pairs(
 
     Args:
         data_dir: the data folder.
-        config: held-out share, most pairs per modality, seed.
+        config: held-out share, most pairs and bytes of their distinct contents per modality, seed.
         output_dir: made where missing.
         data_config: how impressions are split and times are read; None: DataConfig().
     Returns:
-        The manifest per modality: `train`, `heldout`, `source` (search, co-purchase or co-click),
-        `with_negative`.
+        The manifest per modality: `train`, `heldout`, `found` (pairs before the draw of at most `max_pairs`),
+        `source` (search, co-purchase or co-click), `with_negative`.
     Raises:
         ValueError: no source gives pairs for the images or the titles of a catalog.
     """
@@ -208,12 +211,14 @@ def _write_first(
             queries = schema.read_table(data_dir, "searches", [query_column])[query_column]
         if len(links.query):
             links = _usable(links, queries, contents, from_items=source != "search")
-        splits = _split(links, config, item_ids, from_items=source != "search")
+        drawn = _draw(links, queries, contents, config, from_items=source != "search")
+        splits = _split(drawn, config, item_ids, from_items=source != "search")
         counts = {split: len(rows.query) for split, rows in splits.items()}
         if min(counts.values()) >= MIN_PAIRS:
             _write(folder, splits, queries, contents, item_ids)
             facts: dict[str, typing.Any] = {
                 **counts,
+                "found": len(links.query),
                 "source": source,
                 "with_negative": int((splits["train"].negative >= 0).sum()),
             }
@@ -244,10 +249,27 @@ def _filled(values: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.fill_null(pc.greater(pc.binary_length(values), 0), False).to_numpy(), bool)
 
 
-def _split(links: _Links, config: PairsConfig, item_ids: np.ndarray, from_items: bool) -> dict[str, _Links]:
-    """Draws at most `max_pairs` and splits them by positive item."""
+def _draw(
+    links: _Links, queries: pa.ChunkedArray, contents: pa.ChunkedArray, config: PairsConfig, from_items: bool
+) -> _Links:
+    """Draws at most `max_pairs`, and no more than whose distinct contents have `max_content_bytes`."""
     order = np.random.default_rng(config.seed).permutation(len(links.query))[: config.max_pairs]
     query, positive, negative, query_id = (values[order] for values in links)
+    sizes = np.concatenate([*map(_sizes, (contents, queries)), [0]])  # the last: no negative
+    held = np.stack([query if from_items else query + len(contents), positive, negative], axis=1)
+    _, first = np.unique(held, return_index=True)
+    taken = np.bincount(first // held.shape[1], sizes[held.ravel()[first]], minlength=len(held)).cumsum()
+    fitting = int(np.searchsorted(taken, config.max_content_bytes, side="right"))
+    return _Links(*(values[:fitting] for values in (query, positive, negative, query_id)))
+
+
+def _sizes(values: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(pc.fill_null(pc.binary_length(values), 0).to_numpy(), np.int64)
+
+
+def _split(links: _Links, config: PairsConfig, item_ids: np.ndarray, from_items: bool) -> dict[str, _Links]:
+    """Splits pairs by positive item."""
+    query, positive, negative, query_id = links
     held = is_heldout(item_ids, config)
     in_training = ~held[positive] & ~held[query] if from_items else ~held[positive]
     not_held = np.where((negative >= 0) & held[negative], -1, negative)
@@ -265,16 +287,36 @@ def _write(
     item_ids: np.ndarray,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    query_sizes, sizes = _sizes(queries), _sizes(contents)
     for split, links in splits.items():
-        rival = pa.array(links.negative, mask=links.negative < 0)
-        table = pa.table(
-            {
-                "query": queries.take(pa.array(links.query)),
-                "positive": contents.take(pa.array(links.positive)),
-                "positive_item_id": item_ids[links.positive],
-                "negative": contents.take(rival),
-                "negative_item_id": pa.array(item_ids).take(rival),
-                "query_id": links.query_id,
-            }
+        mean = max(1.0, query_sizes[links.query].mean(), sizes[links.positive].mean())
+        group_rows = max(MIN_GROUP_ROWS, int(GROUP_BYTES / mean))
+        groups = (
+            _Links(*(values[start : start + group_rows] for values in links))
+            for start in range(0, len(links.query), group_rows)
         )
-        pq.write_table(table, folder / f"{split}.parquet", row_group_size=8_192)
+        tables = (_table(group, queries, contents, item_ids) for group in groups)
+        first = next(tables)
+        with pq.ParquetWriter(folder / f"{split}.parquet", first.schema) as writer:
+            for table in itertools.chain([first], tables):
+                writer.write_table(table, row_group_size=group_rows)
+
+
+def _table(links: _Links, queries: pa.ChunkedArray, contents: pa.ChunkedArray, item_ids: np.ndarray) -> pa.Table:
+    return pa.table(
+        {
+            "query": _dictionary(queries, links.query),
+            "positive": _dictionary(contents, links.positive),
+            "positive_item_id": item_ids[links.positive],
+            "negative": _dictionary(contents, links.negative),
+            "negative_item_id": pa.array(item_ids).take(pa.array(links.negative, mask=links.negative < 0)),
+            "query_id": links.query_id,
+        }
+    )
+
+
+def _dictionary(values: pa.ChunkedArray, rows: np.ndarray) -> pa.DictionaryArray:
+    """Returns `values` at `rows`, null at -1, each distinct value stored once: many pairs share an item."""
+    used, places = np.unique(rows, return_inverse=True)
+    found = values.take(pa.array(used, mask=used < 0)).combine_chunks().dictionary_encode()
+    return pa.DictionaryArray.from_arrays(found.indices.take(pa.array(places)), found.dictionary)

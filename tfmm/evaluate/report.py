@@ -35,6 +35,7 @@ def evaluate(
     feature_set: FeatureSet,
     *,
     baseline: str = "id",
+    encoders: typing.Mapping[str, typing.Any] | None = None,
     progress: Progress = silent,
 ) -> dict[str, typing.Any]:
     """Scores the evaluation rows with each exported model and reports how they compare.
@@ -47,9 +48,10 @@ def evaluate(
             and a manifest.
         feature_set: what the examples hold.
         baseline: the model that others are compared with.
+        encoders: what `encoders.probe_encoders` found; it stands in the report as it is.
         progress: called with the rows scored.
     Returns:
-        The report, see `compare`.
+        The report, see `compare`, and `encoders`.
     Raises:
         FileNotFoundError: no example file matches a pattern.
         ValueError: `baseline` is not among the models, or a SavedModel lacks `serve_examples`.
@@ -63,6 +65,7 @@ def evaluate(
         progress("evaluate", (i + 1) * len(shown), len(models) * len(shown))
     counts = metrics.item_frequencies(shown, rows["item_id"])
     report = compare(scores, rows["label"], rows["user_id"], rows["item_id"], counts, baseline)
+    report["encoders"] = dict(encoders or {})
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     table = {

@@ -69,23 +69,27 @@ def read_pairs(path: pathlib.Path) -> PairTable:
         raise ValueError(
             f"`pairs_dir` must hold train.parquet and heldout.parquet, as build_pairs writes them. Missing: {path}."
         )
-    table = pq.read_table(path)
+    table = pq.read_table(path, read_dictionary=list(COLUMNS))  # a content that many pairs share is held once
     missing = [name for name in (*COLUMNS[:2], "positive_item_id") if name not in table.column_names]
     if missing:
         raise ValueError(f"{path} must have the columns query, positive and positive_item_id. Missing: {missing}.")
     for name in ("query", "positive", "positive_item_id"):
         if table[name].null_count:
             raise ValueError(f"{path}: column {name!r} must have no null. Received: {table[name].null_count} nulls.")
-    columns = [
-        table[name].combine_chunks().cast(pa.large_binary())
-        if name in table.column_names
-        else pa.nulls(len(table), pa.large_binary())
-        for name in COLUMNS
-    ]
-    encoded = pa.concat_arrays(columns).dictionary_encode()
-    rows = encoded.indices.fill_null(NONE).to_numpy().astype(np.int64).reshape(len(COLUMNS), len(table))
+    contents, places, size = [pa.array([], pa.large_binary())], [np.zeros(0, np.int64)], 0
+    for name in COLUMNS:
+        absent = [pa.nulls(len(table), pa.binary())]
+        for chunk in table[name].chunks if name in table.column_names else absent:
+            encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
+            place = encoded.indices.fill_null(NONE).to_numpy().astype(np.int64)
+            places.append(np.where(place == NONE, NONE, place + size))
+            contents.append(encoded.dictionary.cast(pa.large_binary()))
+            size += len(encoded.dictionary)
+    distinct = pa.concat_arrays(contents).dictionary_encode()  # of chunks and columns together
+    row_of = np.append(distinct.indices.to_numpy().astype(np.int64), NONE)
+    query, positive, negative = row_of[np.concatenate(places)].reshape(len(COLUMNS), len(table))
     item_ids = table["positive_item_id"].to_numpy().astype(np.int64)
-    return PairTable(encoded.dictionary.to_pylist(), rows[0], rows[1], rows[2], item_ids)
+    return PairTable(distinct.dictionary.to_pylist(), query, positive, negative, item_ids)
 
 
 class ContentTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,12 +17,14 @@ from tfmm.config import SCLConfig, to_dict
 from tfmm.metrics.top_n_accuracy import top_n_accuracy
 from tfmm.pretrain.encoders import Encoder, make_encoder
 from tfmm.pretrain.pair_table import NONE, ContentTable, PairTable, content_hash, read_pairs
+from tfmm.pretrain.plan import make_plan
 from tfmm.pretrain.scl import SCL, Batch
 from tfmm.training import loop
 from tfmm.training.checkpoint import Checkpoint
 from tfmm.training.progress import Progress, silent
 
 ENCODE_CHUNK = 256
+ACCURACY_AT = (1, 5)
 
 
 def train(
@@ -45,8 +48,8 @@ def train(
         checkpoint_dir: where a stopped run goes on from; None trains without a way back.
         progress: stage name "pretrain_image" or "pretrain_text".
     Returns:
-        The manifest: encoder_version, modality, dim, acc_at_1, acc_at_5, acc_at_1_untrained, the number of
-        pairs, ...
+        The manifest: encoder_version, modality, dim; acc_at_1 and acc_at_5, each also as `*_untrained` and
+        `*_chance`; the number of pairs and items; the settings in effect, see `plan.Plan`.
     Raises:
         ValueError: files or columns missing, or fewer than two usable pairs.
     """
@@ -85,30 +88,35 @@ def fit(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Fitted:
-    """Trains one item encoder; as `train`, which also exports it."""
+    """Trains one item encoder; as `train`, which also exports it. `plan.make_plan` fits the settings to the pairs."""
     train_path, heldout_path = (pathlib.Path(pairs_dir) / f"{name}.parquet" for name in ("train", "heldout"))
     encoder = make_encoder(config)
     pairs, contents, unusable = _load(encoder, train_path)
     heldout = Heldout(encoder, heldout_path)
-    batch_size = min(config.batch_size, len(pairs))
-    scl = SCL(config, encoder, config.epochs * (len(pairs) // batch_size))
+    plan = make_plan(config, pairs.item_ids)
+    stage = f"pretrain_{config.modality}"
+    sizes = {**dataclasses.asdict(plan), "steps": plan.steps}
+    progress(stage, 0, plan.steps, **sizes)
+    scl = SCL(dataclasses.replace(config, memory_bank_size=plan.memory_bank_size), encoder, plan.steps)
     checkpoint = None
     if checkpoint_dir is not None:
-        key = artifacts.fingerprint(to_dict(config), content_hash(train_path, heldout_path), __version__)
+        key = artifacts.fingerprint(to_dict(config), sizes, content_hash(train_path, heldout_path), __version__)
         checkpoint = Checkpoint(checkpoint_dir, key, scl.variables())
     untrained = heldout.accuracy()
     history = loop.run(
         scl.train_step,
-        lambda epoch: epoch_batches(config, pairs, contents, batch_size, epoch),
-        config.epochs,
+        lambda epoch: epoch_batches(config, pairs, contents, plan.batch_size, epoch),
+        plan.epochs,
         checkpoint=checkpoint,
         progress=progress,
-        stage=f"pretrain_{config.modality}",
+        stage=stage,
         evaluate=lambda epoch: heldout.accuracy(),
     )
     facts = {
         **heldout.accuracy(),
-        "acc_at_1_untrained": untrained["acc_at_1"],
+        **{f"{name}_untrained": value for name, value in untrained.items()},
+        **{f"acc_at_{n}_chance": min(1.0, n / heldout.num_items) for n in ACCURACY_AT},
+        **sizes,
         "train_pairs": len(pairs),
         "heldout_pairs": len(heldout.pairs),
         "heldout_items": heldout.num_items,
@@ -120,9 +128,12 @@ def fit(
 def epoch_batches(
     config: SCLConfig, pairs: PairTable, contents: ContentTable, batch_size: int, epoch: int
 ) -> tf.data.Dataset:
-    """Returns the batches of one epoch, shuffled and augmented as the seed and the epoch's number say."""
+    """Returns the batches of one epoch, shuffled and augmented as the seed and the epoch's number say.
+
+    Of more than `config.max_pairs_seen` pairs an epoch sees so many, the first of its order.
+    """
     rng = np.random.default_rng((config.seed, epoch))
-    steps = len(pairs) // batch_size
+    steps = min(len(pairs), config.max_pairs_seen) // batch_size
     order = rng.permutation(len(pairs))[: steps * batch_size].reshape(steps, batch_size)
     seeds = rng.integers(0, 2**31, (steps, 3, 2)).astype(np.int32)
     negative = pairs.negative[order]
@@ -175,10 +186,10 @@ class Heldout:
         accuracy = top_n_accuracy(
             vectors[self._query_place],
             vectors[self._positive_place],
-            ns=(1, 5),
+            ns=ACCURACY_AT,
             positive_ids=self.pairs.item_ids,
         )
-        return {"acc_at_1": accuracy[1], "acc_at_5": accuracy[5]}
+        return {f"acc_at_{n}": accuracy[n] for n in ACCURACY_AT}
 
 
 def _load(encoder: Encoder, path: pathlib.Path) -> tuple[PairTable, ContentTable, int]:

@@ -140,12 +140,9 @@ def _summary(
     seconds: typing.Mapping[str, float],
     peak_memory_gb: float,
 ) -> dict[str, typing.Any]:
-    judged = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / "report.json").read_text())["models"]
-    encoders = {}
-    for manifest in sorted(pathlib.Path(outputs["SCLTrainer.encoders"]).glob("*/manifest.json")):
-        facts = json.loads(manifest.read_text())
-        encoders[facts["modality"]] = {name: facts[name] for name in ("acc_at_1", "acc_at_5")}
-    first = encoders.get("image") or encoders.get("text") or {"acc_at_1": None, "acc_at_5": None}
+    report = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / "report.json").read_text())
+    judged, encoders = report["models"], report["encoders"]
+    first = encoders.get("image") or encoders.get("text") or {}
     keys = ("auc", "gauc", "logloss", "gauc_new_items")
     return {
         "data": {
@@ -153,7 +150,7 @@ def _summary(
             for name in tables
             if schema.has_table(data, name, tables)
         },
-        **first,
+        **{name: first.get(name) for name in ("acc_at_1", "acc_at_5")},
         "encoders": encoders,
         **{name: {key: judged[name][key] for key in keys} for name in ("id", "multimodal")},
         "gate": dict(verdict),

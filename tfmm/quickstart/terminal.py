@@ -11,6 +11,8 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import table as rich_table
 
+from tfmm.evaluate import encoder_lines
+
 TITLES = {
     "Marketplace": "Make the marketplace",
     "Dataset": "Take the data",
@@ -134,10 +136,8 @@ def closing_lines(summary: typing.Mapping[str, typing.Any], report: pathlib.Path
         lines = ["The gate passed the multimodal model."]
     else:
         lines = [f"The gate refused it: {'; '.join(gate['reasons'])}. The model in service stays."]
-    lines += [
-        f"{modality} encoder: Acc@1 {facts['acc_at_1']:.3f}, Acc@5 {facts['acc_at_5']:.3f}"
-        for modality, facts in summary["encoders"].items()
-    ]
+    for modality, facts in summary["encoders"].items():
+        lines += encoder_lines.describe(modality, facts)
     lines.append(
         f"Predict: gRPC {summary['grpc_predict_ms']:.1f} ms, REST {summary['rest_predict_ms']:.1f} ms. A new item "
         f"was scored with its embedding {summary['new_item_delay_s']:.2f} s after its event."

@@ -5,6 +5,7 @@ import pytest
 from tfmm import artifacts
 from tfmm.config import PairsConfig
 from tfmm.data import pairs, schema
+from tfmm.pretrain import pair_table
 
 HALF = PairsConfig(heldout_fraction=0.5)
 
@@ -143,6 +144,44 @@ def test_the_number_of_pairs_is_bounded_and_seeded(tables, tmp_path, at):
     assert read(tmp_path / "a") == read(tmp_path / "b")
     pairs.build_pairs(folder, PairsConfig(heldout_fraction=0.5, max_pairs=20, seed=1), tmp_path / "c")
     assert read(tmp_path / "a") != read(tmp_path / "c")
+
+
+def test_the_distinct_contents_of_the_pairs_are_bounded(tables, tmp_path, at):
+    """A content counts once, however many pairs share it: titles have 8 or 9 bytes, queries 8 or 9, too."""
+    folder = tables(**shop(at, list(range(1, 41))))
+    whole = pairs.build_pairs(folder, HALF, tmp_path / "a")["text"]
+    assert whole["found"] == whole["train"] + whole["heldout"] == 40
+    half = PairsConfig(heldout_fraction=0.5, max_content_bytes=400)
+    drawn = pairs.build_pairs(folder, half, tmp_path / "b")["text"]
+    assert drawn["found"] == 40 and 15 < drawn["train"] + drawn["heldout"] < 30
+    held = [pair for rows in read(tmp_path / "b").values() for pair in rows]
+    contents = {pair[name] for pair in held for name in ("query", "positive", "negative")} - {None}
+    assert 380 < sum(map(len, contents)) <= 400
+    assert [row for row in read(tmp_path / "a")["train"] if row in held]  # the same draw, cut short
+
+
+@pytest.mark.parametrize("group_rows", [1, 3, 100])
+def test_row_groups_hold_each_content_once_and_read_back_alike(tables, tmp_path, at, group_rows, monkeypatch):
+    folder = tables(**shop(at, list(range(1, 41))))
+    pairs.build_pairs(folder, HALF, tmp_path / "whole")
+    monkeypatch.setattr(pairs, "GROUP_BYTES", 1)
+    monkeypatch.setattr(pairs, "MIN_GROUP_ROWS", group_rows)
+    pairs.build_pairs(folder, HALF, tmp_path / "parts")
+    for modality in ("image", "text"):
+        assert read(tmp_path / "parts", modality) == read(tmp_path / "whole", modality)
+    file = pq.ParquetFile(tmp_path / "parts" / "image" / "train.parquet")
+    rows = file.metadata.num_rows
+    assert file.num_row_groups == -(-rows // group_rows)
+    query = pq.read_table(tmp_path / "whole" / "image" / "train.parquet")["query"].chunk(0)
+    assert query.dictionary.to_pylist() == [b"snapshot"]  # one picture, of all searches
+    whole, parts = (
+        pair_table.read_pairs(tmp_path / name / "image" / "train.parquet") for name in ("whole", "parts")
+    )
+    assert len(set(parts.contents)) == len(parts.contents) and sorted(parts.contents) == sorted(whole.contents)
+    for column in ("query", "positive", "negative"):
+        values = [[None if row < 0 else table.contents[row] for row in getattr(table, column)]
+                  for table in (whole, parts)]  # fmt: skip
+        assert values[0] == values[1] == [row[column] for row in read(tmp_path / "whole", "image")["train"]]
 
 
 def test_the_held_out_share_is_as_asked():

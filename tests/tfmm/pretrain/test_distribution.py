@@ -18,7 +18,7 @@ SCRIPT = textwrap.dedent("""
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     # The bank wraps inside a global batch. In-batch negatives would be those of one replica.
     config = SCLConfig(modality="text", text_buckets=256, dim=8, batch_size=8, epochs=2, memory_bank_size=21,
-                       in_batch_negatives=False, triplet_weight=0.0)
+                       memory_bank_share=1.0, in_batch_negatives=False, triplet_weight=0.0)
     states = []
     for name, strategy in (("one", tf.distribute.get_strategy()),
                            ("two", tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))):

@@ -12,12 +12,15 @@ import tensorflow as tf
 from tfmm import artifacts, saved_model
 from tfmm.config import SCLConfig
 from tfmm.pretrain import pair_table
+from tfmm.pretrain import train as train_lib
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.pretrain.pair_table import ContentTable, read_pairs
 from tfmm.pretrain.train import Heldout, epoch_batches, fit, train
 
-IMAGE = SCLConfig(modality="image", image_size=16, width=4, dim=8, batch_size=16, epochs=3, memory_bank_size=40)
-TEXT = SCLConfig(modality="text", text_buckets=512, dim=16, batch_size=10, epochs=3, memory_bank_size=25)
+IMAGE = SCLConfig(modality="image", image_size=16, width=4, dim=8, batch_size=16, epochs=3, memory_bank_size=40,
+                  memory_bank_share=2.0)
+TEXT = SCLConfig(modality="text", text_buckets=512, dim=16, batch_size=10, epochs=3, memory_bank_size=25,
+                 memory_bank_share=1.0)
 
 
 class Stop(Exception):
@@ -48,6 +51,12 @@ def test_text_end_to_end(text_pairs, tmp_path):
         20,
     )
     assert manifest["acc_at_5"] >= manifest["acc_at_1"] > 0.3
+    assert manifest["acc_at_1_chance"] == 1 / 20 and manifest["acc_at_5_chance"] == 5 / 20
+    assert 0.0 <= manifest["acc_at_1_untrained"] <= manifest["acc_at_5_untrained"] <= 1.0
+    sizes = {"distinct_positives": 40, "memory_bank_size": 25, "batch_size": 10, "epochs": 6, "pairs_per_epoch": 40,
+             "steps": 24}  # fmt: skip
+    assert {name: manifest[name] for name in sizes} == sizes
+    assert reports[0] == (("pretrain_text", 0, 24), sizes)
     assert reports[-1][0] == ("pretrain_text", 24, 24)
     history = json.loads((tmp_path / "out" / "history.json").read_text())
     assert [entry["epoch"] for entry in history] == list(range(6))
@@ -93,6 +102,41 @@ def test_another_config_does_not_resume(text_pairs, tmp_path):
     other = fit(changed, text_pairs, checkpoint_dir=tmp_path)
     assert other.encoder.version() == fit(changed, text_pairs).encoder.version()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_settings_in_effect_follow_the_pairs(text_pairs, tmp_path):
+    """40 distinct positives: the default bank is off, and the budget ends training within the first epoch."""
+    config = SCLConfig(modality="text", text_buckets=512, dim=16, batch_size=8, epochs=3, max_pairs_seen=30)
+    fitted = fit(config, text_pairs, checkpoint_dir=tmp_path)
+    names = ("memory_bank_size", "distinct_positives", "batch_size", "epochs", "pairs_per_epoch", "steps")
+    assert [fitted.facts[name] for name in names] == [0, 40, 8, 1, 24, 3]
+    assert [entry["steps"] for entry in fitted.history] == [3]
+    groups = {name.split("/")[0] for name in np.load(next(tmp_path.glob("*/state.npz"))).files}
+    assert "memory_bank" not in groups
+
+
+def test_another_rule_for_the_settings_in_effect_does_not_resume(text_pairs, tmp_path, monkeypatch):
+    """A checkpoint of another batch size would go on as if its steps were these."""
+    config = SCLConfig(modality="text", text_buckets=512, dim=16, batch_size=16, epochs=1)
+    fit(config, text_pairs, checkpoint_dir=tmp_path)
+    real = train_lib.make_plan
+    monkeypatch.setattr(
+        train_lib, "make_plan", lambda *given: dataclasses.replace(real(*given), batch_size=4, pairs_per_epoch=40)
+    )
+    assert fit(config, text_pairs, checkpoint_dir=tmp_path).facts["batch_size"] == 4
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_budget_within_an_epoch_takes_other_pairs_under_another_seed(text_pairs):
+    pairs, encoder = read_pairs(text_pairs / "train.parquet"), make_encoder(TEXT)
+    table = ContentTable(encoder, pairs.contents)
+    seen = []
+    for seed in (0, 0, 1):
+        config = dataclasses.replace(TEXT, max_pairs_seen=20, seed=seed)
+        seen.append(np.concatenate([b.item_ids for b in epoch_batches(config, pairs, table, 10, 0)]))
+    assert len(seen[0]) == len(set(seen[0])) == 20
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert set(seen[0]) != set(seen[2])
 
 
 def spoil(folder, into, column, rows):

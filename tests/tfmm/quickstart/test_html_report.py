@@ -37,7 +37,7 @@ def test_report_is_one_escaped_file(tmp_path):
     models = {name: {"auc": 0.6, "gauc": 0.6, "logloss": 0.5, "gauc_new_items": None} for name in ("id", "multimodal")}
     summary = {
         **models,
-        "encoders": {"text": {"acc_at_1": 0.4, "acc_at_5": 0.7}},
+        "encoders": {"text": {"probe": {"gauc": None}, "warning": "<it> is no better"}},
         "grpc_predict_ms": 3.0,
         "rest_predict_ms": 4.0,
         "new_item_delay_s": 0.2,
@@ -55,6 +55,7 @@ def test_report_is_one_escaped_file(tmp_path):
     )
     text = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;red" in text and "<b>red" not in text
+    assert 'class="worse">Warning: &lt;it&gt; is no better' in text
     assert "data:image/png;base64,iVBORw" in text
     assert "refused the multimodal model: AUC is 0.5" in text
     assert text.count("<svg") == 1 and "http://" not in text.split("<svg")[0]

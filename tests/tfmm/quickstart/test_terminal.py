@@ -45,7 +45,34 @@ def _summary(new_items):
     }
     return {
         **models,
-        "encoders": {"image": {"acc_at_1": 0.4, "acc_at_5": 0.7}},
+        "encoders": {
+            "image": {
+                "acc_at_1": 0.4,
+                "acc_at_5": 0.7,
+                "acc_at_1_untrained": 0.1,
+                "acc_at_1_chance": 0.005,
+                "heldout_pairs": 900,
+                "heldout_items": 200,
+                "distinct_positives": 1_700,
+                "memory_bank_size": 0,
+                "batch_size": 64,
+                "epochs": 8,
+                "pairs_per_epoch": 4_288,
+                "steps": 536,
+                "probe": {"gauc": None, "rows": 3},
+                "warning": None,
+            },
+            "vector": {
+                "probe": {
+                    "gauc": 0.55,
+                    "gauc_interval": {"low": 0.54, "high": 0.56, "level": 0.95},
+                    "auc": 0.56,
+                    "users": 12,
+                    "rows": 3_000,
+                },
+                "warning": "It is no better.",
+            },
+        },
         "grpc_predict_ms": 3.0,
         "rest_predict_ms": 4.0,
         "gate": {"passed": False, "reasons": ["AUC is 0.5"]},
@@ -62,7 +89,13 @@ def test_result_table_shows_differences(tmp_path):
     for line in terminal.closing_lines(_summary(0.55), tmp_path / "report.html"):
         console.print(line)
     assert "+0.0500" in text.getvalue()
-    assert "Acc@1 0.400" in text.getvalue()
+    said = " ".join(text.getvalue().split())
+    assert "image encoder: Acc@1 0.400 (untrained 0.100, chance 0.005), Acc@5 0.700" in said
+    assert "image encoder: 1,700 distinct positives, no memory bank; 8 epochs of 4,288 pairs, 536 steps of 64" in said
+    assert "over 900 held-out pairs of 200 items" in said
+    assert "image probe: no user has both a click and a non-click" in said
+    assert "vector probe, vectors alone: GAUC 0.5500 [0.5400, 0.5600], AUC 0.5600, 12 users, 3,000 rows" in said
+    assert "Warning: It is no better." in said
     assert "The gate refused it: AUC is 0.5." in text.getvalue()
 
 

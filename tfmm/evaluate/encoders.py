@@ -1,0 +1,162 @@
+"""What a run's encoders are worth: Acc@N of pre-training, and the probe beside that of fresh weights."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import typing
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+
+from tfmm import artifacts
+from tfmm import config as config_lib
+from tfmm.data import behaviors as behaviors_lib
+from tfmm.data import schema
+from tfmm.evaluate import probe as probe_lib
+from tfmm.features import KEYS, LABEL, FeatureSet
+from tfmm.index import snapshot as snapshot_lib
+from tfmm.pretrain.encoders import make_encoder
+from tfmm.training import examples as examples_lib
+
+ENCODE_CHUNK = 256
+MAX_ROWS, MAX_ITEMS = 100_000, 20_000  # of a large log whole users are drawn: the fresh encoder must read their items
+FROM_MANIFEST = (
+    "acc_at_1",
+    "acc_at_5",
+    "acc_at_1_untrained",
+    "acc_at_1_chance",
+    "heldout_pairs",
+    "heldout_items",
+    "distinct_positives",
+    "memory_bank_size",
+    "batch_size",
+    "epochs",
+    "pairs_per_epoch",
+    "steps",
+)
+Folder = str | pathlib.Path
+
+
+def probe_encoders(
+    eval_pattern: examples_lib.Patterns,
+    feature_set: FeatureSet,
+    snapshot_dir: Folder,
+    data_dir: Folder | None = None,
+    encoder_dirs: typing.Mapping[str, Folder] | None = None,
+) -> dict[str, dict[str, typing.Any]]:
+    """Probes each modality of the item index on held-out impressions.
+
+    Args:
+        eval_pattern: glob pattern(s) of examples, raw or transformed.
+        feature_set: what the examples hold; the histories of all sequences count as one.
+        snapshot_dir: the item index's snapshot: the vectors as they are served.
+        data_dir: the catalog, for what the untrained encoders read.
+        encoder_dirs: pre-training's output folder by modality: the same encoder with fresh weights is probed on
+            the same rows. Modalities that are not in it (items' own vectors) are probed alone.
+    Returns:
+        Per modality: `probe`, as `probe.judge` returns it, with `rows_left_out` (target or history without an
+        embedding); for an encoder Acc@N with its untrained and chance values and counts, and the settings in
+        effect; `warning`: a sentence where training did not make the encoder better on the probe beyond noise,
+        else None.
+    Raises:
+        FileNotFoundError: no example file matches, or a folder is incomplete.
+        ValueError: encoders without `data_dir`.
+    """
+    encoder_dirs = encoder_dirs or {}
+    if encoder_dirs and data_dir is None:
+        raise ValueError("`data_dir` must be named beside `encoder_dirs`: untrained encoders read the catalog.")
+    rows = sample(_read(eval_pattern, feature_set))
+    snapshot, result = snapshot_lib.load_snapshot(snapshot_dir), {}
+    for modality in snapshot.modalities:
+        table = snapshot[modality]
+        shown = np.unique(np.append(rows["behavior_item_ids"].ravel(), rows["item_id"]))
+        ids = shown[table.lookup(shown).mask]
+        wanted = (rows["item_id"], rows["behavior_item_ids"])
+        cosines, known = probe_lib.largest_cosines(ids, table.lookup(ids).rows, *wanted)
+        facts: dict[str, typing.Any] = {}
+        untrained = None
+        if modality in encoder_dirs:
+            manifest = artifacts.read_manifest(encoder_dirs[modality], "encoder")
+            facts |= {name: manifest[name] for name in FROM_MANIFEST if name in manifest}
+            vectors = untrained_vectors(manifest, data_dir, ids)  # type: ignore[arg-type]
+            untrained, read = probe_lib.largest_cosines(ids, vectors, *wanted)
+            known &= read
+            untrained = untrained[known]
+        probe = probe_lib.judge(rows["label"][known], rows["user_id"][known], cosines[known], untrained)
+        facts["probe"] = {**probe, "rows_left_out": int((~known).sum())}
+        facts["warning"] = warning(modality, probe)
+        result[modality] = facts
+    return result
+
+
+def _read(eval_pattern: examples_lib.Patterns, feature_set: FeatureSet) -> examples_lib.Columns:
+    """Reads keys, labels and, as `behavior_item_ids`, the items of all sequences."""
+    histories = [sequence.item_ids for sequence in feature_set.sequences]
+    files = examples_lib.example_files(eval_pattern)
+    columns = examples_lib.read_columns(files, feature_set, {*KEYS, LABEL, *histories})
+    rows = {name: columns[name] for name in (*KEYS, LABEL)}
+    return rows | {"behavior_item_ids": np.concatenate([columns[name] for name in histories], axis=1)}
+
+
+def encoder_folders(encoders_dir: Folder) -> dict[str, pathlib.Path]:
+    """Returns the folders of a run's encoders by modality; none where items bring their own vectors."""
+    found = sorted(pathlib.Path(encoders_dir).glob(f"*/{artifacts.MANIFEST}"))
+    manifests = {path.parent: json.loads(path.read_text()) for path in found}
+    return {facts["modality"]: folder for folder, facts in manifests.items() if facts["kind"] == "encoder"}
+
+
+def sample(rows: examples_lib.Columns) -> examples_lib.Columns:
+    """Draws whole users, by a hash, until the rows or their distinct items would be too many."""
+    users = rows["user_id"]
+    order = np.lexsort((users, behaviors_lib.tie_break(users)))
+    users = users[order]
+    starts = np.flatnonzero(np.append(True, users[1:] != users[:-1]))
+    ends = np.append(starts[1:], len(users))  # after each user
+    last = max(1, int(np.searchsorted(ends, MAX_ROWS, side="right")))
+    order = order[: ends[last - 1]]
+    shown = np.concatenate([rows["item_id"][order, None], rows["behavior_item_ids"][order]], axis=1)
+    _, first = np.unique(shown, return_index=True)
+    items = np.cumsum(np.bincount(first // shown.shape[1], minlength=len(order)))[ends[:last] - 1]
+    last = max(1, int(np.searchsorted(items, MAX_ITEMS, side="right")))
+    kept = np.sort(order[: ends[last - 1]])
+    return {name: values[kept] for name, values in rows.items()}
+
+
+def untrained_vectors(manifest: typing.Mapping[str, typing.Any], data_dir: Folder, ids: np.ndarray) -> np.ndarray:
+    """Encodes items of the catalog with the encoder as it was before training: its seed gives the same weights.
+
+    Args:
+        manifest: of the trained encoder.
+        data_dir: the catalog.
+        ids: int64 [m], fingerprints of item ids, ascending.
+    Returns:
+        float32 [m, D]; zeros where the catalog has no content that can be used.
+    """
+    encoder = make_encoder(config_lib.from_dict(config_lib.SCLConfig, manifest["config"]))
+    column = schema.CONTENT_COLUMNS[manifest["modality"]]
+    vectors = np.zeros([len(ids), manifest["dim"]], np.float32)
+    for part in schema.table_parts(data_dir, "items"):
+        for group in range(len(part.row_groups)):
+            items = schema.read_part(part, "items", ["item_id", column], group)
+            places = probe_lib.places(ids, schema.fingerprints(items["item_id"]))
+            wanted = np.flatnonzero(places < len(ids))
+            for start in range(0, len(wanted), ENCODE_CHUNK):
+                chunk = wanted[start : start + ENCODE_CHUNK]
+                values = items[column].take(pa.array(chunk)).to_pylist()
+                contents = tf.constant([value or b"" for value in values], tf.string)
+                vectors[places[chunk]] = encoder.encode(contents)["vector"].numpy()
+    return vectors
+
+
+def warning(modality: str, probe: typing.Mapping[str, typing.Any]) -> str | None:
+    if probe.get("gauc_gain") is None:
+        return None
+    interval = probe["gauc_gain_interval"]
+    if interval["low"] is not None and interval["low"] > 0.0:
+        return None
+    return (
+        f"The {modality} encoder is not better than untrained beyond noise: its vectors alone rank clicks with a "
+        f"GAUC of {probe['gauc']:.4f}, fresh weights with {probe['gauc_untrained']:.4f}."
+    )
