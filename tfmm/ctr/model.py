@@ -43,11 +43,15 @@ class CTRModel(keras.Model):
     To rank C candidates for one user, give the user's inputs (`user_index`, all of `behavior`) with a static
     batch of 1 and the candidates' with batch C: the user side is computed once.
 
-    Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B].
+    Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B]. With modalities and `config.id_head`
+    also `id_logit` float32 [B], which is `logit` where the target has no vector in any modality, and
+    `has_vector` bool [B], False there.
 
     Differs from the paper: the count of behaviors without an embedding and whether the target has one are
     inputs of their own, beside the tiers, so that a missing embedding is never taken for similarity 0. MAKE's
-    knowledge is scaled by 0.1: its inputs are many, and at full size they made the scores ill-calibrated.
+    knowledge is scaled by 0.1: its inputs are many, and at full size they made the scores ill-calibrated. A
+    target without any vector has a head of its own, and ID embeddings and their attention learn from that
+    head alone: inside the multimodal model stands its ID-only twin, as good as if it were trained alone.
     """
 
     def __init__(
@@ -107,9 +111,8 @@ class CTRModel(keras.Model):
             if self.settings.use_make
             else {}
         )
-        self.hidden = [keras.layers.Dense(units, name=f"dense_{i}") for i, units in enumerate(self.settings.units)]
-        self.activations = [keras.layers.PReLU(name=f"prelu_{i}") for i in range(len(self.settings.units))]
-        self.head = keras.layers.Dense(1, name="head", dtype="float32")
+        self.head = Head(self.settings.units, name="head")
+        self.id_head = Head(self.settings.units, name="id_head") if self.modalities and self.settings.id_head else None
 
     def build(self, input_shape: typing.Any = None) -> None:
         """Makes every weight, by one pass over a row of padding; the input shape is not needed."""
@@ -125,7 +128,7 @@ class CTRModel(keras.Model):
         weights = ops.cast(is_behavior, behaviors.dtype)[..., None]
         length = ops.sum(weights, axis=1)  # [B or 1, 1]
         average = ops.sum(behaviors * weights, axis=1) / ops.maximum(length, 1.0)
-        parts = [
+        ids = [
             self.user_embedding(inputs["user_index"]),
             average,
             ops.log1p(length),
@@ -134,15 +137,19 @@ class CTRModel(keras.Model):
             interest * target,
             average * target,
         ]
-        for modality in self.modalities:
-            parts += self._knowledge(inputs, modality, is_behavior, training)
         rows = ops.shape(target)[0]
-        parts = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in parts]
-        x = ops.concatenate(parts, axis=-1)
-        for dense, activation in zip(self.hidden, self.activations, strict=True):
-            x = activation(dense(x))
-        logit = ops.squeeze(self.head(x), axis=-1)
-        return {"logit": logit, "score": ops.sigmoid(logit)}
+        ids = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in ids]
+        knowledge = [p for m in self.modalities for p in self._knowledge(inputs, m, is_behavior, training)]
+        knowledge = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in knowledge]
+        if self.id_head is None:
+            logit = self.head(ops.concatenate([*ids, *knowledge], axis=-1))
+            return {"logit": logit, "score": ops.sigmoid(logit)}
+        id_parts = ops.concatenate(ids, axis=-1)
+        id_logit = self.id_head(id_parts)
+        logit = self.head(ops.concatenate([ops.stop_gradient(id_parts), *knowledge], axis=-1))
+        has_vector = ops.any(ops.stack([inputs[f"{m}_target_mask"] for m in self.modalities], axis=1), axis=1)
+        logit = ops.where(has_vector, logit, id_logit)
+        return {"logit": logit, "score": ops.sigmoid(logit), "id_logit": id_logit, "has_vector": has_vector}
 
     def get_config(self) -> dict[str, typing.Any]:
         return {
@@ -205,6 +212,54 @@ class CTRModel(keras.Model):
         """Keeps MAKE's weights as they are in training (section 4.3), or lets them train with the rest."""
         for block in self.make_blocks.values():
             block.trainable = not is_frozen
+
+
+@keras.saving.register_keras_serializable(package="tfmm")
+class Head(keras.layers.Layer):
+    """The logit float32 [B] of inputs float32 [B, F]: hidden layers of `units` with PReLU, then one output."""
+
+    def __init__(self, units: typing.Sequence[int], **kwargs: typing.Any) -> None:
+        super().__init__(**kwargs)
+        self.units = tuple(units)
+        self.hidden = [keras.layers.Dense(width, name=f"dense_{i}") for i, width in enumerate(self.units)]
+        self.activations = [keras.layers.PReLU(name=f"prelu_{i}") for i in range(len(self.units))]
+        self.output_layer = keras.layers.Dense(1, name="logit", dtype="float32")
+
+    def build(self, input_shape: typing.Any) -> None:
+        width = input_shape[-1]
+        for dense, activation in zip(self.hidden, self.activations, strict=True):
+            dense.build((None, width))
+            width = dense.units
+            activation.build((None, width))
+        self.output_layer.build((None, width))
+
+    def call(self, inputs: typing.Any) -> typing.Any:
+        x = inputs
+        for dense, activation in zip(self.hidden, self.activations, strict=True):
+            x = activation(dense(x))
+        return ops.squeeze(self.output_layer(x), axis=-1)
+
+    def get_config(self) -> dict[str, typing.Any]:
+        return {**super().get_config(), "units": list(self.units)}
+
+
+def losses(outputs: typing.Mapping[str, typing.Any], label: typing.Any, is_row: typing.Any) -> dict[str, typing.Any]:
+    """Returns the click losses of a model's outputs, float32 [] each: their sum is what training lowers.
+
+    Args:
+        outputs: of CTRModel, in training.
+        label: int [B], 0 or 1.
+        is_row: bool [B], False where the batch is filled up.
+    Returns:
+        `loss`, of the rows whose target has a vector; with an `id_head` also `loss_id`, of all rows from ids alone.
+        Each weight has a gradient from one of the two only, so that no weight stands between them.
+    """
+    if "id_logit" not in outputs:
+        return {"loss": make_model.loss(outputs["logit"], label, is_row)}
+    return {
+        "loss": make_model.loss(outputs["logit"], label, ops.logical_and(is_row, outputs["has_vector"])),
+        "loss_id": make_model.loss(outputs["id_logit"], label, is_row),
+    }
 
 
 def padding_inputs(dims: typing.Mapping[str, int], max_behaviors: int) -> dict[str, typing.Any]:
