@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfmm import config as config_lib
 from tfmm.ctr import model as model_lib
@@ -115,6 +116,38 @@ def test_rows_without_an_embedding_do_not_depend_on_what_stands_in_them():
             garbage[f"{modality}_{side}_rows"][hidden] = 77
             garbage[f"{modality}_{side}_scales"][hidden] = 0.5
     np.testing.assert_allclose(model(inputs)["logit"], model(garbage)["logit"], atol=1e-6)
+
+
+def test_target_without_any_vector_is_scored_from_ids_alone():
+    model, inputs = build(), draw_inputs(40, seed=8)
+    outputs = model(inputs)
+    has_vector = inputs["image_target_mask"] | inputs["text_target_mask"]
+    np.testing.assert_array_equal(outputs["has_vector"], has_vector)
+    np.testing.assert_array_equal(outputs["logit"][~has_vector], outputs["id_logit"][~has_vector])
+    assert (np.abs(outputs["logit"] - outputs["id_logit"])[has_vector] > 1e-4).all()
+    assert 0 < has_vector.sum() < 40
+    assert "id_logit" not in build(modalities=())(inputs) and "id_logit" not in build(id_head=False)(inputs)
+
+
+def test_ids_learn_from_the_head_of_ids_alone():
+    model, inputs = build(), draw_inputs(40, seed=9)
+    inputs["image_target_mask"][:] = True
+    label, is_row = np.arange(40) % 2, np.ones(40, bool)
+    with tf.GradientTape(persistent=True) as tape:
+        losses = model_lib.losses(model(inputs, training=True), label, is_row)
+    for variable in model.trainable_variables:
+        of_ids = "make_" not in variable.path and "/head/" not in variable.path
+        assert (tape.gradient(losses["loss_id"], variable.value) is not None) is of_ids, variable.path
+        if of_ids:  # no path, or zeros through the choice between the two heads
+            gradient = tape.gradient(losses["loss"], variable.value)
+            assert gradient is None or not np.abs(tf.convert_to_tensor(gradient)).max(), variable.path
+
+
+def test_loss_of_knowledge_counts_rows_with_a_vector_alone():
+    outputs = {"logit": np.float32([0, 5, 5]), "id_logit": np.float32([0, 0, 5])}
+    outputs["has_vector"] = np.array([True, False, True])
+    found = model_lib.losses(outputs, np.array([1, 1, 0]), np.array([True, True, False]))
+    assert float(found["loss"]) == pytest.approx(np.log(2)) and float(found["loss_id"]) == pytest.approx(np.log(2))
 
 
 def test_padding_changes_nothing():
