@@ -10,7 +10,6 @@ the means over seeds of the default settings; intervals are Student's.
 """
 
 import argparse
-import dataclasses
 import json
 import math
 import pathlib
@@ -30,15 +29,20 @@ from tfx_pipeline import environments
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by the number of seeds
 MODALITIES = ("image", "text")
-BEFORE = {"id_head": False, "hidden_target_fraction": 0.0, "hidden_behaviors_fraction": 0.0, "decay_from": 1.0}
+BEFORE = {
+    "id_head": False,
+    "hidden_weight": 0.0,
+    "hidden_behaviors_fraction": 0.0,
+    "learning_rate": 1e-3,
+    "decay_from": 1.0,
+}
 SETTINGS: dict[str, dict] = {
     "default": {},
     "before": BEFORE,
-    "one head, hidden 0.2": {"id_head": False},
-    "id head, hidden 0.05": {"hidden_target_fraction": 0.05},
-    "id head, hidden 0.4": {"hidden_target_fraction": 0.4},
-    "id head, no behaviors hidden": {"hidden_behaviors_fraction": 0.0},
-    "id head, rate held": {"decay_from": 1.0},
+    "no id head": {"id_head": False},
+    "hidden weight 0.1": {"hidden_weight": 0.1},
+    "no behaviors hidden": {"hidden_behaviors_fraction": 0.0},
+    "rate held": {"learning_rate": 1e-3, "decay_from": 1.0},
 }
 
 
@@ -87,7 +91,7 @@ def measure(run: pathlib.Path, settings: list[str], folder: pathlib.Path) -> dic
     result = {}
     for name in ["id twin", *settings]:
         modalities = () if name == "id twin" else MODALITIES
-        ctr = dataclasses.replace(config.ctr, modalities=modalities, **SETTINGS.get(name, {}))
+        ctr = config_lib.CTRConfig(modalities=modalities, seed=config.seed, **SETTINGS.get(name, {}))
         output = folder / name.replace(" ", "_")
         own = {"snapshot_dir": snapshot, "make_dir": make} if modalities else {}
         train.train(ctr, *patterns, vocabularies, output, max_behaviors=length, **own)

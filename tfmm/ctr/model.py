@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import typing
 
@@ -44,8 +45,8 @@ class CTRModel(keras.Model):
     batch of 1 and the candidates' with batch C: the user side is computed once.
 
     Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B]. With modalities and `config.id_head`
-    also `id_logit` float32 [B], which is `logit` where the target has no vector in any modality, and
-    `has_vector` bool [B], False there.
+    also `id_logit`, which is `logit` where the target has no vector in any modality. In training also
+    `logit_without_{m}` per set of modalities of `hidden_sets`: as if no target had vectors in these.
 
     Differs from the paper: the count of behaviors without an embedding and whether the target has one are
     inputs of their own, beside the tiers, so that a missing embedding is never taken for similarity 0. MAKE's
@@ -139,17 +140,63 @@ class CTRModel(keras.Model):
         ]
         rows = ops.shape(target)[0]
         ids = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in ids]
-        knowledge = [p for m in self.modalities for p in self._knowledge(inputs, m, is_behavior, training)]
-        knowledge = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in knowledge]
-        if self.id_head is None:
-            logit = self.head(ops.concatenate([*ids, *knowledge], axis=-1))
-            return {"logit": logit, "score": ops.sigmoid(logit)}
         id_parts = ops.concatenate(ids, axis=-1)
-        id_logit = self.id_head(id_parts)
-        logit = self.head(ops.concatenate([ops.stop_gradient(id_parts), *knowledge], axis=-1))
-        has_vector = ops.any(ops.stack([inputs[f"{m}_target_mask"] for m in self.modalities], axis=1), axis=1)
-        logit = ops.where(has_vector, logit, id_logit)
-        return {"logit": logit, "score": ops.sigmoid(logit), "id_logit": id_logit, "has_vector": has_vector}
+        knowledge = {m: self._knowledge(inputs, m, is_behavior, training) for m in self.modalities}
+
+        def logit_without(hidden: typing.Collection[str]) -> typing.Any:
+            """Returns the logit as if no target had a vector in some modalities."""
+            parts = [id_parts if self.id_head is None else ops.stop_gradient(id_parts)]
+            for modality, (missing, of_target) in knowledge.items():
+                parts.append(ops.broadcast_to(missing, (rows, 1)))
+                parts += [ops.zeros_like(part) for part in of_target] if modality in hidden else of_target
+            return self.head(ops.concatenate(parts, axis=-1))
+
+        outputs = {"logit": logit_without(())}
+        if training:
+            outputs |= {f"logit_without_{'_'.join(hidden)}": logit_without(hidden) for hidden in self.hidden_sets()}
+        if self.id_head is not None:
+            outputs["id_logit"] = self.id_head(id_parts)
+            has_vector = ops.any(ops.stack([inputs[f"{m}_target_mask"] for m in self.modalities], axis=1), axis=1)
+            outputs["logit"] = ops.where(has_vector, outputs["logit"], outputs["id_logit"])
+        return outputs | {"score": ops.sigmoid(outputs["logit"])}
+
+    def hidden_sets(self) -> list[tuple[str, ...]]:
+        """Returns the sets of modalities that training hides; with an `id_head` not all at once, that is its own."""
+        if self.settings.hidden_weight == 0.0:
+            return []
+        largest = len(self.modalities) - (self.id_head is not None)
+        return [names for n in range(1, largest + 1) for names in itertools.combinations(self.modalities, n)]
+
+    def losses(
+        self, inputs: typing.Mapping[str, typing.Any], label: typing.Any, is_row: typing.Any
+    ) -> dict[str, typing.Any]:
+        """Returns the click losses of a batch in training, float32 [] each: their sum is what training lowers.
+
+        Args:
+            inputs: of the model.
+            label: int [B], 0 or 1.
+            is_row: bool [B], False where the batch is filled up.
+        Returns:
+            `loss`, of the rows as they are; with a `hidden_weight`, `loss_hidden`: that weight times the sum, over
+            `hidden_sets`, of the loss with these modalities hidden from the target; with an `id_head`, `loss_id`: of
+            ids alone. Rows without any vector left count in `loss_id` only, where there is one.
+        """
+        outputs = self(inputs, training=True)
+
+        def loss(name: str, hidden: typing.Collection[str]) -> typing.Any:
+            counts = is_row
+            if self.id_head is not None:
+                left = [inputs[f"{m}_target_mask"] for m in self.modalities if m not in hidden]
+                counts = ops.logical_and(is_row, ops.any(ops.stack(left, axis=1), axis=1))
+            return make_model.loss(outputs[name], label, counts)
+
+        result = {"loss": loss("logit", ())}
+        hidden = [loss(f"logit_without_{'_'.join(names)}", names) for names in self.hidden_sets()]
+        if hidden:
+            result["loss_hidden"] = self.settings.hidden_weight * sum(hidden[1:], hidden[0])
+        if self.id_head is not None:
+            result["loss_id"] = make_model.loss(outputs["id_logit"], label, is_row)
+        return result
 
     def get_config(self) -> dict[str, typing.Any]:
         return {
@@ -170,18 +217,19 @@ class CTRModel(keras.Model):
         modality: str,
         is_behavior: typing.Any,
         training: bool | None,
-    ) -> list[typing.Any]:
-        """Returns what one modality adds: float32 [B or 1, .] tensors."""
+    ) -> tuple[typing.Any, list[typing.Any]]:
+        """Returns what one modality adds: missing behaviors float32 [B or 1, 1], and what the target's vector gives."""
         has_target = ops.cast(inputs[f"{modality}_target_mask"], "float32")[:, None]  # [B, 1]
         without = ops.logical_and(is_behavior, ops.logical_not(inputs[f"{modality}_behavior_mask"]))
-        parts = [has_target, ops.log1p(ops.sum(ops.cast(without, "float32"), axis=1, keepdims=True))]
+        missing = ops.log1p(ops.sum(ops.cast(without, "float32"), axis=1, keepdims=True))
+        parts = [has_target]
         if self.settings.use_simtier:
-            parts.append(self.tiers(inputs, modality))
+            parts.append(ops.cast(self.tiers(inputs, modality), "float32"))
         if self.settings.use_make:
             block = self.make_blocks[modality]
             outputs = make_model.extract(block, inputs, modality, training)
-            parts.append(block.knowledge(outputs) * (has_target * KNOWLEDGE_SCALE))
-        return parts
+            parts.append(ops.cast(block.knowledge(outputs), "float32") * (has_target * KNOWLEDGE_SCALE))
+        return missing, parts
 
     def tiers(self, inputs: typing.Mapping[str, typing.Any], modality: str) -> typing.Any:
         """Returns a modality's SimTier histogram, float32 [B, N]; zeros where the target has no embedding."""
@@ -241,25 +289,6 @@ class Head(keras.layers.Layer):
 
     def get_config(self) -> dict[str, typing.Any]:
         return {**super().get_config(), "units": list(self.units)}
-
-
-def losses(outputs: typing.Mapping[str, typing.Any], label: typing.Any, is_row: typing.Any) -> dict[str, typing.Any]:
-    """Returns the click losses of a model's outputs, float32 [] each: their sum is what training lowers.
-
-    Args:
-        outputs: of CTRModel, in training.
-        label: int [B], 0 or 1.
-        is_row: bool [B], False where the batch is filled up.
-    Returns:
-        `loss`, of the rows whose target has a vector; with an `id_head` also `loss_id`, of all rows from ids alone.
-        Each weight has a gradient from one of the two only, so that no weight stands between them.
-    """
-    if "id_logit" not in outputs:
-        return {"loss": make_model.loss(outputs["logit"], label, is_row)}
-    return {
-        "loss": make_model.loss(outputs["logit"], label, ops.logical_and(is_row, outputs["has_vector"])),
-        "loss_id": make_model.loss(outputs["id_logit"], label, is_row),
-    }
 
 
 def padding_inputs(dims: typing.Mapping[str, int], max_behaviors: int) -> dict[str, typing.Any]:

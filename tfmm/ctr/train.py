@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfmm import artifacts, features
 from tfmm import config as config_lib
 from tfmm.ctr import model as model_lib
-from tfmm.ctr.hidden_vectors import hide_vectors
+from tfmm.ctr.hidden_vectors import hide_behaviors
 from tfmm.ctr.optimizer import HeldRate, TwoRateAdam
 from tfmm.make import examples as examples_lib
 from tfmm.make import model as make_model
@@ -98,8 +98,7 @@ def train(
 
     def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
-            outputs = model(model_inputs(batch, tables), training=True)
-            losses = model_lib.losses(outputs, batch[features.LABEL], batch[examples_lib.IS_ROW])
+            losses = model.losses(model_inputs(batch, tables), batch[features.LABEL], batch[examples_lib.IS_ROW])
             loop.apply_gradients(tape, tf.add_n(list(losses.values())), model.trainable_variables, optimizer)
         return losses
 
@@ -107,7 +106,7 @@ def train(
         start = starts[segment % len(starts)]
         order = examples_lib.blocked_order(min(segment_rows, num_rows - start), BLOCK_ROWS, config.seed, segment)
         rows = {name: values[start + order] for name, values in train_columns.items()}
-        rows = hide_vectors(rows, config, segment)
+        rows = hide_behaviors(rows, config, segment)
         return examples_lib.dataset(rows, np.arange(len(order)), config.batch_size)
 
     def at_epoch_end(segment: int) -> dict[str, float]:
