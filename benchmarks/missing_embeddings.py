@@ -1,9 +1,9 @@
 """Does the click model score rows without embeddings as often as they are clicked, and as well as the ID-only model?
 
-Takes folders of finished quickstart runs, one per seed, and trains the click model of each anew under several
-settings. Held-out rows are then scored as they are, with the target's vectors hidden (all, or one modality's), and
-with the vectors of 30 % or all of the behaviors hidden. `ratio` is the mean score over the click rate. Bars stand on
-the means over seeds of the default settings; intervals are Student's.
+Takes folders of finished quickstart runs, one per seed (or makes three), and trains the click model of each anew under
+several settings. Held-out rows are then scored as they are, with the target's vectors hidden (all, or one modality's),
+and with the vectors of 30 % or all of the behaviors hidden. `ratio` is the mean score over the click rate. Bars stand
+on the means over seeds of the default settings; intervals are Student's.
 
     tfmm quickstart --seed 0 --workdir /tmp/seed-0   # and 1, 2
     python benchmarks/missing_embeddings.py /tmp/seed-0 /tmp/seed-1 /tmp/seed-2
@@ -14,6 +14,8 @@ import json
 import math
 import pathlib
 import statistics
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -44,6 +46,12 @@ SETTINGS: dict[str, dict] = {
     "no behaviors hidden": {"hidden_behaviors_fraction": 0.0},
     "rate held": {"learning_rate": 1e-3, "decay_from": 1.0},
 }
+
+
+def quickstart(seed: int, workdir: pathlib.Path) -> pathlib.Path:
+    command = [sys.executable, "-m", "tfmm.cli", "quickstart", "--seed", str(seed), "--workdir", str(workdir)]
+    subprocess.run(command, check=True, cwd=pathlib.Path(__file__).parents[1])
+    return workdir
 
 
 def variants(rows: examples_lib.Columns) -> dict[str, examples_lib.Columns]:
@@ -143,15 +151,15 @@ def bars(found: dict[str, dict]) -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of finished quickstart runs")
+    parser.add_argument("runs", type=pathlib.Path, nargs="*", help="finished quickstarts; none: makes three")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     options = parser.parse_args()
-    if len(options.runs) not in T_95:
+    if options.runs and len(options.runs) not in T_95:
         parser.error(f"name 2 to 5 runs, not {len(options.runs)}")
-    runs = []
-    for run in options.runs:
-        with tempfile.TemporaryDirectory() as folder:
-            runs.append(measure(run, options.settings, pathlib.Path(folder)))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        workdirs = options.runs or [quickstart(seed, folder / f"seed-{seed}") for seed in range(3)]
+        runs = [measure(run, options.settings, folder / f"models-{i}") for i, run in enumerate(workdirs)]
     found = {setting: summary(runs, setting) for setting in options.settings}
     recording.write(
         "missing_embeddings",
