@@ -360,7 +360,10 @@ def evaluate(
     if snapshot_dir is not None:
         folders = encoders.encoder_folders(encoders_dir) if encoders_dir else {}
         probed = encoders.probe_encoders(eval_pattern, config.feature_set, snapshot_dir, data_dir, folders)
-    judged = report.evaluate(models, train_pattern, eval_pattern, output_dir, config.feature_set, encoders=probed)
+    patterns = (train_pattern, eval_pattern)
+    judged = report.evaluate(
+        models, *patterns, output_dir, config.feature_set, encoders=probed, snapshot_dir=snapshot_dir
+    )
     verdict = gate.decide(judged, config.gate)
     (output_dir / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2) + "\n")
     for name in models:

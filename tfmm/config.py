@@ -41,9 +41,13 @@ class MarketplaceConfig:
     impressions_per_user_day: int = 6
     num_searches: int = 6000  # searches that end in a purchase, before the week
     image_size: int = 32  # pixels, square
+    missing_image_fraction: float = 0.0  # of the items, new ones too
+    missing_title_fraction: float = 0.0  # of the items, new ones too; drawn apart from the images
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("missing_image_fraction", "missing_title_fraction"):
+            _require(0.0 <= getattr(self, name) < 1.0, f"`{name}` must lie in [0, 1).", getattr(self, name))
         for name in ("num_items", "num_users", "num_days", "impressions_per_user_day", "num_searches"):
             value = getattr(self, name)
             _require(value > 0, f"`{name}` must be at least 1.", value)
@@ -173,8 +177,12 @@ class CTRConfig:
     attention_units: tuple[int, ...] = (32,)
     softmax: bool = True  # attention weights of a user's behaviors sum to 1
     units: tuple[int, ...] = (128, 64)
-    learning_rate: float = 1e-3  # dense weights
+    learning_rate: float = 2e-3  # dense weights
     embedding_learning_rate: float = 2e-2
+    decay_from: float = 0.5  # share of the steps after which the dense rate falls to 0 in a line; 1: it never falls
+    id_head: bool = True  # a target without any vector is scored by a head that learned every row from ids alone
+    hidden_weight: float = 0.3  # of the loss of each row with the target's vectors hidden, per set of modalities
+    hidden_behaviors_fraction: float = 0.2  # of training rows and per modality: a random share of behaviors does
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -185,6 +193,9 @@ class CTRConfig:
             "`embedding_learning_rate` must be positive.",
             self.embedding_learning_rate,
         )
+        for name in ("decay_from", "hidden_behaviors_fraction"):
+            _require(0.0 <= getattr(self, name) <= 1.0, f"`{name}` must lie in 0..1.", getattr(self, name))
+        _require(self.hidden_weight >= 0.0, "`hidden_weight` must not be negative.", self.hidden_weight)
         _require_training(self)
 
 
@@ -208,11 +219,13 @@ class GateConfig:
     max_logloss: float = 1.0
     min_gain_over_id: float = 0.0  # GAUC, absolute: the multimodal model against its ID-only twin
     max_loss_to_service: float = 0.002  # GAUC, absolute: against the model in service, where there is one
+    max_hidden_bias: float = 0.1  # |mean score / click rate - 1| of rows whose target's vectors are hidden
 
     def __post_init__(self) -> None:
         for name in ("min_auc", "min_gauc"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"`{name}` must lie in 0..1.", getattr(self, name))
-        _require(self.max_logloss > 0.0, "`max_logloss` must be positive.", self.max_logloss)
+        for name in ("max_logloss", "max_hidden_bias"):
+            _require(getattr(self, name) > 0.0, f"`{name}` must be positive.", getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)

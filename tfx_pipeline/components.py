@@ -339,7 +339,10 @@ def ModelGate(
         models["in_service"] = str(in_service)
     declared, folders = _config(FeatureSet, feature_set), encoders_lib.encoder_folders(encoders.uri)
     probed = encoders_lib.probe_encoders(eval_pattern, declared, snapshot.uri, dataset.uri, folders)
-    judged = report.evaluate(models, train_pattern, eval_pattern, evaluation.uri, declared, encoders=probed)
+    patterns = (train_pattern, eval_pattern)
+    judged = report.evaluate(
+        models, *patterns, evaluation.uri, declared, encoders=probed, snapshot_dir=snapshot.uri
+    )
     verdict = gate.decide(judged, _config(config_lib.GateConfig, config))
     (pathlib.Path(evaluation.uri) / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2))
     blessing.set_int_custom_property("blessed", int(verdict.passed))

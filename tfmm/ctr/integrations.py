@@ -59,9 +59,16 @@ class Integration(keras.layers.Layer):
     are its settings.
     """
 
+    is_zero_without_target = False  # True: all of `parts` is zero where the target has no vector
+
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name=name)
         self.built = True  # the layers inside build themselves when they are called
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it sets anything beside the ID embeddings."""
+        return type(self).beside is not Integration.beside
 
     def start(self, dim: int) -> None:
         """Makes weights whose shape follows from D, the values of a vector; called once, before all else."""
@@ -88,6 +95,8 @@ class Integration(keras.layers.Layer):
 class SimTier(Integration):
     """A histogram of the behaviors' similarities to the target (section 4.2)."""
 
+    is_zero_without_target = True
+
     def __init__(self, num_tiers: int = 20, tier_output: str = "log1p", name: str | None = None) -> None:
         super().__init__(name=name)
         self.layer = layers.SimTierLayer(num_tiers, tier_output, name="simtier")
@@ -112,6 +121,8 @@ class MAKE(Integration):
     weights swings the logit: scores were ill-calibrated.
     """
 
+    is_zero_without_target = True
+
     def __init__(self, make: MAKEConfig, knowledge_scale: float = 0.1, name: str | None = None) -> None:
         super().__init__(name=name)
         self.block = make_model.build_block(make, name or "make")
@@ -127,6 +138,8 @@ class MAKE(Integration):
 
 class Vector(Integration):
     """The vectors themselves beside the ID embeddings, in the attention and for the target (section 6.1.3)."""
+
+    is_zero_without_target = True
 
     def __init__(self, scale_inputs: bool = True, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -155,6 +168,8 @@ class Vector(Integration):
 class SimScore(Integration):
     """The similarity to the target beside each behavior's ID embedding, in the attention (section 6.1.3)."""
 
+    is_zero_without_target = True
+
     def __init__(self, flag_missing: bool = True, name: str | None = None) -> None:
         super().__init__(name=name)
         self.layer = layers.SimScore(flag_missing, name="simscore")
@@ -168,6 +183,8 @@ class SimScore(Integration):
 
 class SemanticId(Integration):
     """Embeddings of the residual k-means codes of the vectors, in the attention and for the target."""
+
+    is_zero_without_target = True
 
     def __init__(
         self, num_levels: int = 3, codebook_size: int = 64, dim: int = 8, seed: int = 0, name: str | None = None
@@ -215,6 +232,8 @@ class SemanticTargetAttention(Integration):
 
 class BehaviorSearch(Integration):
     """Only the behaviors most similar to the target reach the methods after it (the search unit of MUSE)."""
+
+    is_zero_without_target = True
 
     def __init__(self, num_selected: int = 50, name: str | None = None) -> None:
         super().__init__(name=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
 import typing
 
@@ -46,10 +47,14 @@ class CTRModel(keras.Model):
     To rank C candidates for one user, give the inputs of users, contexts and sequences with a static batch of 1 and
     those of items with batch C: the user side is computed once.
 
-    Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B].
+    Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B]. With modalities and `config.id_head`
+    also `id_logit`, which is `logit` where the target has no vector in any modality. In training also
+    `logit_without_{m}` per set of modalities of `hidden_sets`: as if no target had vectors in these.
 
     Differs from the paper: the count of behaviors without a vector and whether the target has one are inputs of
-    their own, beside what the methods give, so that a missing vector is never taken for similarity 0.
+    their own, beside what the methods give, so that a missing vector is never taken for similarity 0. A target
+    without any vector has a head of its own, and embeddings and their attention learn from that head alone: inside the
+    multimodal model stands its ID-only twin, as good as if it were trained alone.
     """
 
     def __init__(
@@ -113,9 +118,15 @@ class CTRModel(keras.Model):
             for sequence in self.feature_set.sequences
             for method in self.methods_of(sequence)
         }
-        self.hidden = [keras.layers.Dense(units, name=f"dense_{i}") for i, units in enumerate(self.settings.units)]
-        self.activations = [keras.layers.PReLU(name=f"prelu_{i}") for i in range(len(self.settings.units))]
-        self.head = keras.layers.Dense(1, name="head", dtype="float32")
+        self.wide_attention = {
+            sequence.name: DINAttention(
+                self.settings.attention_units, softmax=self.settings.softmax, name=f"{sequence.name}_wide_attention"
+            )
+            for sequence in self.feature_set.sequences
+            if sequence.din and any(layer.is_beside for layer in self._integrations_of(sequence))
+        }
+        self.head = Head(self.settings.units, name="head")
+        self.id_head = Head(self.settings.units, name="id_head") if self.dims and self.settings.id_head else None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -134,48 +145,96 @@ class CTRModel(keras.Model):
     def call(self, inputs: typing.Mapping[str, typing.Any], training: bool | None = None) -> dict[str, typing.Any]:
         """Returns `logit` and `score`, see the class."""
         columns = {c.name: self._represent(c, inputs) for c in self.feature_set.columns}  # [B, .] or [B, L, .]
+        behaviors = {s.name: self._behaviors(s, columns, inputs) for s in self.feature_set.sequences}
+        rows = ops.shape(columns["item_id"])[0]
+        id_parts = _concatenate(self._id_parts(columns, behaviors, training), rows)
+        view = _View(self, inputs, behaviors, training)
+
+        def logit_without(hidden: typing.Collection[str]) -> typing.Any:
+            """Returns the logit as if no target had a vector in some modalities."""
+            ids = id_parts if self.id_head is None else ops.stop_gradient(id_parts)
+            return self.head(_concatenate([ids, *view.parts(hidden)], rows))
+
+        outputs = {"logit": logit_without(())}
+        if training:
+            outputs |= {f"logit_without_{'_'.join(hidden)}": logit_without(hidden) for hidden in self.hidden_sets()}
+        if self.id_head is not None:
+            outputs["id_logit"] = self.id_head(id_parts)
+            masks = [vectors_lib.take(inputs, modality, vectors_lib.TARGET).mask for modality in self.dims]
+            has_vector = ops.any(ops.stack(masks, axis=1), axis=1)
+            outputs["logit"] = ops.where(has_vector, outputs["logit"], outputs["id_logit"])
+        return outputs | {"score": ops.sigmoid(outputs["logit"])}
+
+    def _behaviors(
+        self, sequence: Sequence, columns: typing.Mapping[str, typing.Any], inputs: typing.Mapping[str, typing.Any]
+    ) -> _Behaviors:
+        return _Behaviors(
+            self._target_of(sequence, columns),
+            ops.concatenate([columns[name] for name in sequence.columns], axis=-1),
+            inputs[f"{sequence.item_ids}_index"] != PADDING,
+        )
+
+    def _id_parts(
+        self,
+        columns: typing.Mapping[str, typing.Any],
+        behaviors: typing.Mapping[str, _Behaviors],
+        training: bool | None,
+    ) -> list[typing.Any]:
+        """Returns what the model knows without item vectors, float32 [B or 1, .] each."""
         own = [c for c in self.feature_set.columns if c.sequence is None]
-        users = [columns[c.name] for c in own if c.side == "user"]
-        target = ops.concatenate([columns[c.name] for c in own if c.side == "item"], axis=-1)  # [B, E]
-        averages, interests, knowledge = [], [], {modality: [] for modality in self.dims}
-        for modality in self.dims:
-            has_target = vectors_lib.take(inputs, modality, vectors_lib.TARGET).mask
-            knowledge[modality].append(ops.cast(has_target, "float32")[:, None])
-        for sequence in self.feature_set.sequences:
-            is_behavior = inputs[f"{sequence.item_ids}_index"] != PADDING
-            of_target = self._target_of(sequence, columns)  # [B, E of this sequence]
-            behaviors = ops.concatenate([columns[name] for name in sequence.columns], axis=-1)  # [B or 1, L, E]
-            weights = ops.cast(is_behavior, behaviors.dtype)[..., None]
+        averages, interests = [], []
+        for name, of in behaviors.items():
+            weights = ops.cast(of.is_behavior, of.behaviors.dtype)[..., None]
             length = ops.sum(weights, axis=1)  # [B or 1, 1]
-            average = ops.sum(behaviors * weights, axis=1) / ops.maximum(length, 1.0)
+            average = ops.sum(of.behaviors * weights, axis=1) / ops.maximum(length, 1.0)
             averages += [average, ops.log1p(length)]
-            seen, beside = of_target, [behaviors]  # by the attention
-            for modality in self.dims:
-                context = integrations.Context(
-                    of_target,
-                    behaviors,
-                    is_behavior,
-                    vectors_lib.take(inputs, modality, vectors_lib.TARGET),
-                    vectors_lib.take(inputs, modality, sequence.name),
-                    training,
+            if name in self.attention:
+                interest = self.attention[name](
+                    of.target, of.behaviors, behaviors_mask=of.is_behavior, training=training
                 )
-                parts, pairs = self._integrate(context, modality, sequence)
-                knowledge[modality] += parts
-                seen = ops.concatenate([seen, *(of_targets for of_targets, _ in pairs)], axis=-1)
-                beside += [of_behaviors for _, of_behaviors in pairs]
-            if sequence.din:
-                behaviors, exists = _joined(beside, is_behavior)
-                interest = self.attention[sequence.name](seen, behaviors, behaviors_mask=exists, training=training)
-                interests += [interest, interest * seen]
-            interests.append(average * of_target)
-        parts = [*users, *averages, target, *interests, *(part for found in knowledge.values() for part in found)]
-        rows = ops.shape(target)[0]
-        parts = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in parts]
-        x = ops.concatenate(parts, axis=-1)
-        for dense, activation in zip(self.hidden, self.activations, strict=True):
-            x = activation(dense(x))
-        logit = ops.squeeze(self.head(x), axis=-1)
-        return {"logit": logit, "score": ops.sigmoid(logit)}
+                interests += [interest, interest * of.target]
+            interests.append(average * of.target)
+        users = [columns[c.name] for c in own if c.side == "user"]
+        items = [columns[c.name] for c in own if c.side == "item"]
+        return [*users, *averages, *items, *interests]
+
+    def hidden_sets(self) -> list[tuple[str, ...]]:
+        """Returns the sets of modalities that training hides; with an `id_head` not all at once, that is its own."""
+        if self.settings.hidden_weight == 0.0:
+            return []
+        largest = len(self.dims) - (self.id_head is not None)
+        return [names for n in range(1, largest + 1) for names in itertools.combinations(self.dims, n)]
+
+    def losses(
+        self, inputs: typing.Mapping[str, typing.Any], label: typing.Any, is_row: typing.Any
+    ) -> dict[str, typing.Any]:
+        """Returns the click losses of a batch in training, float32 [] each: their sum is what training lowers.
+
+        Args:
+            inputs: of the model.
+            label: int [B], 0 or 1.
+            is_row: bool [B], False where the batch is filled up.
+        Returns:
+            `loss`, of the rows as they are; with a `hidden_weight`, `loss_hidden`: that weight times the sum, over
+            `hidden_sets`, of the loss with these modalities hidden from the target; with an `id_head`, `loss_id`: of
+            ids alone. Rows without any vector left count in `loss_id` only, where there is one.
+        """
+        outputs = self(inputs, training=True)
+
+        def loss(name: str, hidden: typing.Collection[str]) -> typing.Any:
+            counts = is_row
+            if self.id_head is not None:
+                left = [vectors_lib.take(inputs, m, vectors_lib.TARGET).mask for m in self.dims if m not in hidden]
+                counts = ops.logical_and(is_row, ops.any(ops.stack(left, axis=1), axis=1))
+            return make_model.loss(outputs[name], label, counts)
+
+        result = {"loss": loss("logit", ())}
+        hidden = [loss(f"logit_without_{'_'.join(names)}", names) for names in self.hidden_sets()]
+        if hidden:
+            result["loss_hidden"] = self.settings.hidden_weight * sum(hidden[1:], hidden[0])
+        if self.id_head is not None:
+            result["loss_id"] = make_model.loss(outputs["id_logit"], label, is_row)
+        return result
 
     def _represent(self, column: Column, inputs: typing.Mapping[str, typing.Any]) -> typing.Any:
         """Returns what stands for a column: an embedding, or a number beside whether it is there."""
@@ -201,20 +260,14 @@ class CTRModel(keras.Model):
                 parts.append(ops.repeat(zero, columns[column].shape[-1], axis=1))
         return ops.concatenate(parts, axis=-1)
 
-    def _integrate(
-        self, context: integrations.Context, modality: str, sequence: Sequence
-    ) -> tuple[list[typing.Any], list[tuple[typing.Any, typing.Any]]]:
-        """Returns what a modality's methods give to the MLP, and what they set beside the embeddings."""
-        without = ops.logical_and(context.is_behavior, ops.logical_not(context.behavior_vectors.mask))
-        parts = [ops.log1p(ops.sum(ops.cast(without, "float32"), axis=1, keepdims=True))]
-        pairs, view = [], context
-        for method in self.methods_of(sequence):
-            integration = self.integrations[integration_name(method.name, modality, sequence.name)]
-            if (pair := integration.beside(context)) is not None:
-                pairs.append(pair)
-            view = integration.search(view)
-            parts += integration.parts(view)
-        return parts, pairs
+    def _integrations_of(self, sequence: Sequence) -> list[integrations.Integration]:
+        """Returns the layers of a sequence, of all modalities."""
+        return [layer for modality in self.dims for layer in self.integrations_of(modality, sequence)]
+
+    def integrations_of(self, modality: str, sequence: Sequence) -> list[integrations.Integration]:
+        """Returns the layers of a modality and a sequence, in the methods' order."""
+        names = [integration_name(method.name, modality, sequence.name) for method in self.methods_of(sequence)]
+        return [self.integrations[name] for name in names]
 
     def get_config(self) -> dict[str, typing.Any]:
         return {
@@ -280,6 +333,86 @@ class CTRModel(keras.Model):
             block.trainable = not is_frozen
 
 
+class _Behaviors(typing.NamedTuple):
+    """A sequence as the model sees it without vectors: see `integrations.Context`."""
+
+    target: typing.Any
+    behaviors: typing.Any
+    is_behavior: typing.Any
+
+
+class _View:
+    """What the methods make of item vectors in one call of the model, with some targets' vectors hidden perhaps."""
+
+    def __init__(
+        self,
+        model: CTRModel,
+        inputs: typing.Mapping[str, typing.Any],
+        behaviors: typing.Mapping[str, _Behaviors],
+        training: bool | None,
+    ) -> None:
+        if model.id_head is not None:  # embeddings learn from that head alone
+            behaviors = {
+                name: _Behaviors(ops.stop_gradient(of.target), ops.stop_gradient(of.behaviors), of.is_behavior)
+                for name, of in behaviors.items()
+            }
+        self._model, self._inputs, self._behaviors, self._training = model, inputs, behaviors, training
+        self._found: dict[tuple[str, bool], tuple[list[typing.Any], dict[str, list[typing.Any]]]] = {}
+
+    def parts(self, hidden: typing.Collection[str]) -> list[typing.Any]:
+        """Returns what the head gets beside the ID parts, as if no target had vectors in `hidden` modalities."""
+        parts: list[typing.Any] = []
+        pairs: dict[str, list[typing.Any]] = {name: [] for name in self._behaviors}
+        for modality in self._model.dims:
+            of_modality, beside = self._modality(modality, modality in hidden)
+            parts += of_modality
+            for name, found in beside.items():
+                pairs[name] += found
+        for name, attention in self._model.wide_attention.items():
+            of = self._behaviors[name]
+            target = ops.concatenate([of.target, *(pair[0] for pair in pairs[name])], axis=-1)
+            behaviors, mask = _joined([of.behaviors, *(pair[1] for pair in pairs[name])], of.is_behavior)
+            interest = attention(target, behaviors, behaviors_mask=mask, training=self._training)
+            parts += [interest, interest * target]
+        return parts
+
+    def _modality(self, modality: str, is_hidden: bool) -> tuple[list[typing.Any], dict[str, list[typing.Any]]]:
+        if (modality, is_hidden) not in self._found:
+            self._found[modality, is_hidden] = self._integrate(modality, is_hidden)
+        return self._found[modality, is_hidden]
+
+    def _integrate(self, modality: str, is_hidden: bool) -> tuple[list[typing.Any], dict[str, list[typing.Any]]]:
+        target = vectors_lib.take(self._inputs, modality, vectors_lib.TARGET)
+        if is_hidden:
+            target = target._replace(mask=ops.zeros_like(target.mask))
+        sequences = self._model.feature_set.sequences
+        layers = {sequence.name: self._model.integrations_of(modality, sequence) for sequence in sequences}
+        all_layers = [layer for found in layers.values() for layer in found]
+        is_zero = is_hidden and all(layer.is_zero_without_target and not layer.is_beside for layer in all_layers)
+        counts, own, beside = [], [ops.cast(target.mask, "float32")[:, None]], {}
+        for sequence in sequences:
+            of = self._behaviors[sequence.name]
+            vectors = vectors_lib.take(self._inputs, modality, sequence.name)
+            without = ops.logical_and(of.is_behavior, ops.logical_not(vectors.mask))
+            counts.append(ops.log1p(ops.sum(ops.cast(without, "float32"), axis=1, keepdims=True)))
+            beside[sequence.name] = []
+            context = view = integrations.Context(*of, target, vectors, self._training)
+            for layer in () if is_zero else layers[sequence.name]:
+                if (pair := layer.beside(context)) is not None:
+                    beside[sequence.name].append(pair)
+                view = layer.search(view)
+                own += layer.parts(view)
+        if is_zero:  # of the shapes that the shown target gives
+            own = [ops.zeros_like(part) for part in self._modality(modality, False)[0][len(counts) :]]
+        return [*counts, *own], beside
+
+
+def _concatenate(parts: typing.Sequence[typing.Any], rows: typing.Any) -> typing.Any:
+    """Joins float [B or 1, .] parts to float32 [B, .]."""
+    wide = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in parts]
+    return ops.concatenate(wide, axis=-1)
+
+
 def _joined(parts: typing.Sequence[typing.Any], mask: typing.Any) -> tuple[typing.Any, typing.Any]:
     """Joins [B, L, .] and [1, L, .] tensors on the last axis, with their mask; [1, L, .] where all are."""
     if len(parts) == 1:
@@ -289,6 +422,35 @@ def _joined(parts: typing.Sequence[typing.Any], mask: typing.Any) -> tuple[typin
         rows = 1
     wide = [ops.broadcast_to(part, (rows, *part.shape[1:])) for part in parts]
     return ops.concatenate(wide, axis=-1), ops.broadcast_to(mask, (rows, mask.shape[1]))
+
+
+@keras.saving.register_keras_serializable(package="tfmm")
+class Head(keras.layers.Layer):
+    """The logit float32 [B] of inputs float32 [B, F]: hidden layers of `units` with PReLU, then one output."""
+
+    def __init__(self, units: typing.Sequence[int], **kwargs: typing.Any) -> None:
+        super().__init__(**kwargs)
+        self.units = tuple(units)
+        self.hidden = [keras.layers.Dense(width, name=f"dense_{i}") for i, width in enumerate(self.units)]
+        self.activations = [keras.layers.PReLU(name=f"prelu_{i}") for i in range(len(self.units))]
+        self.output_layer = keras.layers.Dense(1, name="logit", dtype="float32")
+
+    def build(self, input_shape: typing.Any) -> None:
+        width = input_shape[-1]
+        for dense, activation in zip(self.hidden, self.activations, strict=True):
+            dense.build((None, width))
+            width = dense.units
+            activation.build((None, width))
+        self.output_layer.build((None, width))
+
+    def call(self, inputs: typing.Any) -> typing.Any:
+        x = inputs
+        for dense, activation in zip(self.hidden, self.activations, strict=True):
+            x = activation(dense(x))
+        return ops.squeeze(self.output_layer(x), axis=-1)
+
+    def get_config(self) -> dict[str, typing.Any]:
+        return {**super().get_config(), "units": list(self.units)}
 
 
 def integration_name(method: str, modality: str, sequence: str) -> str:

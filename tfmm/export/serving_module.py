@@ -95,6 +95,8 @@ class ServingModule(tf.Module):
                 "sequences": tf.TensorSpec([None], tf.int64),
                 "encoder_version": tf.TensorSpec([], tf.string),
             }
+            hidden = {"examples": tf.TensorSpec([None], tf.string), "hidden": tf.TensorSpec([None], tf.string)}
+            result[signatures.HIDDEN] = _concrete(self.score_examples_hidden, hidden)
             result[signatures.VECTORS] = _concrete(self.score_vectors, vectors)
             result[signatures.UPSERT] = _concrete(self.upsert, upsert)
             result[signatures.STATUS] = _concrete(self.status, {})
@@ -108,6 +110,14 @@ class ServingModule(tf.Module):
 
     def score_examples(self, examples: tf.Tensor) -> Tensors:
         """Scores serialized raw tf.Examples, whose ids are fingerprints already."""
+        return self.score_pointwise(**self._parse(examples))
+
+    def score_examples_hidden(self, examples: tf.Tensor, hidden: tf.Tensor) -> Tensors:
+        """Scores as if no target had a vector in the modalities named by `hidden`: what evaluation asks of a model."""
+        rows = self._fit(self._parse(examples))
+        return signatures.in_buckets(lambda chunk: self._score_raw(chunk, hidden), rows, self._config.batch_buckets)
+
+    def _parse(self, examples: tf.Tensor) -> Tensors:
         spec: dict[str, typing.Any] = {}
         for column in self._feature_set.served:
             dtype = tf.float32 if column.is_float else tf.int64
@@ -116,7 +126,7 @@ class ServingModule(tf.Module):
                 if column.shape
                 else tf.io.FixedLenFeature([], dtype)
             )
-        return self.score_pointwise(**tf.io.parse_example(examples, spec))
+        return tf.io.parse_example(examples, spec)
 
     def score_rank(self, **raw: tf.Tensor) -> Tensors:
         """Scores C candidates for one user; the user's side is looked up once."""
@@ -243,9 +253,14 @@ class ServingModule(tf.Module):
             result |= vectors_lib.named(modality, side, table.lookup(ids))
         return result
 
-    def _score_raw(self, raw: Tensors) -> Tensors:
+    def _score_raw(self, raw: Tensors, hidden: tf.Tensor | None = None) -> Tensors:
         inputs = self._preprocessor(raw) | self._behavior_vectors(raw)
-        return self._core_pointwise(self._model_inputs(inputs | self._vectors(vectors_lib.TARGET, raw["item_id"])))
+        target = self._vectors(vectors_lib.TARGET, raw["item_id"])
+        if hidden is not None:
+            for modality in self.tables:
+                name = vectors_lib.names(modality, vectors_lib.TARGET).mask
+                target[name] &= ~tf.reduce_any(hidden == modality)
+        return self._core_pointwise(self._model_inputs(inputs | target))
 
     def _rank(self, candidates: Tensors, user: Tensors, *, looks_up: bool) -> Tensors:
         """Scores candidates, with their columns and perhaps their vectors, for the user's inputs of one row."""

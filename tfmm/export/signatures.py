@@ -11,6 +11,7 @@ from tfmm.features import PADDING, Column, FeatureSet, Sequence
 
 POINTWISE = "serving_default"
 EXAMPLES = "serve_examples"
+HIDDEN = "serve_examples_hidden"
 RANK = "rank"
 VECTORS = "score_vectors"
 UPSERT = "upsert_items"

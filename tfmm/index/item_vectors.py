@@ -124,7 +124,7 @@ def sides(feature_set: FeatureSet) -> dict[str, str]:
 def add_slots(columns: Columns, tables: typing.Mapping[str, ItemVectors], feature_set: FeatureSet) -> Columns:
     """Adds int32 slots per modality and side, of the shape of the side's ids."""
     slots = {
-        _slots(modality, side): table.slots(columns[ids])
+        slots_name(modality, side): table.slots(columns[ids])
         for modality, table in tables.items()
         for side, ids in sides(feature_set).items()
     }
@@ -138,14 +138,15 @@ def vector_inputs(
     inputs: dict[str, tf.Tensor] = {}
     for modality, table in tables.items():
         for side in sides(feature_set):
-            inputs |= vectors_lib.named(modality, side, table.lookup(batch[_slots(modality, side)]))
+            inputs |= vectors_lib.named(modality, side, table.lookup(batch[slots_name(modality, side)]))
     return inputs
 
 
 def has_vector(columns: Columns, modality: str, side: str = vectors_lib.TARGET) -> np.ndarray:
     """Returns whether each row's item has a vector, bool of the shape of the side's ids, after `add_slots`."""
-    return columns[_slots(modality, side)] != NO_EMBEDDING
+    return columns[slots_name(modality, side)] != NO_EMBEDDING
 
 
-def _slots(modality: str, side: str) -> str:
+def slots_name(modality: str, side: str) -> str:
+    """Returns the name of the column of slots of a modality and a side."""
     return f"{modality}_{side}_slots"

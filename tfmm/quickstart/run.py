@@ -141,7 +141,7 @@ def _summary(
     peak_memory_gb: float,
 ) -> dict[str, typing.Any]:
     report = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / "report.json").read_text())
-    judged, encoders = report["models"], report["encoders"]
+    encoders = report["encoders"]
     first = encoders.get("image") or encoders.get("text") or {}
     keys = ("auc", "gauc", "logloss", "gauc_new_items")
     return {
@@ -152,7 +152,9 @@ def _summary(
         },
         **{name: first.get(name) for name in ("acc_at_1", "acc_at_5")},
         "encoders": encoders,
-        **{name: {key: judged[name][key] for key in keys} for name in ("id", "multimodal")},
+        **{name: {key: report["models"][name][key] for key in keys} for name in ("id", "multimodal")},
+        "hidden": report["hidden"]["models"]["multimodal"],
+        "missing": report["missing"],
         "gate": dict(verdict),
         **figures,
         "stages": dict(seconds),

@@ -136,6 +136,11 @@ def closing_lines(summary: typing.Mapping[str, typing.Any], report: pathlib.Path
         lines = ["The gate passed the multimodal model."]
     else:
         lines = [f"The gate refused it: {'; '.join(gate['reasons'])}. The model in service stays."]
+    lines += [
+        f"Target's vectors hidden ({name}): mean score / click rate {1 + found['bias']:.3f}, AUC {found['auc']:.4f}"
+        for name, found in summary["hidden"].items()
+        if name != "nothing" and found["bias"] is not None and found["auc"] is not None
+    ]
     for modality, facts in summary["encoders"].items():
         lines += encoder_lines.describe(modality, facts)
     lines.append(

@@ -132,4 +132,5 @@ def test_a_small_log_is_probed_whole(shop):
 
 def test_encoders_without_a_catalog_are_refused(shop, catalog):
     with pytest.raises(ValueError, match="`data_dir` must be named beside `encoder_dirs`"):
-        encoders.probe_encoders(shop.eval, shop.features, shop.snapshot, None, encoders.encoder_folders(catalog / "encoders"))
+        folders = encoders.encoder_folders(catalog / "encoders")
+        encoders.probe_encoders(shop.eval, shop.features, shop.snapshot, None, folders)

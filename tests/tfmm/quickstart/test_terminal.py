@@ -73,6 +73,11 @@ def _summary(new_items):
                 "warning": "It is no better.",
             },
         },
+        "hidden": {
+            "nothing": {"bias": 0.0, "auc": 0.65},
+            "all": {"bias": -0.02, "auc": 0.561},
+            "image": {"bias": None, "auc": None},
+        },
         "grpc_predict_ms": 3.0,
         "rest_predict_ms": 4.0,
         "gate": {"passed": False, "reasons": ["AUC is 0.5"]},
@@ -96,6 +101,8 @@ def test_result_table_shows_differences(tmp_path):
     assert "image probe: no user has both a click and a non-click" in said
     assert "vector probe, vectors alone: GAUC 0.5500 [0.5400, 0.5600], AUC 0.5600, 12 users, 3,000 rows" in said
     assert "Warning: It is no better." in said
+    assert "Target's vectors hidden (all): mean score / click rate 0.980, AUC 0.5610" in said
+    assert said.count("vectors hidden") == 1
     assert "The gate refused it: AUC is 0.5." in text.getvalue()
 
 
