@@ -372,13 +372,24 @@ def from_dict(kind: type, values: typing.Mapping[str, typing.Any]) -> typing.Any
     arguments = {}
     for name, value in values.items():
         _require(name in hints, f"{kind.__name__} has the fields {sorted(hints)}.", name)
-        inner = typing.get_args(hints[name])[0] if isinstance(value, (list, tuple)) else hints[name]
-        if isinstance(value, (list, tuple)):
-            value = tuple(from_dict(inner, part) if dataclasses.is_dataclass(inner) else part for part in value)
-        elif dataclasses.is_dataclass(inner):
-            value = from_dict(inner, value)  # type: ignore[arg-type]
+        hint: typing.Any = hints[name]
+        if typing.get_origin(hint) is tuple:
+            _require(isinstance(value, (list, tuple)), f"`{name}` of {kind.__name__} must be a list.", value)
+            inner: typing.Any = typing.get_args(hint)[0]
+            value = tuple(
+                from_dict(typing.cast(type, inner), part) if dataclasses.is_dataclass(inner) else part for part in value
+            )
+        elif dataclasses.is_dataclass(hint):
+            _require(isinstance(value, typing.Mapping), f"`{name}` of {kind.__name__} must be a table.", value)
+            value = from_dict(typing.cast(type, hint), value)
+        elif hint in (int, float, str, bool):
+            value = float(value) if hint is float and type(value) is int else value
+            _require(type(value) is hint, f"`{name}` of {kind.__name__} must be a {hint.__name__}.", value)
         arguments[name] = value
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except TypeError as error:  # a field without a default is missing
+        raise ValueError(f"{kind.__name__} must have its fields. Received: {error}.") from error
 
 
 def as_config(kind: type, value: typing.Any) -> typing.Any:

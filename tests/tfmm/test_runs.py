@@ -83,6 +83,10 @@ def test_what_cannot_be_used_says_what_to_do(tmp_path):
         ("b.toml", 'preset = "tiny"', r"`preset` must be one of \['quickstart', 'small', 'paper'\]"),
         ("c.json", "[1]", "must hold the fields of RunConfig"),
         ("d.toml", "[ctr]\nuser_width = 3", "CTRConfig has the fields"),
+        ("f.toml", "[make]\nepochs = 'two'", "`epochs` of MAKEConfig must be a int. Received: 'two'"),
+        ("g.toml", "[[features]]\nname = 'brand'", "Feature must have its fields. Received: .*'role'"),
+        ("h.toml", "features = 3", "`features` of RunConfig must be a list. Received: 3"),
+        ("i.toml", "make = 3", "`make` of RunConfig must be a table. Received: 3"),
         ("e.toml", "[ctr]\nuser_dim = 3", r"settings have moved: ctr\.user_dim to features\.user_id\.dim"),
     ):
         (tmp_path / name).write_text(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import pathlib
 import typing
@@ -13,7 +12,8 @@ from keras import ops
 from tfmm import artifacts
 from tfmm import config as config_lib
 from tfmm import vectors as vectors_lib
-from tfmm.ctr import integrations
+from tfmm.ctr import integrations, knowledge
+from tfmm.ctr.head import Head
 from tfmm.features import PADDING, Column, FeatureSet, Sequence
 from tfmm.layers import DINAttention
 from tfmm.make import model as make_model
@@ -147,13 +147,13 @@ class CTRModel(keras.Model):
         columns = {c.name: self._represent(c, inputs) for c in self.feature_set.columns}  # [B, .] or [B, L, .]
         behaviors = {s.name: self._behaviors(s, columns, inputs) for s in self.feature_set.sequences}
         rows = ops.shape(columns["item_id"])[0]
-        id_parts = _concatenate(self._id_parts(columns, behaviors, training), rows)
-        view = _View(self, inputs, behaviors, training)
+        id_parts = knowledge.concatenate(self._id_parts(columns, behaviors, training), rows)
+        of_vectors = knowledge.Knowledge(self, inputs, behaviors, training)
 
         def logit_without(hidden: typing.Collection[str]) -> typing.Any:
             """Returns the logit as if no target had a vector in some modalities."""
             ids = id_parts if self.id_head is None else ops.stop_gradient(id_parts)
-            return self.head(_concatenate([ids, *view.parts(hidden)], rows))
+            return self.head(knowledge.concatenate([ids, *of_vectors.parts(hidden)], rows))
 
         outputs = {"logit": logit_without(())}
         if training:
@@ -167,8 +167,8 @@ class CTRModel(keras.Model):
 
     def _behaviors(
         self, sequence: Sequence, columns: typing.Mapping[str, typing.Any], inputs: typing.Mapping[str, typing.Any]
-    ) -> _Behaviors:
-        return _Behaviors(
+    ) -> knowledge.Behaviors:
+        return knowledge.Behaviors(
             self._target_of(sequence, columns),
             ops.concatenate([columns[name] for name in sequence.columns], axis=-1),
             inputs[f"{sequence.item_ids}_index"] != PADDING,
@@ -177,7 +177,7 @@ class CTRModel(keras.Model):
     def _id_parts(
         self,
         columns: typing.Mapping[str, typing.Any],
-        behaviors: typing.Mapping[str, _Behaviors],
+        behaviors: typing.Mapping[str, knowledge.Behaviors],
         training: bool | None,
     ) -> list[typing.Any]:
         """Returns what the model knows without item vectors, float32 [B or 1, .] each."""
@@ -333,126 +333,6 @@ class CTRModel(keras.Model):
             block.trainable = not is_frozen
 
 
-class _Behaviors(typing.NamedTuple):
-    """A sequence as the model sees it without vectors: see `integrations.Context`."""
-
-    target: typing.Any
-    behaviors: typing.Any
-    is_behavior: typing.Any
-
-
-class _View:
-    """What the methods make of item vectors in one call of the model, with some targets' vectors hidden perhaps."""
-
-    def __init__(
-        self,
-        model: CTRModel,
-        inputs: typing.Mapping[str, typing.Any],
-        behaviors: typing.Mapping[str, _Behaviors],
-        training: bool | None,
-    ) -> None:
-        if model.id_head is not None:  # embeddings learn from that head alone
-            behaviors = {
-                name: _Behaviors(ops.stop_gradient(of.target), ops.stop_gradient(of.behaviors), of.is_behavior)
-                for name, of in behaviors.items()
-            }
-        self._model, self._inputs, self._behaviors, self._training = model, inputs, behaviors, training
-        self._found: dict[tuple[str, bool], tuple[list[typing.Any], dict[str, list[typing.Any]]]] = {}
-
-    def parts(self, hidden: typing.Collection[str]) -> list[typing.Any]:
-        """Returns what the head gets beside the ID parts, as if no target had vectors in `hidden` modalities."""
-        parts: list[typing.Any] = []
-        pairs: dict[str, list[typing.Any]] = {name: [] for name in self._behaviors}
-        for modality in self._model.dims:
-            of_modality, beside = self._modality(modality, modality in hidden)
-            parts += of_modality
-            for name, found in beside.items():
-                pairs[name] += found
-        for name, attention in self._model.wide_attention.items():
-            of = self._behaviors[name]
-            target = ops.concatenate([of.target, *(pair[0] for pair in pairs[name])], axis=-1)
-            behaviors, mask = _joined([of.behaviors, *(pair[1] for pair in pairs[name])], of.is_behavior)
-            interest = attention(target, behaviors, behaviors_mask=mask, training=self._training)
-            parts += [interest, interest * target]
-        return parts
-
-    def _modality(self, modality: str, is_hidden: bool) -> tuple[list[typing.Any], dict[str, list[typing.Any]]]:
-        if (modality, is_hidden) not in self._found:
-            self._found[modality, is_hidden] = self._integrate(modality, is_hidden)
-        return self._found[modality, is_hidden]
-
-    def _integrate(self, modality: str, is_hidden: bool) -> tuple[list[typing.Any], dict[str, list[typing.Any]]]:
-        target = vectors_lib.take(self._inputs, modality, vectors_lib.TARGET)
-        if is_hidden:
-            target = target._replace(mask=ops.zeros_like(target.mask))
-        sequences = self._model.feature_set.sequences
-        layers = {sequence.name: self._model.integrations_of(modality, sequence) for sequence in sequences}
-        all_layers = [layer for found in layers.values() for layer in found]
-        is_zero = is_hidden and all(layer.is_zero_without_target and not layer.is_beside for layer in all_layers)
-        counts, own, beside = [], [ops.cast(target.mask, "float32")[:, None]], {}
-        for sequence in sequences:
-            of = self._behaviors[sequence.name]
-            vectors = vectors_lib.take(self._inputs, modality, sequence.name)
-            without = ops.logical_and(of.is_behavior, ops.logical_not(vectors.mask))
-            counts.append(ops.log1p(ops.sum(ops.cast(without, "float32"), axis=1, keepdims=True)))
-            beside[sequence.name] = []
-            context = view = integrations.Context(*of, target, vectors, self._training)
-            for layer in () if is_zero else layers[sequence.name]:
-                if (pair := layer.beside(context)) is not None:
-                    beside[sequence.name].append(pair)
-                view = layer.search(view)
-                own += layer.parts(view)
-        if is_zero:  # of the shapes that the shown target gives
-            own = [ops.zeros_like(part) for part in self._modality(modality, False)[0][len(counts) :]]
-        return [*counts, *own], beside
-
-
-def _concatenate(parts: typing.Sequence[typing.Any], rows: typing.Any) -> typing.Any:
-    """Joins float [B or 1, .] parts to float32 [B, .]."""
-    wide = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in parts]
-    return ops.concatenate(wide, axis=-1)
-
-
-def _joined(parts: typing.Sequence[typing.Any], mask: typing.Any) -> tuple[typing.Any, typing.Any]:
-    """Joins [B, L, .] and [1, L, .] tensors on the last axis, with their mask; [1, L, .] where all are."""
-    if len(parts) == 1:
-        return parts[0], mask
-    rows = functools.reduce(ops.maximum, [ops.shape(part)[0] for part in parts])
-    if all(part.shape[0] == 1 for part in parts):
-        rows = 1
-    wide = [ops.broadcast_to(part, (rows, *part.shape[1:])) for part in parts]
-    return ops.concatenate(wide, axis=-1), ops.broadcast_to(mask, (rows, mask.shape[1]))
-
-
-@keras.saving.register_keras_serializable(package="tfmm")
-class Head(keras.layers.Layer):
-    """The logit float32 [B] of inputs float32 [B, F]: hidden layers of `units` with PReLU, then one output."""
-
-    def __init__(self, units: typing.Sequence[int], **kwargs: typing.Any) -> None:
-        super().__init__(**kwargs)
-        self.units = tuple(units)
-        self.hidden = [keras.layers.Dense(width, name=f"dense_{i}") for i, width in enumerate(self.units)]
-        self.activations = [keras.layers.PReLU(name=f"prelu_{i}") for i in range(len(self.units))]
-        self.output_layer = keras.layers.Dense(1, name="logit", dtype="float32")
-
-    def build(self, input_shape: typing.Any) -> None:
-        width = input_shape[-1]
-        for dense, activation in zip(self.hidden, self.activations, strict=True):
-            dense.build((None, width))
-            width = dense.units
-            activation.build((None, width))
-        self.output_layer.build((None, width))
-
-    def call(self, inputs: typing.Any) -> typing.Any:
-        x = inputs
-        for dense, activation in zip(self.hidden, self.activations, strict=True):
-            x = activation(dense(x))
-        return ops.squeeze(self.output_layer(x), axis=-1)
-
-    def get_config(self) -> dict[str, typing.Any]:
-        return {**super().get_config(), "units": list(self.units)}
-
-
 def integration_name(method: str, modality: str, sequence: str) -> str:
     """Returns the name of a method's layer: one of a user's own goes by its class.
 
@@ -473,7 +353,8 @@ def padding_inputs(feature_set: FeatureSet, dims: typing.Mapping[str, int]) -> d
             side = vectors_lib.TARGET if sequence is None else sequence.name
             length = None if sequence is None else sequence.length
             specs = vectors_lib.spec(dim, 1, length, is_sequence=sequence is not None)
-            inputs |= vectors_lib.named(modality, side, [ops.zeros(shape, dtype) for shape, dtype in specs])
+            zeros = vectors_lib.Vectors(*(ops.zeros(shape, dtype) for shape, dtype in specs))
+            inputs |= vectors_lib.named(modality, side, zeros)
     return inputs
 
 

@@ -58,7 +58,7 @@ def build(
     order = np.lexsort((behaviors_lib.tie_break(*keys), keys[-1]))
     shown = {name: values[order] for name, values in impressions.items()}
     sources = {"items": (catalog, "item_id"), "users": (users, "user_id")}
-    result = {}
+    result: Columns = {}
     for column in feature_set.columns:
         if column.sequence is None:
             table = column.feature.table
@@ -87,7 +87,7 @@ def _history(
     rows, mask = behaviors_lib.histories(
         shown["user_id"], shown["timestamp"], acts["user_id"], latest[sorting], sequence.length
     )
-    result = {}
+    result: Columns = {}
     for column in columns:
         feature = column.feature
         if not len(sorting):
