@@ -13,70 +13,8 @@ import warnings
 
 import click
 
-from tfmm import __version__, extras
-
-Folder = click.Path(file_okay=False, path_type=pathlib.Path)
-ExistingFolder = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
-File = click.Path(dir_okay=False, path_type=pathlib.Path)
-
-
-class Command(click.Command):
-    """A command whose help ends with an example that keeps its lines."""
-
-    def __init__(self, *args: typing.Any, example: str = "", **kwargs: typing.Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.example = example
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.example:
-            with formatter.section("Example"):
-                for line in self.example.splitlines():
-                    formatter.write(" " * formatter.current_indent + line + "\n")
-
-
-class Group(click.Group):
-    """Turns the errors that a user can mend into one line without a traceback."""
-
-    command_class = Command
-    group_class = type
-
-    def invoke(self, ctx: click.Context) -> typing.Any:
-        try:
-            return super().invoke(ctx)
-        except (ValueError, OSError, ImportError) as error:
-            if os.environ.get("TFMM_TRACEBACK"):
-                raise
-            answer = extras.explain(error) if isinstance(error, ImportError) else None
-            raise click.ClickException(answer or f"{error}\n(TFMM_TRACEBACK=1 shows where.)") from error
-
-
-def _run_options(function: typing.Callable) -> typing.Callable:
-    for option in (
-        click.option(
-            "--set",
-            "assignments",
-            multiple=True,
-            metavar="STAGE.FIELD=VALUE",
-            help="Override one setting, checked against its stage; may be repeated.",
-        ),
-        click.option(
-            "--run",
-            "--preset",
-            "run",
-            default="quickstart",
-            show_default=True,
-            metavar="RUN",
-            help="The settings: a preset (quickstart, small, paper), module:function, a .toml or .json file.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def _config(run: str, assignments: tuple[str, ...]) -> typing.Any:
-    from tfmm import config, runs
-
-    return config.override(runs.load(run), assignments)
+from tfmm import __version__, cli_data
+from tfmm.cli_options import ExistingFolder, File, Folder, Group, load_config, run_options
 
 
 def _quiet_libraries() -> None:
@@ -92,6 +30,10 @@ def main() -> None:
     _quiet_libraries()
 
 
+main.add_command(cli_data.data)
+main.add_command(cli_data.run)
+
+
 @main.command(example="tfmm quickstart --workdir quickstart\ntfmm quickstart --data my_tables --workdir my_run")
 @click.option(
     "--workdir",
@@ -102,7 +44,7 @@ def main() -> None:
 )
 @click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables of your own (`tfmm data schema`).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the marketplace and of every training.")
-@_run_options
+@run_options
 def quickstart(
     workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int, run: str, assignments: tuple[str, ...]
 ) -> None:
@@ -110,108 +52,14 @@ def quickstart(
     from tfmm import config
     from tfmm.quickstart import run as quickstart_run
 
-    settings = _config(run, ()).with_seed(seed)
+    settings = load_config(run, ()).with_seed(seed)
     raise SystemExit(quickstart_run.main(workdir, data_dir, config.override(settings, assignments)))
-
-
-@main.group(cls=Group)
-def run() -> None:
-    """Look at what a run declares."""
-
-
-@run.command("show", example="tfmm run show --run my_team.runs:weekly\ntfmm run show --data my_tables --run run.toml")
-@click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables: check that they have what is declared.")
-@_run_options
-def run_show(data_dir: pathlib.Path | None, run: str, assignments: tuple[str, ...]) -> None:
-    """Print what a declaration means: features, sequences, methods, tables, inputs of the signatures."""
-    from rich import console
-
-    from tfmm.quickstart import declaration
-
-    config, terminal = _config(run, assignments), console.Console()
-    for part in declaration.tables(config):
-        terminal.print(part)
-    if data_dir is not None:
-        from tfmm.data import declared
-
-        if faults := declared.faults(data_dir, config.feature_set):
-            raise click.ClickException("The data lacks what is declared:\n- " + "\n- ".join(faults))
-        click.echo(f"{data_dir} has what is declared.")
-
-
-@main.group(cls=Group)
-def data() -> None:
-    """Make, check and convert data folders."""
-
-
-@data.command("schema", example="tfmm data schema\ntfmm data schema --run my_team.runs:weekly")
-@_run_options
-def data_schema(run: str, assignments: tuple[str, ...]) -> None:
-    """Print the tables and columns that a data folder may hold, those that the run declares among them."""
-    from tfmm.data import declared, schema
-
-    click.echo(schema.schema_text(declared.tables(_config(run, assignments).feature_set)))
-
-
-@data.command("check", example="tfmm data check my_tables --set data.time_zone=Europe/Berlin")
-@click.argument("data_dir", type=ExistingFolder)
-@_run_options
-def data_check(data_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
-    """Check a data folder against the schema: every fault with table, row, column, rule, and a count."""
-    from rich import console, markup, table
-
-    from tfmm.data import checks, unread
-
-    config = _config(run, assignments)
-    report = checks.check(data_dir, config.data, config.feature_set)
-    terminal = console.Console()
-    terminal.print(", ".join(f"{name}: {rows:,} rows" for name, rows in report.counts.items()))
-    for line in unread.in_words(report.unread):
-        terminal.print(line, style="yellow", markup=False, highlight=False)
-    for note in report.notes:
-        terminal.print(f"[yellow]Note:[/] {markup.escape(note)}")
-    if report.ok:
-        terminal.print("[green]No fault found.")
-        return
-    faults = table.Table("table", "column", "rule", "count", "first rows", "values", title="Faults")
-    for fault in report.faults:
-        cells = (fault.table, fault.column, fault.rule, f"{fault.count:,}", _joined(fault.rows), _joined(fault.values))
-        faults.add_row(*(markup.escape(cell) for cell in cells))
-    terminal.print(faults)
-    raise SystemExit(1)
-
-
-def _joined(values: typing.Iterable[object]) -> str:
-    return ", ".join(map(str, values))
-
-
-@data.command("marketplace", example="tfmm data marketplace my_tables --preset small")
-@click.argument("output_dir", type=Folder)
-@_run_options
-def data_marketplace(output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
-    """Make the synthetic marketplace: images, titles, searches, purchases, a week of impressions."""
-    from tfmm.data import marketplace
-
-    marketplace.generate(_config(run, assignments).marketplace, output_dir)
-    click.echo(f"Wrote the marketplace to {output_dir}.")
-
-
-@data.command("convert", example="tfmm data convert online-retail downloads/online_retail my_tables")
-@click.argument("source", type=click.Choice(["online-retail", "taobao-mm"]))
-@click.argument("source_dir", type=ExistingFolder)
-@click.argument("output_dir", type=Folder)
-def data_convert(source: str, source_dir: pathlib.Path, output_dir: pathlib.Path) -> None:
-    """Convert a public data set to the tables that `tfmm data schema` describes."""
-    from tfmm.data import online_retail, taobao_mm
-
-    {"online-retail": online_retail, "taobao-mm": taobao_mm}[source].convert(source_dir, output_dir)
-    click.echo(f"Wrote {source} to {output_dir}.")
 
 
 @main.command(example="tfmm pretrain --data my_tables --output run/encoders --preset small")
 @click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="One encoder folder per modality.")
-@_run_options
+@run_options
 def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
     """Pre-train item encoders on search query -> purchased item (SCL)."""
     from tfmm.data import declared, pairs, schema, unread
@@ -219,7 +67,7 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
     from tfmm.pretrain import train
     from tfmm.training import progress
 
-    config = _config(run, assignments)
+    config = load_config(run, assignments)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set))
     pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data)
     for modality in schema.modalities(data_dir):
@@ -263,7 +111,7 @@ def embed(
 @click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, required=True, help="As `tfmm embed` wrote it.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="Examples, MAKE and both click models.")
-@_run_options
+@run_options
 def train(
     data_dir: pathlib.Path,
     snapshot_dir: pathlib.Path,
@@ -278,7 +126,7 @@ def train(
     from tfmm.make import train as make_train
     from tfmm.training import progress as progress_lib
 
-    config = _config(run, assignments)
+    config = load_config(run, assignments)
     feature_set = config.feature_set
     raw, transformed, progress = output_dir / "examples", output_dir / "transformed", progress_lib.lines(click.echo)
     unread.say(data_dir, click.echo, declared.tables(feature_set))
@@ -334,7 +182,7 @@ def train(
 @click.option("--encoders", "encoders_dir", type=ExistingFolder, help="Probe them untrained too; needs --data.")
 @click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables: what untrained encoders read.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="report.json, verdict.json.")
-@_run_options
+@run_options
 def evaluate(
     models_dir: pathlib.Path,
     in_service_dir: pathlib.Path | None,
@@ -354,7 +202,7 @@ def evaluate(
     models = {name: str(models_dir / name / "Format-Serving") for name in ("id", "multimodal")}
     if in_service_dir is not None:
         models["in_service"] = str(in_service_dir)
-    config, examples_dir = _config(run, assignments), models_dir / "examples"
+    config, examples_dir = load_config(run, assignments), models_dir / "examples"
     train_pattern, eval_pattern = (str(examples_dir / f"{split}-*") for split in ("train", "eval"))
     probed = None
     if snapshot_dir is not None:
@@ -384,7 +232,7 @@ def evaluate(
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, required=True, help="The index to start from.")
 @click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables: the types of ids.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="A new version is made in this folder.")
-@_run_options
+@run_options
 def export(
     models_dir: pathlib.Path,
     snapshot_dir: pathlib.Path,
@@ -397,7 +245,7 @@ def export(
     from tfmm.data import declared
     from tfmm.export import saved_model
 
-    version, config = output_dir / str(int(time.time())), _config(run, assignments)
+    version, config = output_dir / str(int(time.time())), load_config(run, assignments)
     saved_model.export(
         models_dir / "multimodal" / "Format-TFMM",
         models_dir / "transformed" / "vocabulary",

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfmm.data import instants, layout
+from tfmm.data import casting, layout
 from tfmm.data.parts import Part
 from tfmm.fingerprints import fingerprint
 
@@ -117,28 +117,6 @@ TABLES = {
     )
 }
 
-_ARROW_TYPES = {
-    "string": pa.string(),
-    "binary": pa.binary(),
-    "vector": pa.list_(pa.float32()),
-    "timestamp": pa.timestamp("us"),
-    "integer": pa.int64(),
-    "number": pa.float32(),
-    "boolean": pa.bool_(),
-}
-_NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
-_KIND_TEXT = {
-    "id": "int64 or string",
-    "string": "string",
-    "binary": "binary",
-    "vector": "list of float32",
-    "timestamp": "timestamp[us]",
-    "integer": "int64",
-    "number": "a number",
-    "boolean": "boolean",
-    "ids": "list of int64 or string",
-}
-
 _NOTES = """
 One Parquet file `<table>.parquet`, or one folder `<table>/` or `<table>.parquet/` of files at any depth, per table;
 a folder `action=click/` gives a column to the files in it. An optional column may be absent, or null in a row. Ids
@@ -157,14 +135,14 @@ def schema_text(tables: Tables | None = None) -> str:
         lines.append(f"{table.name} ({'required' if table.required else 'optional'}): {table.meaning}")
         for column in table.columns:
             presence = "required" if column.required else "optional"
-            lines.append(f"  {column.name:<16} {_KIND_TEXT[column.kind]:<16} {presence:<9} {column.meaning}")
+            lines.append(f"  {column.name:<16} {casting.KIND_TEXT[column.kind]:<16} {presence:<9} {column.meaning}")
         lines.append("")
     return "\n".join(lines) + _NOTES
 
 
 def kind_text(column: Column) -> str:
     """Returns a column's documented type in words."""
-    return _KIND_TEXT[column.kind]
+    return casting.KIND_TEXT[column.kind]
 
 
 def table_parts(data_dir: str | pathlib.Path, name: str, tables: Tables | None = None) -> list[Part]:
@@ -232,7 +210,7 @@ def read_part(
     for column in (spec.column(one) for one in wanted):
         if column.required and column.name not in stored:
             raise ValueError(
-                f"Table {name!r} must have a column {column.name!r} ({_KIND_TEXT[column.kind]}). "
+                f"Table {name!r} must have a column {column.name!r} ({casting.KIND_TEXT[column.kind]}). "
                 f"Received the columns {stored} in {part.path}."
             )
     table = part.read([column for column in wanted if column in stored], row_group)
@@ -269,67 +247,16 @@ def conform(
     arrays = []
     for column in (spec.column(wanted) for wanted in columns):
         if column.name in table.column_names:
-            arrays.append(_cast(table[column.name], column, name))
+            arrays.append(casting.cast(table[column.name], column.name, column.kind, name))
         elif column.required:
             raise ValueError(
-                f"Table {name!r} must have a column {column.name!r} ({_KIND_TEXT[column.kind]}). "
+                f"Table {name!r} must have a column {column.name!r} ({casting.KIND_TEXT[column.kind]}). "
                 f"Received the columns: {table.column_names}."
             )
         else:
-            kind = _ARROW_TYPES.get(column.kind, pa.null())
+            kind = casting.ARROW_TYPES.get(column.kind, pa.null())
             arrays.append(pa.chunked_array([pa.nulls(table.num_rows, kind)]))
     return pa.table(arrays, names=list(columns))
-
-
-def _cast(array: pa.ChunkedArray, column: Column, table: str) -> pa.ChunkedArray:
-    if pa.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
-    kind = array.type
-    try:
-        if column.kind == "id":
-            if pa.types.is_null(kind):  # another part may say whether these are numbers or strings
-                return array
-            if pa.types.is_integer(kind):
-                return array.cast(pa.int64())
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise pa.ArrowInvalid(f"{kind} is no id type")
-            return array.cast(pa.string())
-        if column.kind == "ids":
-            return _cast_lists(array)
-        if column.kind == "number":
-            if not any(is_kind(kind) for is_kind in _NUMBERS):
-                raise pa.ArrowInvalid(f"{kind} is no number type")
-            return array.cast(pa.float64()).cast(pa.float32(), safe=False)
-        if column.kind == "boolean" and not (pa.types.is_boolean(kind) or pa.types.is_null(kind)):
-            raise pa.ArrowInvalid(f"{kind} is no boolean type")
-        if column.kind == "integer" and not (
-            pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
-        ):
-            raise pa.ArrowInvalid(f"{kind} is no integer type")
-        if column.kind == "timestamp":
-            return instants.to_timestamps(array)
-        return array.cast(_ARROW_TYPES[column.kind])
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(
-            f"Column {column.name!r} of table {table!r} must be {_KIND_TEXT[column.kind]}. Received: {kind} ({error})."
-        ) from error
-
-
-def _cast_lists(array: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns lists of int64 or of strings."""
-    kind = array.type
-    if pa.types.is_null(kind):
-        return array
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        raise pa.ArrowInvalid(f"{kind} is no list type")
-    values = kind.value_type
-    if pa.types.is_dictionary(values):
-        values = values.value_type
-    if pa.types.is_integer(values):
-        return array.cast(pa.list_(pa.int64()))
-    if pa.types.is_string(values) or pa.types.is_large_string(values):
-        return array.cast(pa.list_(pa.string()))
-    raise pa.ArrowInvalid(f"{values} is no id type")
 
 
 def fingerprints(ids: pa.ChunkedArray | pa.Array) -> np.ndarray:

@@ -1,0 +1,104 @@
+"""The commands `tfmm data ...` and `tfmm run ...`: what a run reads, and what it declares."""
+
+from __future__ import annotations
+
+import pathlib
+import typing
+
+import click
+
+from tfmm.cli_options import ExistingFolder, Folder, Group, load_config, run_options
+
+
+@click.group(cls=Group)
+def run() -> None:
+    """Look at what a run declares."""
+
+
+@run.command("show", example="tfmm run show --run my_team.runs:weekly\ntfmm run show --data my_tables --run run.toml")
+@click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables: check that they have what is declared.")
+@run_options
+def run_show(data_dir: pathlib.Path | None, run: str, assignments: tuple[str, ...]) -> None:
+    """Print what a declaration means: features, sequences, methods, tables, inputs of the signatures."""
+    from rich import console
+
+    from tfmm.quickstart import declaration
+
+    config, terminal = load_config(run, assignments), console.Console()
+    for part in declaration.tables(config):
+        terminal.print(part)
+    if data_dir is not None:
+        from tfmm.data import declared
+
+        if faults := declared.faults(data_dir, config.feature_set):
+            raise click.ClickException("The data lacks what is declared:\n- " + "\n- ".join(faults))
+        click.echo(f"{data_dir} has what is declared.")
+
+
+@click.group(cls=Group)
+def data() -> None:
+    """Make, check and convert data folders."""
+
+
+@data.command("schema", example="tfmm data schema\ntfmm data schema --run my_team.runs:weekly")
+@run_options
+def data_schema(run: str, assignments: tuple[str, ...]) -> None:
+    """Print the tables and columns that a data folder may hold, those that the run declares among them."""
+    from tfmm.data import declared, schema
+
+    click.echo(schema.schema_text(declared.tables(load_config(run, assignments).feature_set)))
+
+
+@data.command("check", example="tfmm data check my_tables --set data.time_zone=Europe/Berlin")
+@click.argument("data_dir", type=ExistingFolder)
+@run_options
+def data_check(data_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
+    """Check a data folder against the schema: every fault with table, row, column, rule, and a count."""
+    from rich import console, markup, table
+
+    from tfmm.data import checks, unread
+
+    config = load_config(run, assignments)
+    report = checks.check(data_dir, config.data, config.feature_set)
+    terminal = console.Console()
+    terminal.print(", ".join(f"{name}: {rows:,} rows" for name, rows in report.counts.items()))
+    for line in unread.in_words(report.unread):
+        terminal.print(line, style="yellow", markup=False, highlight=False)
+    for note in report.notes:
+        terminal.print(f"[yellow]Note:[/] {markup.escape(note)}")
+    if report.ok:
+        terminal.print("[green]No fault found.")
+        return
+    faults = table.Table("table", "column", "rule", "count", "first rows", "values", title="Faults")
+    for fault in report.faults:
+        cells = (fault.table, fault.column, fault.rule, f"{fault.count:,}", _joined(fault.rows), _joined(fault.values))
+        faults.add_row(*(markup.escape(cell) for cell in cells))
+    terminal.print(faults)
+    raise SystemExit(1)
+
+
+def _joined(values: typing.Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+@data.command("marketplace", example="tfmm data marketplace my_tables --preset small")
+@click.argument("output_dir", type=Folder)
+@run_options
+def data_marketplace(output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
+    """Make the synthetic marketplace: images, titles, searches, purchases, a week of impressions."""
+    from tfmm.data import marketplace
+
+    marketplace.generate(load_config(run, assignments).marketplace, output_dir)
+    click.echo(f"Wrote the marketplace to {output_dir}.")
+
+
+@data.command("convert", example="tfmm data convert online-retail downloads/online_retail my_tables")
+@click.argument("source", type=click.Choice(["online-retail", "taobao-mm"]))
+@click.argument("source_dir", type=ExistingFolder)
+@click.argument("output_dir", type=Folder)
+def data_convert(source: str, source_dir: pathlib.Path, output_dir: pathlib.Path) -> None:
+    """Convert a public data set to the tables that `tfmm data schema` describes."""
+    from tfmm.data import online_retail, taobao_mm
+
+    {"online-retail": online_retail, "taobao-mm": taobao_mm}[source].convert(source_dir, output_dir)
+    click.echo(f"Wrote {source} to {output_dir}.")

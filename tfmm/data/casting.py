@@ -1,0 +1,89 @@
+"""Columns as they are stored, cast to the documented types."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from tfmm.data import instants
+
+ARROW_TYPES = {
+    "string": pa.string(),
+    "binary": pa.binary(),
+    "vector": pa.list_(pa.float32()),
+    "timestamp": pa.timestamp("us"),
+    "integer": pa.int64(),
+    "number": pa.float32(),
+    "boolean": pa.bool_(),
+}
+_NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+KIND_TEXT = {
+    "id": "int64 or string",
+    "string": "string",
+    "binary": "binary",
+    "vector": "list of float32",
+    "timestamp": "timestamp[us]",
+    "integer": "int64",
+    "number": "a number",
+    "boolean": "boolean",
+    "ids": "list of int64 or string",
+}
+
+
+def cast(array: pa.ChunkedArray, name: str, kind_name: str, table: str) -> pa.ChunkedArray:
+    """Returns a column in its documented type.
+
+    Args:
+        array: as it is stored.
+        name, table: said in errors.
+        kind_name: of `KIND_TEXT`.
+    Raises:
+        ValueError: it cannot be read as that.
+    """
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    kind = array.type
+    try:
+        if kind_name == "id":
+            if pa.types.is_null(kind):  # another part may say whether these are numbers or strings
+                return array
+            if pa.types.is_integer(kind):
+                return array.cast(pa.int64())
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise pa.ArrowInvalid(f"{kind} is no id type")
+            return array.cast(pa.string())
+        if kind_name == "ids":
+            return _cast_lists(array)
+        if kind_name == "number":
+            if not any(is_kind(kind) for is_kind in _NUMBERS):
+                raise pa.ArrowInvalid(f"{kind} is no number type")
+            return array.cast(pa.float64()).cast(pa.float32(), safe=False)
+        if kind_name == "boolean" and not (pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+            raise pa.ArrowInvalid(f"{kind} is no boolean type")
+        if kind_name == "integer" and not (
+            pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
+        ):
+            raise pa.ArrowInvalid(f"{kind} is no integer type")
+        if kind_name == "timestamp":
+            return instants.to_timestamps(array)
+        return array.cast(ARROW_TYPES[kind_name])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(
+            f"Column {name!r} of table {table!r} must be {KIND_TEXT[kind_name]}. Received: {kind} ({error})."
+        ) from error
+
+
+def _cast_lists(array: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns lists of int64 or of strings."""
+    kind = array.type
+    if pa.types.is_null(kind):
+        return array
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise pa.ArrowInvalid(f"{kind} is no list type")
+    values = kind.value_type
+    if pa.types.is_dictionary(values):
+        values = values.value_type
+    if pa.types.is_integer(values):
+        return array.cast(pa.list_(pa.int64()))
+    if pa.types.is_string(values) or pa.types.is_large_string(values):
+        return array.cast(pa.list_(pa.string()))
+    raise pa.ArrowInvalid(f"{values} is no id type")
