@@ -31,9 +31,13 @@ class MarketplaceConfig:
     impressions_per_user_day: int = 6
     num_searches: int = 6000  # searches that end in a purchase, before the week
     image_size: int = 32  # pixels, square
+    missing_image_fraction: float = 0.0  # of the items, new ones too
+    missing_title_fraction: float = 0.0  # of the items, new ones too; drawn apart from the images
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("missing_image_fraction", "missing_title_fraction"):
+            _require(0.0 <= getattr(self, name) < 1.0, f"`{name}` must lie in [0, 1).", getattr(self, name))
         for name in ("num_items", "num_users", "num_days", "impressions_per_user_day", "num_searches"):
             value = getattr(self, name)
             _require(value > 0, f"`{name}` must be at least 1.", value)

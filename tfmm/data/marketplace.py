@@ -48,8 +48,8 @@ def generate(config: MarketplaceConfig, output_dir: str | pathlib.Path) -> dict[
     """
     folder = pathlib.Path(output_dir)
     (folder / "truth").mkdir(parents=True, exist_ok=True)
-    rng_catalog, rng_taste, rng_past, rng_week, rng_pictures = map(
-        np.random.default_rng, np.random.SeedSequence(config.seed).spawn(5)
+    rng_catalog, rng_taste, rng_past, rng_week, rng_pictures, rng_missing = map(
+        np.random.default_rng, np.random.SeedSequence(config.seed).spawn(6)
     )
     catalog = _draw_catalog(config, rng_catalog)
     taste = shoppers.draw_taste(config.num_users, rng_taste)
@@ -58,7 +58,7 @@ def generate(config: MarketplaceConfig, output_dir: str | pathlib.Path) -> dict[
     impressions, week = _run_week(config, catalog, taste, rng_week)
     behaviors = _sorted(schema.concatenate([search_behaviors, past, week]), rng_week)
     tables = {
-        "items": _items(config, catalog, rng_pictures),
+        "items": _items(config, catalog, rng_pictures, rng_missing),
         "searches": searches,
         "behaviors": behaviors,
         "impressions": impressions.select(["user_id", "item_id", "timestamp", "label"]),
@@ -277,12 +277,18 @@ def _recent(created_at: np.ndarray, times: np.ndarray, rng: np.random.Generator)
     return np.where((last > first)[:, None], found, -1)
 
 
-def _items(config: MarketplaceConfig, catalog: _Catalog, rng: np.random.Generator) -> pa.Table:
+def _items(
+    config: MarketplaceConfig, catalog: _Catalog, rng: np.random.Generator, rng_missing: np.random.Generator
+) -> pa.Table:
     n = len(catalog.day)
+    titles = wording.titles(catalog.words, rng)
+    images = encode_png(drawing.draw_catalog(catalog.look, config.image_size, rng))
+    has_no_title = rng_missing.random(n) < config.missing_title_fraction
+    has_no_image = rng_missing.random(n) < config.missing_image_fraction
     return _table(
         item_id=FIRST_ITEM_ID + np.arange(n),
-        title=wording.titles(catalog.words, rng),
-        image=pa.array(encode_png(drawing.draw_catalog(catalog.look, config.image_size, rng)), pa.binary()),
+        title=pa.array(titles, pa.string(), mask=has_no_title),
+        image=pa.array(images, pa.binary(), mask=has_no_image),
         category=catalog.traits.category + 1,
         created_at=pa.array(catalog.created_at, pa.timestamp("us")),
     )
