@@ -163,8 +163,12 @@ class CTRConfig:
     attention_units: tuple[int, ...] = (32,)
     softmax: bool = True  # attention weights of a user's behaviors sum to 1
     units: tuple[int, ...] = (128, 64)
-    learning_rate: float = 1e-3  # dense weights
+    learning_rate: float = 2e-3  # dense weights
     embedding_learning_rate: float = 2e-2
+    decay_from: float = 0.5  # share of the steps after which the dense rate falls to 0 in a line; 1: it never falls
+    id_head: bool = True  # a target without any vector is scored by a head that learned every row from ids alone
+    hidden_weight: float = 0.3  # of the loss of each row with the target's vectors hidden, per set of modalities
+    hidden_behaviors_fraction: float = 0.2  # of training rows and per modality: a random share of behaviors does
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -178,6 +182,9 @@ class CTRConfig:
             "`embedding_learning_rate` must be positive.",
             self.embedding_learning_rate,
         )
+        for name in ("decay_from", "hidden_behaviors_fraction"):
+            _require(0.0 <= getattr(self, name) <= 1.0, f"`{name}` must lie in 0..1.", getattr(self, name))
+        _require(self.hidden_weight >= 0.0, "`hidden_weight` must not be negative.", self.hidden_weight)
         _require_training(self)
         _require(self.num_tiers >= 1, "`num_tiers` must be at least 1.", self.num_tiers)
         _require(

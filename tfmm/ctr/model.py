@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import typing
 
@@ -43,11 +44,15 @@ class CTRModel(keras.Model):
     To rank C candidates for one user, give the user's inputs (`user_index`, all of `behavior`) with a static
     batch of 1 and the candidates' with batch C: the user side is computed once.
 
-    Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B].
+    Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B]. With modalities and `config.id_head`
+    also `id_logit`, which is `logit` where the target has no vector in any modality. In training also
+    `logit_without_{m}` per set of modalities of `hidden_sets`: as if no target had vectors in these.
 
     Differs from the paper: the count of behaviors without an embedding and whether the target has one are
     inputs of their own, beside the tiers, so that a missing embedding is never taken for similarity 0. MAKE's
-    knowledge is scaled by 0.1: its inputs are many, and at full size they made the scores ill-calibrated.
+    knowledge is scaled by 0.1: its inputs are many, and at full size they made the scores ill-calibrated. A
+    target without any vector has a head of its own, and ID embeddings and their attention learn from that
+    head alone: inside the multimodal model stands its ID-only twin, as good as if it were trained alone.
     """
 
     def __init__(
@@ -107,9 +112,8 @@ class CTRModel(keras.Model):
             if self.settings.use_make
             else {}
         )
-        self.hidden = [keras.layers.Dense(units, name=f"dense_{i}") for i, units in enumerate(self.settings.units)]
-        self.activations = [keras.layers.PReLU(name=f"prelu_{i}") for i in range(len(self.settings.units))]
-        self.head = keras.layers.Dense(1, name="head", dtype="float32")
+        self.head = Head(self.settings.units, name="head")
+        self.id_head = Head(self.settings.units, name="id_head") if self.modalities and self.settings.id_head else None
 
     def build(self, input_shape: typing.Any = None) -> None:
         """Makes every weight, by one pass over a row of padding; the input shape is not needed."""
@@ -125,7 +129,7 @@ class CTRModel(keras.Model):
         weights = ops.cast(is_behavior, behaviors.dtype)[..., None]
         length = ops.sum(weights, axis=1)  # [B or 1, 1]
         average = ops.sum(behaviors * weights, axis=1) / ops.maximum(length, 1.0)
-        parts = [
+        ids = [
             self.user_embedding(inputs["user_index"]),
             average,
             ops.log1p(length),
@@ -134,15 +138,65 @@ class CTRModel(keras.Model):
             interest * target,
             average * target,
         ]
-        for modality in self.modalities:
-            parts += self._knowledge(inputs, modality, is_behavior, training)
         rows = ops.shape(target)[0]
-        parts = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in parts]
-        x = ops.concatenate(parts, axis=-1)
-        for dense, activation in zip(self.hidden, self.activations, strict=True):
-            x = activation(dense(x))
-        logit = ops.squeeze(self.head(x), axis=-1)
-        return {"logit": logit, "score": ops.sigmoid(logit)}
+        ids = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in ids]
+        id_parts = ops.concatenate(ids, axis=-1)
+        knowledge = {m: self._knowledge(inputs, m, is_behavior, training) for m in self.modalities}
+
+        def logit_without(hidden: typing.Collection[str]) -> typing.Any:
+            """Returns the logit as if no target had a vector in some modalities."""
+            parts = [id_parts if self.id_head is None else ops.stop_gradient(id_parts)]
+            for modality, (missing, of_target) in knowledge.items():
+                parts.append(ops.broadcast_to(missing, (rows, 1)))
+                parts += [ops.zeros_like(part) for part in of_target] if modality in hidden else of_target
+            return self.head(ops.concatenate(parts, axis=-1))
+
+        outputs = {"logit": logit_without(())}
+        if training:
+            outputs |= {f"logit_without_{'_'.join(hidden)}": logit_without(hidden) for hidden in self.hidden_sets()}
+        if self.id_head is not None:
+            outputs["id_logit"] = self.id_head(id_parts)
+            has_vector = ops.any(ops.stack([inputs[f"{m}_target_mask"] for m in self.modalities], axis=1), axis=1)
+            outputs["logit"] = ops.where(has_vector, outputs["logit"], outputs["id_logit"])
+        return outputs | {"score": ops.sigmoid(outputs["logit"])}
+
+    def hidden_sets(self) -> list[tuple[str, ...]]:
+        """Returns the sets of modalities that training hides; with an `id_head` not all at once, that is its own."""
+        if self.settings.hidden_weight == 0.0:
+            return []
+        largest = len(self.modalities) - (self.id_head is not None)
+        return [names for n in range(1, largest + 1) for names in itertools.combinations(self.modalities, n)]
+
+    def losses(
+        self, inputs: typing.Mapping[str, typing.Any], label: typing.Any, is_row: typing.Any
+    ) -> dict[str, typing.Any]:
+        """Returns the click losses of a batch in training, float32 [] each: their sum is what training lowers.
+
+        Args:
+            inputs: of the model.
+            label: int [B], 0 or 1.
+            is_row: bool [B], False where the batch is filled up.
+        Returns:
+            `loss`, of the rows as they are; with a `hidden_weight`, `loss_hidden`: that weight times the sum, over
+            `hidden_sets`, of the loss with these modalities hidden from the target; with an `id_head`, `loss_id`: of
+            ids alone. Rows without any vector left count in `loss_id` only, where there is one.
+        """
+        outputs = self(inputs, training=True)
+
+        def loss(name: str, hidden: typing.Collection[str]) -> typing.Any:
+            counts = is_row
+            if self.id_head is not None:
+                left = [inputs[f"{m}_target_mask"] for m in self.modalities if m not in hidden]
+                counts = ops.logical_and(is_row, ops.any(ops.stack(left, axis=1), axis=1))
+            return make_model.loss(outputs[name], label, counts)
+
+        result = {"loss": loss("logit", ())}
+        hidden = [loss(f"logit_without_{'_'.join(names)}", names) for names in self.hidden_sets()]
+        if hidden:
+            result["loss_hidden"] = self.settings.hidden_weight * sum(hidden[1:], hidden[0])
+        if self.id_head is not None:
+            result["loss_id"] = make_model.loss(outputs["id_logit"], label, is_row)
+        return result
 
     def get_config(self) -> dict[str, typing.Any]:
         return {
@@ -163,18 +217,19 @@ class CTRModel(keras.Model):
         modality: str,
         is_behavior: typing.Any,
         training: bool | None,
-    ) -> list[typing.Any]:
-        """Returns what one modality adds: float32 [B or 1, .] tensors."""
+    ) -> tuple[typing.Any, list[typing.Any]]:
+        """Returns what one modality adds: missing behaviors float32 [B or 1, 1], and what the target's vector gives."""
         has_target = ops.cast(inputs[f"{modality}_target_mask"], "float32")[:, None]  # [B, 1]
         without = ops.logical_and(is_behavior, ops.logical_not(inputs[f"{modality}_behavior_mask"]))
-        parts = [has_target, ops.log1p(ops.sum(ops.cast(without, "float32"), axis=1, keepdims=True))]
+        missing = ops.log1p(ops.sum(ops.cast(without, "float32"), axis=1, keepdims=True))
+        parts = [has_target]
         if self.settings.use_simtier:
-            parts.append(self.tiers(inputs, modality))
+            parts.append(ops.cast(self.tiers(inputs, modality), "float32"))
         if self.settings.use_make:
             block = self.make_blocks[modality]
             outputs = make_model.extract(block, inputs, modality, training)
-            parts.append(block.knowledge(outputs) * (has_target * KNOWLEDGE_SCALE))
-        return parts
+            parts.append(ops.cast(block.knowledge(outputs), "float32") * (has_target * KNOWLEDGE_SCALE))
+        return missing, parts
 
     def tiers(self, inputs: typing.Mapping[str, typing.Any], modality: str) -> typing.Any:
         """Returns a modality's SimTier histogram, float32 [B, N]; zeros where the target has no embedding."""
@@ -205,6 +260,35 @@ class CTRModel(keras.Model):
         """Keeps MAKE's weights as they are in training (section 4.3), or lets them train with the rest."""
         for block in self.make_blocks.values():
             block.trainable = not is_frozen
+
+
+@keras.saving.register_keras_serializable(package="tfmm")
+class Head(keras.layers.Layer):
+    """The logit float32 [B] of inputs float32 [B, F]: hidden layers of `units` with PReLU, then one output."""
+
+    def __init__(self, units: typing.Sequence[int], **kwargs: typing.Any) -> None:
+        super().__init__(**kwargs)
+        self.units = tuple(units)
+        self.hidden = [keras.layers.Dense(width, name=f"dense_{i}") for i, width in enumerate(self.units)]
+        self.activations = [keras.layers.PReLU(name=f"prelu_{i}") for i in range(len(self.units))]
+        self.output_layer = keras.layers.Dense(1, name="logit", dtype="float32")
+
+    def build(self, input_shape: typing.Any) -> None:
+        width = input_shape[-1]
+        for dense, activation in zip(self.hidden, self.activations, strict=True):
+            dense.build((None, width))
+            width = dense.units
+            activation.build((None, width))
+        self.output_layer.build((None, width))
+
+    def call(self, inputs: typing.Any) -> typing.Any:
+        x = inputs
+        for dense, activation in zip(self.hidden, self.activations, strict=True):
+            x = activation(dense(x))
+        return ops.squeeze(self.output_layer(x), axis=-1)
+
+    def get_config(self) -> dict[str, typing.Any]:
+        return {**super().get_config(), "units": list(self.units)}
 
 
 def padding_inputs(dims: typing.Mapping[str, int], max_behaviors: int) -> dict[str, typing.Any]:

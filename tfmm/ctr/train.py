@@ -14,7 +14,8 @@ import tensorflow as tf
 from tfmm import artifacts, features
 from tfmm import config as config_lib
 from tfmm.ctr import model as model_lib
-from tfmm.ctr.optimizer import TwoRateAdam
+from tfmm.ctr.hidden_vectors import hide_behaviors
+from tfmm.ctr.optimizer import HeldRate, TwoRateAdam
 from tfmm.make import examples as examples_lib
 from tfmm.make import model as make_model
 from tfmm.make import train as make_train
@@ -87,24 +88,26 @@ def train(
     if extractor is not None:
         model.take_make(extractor)
         model.freeze_make(extractor.settings.epochs > 0)
-    optimizer = TwoRateAdam(config.learning_rate, config.embedding_learning_rate)
+    num_rows = len(train_columns[features.LABEL])
+    segment_rows = BLOCK_ROWS * math.ceil(num_rows / BLOCK_ROWS / SEGMENTS)
+    starts = range(0, num_rows, segment_rows)
+    steps = sum(math.ceil(min(segment_rows, num_rows - start) / config.batch_size) for start in starts)
+    rate = HeldRate(config.learning_rate, config.epochs * steps, config.decay_from)
+    optimizer = TwoRateAdam(rate, config.embedding_learning_rate)
     optimizer.build(model.trainable_variables)
 
     def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
-            logit = model(model_inputs(batch, tables), training=True)["logit"]
-            loss = make_model.loss(logit, batch[features.LABEL], batch[examples_lib.IS_ROW])
-            loop.apply_gradients(tape, loss, model.trainable_variables, optimizer)
-        return {"loss": loss}
-
-    num_rows = len(train_columns[features.LABEL])
-    segment_rows = BLOCK_ROWS * math.ceil(num_rows / BLOCK_ROWS / SEGMENTS)
-    starts = range(0, num_rows, segment_rows)
+            losses = model.losses(model_inputs(batch, tables), batch[features.LABEL], batch[examples_lib.IS_ROW])
+            loop.apply_gradients(tape, tf.add_n(list(losses.values())), model.trainable_variables, optimizer)
+        return losses
 
     def segment_data(segment: int) -> tf.data.Dataset:
         start = starts[segment % len(starts)]
         order = examples_lib.blocked_order(min(segment_rows, num_rows - start), BLOCK_ROWS, config.seed, segment)
-        return examples_lib.dataset(train_columns, start + order, config.batch_size)
+        rows = {name: values[start + order] for name, values in train_columns.items()}
+        rows = hide_behaviors(rows, config, segment)
+        return examples_lib.dataset(rows, np.arange(len(order)), config.batch_size)
 
     def at_epoch_end(segment: int) -> dict[str, float]:
         return evaluate(model, tables, eval_columns) if (segment + 1) % len(starts) == 0 else {}

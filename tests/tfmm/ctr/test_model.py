@@ -5,6 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfmm import config as config_lib
 from tfmm.ctr import model as model_lib
@@ -103,7 +104,7 @@ def test_missing_count_changes_the_score():
     model.settings = dataclasses.replace(model.settings, use_simtier=False, use_make=False)
     assert np.isfinite(without_vectors).all()
     knowledge = model._knowledge(inputs, "image", inputs["behavior_item_index"] != 0, False)
-    np.testing.assert_allclose(knowledge[1], [[np.log(6.0)]], rtol=1e-6)
+    np.testing.assert_allclose(knowledge[0], [[np.log(6.0)]], rtol=1e-6)
 
 
 def test_rows_without_an_embedding_do_not_depend_on_what_stands_in_them():
@@ -115,6 +116,62 @@ def test_rows_without_an_embedding_do_not_depend_on_what_stands_in_them():
             garbage[f"{modality}_{side}_rows"][hidden] = 77
             garbage[f"{modality}_{side}_scales"][hidden] = 0.5
     np.testing.assert_allclose(model(inputs)["logit"], model(garbage)["logit"], atol=1e-6)
+
+
+def test_target_without_any_vector_is_scored_from_ids_alone():
+    model, inputs = build(), draw_inputs(40, seed=8)
+    outputs = {name: values.numpy() for name, values in model(inputs).items()}
+    has_vector = inputs["image_target_mask"] | inputs["text_target_mask"]
+    np.testing.assert_array_equal(outputs["logit"][~has_vector], outputs["id_logit"][~has_vector])
+    assert (np.abs(outputs["logit"] - outputs["id_logit"])[has_vector] > 1e-4).all()
+    assert 0 < has_vector.sum() < 40
+    assert "id_logit" not in build(modalities=())(inputs) and "id_logit" not in build(id_head=False)(inputs)
+
+
+@pytest.mark.parametrize(("id_head", "sets"), [(True, [("image",), ("text",)]),
+                                               (False, [("image",), ("text",), ("image", "text")])])  # fmt: skip
+def test_training_hides_what_a_missing_vector_would_hide(id_head, sets):
+    model, inputs = build(id_head=id_head), draw_inputs(30, seed=9)
+    outputs = model(inputs, training=True)
+    assert model.hidden_sets() == sets
+    for hidden in sets:
+        without = {**inputs, **{f"{modality}_target_mask": np.zeros(30, bool) for modality in hidden}}
+        left = np.any([without[f"{modality}_target_mask"] for modality in DIMS], axis=0) | (not id_head)
+        found = outputs[f"logit_without_{'_'.join(hidden)}"].numpy()
+        np.testing.assert_allclose(found[left], model(without)["logit"].numpy()[left], atol=1e-5)
+    assert not [name for name in model(inputs) if "without" in name]
+    assert build(hidden_weight=0.0).hidden_sets() == [] == build(modalities=()).hidden_sets()
+
+
+def test_losses_count_the_rows_that_their_logits_score():
+    model, inputs = build(hidden_weight=0.25), draw_inputs(50, seed=10)
+    label, is_row = np.arange(50) % 2, np.arange(50) < 44
+    outputs = {name: values.numpy() for name, values in model(inputs, training=True).items()}
+    image, text = inputs["image_target_mask"], inputs["text_target_mask"]
+
+    def mean(logit, rows):
+        return np.mean((np.log1p(np.exp(logit)) - label * logit)[rows & is_row])
+
+    found = {name: float(value) for name, value in model.losses(inputs, label, is_row).items()}
+    hidden = mean(outputs["logit_without_image"], text) + mean(outputs["logit_without_text"], image)
+    assert found == pytest.approx({"loss": mean(outputs["logit"], image | text), "loss_hidden": 0.25 * hidden,
+                                   "loss_id": mean(outputs["id_logit"], is_row)}, rel=1e-5)  # fmt: skip
+    plain = build(id_head=False, hidden_weight=0.0)
+    logit = plain(inputs)["logit"].numpy()
+    found = {name: float(value) for name, value in plain.losses(inputs, label, is_row).items()}
+    assert found == pytest.approx({"loss": mean(logit, is_row)}, rel=1e-5)
+
+
+def test_ids_learn_from_the_head_of_ids_alone():
+    model, inputs = build(), draw_inputs(40, seed=11)
+    with tf.GradientTape(persistent=True) as tape:
+        losses = model.losses(inputs, np.arange(40) % 2, np.ones(40, bool))
+    for variable in model.trainable_variables:
+        of_ids = "make_" not in variable.path and "/head/" not in variable.path
+        assert (tape.gradient(losses["loss_id"], variable.value) is not None) is of_ids, variable.path
+        for name in ("loss", "loss_hidden") if of_ids else ():  # no path, or zeros through the choice of the head
+            gradient = tape.gradient(losses[name], variable.value)
+            assert gradient is None or not np.abs(tf.convert_to_tensor(gradient)).max(), variable.path
 
 
 def test_padding_changes_nothing():

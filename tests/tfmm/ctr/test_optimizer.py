@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmm.ctr.optimizer import TwoRateAdam
+from tfmm.ctr.optimizer import HeldRate, TwoRateAdam
 
 
 def slices(values, rows, num_rows):
@@ -51,3 +51,12 @@ def test_gradients_of_a_repeated_row_are_summed():
 def test_config_round_trip():
     optimizer = TwoRateAdam.from_config(TwoRateAdam(0.1, 0.25).get_config())
     assert optimizer.embedding_learning_rate == 0.25 and float(optimizer.learning_rate) == np.float32(0.1)
+
+
+def test_rate_is_held_then_falls_to_0_in_a_line():
+    rate = HeldRate(0.4, steps=8, decay_from=0.25)
+    expected = 0.4 * np.array([6, 6, 6, 5, 4, 3, 2, 1, 0, 0]) / 6
+    np.testing.assert_allclose([rate(step) for step in range(10)], expected, atol=1e-7)
+    assert {float(HeldRate(0.4, 8, 1.0)(step)) for step in range(8)} == {np.float32(0.4)}
+    optimizer = TwoRateAdam.from_config(TwoRateAdam(rate, 0.25).get_config())
+    assert optimizer._learning_rate.get_config() == rate.get_config()

@@ -106,10 +106,12 @@ def test_without_pretraining_make_is_trained_jointly(shop, tmp_path):
 
 
 @pytest.mark.slow
-def test_resumed_run_equals_an_uninterrupted_one(shop, tmp_path, monkeypatch):
+@pytest.mark.parametrize("modalities", [(), ("image", "text")])
+def test_resumed_run_equals_an_uninterrupted_one(shop, make_dir, tmp_path, monkeypatch, modalities):
     monkeypatch.setattr(train_lib, "BLOCK_ROWS", 256)  # 12 segments
     monkeypatch.setattr(train_lib, "SEGMENTS", 12)
-    train(shop, tmp_path / "whole", modalities=())
+    own = {"modalities": modalities, "make_dir": make_dir}
+    train(shop, tmp_path / "whole", **own)
     segments = []
 
     def stop_in_the_middle(stage, done, total, **metrics):
@@ -118,8 +120,8 @@ def test_resumed_run_equals_an_uninterrupted_one(shop, tmp_path, monkeypatch):
             raise Stop("stopped")
 
     with pytest.raises(Stop, match="stopped"):
-        train(shop, tmp_path / "a", modalities=(), checkpoint_dir=tmp_path / "c", progress=stop_in_the_middle)
-    train(shop, tmp_path / "a", modalities=(), checkpoint_dir=tmp_path / "c")
+        train(shop, tmp_path / "a", checkpoint_dir=tmp_path / "c", progress=stop_in_the_middle, **own)
+    train(shop, tmp_path / "a", checkpoint_dir=tmp_path / "c", **own)
     assert_close(weights(tmp_path / "whole"), weights(tmp_path / "a"))
     assert len(json.loads((tmp_path / "a" / "history.json").read_text())) == 12
 
