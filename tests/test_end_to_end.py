@@ -75,6 +75,15 @@ def test_summary_has_every_figure(road):
     assert summary["gate"]["passed"] is True
 
 
+def test_targets_without_vectors_are_scored_as_often_as_they_are_clicked(road):
+    hidden = road[1]["hidden"]
+    assert set(hidden) == {"nothing", "all", "image", "text"}
+    for name, found in hidden.items():  # without training on it: 1.2 for all
+        assert abs(found["bias"]) - found["bias_margin"] < 0.1, name
+    checks = [check for check in road[1]["gate"]["checks"] if "target's vectors hidden" in check]
+    assert len(checks) == 3
+
+
 def test_new_item_is_scored_with_its_embedding_within_seconds(road):
     assert 0.0 < road[1]["new_item_delay_s"] < 2.0
 

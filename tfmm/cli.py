@@ -285,11 +285,13 @@ def train(
 
 @main.command(example="tfmm evaluate --models run/models --output run/evaluation")
 @click.option("--models", "models_dir", type=ExistingFolder, required=True, help="As `tfmm train` wrote them.")
+@click.option("--snapshot", "snapshot_dir", type=ExistingFolder, help="As `tfmm embed` wrote it: what items lack.")
 @click.option("--in-service", "in_service_dir", type=ExistingFolder, help="SavedModel in service, to be compared.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="report.json, verdict.json.")
 @_run_options
 def evaluate(
     models_dir: pathlib.Path,
+    snapshot_dir: pathlib.Path | None,
     in_service_dir: pathlib.Path | None,
     output_dir: pathlib.Path,
     preset: str,
@@ -302,7 +304,8 @@ def evaluate(
     if in_service_dir is not None:
         models["in_service"] = str(in_service_dir)
     examples_dir = models_dir / "examples"
-    judged = report.evaluate(models, str(examples_dir / "train-*"), str(examples_dir / "eval-*"), output_dir)
+    train_pattern, eval_pattern = (str(examples_dir / f"{split}-*") for split in ("train", "eval"))
+    judged = report.evaluate(models, train_pattern, eval_pattern, output_dir, snapshot_dir=snapshot_dir)
     verdict = gate.decide(judged, _config(preset, assignments).gate)
     (output_dir / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2) + "\n")
     for name in models:

@@ -203,11 +203,13 @@ class GateConfig:
     max_logloss: float = 1.0
     min_gain_over_id: float = 0.0  # GAUC, absolute: the multimodal model against its ID-only twin
     max_loss_to_service: float = 0.002  # GAUC, absolute: against the model in service, where there is one
+    max_hidden_bias: float = 0.1  # |mean score / click rate - 1| of rows whose target's vectors are hidden
 
     def __post_init__(self) -> None:
         for name in ("min_auc", "min_gauc"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"`{name}` must lie in 0..1.", getattr(self, name))
-        _require(self.max_logloss > 0.0, "`max_logloss` must be positive.", self.max_logloss)
+        for name in ("max_logloss", "max_hidden_bias"):
+            _require(getattr(self, name) > 0.0, f"`{name}` must be positive.", getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)

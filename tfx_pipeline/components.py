@@ -299,6 +299,7 @@ def ModelGate(
     examples: InputArtifact[Examples],
     id_model: InputArtifact[Model],
     multimodal_model: InputArtifact[Model],
+    snapshot: InputArtifact[IndexSnapshot],
     serving_dir: Parameter[str],
     config: Parameter[str],
     code: Parameter[str],
@@ -313,7 +314,7 @@ def ModelGate(
     in_service = environments.newest_version(serving_dir)
     if in_service is not None:
         models["in_service"] = str(in_service)
-    judged = report.evaluate(models, train_pattern, eval_pattern, evaluation.uri)
+    judged = report.evaluate(models, train_pattern, eval_pattern, evaluation.uri, snapshot_dir=snapshot.uri)
     verdict = gate.decide(judged, _config(config_lib.GateConfig, config))
     (pathlib.Path(evaluation.uri) / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2))
     blessing.set_int_custom_property("blessed", int(verdict.passed))

@@ -139,6 +139,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         examples=examples.outputs["examples"],
         id_model=id_trainer.outputs["model"],
         multimodal_model=multimodal_trainer.outputs["model"],
+        snapshot=snapshot,
         serving_dir=str(environment.serving_dir),
         config=_json(config.gate),
         code=_code("evaluate"),

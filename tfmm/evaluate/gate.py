@@ -79,12 +79,28 @@ def decide(
                 -config.max_loss_to_service,
             )
         )
+    hidden = report.get("hidden", {"models": {}})
+    if candidate in hidden.get("left_out", {}):
+        reason = hidden["left_out"][candidate]
+        rules.append((True, f"Scores of {candidate} with hidden vectors are not checked: {reason}"))
+    else:
+        sets = hidden["models"].get(candidate, {})
+        rules += [_bias_rule(candidate, name, sets[name], config.max_hidden_bias) for name in sets if name != "nothing"]
     reasons = tuple(text for held, text in rules if not held)
     return Verdict(not reasons, reasons, tuple(text for _, text in rules))
 
 
 def _difference(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left - right
+
+
+def _bias_rule(model: str, hidden: str, found: typing.Mapping[str, float | None], bar: float) -> tuple[bool, str]:
+    """Holds the mean score, over the click rate, to 1; what could be chance alone is allowed."""
+    name = f"Mean score of {model} over the click rate, target's vectors hidden ({hidden})"
+    bias, margin = found["bias"], found["bias_margin"]
+    if bias is None or margin is None:
+        return False, f"{name} could not be measured, must be within {bar:.4f} of 1"
+    return abs(bias) - margin <= bar, f"{name} is {1 + bias:.4f} +- {margin:.4f}, must be within {bar:.4f} of 1"
 
 
 def _rule(name: str, value: float | None, bar: float, at_most: bool = False) -> tuple[bool, str]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tfmm import artifacts, metrics, saved_model
+from tfmm.evaluate import missing
 from tfmm.make import examples as examples_lib
 from tfmm.training.progress import Progress, silent
 
@@ -33,6 +34,7 @@ def evaluate(
     output_dir: Folder,
     *,
     baseline: str = "id",
+    snapshot_dir: Folder | None = None,
     progress: Progress = silent,
 ) -> dict[str, typing.Any]:
     """Scores the evaluation rows with each exported model and reports how they compare.
@@ -44,9 +46,12 @@ def evaluate(
         output_dir: gets `report.json`, `predictions.parquet` (one row per impression, one score per model)
             and a manifest.
         baseline: the model that others are compared with.
+        snapshot_dir: the index snapshot that the models were trained with; where given, the report says what they
+            score on rows whose target lacks vectors.
         progress: called with the rows scored.
     Returns:
-        The report, see `compare`.
+        The report, see `compare`, with `hidden`: the scores with the target's vectors hidden (see
+        `missing.hidden_report`); and `missing` where `snapshot_dir` is given (see `missing.missing_report`).
     Raises:
         FileNotFoundError: no example file matches a pattern.
         ValueError: `baseline` is not among the models, or a SavedModel lacks `serve_examples`.
@@ -54,12 +59,20 @@ def evaluate(
     eval_files = examples_lib.example_files(eval_pattern)
     rows = examples_lib.read_columns(eval_files, COLUMNS)
     shown = examples_lib.read_columns(examples_lib.example_files(train_pattern), ("item_id",))["item_id"]
-    scores = {}
+    scores, hidden = {}, {}
+    chosen = missing.draw_rows(len(rows["label"]))
     for i, (name, folder) in enumerate(models.items()):
-        scores[name] = score_examples(folder, eval_files)["score"]
+        with saved_model.load_session(folder) as loaded:
+            scores[name] = _score(loaded, folder, eval_files)["score"]
+            hidden[name] = missing.score_hidden(loaded, eval_files, chosen)
         progress("evaluate", (i + 1) * len(shown), len(models) * len(shown))
     counts = metrics.item_frequencies(shown, rows["item_id"])
     report = compare(scores, rows["label"], rows["user_id"], rows["item_id"], counts, baseline)
+    report["hidden"] = missing.hidden_report(hidden, scores, rows["label"], rows["user_id"], chosen)
+    if snapshot_dir is not None:
+        report["missing"] = missing.missing_report(
+            snapshot_dir, scores, rows["label"], rows["user_id"], rows["item_id"]
+        )
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     table = {
@@ -91,13 +104,19 @@ def score_examples(
         ValueError: the SavedModel has no such signature.
     """
     with saved_model.load_session(saved_model_dir) as loaded:
-        if "serve_examples" not in loaded.signatures:
-            raise ValueError(
-                f"{saved_model_dir} must have the signature `serve_examples` (export it with `tfmm export`). "
-                f"Received: {sorted(loaded.signatures)}."
-            )
-        batches = examples_lib.open_records(files).batch(batch_size).as_numpy_iterator()
-        outputs = [loaded("serve_examples", {"examples": batch}, ("score", "logit")) for batch in batches]
+        return _score(loaded, saved_model_dir, files, batch_size)
+
+
+def _score(
+    loaded: saved_model.LoadedModel, folder: Folder, files: typing.Sequence[str], batch_size: int = 512
+) -> dict[str, np.ndarray]:
+    if "serve_examples" not in loaded.signatures:
+        raise ValueError(
+            f"{folder} must have the signature `serve_examples` (export it with `tfmm export`). "
+            f"Received: {sorted(loaded.signatures)}."
+        )
+    batches = examples_lib.open_records(files).batch(batch_size).as_numpy_iterator()
+    outputs = [loaded("serve_examples", {"examples": batch}, ("score", "logit")) for batch in batches]
     return {name: np.concatenate([output[name].reshape(-1) for output in outputs]) for name in ("score", "logit")}
 
 

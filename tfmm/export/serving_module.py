@@ -91,6 +91,8 @@ class ServingModule(tf.Module):
                 "sequences": tf.TensorSpec([None], tf.int64),
                 "encoder_version": tf.TensorSpec([], tf.string),
             }
+            hidden = {"examples": tf.TensorSpec([None], tf.string), "hidden": tf.TensorSpec([None], tf.string)}
+            result[signatures.HIDDEN] = _concrete(self.score_examples_hidden, hidden)
             result[signatures.VECTORS] = _concrete(self.score_vectors, vectors)
             result[signatures.UPSERT] = _concrete(self.upsert, upsert)
             result[signatures.STATUS] = _concrete(self.status, {})
@@ -103,13 +105,12 @@ class ServingModule(tf.Module):
 
     def score_examples(self, examples: tf.Tensor) -> Tensors:
         """Scores serialized raw tf.Examples, whose ids are fingerprints already."""
-        spec: dict[str, typing.Any] = {
-            f.name: tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
-            if f.is_sequence
-            else tf.io.FixedLenFeature([], tf.int64)
-            for f in signatures.RAW
-        }
-        return self.score_pointwise(**tf.io.parse_example(examples, spec))
+        return self.score_pointwise(**_parse(examples))
+
+    def score_examples_hidden(self, examples: tf.Tensor, hidden: tf.Tensor) -> Tensors:
+        """Scores as if no target had a vector in the modalities named by `hidden`: what evaluation asks of a model."""
+        raw = self._prepare(_parse(examples), per_candidate=True)
+        return signatures.in_buckets(lambda chunk: self._score_raw(chunk, hidden), raw, self._config.batch_buckets)
 
     def score_rank(self, **raw: tf.Tensor) -> Tensors:
         """Scores C candidates for one user; the user's side is looked up once."""
@@ -212,10 +213,14 @@ class ServingModule(tf.Module):
                 result[f"{modality}_{side}_{part}"] = tensor
         return result
 
-    def _score_raw(self, raw: Tensors) -> Tensors:
+    def _score_raw(self, raw: Tensors, hidden: tf.Tensor | None = None) -> Tensors:
         candidates = self._indices({name: raw[name] for name in signatures.CANDIDATE_FEATURES})
         inputs = self._user_inputs(raw) | {name: candidates[name] for name in _CANDIDATE_INPUTS}
-        return self._core_pointwise(inputs | self._vectors("target", raw["item_id"]))
+        vectors = self._vectors("target", raw["item_id"])
+        if hidden is not None:
+            for modality in self.tables:
+                vectors[f"{modality}_target_mask"] &= ~tf.reduce_any(hidden == modality)
+        return self._core_pointwise(inputs | vectors)
 
     def _rank(self, candidates: Tensors, user: Tensors, *, looks_up: bool) -> Tensors:
         """Scores candidates, with their ids and perhaps their vectors, for the user's inputs of one row."""
@@ -228,6 +233,16 @@ class ServingModule(tf.Module):
 
     def _model_inputs(self, tensors: Tensors) -> Tensors:
         return {name: tensors[name] for name in model_lib.input_names(self.tables)}
+
+
+def _parse(examples: tf.Tensor) -> Tensors:
+    spec: dict[str, typing.Any] = {
+        f.name: tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
+        if f.is_sequence
+        else tf.io.FixedLenFeature([], tf.int64)
+        for f in signatures.RAW
+    }
+    return tf.io.parse_example(examples, spec)
 
 
 def _with_static_rows(tensor: tf.Tensor, rows: int) -> tf.Tensor:

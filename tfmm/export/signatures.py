@@ -10,6 +10,7 @@ from tfmm import features
 
 POINTWISE = "serving_default"
 EXAMPLES = "serve_examples"
+HIDDEN = "serve_examples_hidden"
 RANK = "rank"
 VECTORS = "score_vectors"
 UPSERT = "upsert_items"

@@ -136,7 +136,7 @@ def _summary(
     seconds: typing.Mapping[str, float],
     peak_memory_gb: float,
 ) -> dict[str, typing.Any]:
-    judged = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / "report.json").read_text())["models"]
+    judged = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / "report.json").read_text())
     encoders = {}
     for manifest in sorted(pathlib.Path(outputs["SCLTrainer.encoders"]).glob("*/manifest.json")):
         facts = json.loads(manifest.read_text())
@@ -151,7 +151,9 @@ def _summary(
         },
         **first,
         "encoders": encoders,
-        **{name: {key: judged[name][key] for key in keys} for name in ("id", "multimodal")},
+        **{name: {key: judged["models"][name][key] for key in keys} for name in ("id", "multimodal")},
+        "hidden": judged["hidden"]["models"]["multimodal"],
+        "missing": judged["missing"],
         "gate": dict(verdict),
         **figures,
         "stages": dict(seconds),

@@ -135,6 +135,11 @@ def closing_lines(summary: typing.Mapping[str, typing.Any], report: pathlib.Path
     else:
         lines = [f"The gate refused it: {'; '.join(gate['reasons'])}. The model in service stays."]
     lines += [
+        f"Target's vectors hidden ({name}): mean score / click rate {1 + found['bias']:.3f}, AUC {found['auc']:.4f}"
+        for name, found in summary["hidden"].items()
+        if name != "nothing" and found["bias"] is not None and found["auc"] is not None
+    ]
+    lines += [
         f"{modality} encoder: Acc@1 {facts['acc_at_1']:.3f}, Acc@5 {facts['acc_at_5']:.3f}"
         for modality, facts in summary["encoders"].items()
     ]

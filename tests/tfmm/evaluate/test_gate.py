@@ -57,6 +57,35 @@ def test_twin_alone_is_not_held_against_itself():
     assert gate.decide({"models": {"id": TWIN}}, config, candidate="id").passed
 
 
+def hidden(bias, margin, **more):
+    sets = {"nothing": {"bias": 9.0, "bias_margin": 0.0}, "all": {"bias": bias, "bias_margin": margin}}
+    report = {"models": {"id": TWIN, "multimodal": GOOD}, "hidden": {"models": {"multimodal": sets}, **more}}
+    return gate.decide(report, CONFIG)
+
+
+@pytest.mark.parametrize(("bias", "margin", "passed"), [
+    (0.09, 0.0, True), (-0.09, 0.0, True), (0.12, 0.03, True), (-0.12, 0.01, False), (1.24, 0.04, False),
+    (None, None, False),
+])  # fmt: skip
+def test_scores_of_targets_without_vectors_must_be_true(bias, margin, passed):
+    verdict = hidden(bias, margin)
+    assert verdict.passed is passed and len(verdict.checks) == 5
+    assert all("target's vectors hidden (all)" in reason for reason in verdict.reasons)
+
+
+def test_bias_is_said_with_what_chance_explains():
+    assert hidden(1.242, 0.04).reasons == (
+        "Mean score of multimodal over the click rate, target's vectors hidden (all) is 2.2420 +- 0.0400, must be "
+        "within 0.1000 of 1",
+    )
+
+
+def test_model_that_cannot_hide_vectors_is_not_held_to_it_and_that_is_said():
+    verdict = hidden(1.0, 0.0, left_out={"multimodal": "the model has no signature"})
+    assert verdict.passed
+    assert verdict.checks[4] == "Scores of multimodal with hidden vectors are not checked: the model has no signature"
+
+
 def test_report_without_the_twin_is_refused():
     with pytest.raises(ValueError, match="The report must have the model 'id'"):
         decide(multimodal=GOOD)

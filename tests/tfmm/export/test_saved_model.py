@@ -58,7 +58,8 @@ def upsert(loaded, ids, dim=16, modality="image", sequence=10_000, encoder_versi
 
 def test_signatures_and_manifest(multimodal, loaded):
     assert sorted(name for name in loaded.signatures if not name.startswith("__")) == [
-        "index_status", "rank", "score_vectors", "serve_examples", "serving_default", "upsert_items"]  # fmt: skip
+        "index_status", "rank", "score_vectors", "serve_examples", "serve_examples_hidden",
+        "serving_default", "upsert_items"]  # fmt: skip
     assert multimodal.manifest == export_lib.read_manifest(multimodal.version_dir)
     assert multimodal.manifest["index"]["image"]["encoder_version"] == "v1"
     found = {path.name for path in multimodal.version_dir.iterdir()}
@@ -242,10 +243,25 @@ def test_model_of_ids_alone_has_no_table_signatures(export_model):
     exported = export_model(modalities=())
     with saved_model.load_session(exported.version_dir) as loaded:
         assert {"serving_default", "serve_examples", "rank"} <= set(loaded.signatures)
-        assert not {"upsert_items", "index_status", "score_vectors"} & set(loaded.signatures)
+        assert not {"upsert_items", "index_status", "score_vectors", "serve_examples_hidden"} & set(loaded.signatures)
         raw = raw_inputs(5)
         expected = loaded("serving_default", tiled(raw))["logit"]
         np.testing.assert_allclose(loaded("rank", for_one_user(raw))["logit"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [(), ("image",), ("text", "image")])
+def test_hidden_vectors_score_as_if_the_index_had_none_for_the_target(loaded, multimodal, shop, examples, hidden):
+    served = loaded("serve_examples_hidden", {"examples": examples[:30], "hidden": list(hidden)})["logit"]
+    spec = {f.name: features.raw_spec(shop.max_behaviors)[f.name] for f in signatures.RAW}
+    raw = {name: values.numpy() for name, values in tf.io.parse_example(examples[:30], spec).items()}
+    rows = snapshot.load_snapshot(shop.snapshot)
+    for modality in ("image", "text"):
+        for side, ids in (("target", raw["item_id"]), ("behavior", raw["behavior_item_ids"])):
+            for part, values in zip(("rows", "scales", "mask"), rows[modality].lookup(ids)):
+                raw[f"{modality}_{side}_{part}"] = values
+        if modality in hidden:
+            raw[f"{modality}_target_mask"] = np.zeros(30, bool)
+    np.testing.assert_allclose(served, loaded("score_vectors", raw)["logit"], atol=1e-5)  # XLA sums in another order
 
 
 def test_python_loads_it_as_well(multimodal, examples):

@@ -15,6 +15,9 @@ def test_neighbors_are_the_most_similar_others():
     np.testing.assert_allclose(similarity[0], [9 / np.sqrt(82), 0.0], atol=1e-6)
 
 
+SLICE = {"click_rate": 0.2, "mean_score": 0.21, "auc": 0.55, "bias": 0.05}
+
+
 def _snapshot():
     return {"text": types.SimpleNamespace(ids=np.array([1, 2, 3, 4]), rows=ROWS, scales=SCALES)}
 
@@ -44,6 +47,8 @@ def test_report_is_one_escaped_file(tmp_path):
         "peak_memory_gb": 3.0,
         "data": {"items": 4},
         "stages": {"Push": 1.0},
+        "hidden": {"nothing": SLICE, "all": {**SLICE, "auc": None}},
+        "missing": {"all": {"rows": 0, "models": {}}, "text": {"rows": 7, "models": {"multimodal": SLICE}}},
     }
     svg = html_report.curves({"MAKE": [{"epoch": 0, "loss": 0.7}, {"epoch": 1, "loss": 0.6}], "one": [{"loss": 1.0}]})
     html_report.write_report(
@@ -57,4 +62,6 @@ def test_report_is_one_escaped_file(tmp_path):
     assert "&lt;b&gt;red" in text and "<b>red" not in text
     assert "data:image/png;base64,iVBORw" in text
     assert "refused the multimodal model: AUC is 0.5" in text
+    assert "hidden from the model: all" in text and "missing in the index: text" in text
+    assert "missing in the index: all" not in text and text.count("0.2100") == 3
     assert text.count("<svg") == 1 and "http://" not in text.split("<svg")[0]

@@ -46,6 +46,11 @@ def _summary(new_items):
     return {
         **models,
         "encoders": {"image": {"acc_at_1": 0.4, "acc_at_5": 0.7}},
+        "hidden": {
+            "nothing": {"bias": 0.0, "auc": 0.65},
+            "all": {"bias": -0.02, "auc": 0.561},
+            "image": {"bias": None, "auc": None},
+        },
         "grpc_predict_ms": 3.0,
         "rest_predict_ms": 4.0,
         "gate": {"passed": False, "reasons": ["AUC is 0.5"]},
@@ -62,6 +67,8 @@ def test_result_table_shows_differences(tmp_path):
     for line in terminal.closing_lines(_summary(0.55), tmp_path / "report.html"):
         console.print(line)
     assert "+0.0500" in text.getvalue()
+    assert "Target's vectors hidden (all): mean score / click rate 0.980, AUC 0.5610" in text.getvalue()
+    assert text.getvalue().count("vectors hidden") == 1
     assert "Acc@1 0.400" in text.getvalue()
     assert "The gate refused it: AUC is 0.5." in text.getvalue()
 

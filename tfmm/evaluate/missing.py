@@ -1,0 +1,153 @@
+"""Targets without embeddings: the rows that truly lack them, and any rows with the target's vectors hidden."""
+
+from __future__ import annotations
+
+import os
+import typing
+
+import numpy as np
+
+from tfmm import metrics, saved_model
+from tfmm.index import snapshot as snapshot_lib
+from tfmm.make import examples as examples_lib
+
+SIGNATURE = "serve_examples_hidden"  # of the exported model, see `export.serving_module`
+MAX_ROWS = 20_000  # scored with hidden vectors; drawn where there are more
+Z_95 = 1.96
+Scores = dict[str, np.ndarray]
+
+
+def sets_of(modalities: typing.Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Returns by name what a row may lack: all of the modalities, or one of several.
+
+    >>> sets_of(["image", "text"])
+    {'all': ('image', 'text'), 'image': ('image',), 'text': ('text',)}
+    >>> sets_of(["text"])
+    {'all': ('text',)}
+    """
+    names = tuple(modalities)
+    return {"all": names, **({name: (name,) for name in names} if len(names) > 1 else {})}
+
+
+def draw_rows(num_rows: int, max_rows: int = MAX_ROWS) -> np.ndarray:
+    """Returns which rows are scored with hidden vectors: bool [n], at most `max_rows` True, the same ones each time."""
+    chosen = np.zeros(num_rows, bool)
+    chosen[np.random.default_rng(0).permutation(num_rows)[:max_rows]] = True
+    return chosen
+
+
+def score_hidden(
+    loaded: saved_model.LoadedModel, files: typing.Sequence[str], chosen: np.ndarray, batch_size: int = 512
+) -> Scores | None:
+    """Scores examples through an exported model as if their targets had no vector.
+
+    Args:
+        loaded: the exported model.
+        files: TFRecord files of tf.Example.
+        chosen: bool [n], the rows to score, in the order of the files.
+        batch_size: rows per call.
+    Returns:
+        Per set of modalities of `sets_of`, score float32 [chosen rows]; None where the model has no such signature.
+    """
+    if SIGNATURE not in loaded.signatures:
+        return None
+    names = loaded("index_status", {}, ("modality",))["modality"]
+    sets = sets_of(sorted(name.decode() for name in names.tolist()))
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in sets}
+    start = 0
+    for batch in examples_lib.open_records(files).batch(batch_size).as_numpy_iterator():
+        examples = batch[chosen[start : start + len(batch)]]
+        start += len(batch)
+        for name, hidden in sets.items() if len(examples) else ():
+            inputs = {"examples": examples, "hidden": list(hidden)}
+            parts[name].append(loaded(SIGNATURE, inputs, ("score",))["score"].reshape(-1))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def hidden_report(
+    hidden: typing.Mapping[str, Scores | None],
+    scores: typing.Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    user_ids: np.ndarray,
+    chosen: np.ndarray,
+) -> dict[str, typing.Any]:
+    """Reports what models score with the target's vectors hidden, and as the rows are.
+
+    Args:
+        hidden: per model, what `score_hidden` returned.
+        scores: per model, float [n], of the rows as they are.
+        labels, user_ids: [n].
+        chosen: bool [n], the rows that `hidden` has.
+    Returns:
+        `rows`, `clicks`; `models`: per model and set of modalities (`nothing` for the rows as they are), `figures`;
+        `left_out`: per model without hidden scores, why.
+    """
+    label, user = labels[chosen], user_ids[chosen]
+    models = {}
+    for name, values in scores.items():
+        found = {"nothing": values[chosen], **(hidden[name] or {})}
+        models[name] = {key: figures(label, score, user) for key, score in found.items()}
+    left_out = {name: f"the model has no signature `{SIGNATURE}`" for name in scores if hidden[name] is None}
+    return {"rows": int(chosen.sum()), "clicks": int(label.sum()), "models": models, "left_out": left_out}
+
+
+def missing_report(
+    snapshot_dir: str | os.PathLike[str],
+    scores: typing.Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    user_ids: np.ndarray,
+    item_ids: np.ndarray,
+) -> dict[str, typing.Any]:
+    """Reports what models score where the index truly lacks vectors of the target.
+
+    Args:
+        snapshot_dir: the index snapshot that the models were trained with.
+        scores: per model, float [n].
+        labels, user_ids, item_ids: [n].
+    Returns:
+        Per set of modalities that the target lacks (at least those): `rows`, `clicks` and `models` (per model,
+        `figures`; none where there is no row).
+    """
+    snapshot = snapshot_lib.load_snapshot(str(snapshot_dir))
+    lacks = {modality: ~snapshot[modality].lookup(item_ids)[2] for modality in snapshot.modalities}
+    result = {}
+    for name, modalities in sets_of(lacks).items():
+        rows = np.all([lacks[modality] for modality in modalities], axis=0)
+        models = {model: figures(labels[rows], s[rows], user_ids[rows]) for model, s in scores.items() if rows.any()}
+        result[name] = {"rows": int(rows.sum()), "clicks": int(labels[rows].sum()), "models": models}
+    return result
+
+
+def figures(labels: np.ndarray, scores: np.ndarray, user_ids: np.ndarray) -> dict[str, float | None]:
+    """Returns how well, and how truly, rows are scored.
+
+    Args:
+        labels: int [n], 0 or 1, n > 0.
+        scores: probability float [n].
+        user_ids: int64 [n].
+    Returns:
+        `click_rate`, `mean_score`, `bias` (mean score over click rate, minus 1), `bias_margin` (half of its 95 %
+        interval, with users as the sample), `auc`, `gauc`, `logloss`; None for what the rows cannot give.
+
+    >>> found = figures(np.array([1, 0, 0, 1]), np.array([0.9, 0.5, 0.1, 0.9]), np.array([1, 1, 2, 2]))
+    >>> round(found["bias"], 3), round(found["bias_margin"], 3)
+    (0.2, 0.554)
+    """
+    clicks = int(labels.sum())
+    has_classes = 0 < clicks < len(labels)
+    users = metrics.user_aucs(labels, scores, user_ids)
+    ratio = float(scores.sum(dtype=np.float64)) / clicks if clicks else None
+    margin = None
+    if ratio is not None:
+        _, user = np.unique(user_ids, return_inverse=True)
+        excess = np.bincount(user, scores - ratio * labels)  # per user; they sum to 0
+        margin = float(Z_95 * np.sqrt(np.sum(excess**2)) / clicks)
+    return {
+        "click_rate": clicks / len(labels),
+        "mean_score": float(scores.mean(dtype=np.float64)),
+        "bias": None if ratio is None else ratio - 1.0,
+        "bias_margin": margin,
+        "auc": metrics.auc(labels, scores) if has_classes else None,
+        "gauc": None if np.isnan(users.auc).all() else users.gauc().value,
+        "logloss": metrics.log_loss(labels, scores),
+    }
