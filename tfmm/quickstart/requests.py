@@ -57,9 +57,10 @@ def _behaviors(data: pathlib.Path, feature_set: FeatureSet) -> pa.Table:
 
 
 def _newest_row(data: pathlib.Path, name: str, user: typing.Any, feature_set: FeatureSet) -> Values:
-    if not feature_set.of_table(name) or not schema.has_table(data, name):
+    tables = declared.tables(feature_set)
+    if not feature_set.of_table(name) or not schema.has_table(data, name, tables):
         return {}
-    table = schema.read_table(data, name, tables=declared.tables(feature_set))
+    table = schema.read_table(data, name, tables=tables)
     own = table.filter(pc.equal(table["user_id"], user))
     if "timestamp" in own.column_names:
         own = own.sort_by("timestamp")
