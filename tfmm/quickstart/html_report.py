@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from tfmm import extras, features
-from tfmm.evaluate import encoder_lines
+from tfmm.evaluate import wording
 
 NUM_ITEMS = 8
 NUM_NEIGHBORS = 5
@@ -137,6 +137,6 @@ def write_report(
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pathlib.Path(path).write_text(
         environment.from_string(template).render(
-            summary=summary, galleries=galleries, curves=curves_svg, verdict=verdict, describe=encoder_lines.describe
+            summary=summary, galleries=galleries, curves=curves_svg, verdict=verdict, describe=wording.describe
         )
     )
