@@ -63,7 +63,7 @@ def quickstart(
 def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
     """Pre-train item encoders on search query -> purchased item (SCL)."""
     from tfmm.data import declared, pairs, schema, unread
-    from tfmm.evaluate import encoder_lines
+    from tfmm.evaluate import wording
     from tfmm.pretrain import train
     from tfmm.training import progress
 
@@ -79,7 +79,7 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
                 checkpoint_dir=output_dir / "checkpoints" / modality,
                 progress=progress.lines(click.echo),
             )
-            click.echo(f"{modality}: {encoder_lines.plan_text(result)}. {encoder_lines.accuracy_text(result)}.")
+            click.echo(f"{modality}: {wording.plan_text(result)}. {wording.accuracy_text(result)}.")
 
 
 @main.command(
@@ -171,11 +171,7 @@ def train(
         )
 
 
-@main.command(
-    example="tfmm evaluate --models run/models --output run/evaluation\n"
-    "tfmm evaluate --models run/models --output run/evaluation --snapshot run/snapshot --encoders run/encoders "
-    "--data my_tables"
-)
+@main.command(example="tfmm evaluate --models run/models --output run/evaluation --snapshot run/snapshot")
 @click.option("--models", "models_dir", type=ExistingFolder, required=True, help="As `tfmm train` wrote them.")
 @click.option("--in-service", "in_service_dir", type=ExistingFolder, help="SavedModel in service, to be compared.")
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, help="Probe its vectors, as `tfmm embed` wrote it.")
@@ -194,33 +190,23 @@ def evaluate(
     assignments: tuple[str, ...],
 ) -> None:
     """Score held-out impressions with the exported models and judge them; exit 1 where the gate refuses."""
-    from tfmm.evaluate import encoder_lines, encoders, gate, report
-
-    if encoders_dir is not None and (snapshot_dir is None or data_dir is None):
-        raise click.UsageError("--encoders needs --snapshot and --data: the probe compares what they hold.")
+    from tfmm.evaluate import encoders, gate, report, wording
 
     models = {name: str(models_dir / name / "Format-Serving") for name in ("id", "multimodal")}
     if in_service_dir is not None:
         models["in_service"] = str(in_service_dir)
     config, examples_dir = load_config(run, assignments), models_dir / "examples"
     train_pattern, eval_pattern = (str(examples_dir / f"{split}-*") for split in ("train", "eval"))
-    probed = None
-    if snapshot_dir is not None:
-        folders = encoders.encoder_folders(encoders_dir) if encoders_dir else {}
-        probed = encoders.probe_encoders(eval_pattern, config.feature_set, snapshot_dir, data_dir, folders)
+    probed = encoders.probe_encoders(
+        eval_pattern, config.feature_set, snapshot_dir, data_dir, encoders.encoder_folders(encoders_dir)
+    )
     patterns = (train_pattern, eval_pattern)
     judged = report.evaluate(
         models, *patterns, output_dir, config.feature_set, encoders=probed, snapshot_dir=snapshot_dir
     )
     verdict = gate.decide(judged, config.gate)
     (output_dir / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2) + "\n")
-    for name in models:
-        found = {key: judged["models"][name].get(key) for key in ("auc", "gauc", "logloss")}
-        values = ", ".join(f"{key} {'too few rows' if v is None else format(v, '.4f')}" for key, v in found.items())
-        click.echo(f"{name}: {values}")
-    for modality, facts in judged["encoders"].items():
-        for line in encoder_lines.describe(modality, facts):
-            click.echo(line)
+    click.echo("\n".join(wording.report_lines(judged)))
     click.echo(f"The gate {'passed' if verdict.passed else 'refused'}. {' '.join(verdict.reasons)}")
     raise SystemExit(0 if verdict.passed else 1)
 

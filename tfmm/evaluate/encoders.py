@@ -42,7 +42,7 @@ Folder = str | pathlib.Path
 def probe_encoders(
     eval_pattern: examples_lib.Patterns,
     feature_set: FeatureSet,
-    snapshot_dir: Folder,
+    snapshot_dir: Folder | None,
     data_dir: Folder | None = None,
     encoder_dirs: typing.Mapping[str, Folder] | None = None,
 ) -> dict[str, dict[str, typing.Any]]:
@@ -51,7 +51,7 @@ def probe_encoders(
     Args:
         eval_pattern: glob pattern(s) of examples, raw or transformed.
         feature_set: what the examples hold; the histories of all sequences count as one.
-        snapshot_dir: the item index's snapshot: the vectors as they are served.
+        snapshot_dir: the item index's snapshot: the vectors as they are served; None: nothing is probed.
         data_dir: the catalog, for what the untrained encoders read.
         encoder_dirs: pre-training's output folder by modality: the same encoder with fresh weights is probed on
             the same rows. Modalities that are not in it (items' own vectors) are probed alone.
@@ -62,11 +62,16 @@ def probe_encoders(
         else None.
     Raises:
         FileNotFoundError: no example file matches, or a folder is incomplete.
-        ValueError: encoders without `data_dir`.
+        ValueError: encoders without `snapshot_dir` or `data_dir`.
     """
     encoder_dirs = encoder_dirs or {}
-    if encoder_dirs and data_dir is None:
-        raise ValueError("`data_dir` must be named beside `encoder_dirs`: untrained encoders read the catalog.")
+    if encoder_dirs and (snapshot_dir is None or data_dir is None):
+        raise ValueError(
+            "`snapshot_dir` and `data_dir` must be named beside `encoder_dirs`: the probe compares the served vectors "
+            f"with what untrained encoders make of the catalog. Received: {snapshot_dir}, {data_dir}."
+        )
+    if snapshot_dir is None:
+        return {}
     rows = sample(_read(eval_pattern, feature_set))
     snapshot, result = snapshot_lib.load_snapshot(snapshot_dir), {}
     for modality in snapshot.modalities:
@@ -100,8 +105,10 @@ def _read(eval_pattern: examples_lib.Patterns, feature_set: FeatureSet) -> examp
     return rows | {"behavior_item_ids": np.concatenate([columns[name] for name in histories], axis=1)}
 
 
-def encoder_folders(encoders_dir: Folder) -> dict[str, pathlib.Path]:
+def encoder_folders(encoders_dir: Folder | None) -> dict[str, pathlib.Path]:
     """Returns the folders of a run's encoders by modality; none where items bring their own vectors."""
+    if encoders_dir is None:
+        return {}
     found = sorted(pathlib.Path(encoders_dir).glob(f"*/{artifacts.MANIFEST}"))
     manifests = {path.parent: json.loads(path.read_text()) for path in found}
     return {facts["modality"]: folder for folder, facts in manifests.items() if facts["kind"] == "encoder"}

@@ -11,7 +11,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import table as rich_table
 
-from tfmm.evaluate import encoder_lines
+from tfmm.evaluate import wording
 
 TITLES = {
     "Marketplace": "Make the marketplace",
@@ -142,7 +142,7 @@ def closing_lines(summary: typing.Mapping[str, typing.Any], report: pathlib.Path
         if name != "nothing" and found["bias"] is not None and found["auc"] is not None
     ]
     for modality, facts in summary["encoders"].items():
-        lines += encoder_lines.describe(modality, facts)
+        lines += wording.describe(modality, facts)
     lines.append(
         f"Predict: gRPC {summary['grpc_predict_ms']:.1f} ms, REST {summary['rest_predict_ms']:.1f} ms. A new item "
         f"was scored with its embedding {summary['new_item_delay_s']:.2f} s after its event."

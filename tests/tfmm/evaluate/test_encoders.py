@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfmm import artifacts, metrics
 from tfmm.config import SCLConfig
-from tfmm.evaluate import encoder_lines, encoders, probe
+from tfmm.evaluate import encoders, probe, wording
 from tfmm.index import encode, item_index, snapshot
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.training import examples as examples_lib
@@ -98,7 +98,7 @@ def test_an_encoder_no_better_than_untrained_is_said(shop, catalog, tmp_path):
     found = encoders.probe_encoders(shop.eval, shop.features, tmp_path / "snapshot", catalog / "data", folders)["text"]
     assert found["probe"]["gauc"] == pytest.approx(found["probe"]["gauc_untrained"], abs=0.02)  # int8 against float
     assert "not better than untrained beyond noise" in found["warning"]
-    lines = encoder_lines.describe("text", found)
+    lines = wording.describe("text", found)
     assert lines[-1] == f"Warning: {found['warning']}"
     assert "(untrained 0.300, chance 0.010)" in lines[0] and "2,000 held-out pairs of 100 items" in lines[0]
     assert f"untrained {found['probe']['gauc_untrained']:.4f}" in lines[1]
@@ -130,7 +130,12 @@ def test_a_small_log_is_probed_whole(shop):
         np.testing.assert_array_equal(values, rows[name])
 
 
-def test_encoders_without_a_catalog_are_refused(shop, catalog):
-    with pytest.raises(ValueError, match="`data_dir` must be named beside `encoder_dirs`"):
-        folders = encoders.encoder_folders(catalog / "encoders")
-        encoders.probe_encoders(shop.eval, shop.features, shop.snapshot, None, folders)
+def test_encoders_without_a_snapshot_or_a_catalog_are_refused(shop, catalog):
+    folders = encoders.encoder_folders(catalog / "encoders")
+    for given in ((shop.snapshot, None), (None, catalog / "data")):
+        with pytest.raises(ValueError, match="`snapshot_dir` and `data_dir` must be named beside `encoder_dirs`"):
+            encoders.probe_encoders(shop.eval, shop.features, *given, folders)
+
+
+def test_without_a_snapshot_nothing_is_probed(shop):
+    assert encoders.probe_encoders(shop.eval, shop.features, None, None, encoders.encoder_folders(None)) == {}

@@ -1,8 +1,20 @@
-"""What is said of encoders at a terminal: Acc@N and the probe, each beside the untrained encoder's."""
+"""What is said of a report at a terminal: the models, and the encoders beside their untrained selves."""
 
 from __future__ import annotations
 
 import typing
+
+
+def report_lines(report: typing.Mapping[str, typing.Any]) -> list[str]:
+    """Returns lines that say what `report.evaluate` found of each model and of each encoder."""
+    lines = []
+    for name, metrics in report["models"].items():
+        found = {key: metrics.get(key) for key in ("auc", "gauc", "logloss")}
+        values = ", ".join(f"{key} {'too few rows' if v is None else format(v, '.4f')}" for key, v in found.items())
+        lines.append(f"{name}: {values}")
+    for modality, facts in report["encoders"].items():
+        lines += describe(modality, facts)
+    return lines
 
 
 def describe(modality: str, facts: typing.Mapping[str, typing.Any]) -> list[str]:
