@@ -25,7 +25,8 @@ SMALL = [
     "text.epochs=1",
     "make.epochs=1",
 ]
-GATE = ["gate.min_auc=0.0", "gate.min_gauc=0.0", "gate.min_gain_over_id=-1.0"]  # this small, it is only run
+# This small, it is only run.
+GATE = ["gate.min_auc=0.0", "gate.min_gauc=0.0", "gate.min_gain_over_id=-1.0", "gate.max_hidden_bias=1.0"]
 SCRIPT = """
 import sys
 from tfmm import cli

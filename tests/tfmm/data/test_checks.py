@@ -284,7 +284,7 @@ def test_a_fingerprint_collision_is_told_from_a_duplicate(tables, at, monkeypatc
         del data[name]
     for row in data["impressions"]:
         row["item_id"] = "a"
-    monkeypatch.setattr(schema.features, "fingerprint", lambda values: np.array([9 if v else 0 for v in values]))
+    monkeypatch.setattr(schema, "fingerprint", lambda values: np.array([9 if v else 0 for v in values]))
     found = faults(checks.check(tables(**data)))
     assert ("items", "item_id", "must not share its 64-bit fingerprint with another id") in found
 
