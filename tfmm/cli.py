@@ -49,11 +49,9 @@ def quickstart(
     workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int, run: str, assignments: tuple[str, ...]
 ) -> None:
     """Run the whole road: data, encoders, index, models, gate, server, a new item in the stream, a report."""
-    from tfmm import config
     from tfmm.quickstart import run as quickstart_run
 
-    settings = load_config(run, ()).with_seed(seed)
-    raise SystemExit(quickstart_run.main(workdir, data_dir, config.override(settings, assignments)))
+    raise SystemExit(quickstart_run.main(workdir, data_dir, load_config(run, assignments, seed)))
 
 
 @main.command(example="tfmm pretrain --data my_tables --output run/encoders --preset small")

@@ -69,8 +69,11 @@ def run_options(function: typing.Callable) -> typing.Callable:
     return function
 
 
-def load_config(run: str, assignments: tuple[str, ...]) -> typing.Any:
-    """Returns the RunConfig that the options name."""
+def load_config(run: str, assignments: tuple[str, ...], seed: int | None = None) -> typing.Any:
+    """Returns the RunConfig that the options name, verified; a `seed` is every stage's, unless `--set` gives others."""
     from tfmm import config, runs
 
-    return config.override(runs.load(run), assignments)
+    settings = runs.load(run)
+    result = config.override(settings if seed is None else settings.with_seed(seed), assignments)
+    runs.verify(result)
+    return result

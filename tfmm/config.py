@@ -172,6 +172,8 @@ class MAKEConfig:
 class CTRConfig:
     """The click model and its training (section 4)."""
 
+    model: str = ""  # "": ours; or `module:Class` of your own, see `tfmm.ctr.ranker`
+    model_settings: dict[str, typing.Any] = dataclasses.field(default_factory=dict)  # of your own model's class
     epochs: int = 1  # one: ID embeddings overfit from the second on
     batch_size: int = 512
     attention_units: tuple[int, ...] = (32,)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import pathlib
 import sys
 import typing
 
 from tfmm import config as config_lib
-from tfmm import presets
-from tfmm.config import RunConfig
+from tfmm import own_classes, presets
+from tfmm.config import DEFAULT_METHODS, RunConfig
 
 PRESET = "preset"  # of a file: the preset that its settings change
 _MOVED = {  # settings of earlier versions, and where they are now
@@ -54,9 +53,22 @@ def load(reference: str) -> RunConfig:
     )
 
 
+def verify(config: RunConfig) -> None:
+    """Checks that the methods and the model of a run can be built, and do what the click model needs.
+
+    Raises:
+        ValueError: all that is wrong with them, a line each.
+    """
+    if (config.methods, config.ctr.model, config.ctr.model_settings) == (DEFAULT_METHODS, "", {}):
+        return  # known to be right, so that no library need be loaded for it
+    from tfmm.ctr import rehearsal
+
+    if found := rehearsal.faults(config):
+        raise ValueError("The run's methods and model must work on its features. Received:\n- " + "\n- ".join(found))
+
+
 def _from_function(module: str, name: str) -> RunConfig:
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
+    own_classes.look_here()
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

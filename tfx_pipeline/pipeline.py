@@ -6,6 +6,7 @@ import pathlib
 from tfx import v1 as tfx
 
 from tfmm import config as config_lib
+from tfmm import own_classes, runs
 from tfmm.data import declared, schema
 from tfx_pipeline import artifact_types, components
 from tfx_pipeline.environments import (
@@ -33,16 +34,19 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
     Returns:
         The pipeline, for LocalDagRunner or another TFX runner.
     Raises:
-        ValueError: the named data has nothing to represent an item by.
+        ValueError: the named data has nothing to represent an item by, or methods or model cannot be used.
     """
     config = environment.config
     feature_set = _json(config.feature_set)
-    own_modules = [method.name.partition(":")[0] for method in config.methods if ":" in method.name]
+    runs.verify(config)
+    own_source = own_classes.source_digest((config.ctr.model, *(method.name for method in config.methods)))
 
     def _code(*stages: str) -> str:
-        """Returns a fingerprint of all code that stages may run."""
-        nodes = ("tfx_pipeline.components", "tfx_pipeline.preprocessing")
-        return code_fingerprint(*nodes, *imported_modules(*(f"tfmm.{stage}" for stage in stages)), *own_modules)
+        """Returns a fingerprint of all code that stages may run; of the user's own where they can reach it."""
+        modules = imported_modules(*(f"tfmm.{stage}" for stage in stages))
+        code = code_fingerprint("tfx_pipeline.components", "tfx_pipeline.preprocessing", *modules)
+        return f"{code}-{own_source}" if own_classes.__name__ in modules else code
+
     checkpoints, progress_path = environment.checkpoint_dir, str(environment.progress_path)
 
     if environment.data_dir is None:

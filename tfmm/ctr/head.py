@@ -1,4 +1,4 @@
-"""The hidden layers and the logit at the end of a click model."""
+"""Our ranker: hidden layers and the logit at the end of a click model."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ import typing
 import keras
 from keras import ops
 
+from tfmm.ctr.impressions import Impressions
+from tfmm.ctr.ranker import Ranker
+from tfmm.features import FeatureSet
 
-@keras.saving.register_keras_serializable(package="tfmm")
-class Head(keras.layers.Layer):
-    """The logit float32 [B] of inputs float32 [B, F]: hidden layers of `units` with PReLU, then one output."""
 
-    def __init__(self, units: typing.Sequence[int], **kwargs: typing.Any) -> None:
-        super().__init__(**kwargs)
-        self.units = tuple(units)
-        self.hidden = [keras.layers.Dense(width, name=f"dense_{i}") for i, width in enumerate(self.units)]
-        self.activations = [keras.layers.PReLU(name=f"prelu_{i}") for i in range(len(self.units))]
+class Head(Ranker):
+    """Hidden layers of `units` with PReLU on all that is known, then one output."""
+
+    def __init__(
+        self,
+        feature_set: FeatureSet,
+        sizes: typing.Mapping[str, int],
+        units: typing.Sequence[int],
+        name: str | None = None,
+    ) -> None:
+        super().__init__(feature_set, sizes, name)
+        self.hidden = [keras.layers.Dense(width, name=f"dense_{i}") for i, width in enumerate(units)]
+        self.activations = [keras.layers.PReLU(name=f"prelu_{i}") for i in range(len(units))]
         self.output_layer = keras.layers.Dense(1, name="logit", dtype="float32")
 
-    def build(self, input_shape: typing.Any) -> None:
-        width = input_shape[-1]
-        for dense, activation in zip(self.hidden, self.activations, strict=True):
-            dense.build((None, width))
-            width = dense.units
-            activation.build((None, width))
-        self.output_layer.build((None, width))
-
-    def call(self, inputs: typing.Any) -> typing.Any:
-        x = inputs
+    def call(
+        self, impressions: Impressions, knowledge: typing.Sequence[typing.Any], training: bool | None = None
+    ) -> typing.Any:
+        x = impressions.join([impressions.joined(), *knowledge])
         for dense, activation in zip(self.hidden, self.activations, strict=True):
             x = activation(dense(x))
         return ops.squeeze(self.output_layer(x), axis=-1)
-
-    def get_config(self) -> dict[str, typing.Any]:
-        return {**super().get_config(), "units": list(self.units)}

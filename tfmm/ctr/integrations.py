@@ -6,15 +6,13 @@ class: `Method("my_team.methods:Recency", {"units": 8})`.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import typing
 
 import keras
 import numpy as np
 from keras import ops
 
-from tfmm import layers
+from tfmm import layers, own_classes
 from tfmm.config import MAKEConfig, Method
 from tfmm.make import model as make_model
 from tfmm.vectors import Vectors
@@ -289,18 +287,11 @@ def find(name: str) -> type[Integration]:
     """
     if name in INTEGRATIONS:
         return INTEGRATIONS[name]
-    module, separator, attribute = name.partition(":")
-    if not separator:
+    if ":" not in name:
         raise ValueError(
             f"A method must be one of {', '.join(INTEGRATIONS)}, or `module:Class` of your own. Received: {name!r}."
         )
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"The method {name!r} must name an importable class. Received: {error}.") from error
-    if not (inspect.isclass(found) and issubclass(found, Integration)):
-        raise ValueError(f"The method {name!r} must be a subclass of tfmm.ctr.integrations.Integration.")
-    return found
+    return own_classes.find(name, Integration, "method")
 
 
 def build(method: Method, make: MAKEConfig, dim: int, name: str) -> Integration:
@@ -310,9 +301,7 @@ def build(method: Method, make: MAKEConfig, dim: int, name: str) -> Integration:
         ValueError: an unknown method, a setting that it does not have, or a value that it refuses.
     """
     kind = find(method.name)
-    accepted = [p for p in inspect.signature(kind.__init__).parameters if p not in ("self", "name", "make", "kwargs")]
-    if unknown := sorted(set(method.settings) - set(accepted)):
-        raise ValueError(f"The method {method.name!r} has the settings {accepted}. Received: {unknown}.")
+    own_classes.require_settings(kind, method.settings, ("name", "make"), f"The method {method.name!r}")
     settings = dict(method.settings)
     if issubclass(kind, MAKE):
         settings["make"] = make

@@ -9,14 +9,7 @@ from keras import ops
 
 from tfmm import vectors as vectors_lib
 from tfmm.ctr import integrations
-
-
-class Behaviors(typing.NamedTuple):
-    """A sequence as the click model sees it without vectors: see `integrations.Context`."""
-
-    target: typing.Any
-    behaviors: typing.Any
-    is_behavior: typing.Any
+from tfmm.ctr.impressions import Impressions
 
 
 class Knowledge:
@@ -24,28 +17,17 @@ class Knowledge:
 
     Args:
         model: the CTRModel.
-        inputs: its inputs.
-        behaviors: per sequence.
+        impressions: what it sees without vectors.
         training: whether it trains.
     """
 
-    def __init__(
-        self,
-        model: typing.Any,
-        inputs: typing.Mapping[str, typing.Any],
-        behaviors: typing.Mapping[str, Behaviors],
-        training: bool | None,
-    ) -> None:
-        if model.id_head is not None:  # embeddings learn from that head alone
-            behaviors = {
-                name: Behaviors(ops.stop_gradient(of.target), ops.stop_gradient(of.behaviors), of.is_behavior)
-                for name, of in behaviors.items()
-            }
-        self._model, self._inputs, self._behaviors, self._training = model, inputs, behaviors, training
+    def __init__(self, model: typing.Any, impressions: Impressions, training: bool | None) -> None:
+        self._model, self._inputs, self._training = model, impressions.inputs, training
+        self._behaviors = {s.name: impressions.behaviors(s.name) for s in model.feature_set.sequences if model.dims}
         self._found: dict[tuple[str, bool], tuple[list[typing.Any], dict[str, list[typing.Any]]]] = {}
 
     def parts(self, hidden: typing.Collection[str]) -> list[typing.Any]:
-        """Returns what the head gets beside the ID parts, as if no target had vectors in `hidden` modalities."""
+        """Returns what the ranker gets beside the impressions, as if no target had vectors in `hidden` modalities."""
         parts: list[typing.Any] = []
         pairs: dict[str, list[typing.Any]] = {name: [] for name in self._behaviors}
         for modality in self._model.dims:
@@ -91,12 +73,6 @@ class Knowledge:
         if is_zero:  # of the shapes that the shown target gives
             own = [ops.zeros_like(part) for part in self._modality(modality, False)[0][len(counts) :]]
         return [*counts, *own], beside
-
-
-def concatenate(parts: typing.Sequence[typing.Any], rows: typing.Any) -> typing.Any:
-    """Joins float [B or 1, .] parts to float32 [B, .]."""
-    wide = [ops.broadcast_to(ops.cast(part, "float32"), (rows, part.shape[-1])) for part in parts]
-    return ops.concatenate(wide, axis=-1)
 
 
 def _joined(parts: typing.Sequence[typing.Any], mask: typing.Any) -> tuple[typing.Any, typing.Any]:

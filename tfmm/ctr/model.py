@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pathlib
 import typing
@@ -9,12 +10,14 @@ import typing
 import keras
 from keras import ops
 
-from tfmm import artifacts
+from tfmm import artifacts, own_classes
 from tfmm import config as config_lib
 from tfmm import vectors as vectors_lib
 from tfmm.ctr import integrations, knowledge
 from tfmm.ctr.head import Head
-from tfmm.features import PADDING, Column, FeatureSet, Sequence
+from tfmm.ctr.impressions import Impressions
+from tfmm.ctr.ranker import Ranker
+from tfmm.features import FeatureSet, Sequence
 from tfmm.layers import DINAttention
 from tfmm.make import model as make_model
 
@@ -46,6 +49,8 @@ class CTRModel(keras.Model):
 
     To rank C candidates for one user, give the inputs of users, contexts and sequences with a static batch of 1 and
     those of items with batch C: the user side is computed once.
+
+    The last word has a ranker, ours or one that `config.model` names: see `tfmm.ctr.ranker`.
 
     Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B]. With modalities and `config.id_head`
     also `id_logit`, which is `logit` where the target has no vector in any modality. In training also
@@ -125,8 +130,9 @@ class CTRModel(keras.Model):
             for sequence in self.feature_set.sequences
             if sequence.din and any(layer.is_beside for layer in self._integrations_of(sequence))
         }
-        self.head = Head(self.settings.units, name="head")
-        self.id_head = Head(self.settings.units, name="id_head") if self.dims and self.settings.id_head else None
+        ranker = functools.partial(build_ranker, self.settings, self.feature_set, self.sizes)
+        self.head = ranker("head")
+        self.id_head = ranker("id_head") if self.dims and self.settings.id_head else None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -144,59 +150,41 @@ class CTRModel(keras.Model):
 
     def call(self, inputs: typing.Mapping[str, typing.Any], training: bool | None = None) -> dict[str, typing.Any]:
         """Returns `logit` and `score`, see the class."""
-        columns = {c.name: self._represent(c, inputs) for c in self.feature_set.columns}  # [B, .] or [B, L, .]
-        behaviors = {s.name: self._behaviors(s, columns, inputs) for s in self.feature_set.sequences}
-        rows = ops.shape(columns["item_id"])[0]
-        id_parts = knowledge.concatenate(self._id_parts(columns, behaviors, training), rows)
-        of_vectors = knowledge.Knowledge(self, inputs, behaviors, training)
+        impressions = Impressions(self.feature_set, inputs, self.embeddings, self.attention, training)
+        seen = impressions if self.id_head is None else impressions.frozen()
+        of_vectors = knowledge.Knowledge(self, seen, training)
 
         def logit_without(hidden: typing.Collection[str]) -> typing.Any:
             """Returns the logit as if no target had a vector in some modalities."""
-            ids = id_parts if self.id_head is None else ops.stop_gradient(id_parts)
-            return self.head(knowledge.concatenate([ids, *of_vectors.parts(hidden)], rows))
+            return self._logit(self.head, seen, of_vectors.parts(hidden), training)
 
         outputs = {"logit": logit_without(())}
         if training:
             outputs |= {f"logit_without_{'_'.join(hidden)}": logit_without(hidden) for hidden in self.hidden_sets()}
         if self.id_head is not None:
-            outputs["id_logit"] = self.id_head(id_parts)
+            outputs["id_logit"] = self._logit(self.id_head, impressions, [], training)
             masks = [vectors_lib.take(inputs, modality, vectors_lib.TARGET).mask for modality in self.dims]
             has_vector = ops.any(ops.stack(masks, axis=1), axis=1)
             outputs["logit"] = ops.where(has_vector, outputs["logit"], outputs["id_logit"])
         return outputs | {"score": ops.sigmoid(outputs["logit"])}
 
-    def _behaviors(
-        self, sequence: Sequence, columns: typing.Mapping[str, typing.Any], inputs: typing.Mapping[str, typing.Any]
-    ) -> knowledge.Behaviors:
-        return knowledge.Behaviors(
-            self._target_of(sequence, columns),
-            ops.concatenate([columns[name] for name in sequence.columns], axis=-1),
-            inputs[f"{sequence.item_ids}_index"] != PADDING,
-        )
+    def _logit(
+        self, ranker: Ranker, impressions: Impressions, parts: list[typing.Any], training: bool | None
+    ) -> typing.Any:
+        """Returns what a ranker gives, float32 [B].
 
-    def _id_parts(
-        self,
-        columns: typing.Mapping[str, typing.Any],
-        behaviors: typing.Mapping[str, knowledge.Behaviors],
-        training: bool | None,
-    ) -> list[typing.Any]:
-        """Returns what the model knows without item vectors, float32 [B or 1, .] each."""
-        own = [c for c in self.feature_set.columns if c.sequence is None]
-        averages, interests = [], []
-        for name, of in behaviors.items():
-            weights = ops.cast(of.is_behavior, of.behaviors.dtype)[..., None]
-            length = ops.sum(weights, axis=1)  # [B or 1, 1]
-            average = ops.sum(of.behaviors * weights, axis=1) / ops.maximum(length, 1.0)
-            averages += [average, ops.log1p(length)]
-            if name in self.attention:
-                interest = self.attention[name](
-                    of.target, of.behaviors, behaviors_mask=of.is_behavior, training=training
-                )
-                interests += [interest, interest * of.target]
-            interests.append(average * of.target)
-        users = [columns[c.name] for c in own if c.side == "user"]
-        items = [columns[c.name] for c in own if c.side == "item"]
-        return [*users, *averages, *items, *interests]
+        Raises:
+            ValueError: it gives no value per row.
+        """
+        logit = ops.cast(ranker(impressions=impressions, knowledge=parts, training=training), "float32")
+        rows = impressions.num_rows if isinstance(impressions.num_rows, int) else None
+        if len(logit.shape) != 1 or logit.shape[0] not in (None, rows):
+            raise ValueError(
+                f"`call` of the model {self.settings.model!r} must return one logit per row, float32 [{rows or 'B'}]. "
+                f"Received: shape {tuple(logit.shape)}. What is the user's alone has one row where candidates are "
+                "ranked: `impressions.join` and `impressions.per_row` repeat it."
+            )
+        return logit
 
     def hidden_sets(self) -> list[tuple[str, ...]]:
         """Returns the sets of modalities that training hides; with an `id_head` not all at once, that is its own."""
@@ -235,30 +223,6 @@ class CTRModel(keras.Model):
         if self.id_head is not None:
             result["loss_id"] = make_model.loss(outputs["id_logit"], label, is_row)
         return result
-
-    def _represent(self, column: Column, inputs: typing.Mapping[str, typing.Any]) -> typing.Any:
-        """Returns what stands for a column: an embedding, or a number beside whether it is there."""
-        values = inputs[column.input]
-        if not column.feature.is_embedded:
-            present = ops.logical_not(ops.isnan(values))
-            number = ops.where(present, values, ops.zeros_like(values))
-            return ops.stack([number, ops.cast(present, number.dtype)], axis=-1)
-        embedded = self.embeddings[column.feature.embedding](values)
-        if column.feature.kind != "ids":
-            return embedded
-        given = ops.cast(values != PADDING, embedded.dtype)[..., None]
-        return ops.sum(embedded * given, axis=1) / ops.maximum(ops.sum(given, axis=1), 1.0)
-
-    def _target_of(self, sequence: Sequence, columns: typing.Mapping[str, typing.Any]) -> typing.Any:
-        """Returns the target as one of the sequence's behaviors; it has no columns of a behavior's own."""
-        parts = []
-        for name, column in zip(sequence.features, sequence.columns):
-            if self.feature_set[name].role == "item":
-                parts.append(columns[name])
-            else:
-                zero = ops.zeros_like(columns["item_id"][:, :1])
-                parts.append(ops.repeat(zero, columns[column].shape[-1], axis=1))
-        return ops.concatenate(parts, axis=-1)
 
     def _integrations_of(self, sequence: Sequence) -> list[integrations.Integration]:
         """Returns the layers of a sequence, of all modalities."""
@@ -331,6 +295,22 @@ class CTRModel(keras.Model):
         """Keeps MAKE's weights as they are in training (section 4.3), or lets them train with the rest."""
         for block in self.make_blocks().values():
             block.trainable = not is_frozen
+
+
+def build_ranker(
+    config: config_lib.CTRConfig, feature_set: FeatureSet, sizes: typing.Mapping[str, int], name: str
+) -> Ranker:
+    """Returns the ranker that `config.model` names, or ours.
+
+    Raises:
+        ValueError: it cannot be imported, is no Ranker, or has no such settings.
+    """
+    if not config.model:
+        return Head(feature_set, sizes, config.units, name)
+    kind = own_classes.find(config.model, Ranker, "model")
+    given = ("feature_set", "sizes", "name")
+    own_classes.require_settings(kind, config.model_settings, given, f"The model {config.model!r}")
+    return kind(feature_set, sizes, name=name, **config.model_settings)
 
 
 def integration_name(method: str, modality: str, sequence: str) -> str:

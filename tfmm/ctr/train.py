@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmm import artifacts, preprocessing
+from tfmm import artifacts, own_classes, preprocessing
 from tfmm import config as config_lib
 from tfmm.ctr import model as model_lib
 from tfmm.ctr.hidden_vectors import hide_behaviors
@@ -124,6 +124,7 @@ def train(
     if checkpoint_dir is not None:
         key = artifacts.fingerprint(
             model.get_config(),
+            own_classes.source_digest((config.model, *(method.name for method in methods))),
             [examples_lib.digest(columns) for columns in (train_columns, eval_columns)],
             [table.digest() for table in tables.values()],
             [] if extractor is None else [artifacts.read_manifest(str(make_dir))["id"]],

@@ -11,7 +11,7 @@ from tfmm.features import Column, Feature
 
 
 def tables(config: RunConfig) -> list[table.Table]:
-    """Returns features, sequences and methods, embedding tables, and what a request of `rank` brings."""
+    """Returns features, sequences, methods and model, embedding tables, and what a request of `rank` brings."""
     declared = config.feature_set
     features = table.Table("feature", "role", "kind", "from", "enters as", title="Features")
     for feature in declared.features:
@@ -25,8 +25,9 @@ def tables(config: RunConfig) -> list[table.Table]:
         sequences.add_row(sequence.name, actions, str(sequence.length), columns, ", ".join(readers))
     methods = table.Table("method", "settings", title="How item vectors come in")
     for method in config.methods:
-        settings = ", ".join(f"{name}={value}" for name, value in method.settings.items())
-        methods.add_row(method.name, settings or "defaults")
+        methods.add_row(method.name, _settings(method.settings))
+    model = table.Table("model", "settings", title="What scores")
+    model.add_row(config.ctr.model or "ours", _settings(config.ctr.model_settings))
     embeddings = table.Table("embedding", "rows", "dim", "bytes", "shared by", title="Embedding tables")
     for name, first in declared.embeddings.items():
         sharing = ", ".join(f.name for f in declared.features if f.is_embedded and f.embedding == name)
@@ -38,7 +39,7 @@ def tables(config: RunConfig) -> list[table.Table]:
     for column in declared.served:
         side = "user" if column.side == "user" else "candidates"
         inputs.add_row(side, column.name, _type(column), _shape(column))
-    return [features, sequences, methods, embeddings, inputs]
+    return [features, sequences, methods, model, embeddings, inputs]
 
 
 def enters_as(feature: Feature) -> str:
@@ -58,6 +59,10 @@ def enters_as(feature: Feature) -> str:
         part = {"number": f"{feature.num_quantiles} quantiles", "boolean": "yes or no", "time": feature.part}
         how = f"embedding of {feature.dim}, {part[feature.kind]}"
     return how if feature.serving_value is None else f"{how}; {feature.serving_value} in service"
+
+
+def _settings(settings: typing.Mapping[str, typing.Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items()) or "defaults"
 
 
 def _type(column: Column) -> str:

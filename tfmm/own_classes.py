@@ -1,0 +1,132 @@
+"""Classes of a user's own, named by module and class, such as `my_team.models:Ranker`; and their source."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import pathlib
+import sys
+import typing
+
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def look_here() -> None:
+    """Lets modules of the current folder be imported: a command's own path does not have it."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+
+
+def is_installed(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a source file is of tfmm, of Python or of an installed package, so not of a user's folder."""
+    place = pathlib.Path(path)
+    known = (pathlib.Path(__file__).parent, pathlib.Path(os.__file__).parent)
+    return bool(_INSTALLED & set(place.parts)) or any(folder in place.parents for folder in known) or "<" in str(path)
+
+
+def find(reference: str, base: type, noun: str) -> type:
+    """Returns the class that `module:Class` names, looked for in the current folder first.
+
+    Args:
+        reference: what a run names.
+        base: what it must be a subclass of.
+        noun: what it is, for messages.
+    Raises:
+        ValueError: it cannot be imported, or is no such class.
+    """
+    module, _, attribute = reference.partition(":")
+    look_here()
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a user's module may fail in any way
+        raise ValueError(
+            f"The {noun} {reference!r} must name an importable class, `module:Class`, in the current folder "
+            f"({os.getcwd()}) or on PYTHONPATH. Received: {type(error).__name__}: {error}."
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ValueError(f"The {noun} {reference!r} must be a subclass of {base.__module__}.{base.__name__}.")
+    return found
+
+
+def require_settings(
+    kind: type, settings: typing.Mapping[str, typing.Any], given: typing.Collection[str], what: str
+) -> None:
+    """Checks that a class has the settings that a run gives it, and is given those that it needs.
+
+    Args:
+        kind: the class; its settings are the arguments of its `__init__`.
+        settings: by name.
+        given: the arguments that are not settings.
+        what: what has the settings, for messages.
+    Raises:
+        ValueError: it has no such setting, or one without a default is not given.
+    """
+    if not isinstance(settings, typing.Mapping):
+        raise ValueError(f"{what} must be given its settings by name. Received: {settings!r}.")
+    parameters = [
+        parameter
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    names = [parameter.name for parameter in parameters]
+    if unknown := sorted(set(settings) - set(names)):
+        raise ValueError(f"{what} has the settings {names}. Received: {unknown}.")
+    needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    if missing := sorted(set(needed) - set(settings)):
+        raise ValueError(f"{what} needs the settings {needed}. Missing: {missing}.")
+
+
+def source_digest(references: typing.Iterable[str]) -> str:
+    """Returns a hash of the source of classes' modules and of all that these import of the same folder.
+
+    Of an installed package, its own modules count alone. References without a `:` are of tfmm, and do not count.
+    """
+    digest = hashlib.sha256()
+    for path in sorted({path for reference in references if ":" in reference for path in _sources(reference)}):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _sources(reference: str) -> set[pathlib.Path]:
+    module = reference.partition(":")[0]
+    look_here()
+    importlib.invalidate_caches()
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise ValueError(f"{reference!r} must name a class of a module with source. Received: {spec}.")
+    origin = pathlib.Path(spec.origin).resolve()
+    root = origin.parents[module.count(".") + (origin.name == "__init__.py")]
+    own_package = module.partition(".")[0] if is_installed(origin) else None
+    waiting, found = [origin], set[pathlib.Path]()
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for name in _imported_names(path, root):
+            if own_package in (None, name.partition(".")[0]):
+                waiting += _files(root, name)
+    return found
+
+
+def _files(root: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """Returns the files that an import of a dotted name runs, of those under `root`."""
+    parts = name.split(".")
+    places = [root.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
+    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+    return [file for file in files if file.is_file()]
+
+
+def _imported_names(path: pathlib.Path, root: pathlib.Path) -> typing.Iterator[str]:
+    package = path.relative_to(root).parent.parts
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            before = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = ".".join([*before, *([node.module] if node.module else [])])
+            yield from (name for alias in node.names for name in (module, f"{module}.{alias.name}") if name)
