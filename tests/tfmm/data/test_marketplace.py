@@ -49,7 +49,7 @@ def test_items_without_image_or_title_change_nothing_else(tmp_path):
     marketplace.generate(TINY, tmp_path / "whole")
     config = dataclasses.replace(TINY, missing_image_fraction=0.5, missing_title_fraction=0.25)
     marketplace.generate(config, tmp_path / "lacking")
-    assert schema.check(tmp_path / "lacking").ok
+    assert checks.check(tmp_path / "lacking").ok
     whole, lacking = (schema.read_table(tmp_path / name, "items") for name in ("whole", "lacking"))
     old = np.array(whole["item_id"]) < marketplace.FIRST_ITEM_ID + TINY.num_items
     for column, share in (("image", 0.5), ("title", 0.25)):
