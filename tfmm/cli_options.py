@@ -62,7 +62,7 @@ def run_options(function: typing.Callable) -> typing.Callable:
             default="quickstart",
             show_default=True,
             metavar="RUN",
-            help="The settings: a preset (quickstart, small, paper), module:function, a .toml or .json file.",
+            help="The settings: a preset (quickstart, small, rich, paper), module:function, a .toml or .json file.",
         ),
     ):
         function = option(function)

@@ -43,6 +43,7 @@ class MarketplaceConfig:
     image_size: int = 32  # pixels, square
     missing_image_fraction: float = 0.0  # of the items, new ones too
     missing_title_fraction: float = 0.0  # of the items, new ones too; drawn apart from the images
+    rich: bool = False  # a table of users, prices, devices, positions, ... with effects on clicks (tfmm.data.planted)
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from tfmm.config import (
     RunConfig,
     SCLConfig,
 )
+from tfmm.features import DEFAULT_FEATURES, Feature, Sequence
 
 
 def quickstart() -> RunConfig:
@@ -42,6 +43,32 @@ def small() -> RunConfig:
     )
 
 
+def rich() -> RunConfig:
+    """The quickstart on a marketplace with columns of users, items, contexts and behaviors, all of them declared."""
+    carried = ("item_id", "category", "age", "dwell")
+    return RunConfig(
+        features=(
+            *DEFAULT_FEATURES,
+            Feature("age_group", "user", dim=4),
+            Feature("city", "user"),
+            Feature("income", "user", "number", scaling="log"),
+            Feature("brand", "item"),
+            Feature("price", "item", "number", scaling="log"),
+            Feature("tags", "item", "ids", max_values=3),
+            Feature("device", "context", dim=4),
+            Feature("hour", "context", "time", source="impressions.timestamp"),
+            Feature("position", "context", "number", scaling="log", serving_value=1),
+            Feature("age", "behavior", "number", source="behaviors.age", scaling="log"),
+            Feature("dwell", "behavior", "number", scaling="log"),
+        ),
+        sequences=(
+            Sequence("clicks", ("click",), 50, carried),
+            Sequence("purchases", ("purchase",), 20, carried),
+        ),
+        marketplace=MarketplaceConfig(rich=True),
+    )
+
+
 def paper() -> RunConfig:
     """The sizes that the paper names; the others are ours. Needs GPUs and data of that scale."""
     scl = SCLConfig(
@@ -61,4 +88,4 @@ def paper() -> RunConfig:
     )
 
 
-PRESETS = {"quickstart": quickstart, "small": small, "paper": paper}
+PRESETS = {"quickstart": quickstart, "small": small, "rich": rich, "paper": paper}

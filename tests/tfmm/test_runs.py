@@ -74,13 +74,13 @@ def test_whole_run_survives_json(tmp_path):
 
 
 def test_what_cannot_be_used_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match=r"must be a preset \(quickstart, small, paper\), module:function, or a file"):
+    with pytest.raises(ValueError, match=r"must be a preset \(quickstart, small, rich, paper\), module:function"):
         runs.load("smal")
     with pytest.raises(ValueError, match=r"must be a file\. Received: none of that name"):
         runs.load(str(tmp_path / "none.toml"))
     for name, text, words in (
         ("a.toml", "preset = ", "must be readable TOML"),
-        ("b.toml", 'preset = "tiny"', r"`preset` must be one of \['quickstart', 'small', 'paper'\]"),
+        ("b.toml", 'preset = "tiny"', r"`preset` must be one of \['quickstart', 'small', 'rich', 'paper'\]"),
         ("c.json", "[1]", "must hold the fields of RunConfig"),
         ("d.toml", "[ctr]\nuser_width = 3", "CTRConfig has the fields"),
         ("f.toml", "[make]\nepochs = 'two'", "`epochs` of MAKEConfig must be a int. Received: 'two'"),

@@ -1,12 +1,13 @@
 """A seeded synthetic marketplace: drawn products, shoppers with taste, searches and a week of clicks.
 
-`<output_dir>/truth/` holds what no log would show: the attributes of items, the tastes of users, and true
-click probabilities.
+`<output_dir>/truth/` holds what no log would show: the attributes of items, the tastes of users, true click
+probabilities and, of a rich marketplace, what was planted in them (`tfmm.data.planted`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import typing
 
@@ -17,7 +18,7 @@ import tensorflow as tf
 
 from tfmm import artifacts
 from tfmm.config import MarketplaceConfig
-from tfmm.data import drawing, schema, shoppers, wording
+from tfmm.data import drawing, planted, schema, shoppers, wording
 
 WEEK_START_US = 1_709_510_400_000_000  # Monday 2024-03-04 00:00 UTC
 FIRST_ITEM_ID, FIRST_USER_ID, FIRST_SEARCH_ID = 1_000_001, 500_001, 9_000_001
@@ -26,6 +27,8 @@ _PAST_DAYS = 60  # of searches, clicks and purchases before the week
 _PAST_CLICKS = 25  # mean, per user
 _POOL = 64  # candidates per user and day
 _NEW_IN_POOL = 28  # those among them that entered the catalog within 24 hours
+_SHOWN = ("user_id", "item_id", "timestamp", "label")  # of an impression; the rest is truth
+_SHOWN_RICH = ("device", "position")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,34 +41,43 @@ class _Catalog:
 
 
 def generate(config: MarketplaceConfig, output_dir: str | pathlib.Path) -> dict[str, typing.Any]:
-    """Writes the tables items, searches, behaviors and impressions, and `truth/`.
+    """Writes the tables items, searches, behaviors and impressions, and `truth/`; of a rich one, also users.
 
     Args:
-        config: sizes and seed; the same ones give the same bytes in every column.
+        config: sizes and seed; the same ones give the same bytes in every column. What makes a marketplace rich is
+            drawn apart: the others' columns stay, but for clicks and what follows from them.
         output_dir: made where missing.
     Returns:
         The manifest: rows per table, click-through rate, and more.
     """
     folder = pathlib.Path(output_dir)
     (folder / "truth").mkdir(parents=True, exist_ok=True)
-    rng_catalog, rng_taste, rng_past, rng_week, rng_pictures, rng_missing = map(
-        np.random.default_rng, np.random.SeedSequence(config.seed).spawn(6)
+    rng_catalog, rng_taste, rng_past, rng_week, rng_pictures, rng_missing, rng_rich = map(
+        np.random.default_rng, np.random.SeedSequence(config.seed).spawn(7)
     )
     catalog = _draw_catalog(config, rng_catalog)
     taste = shoppers.draw_taste(config.num_users, rng_taste)
+    plan = None
+    if config.rich:
+        plan = planted.draw(config.num_users, len(drawing.SHAPES), catalog.words.brand, rng_rich)
     searches, search_behaviors = _search(config, catalog, taste, rng_past, rng_pictures)
     past = _browse(config, catalog, taste, rng_past)
-    impressions, week = _run_week(config, catalog, taste, rng_week)
+    impressions, week = _run_week(config, catalog, taste, plan, rng_week, rng_rich)
     behaviors = _sorted(schema.concatenate([search_behaviors, past, week]), rng_week)
     tables = {
         "items": _items(config, catalog, rng_pictures, rng_missing),
         "searches": searches,
         "behaviors": behaviors,
-        "impressions": impressions.select(["user_id", "item_id", "timestamp", "label"]),
+        "impressions": impressions.select([*_SHOWN, *(_SHOWN_RICH if plan else ())]),
         "truth/items": _true_items(catalog),
         "truth/users": _true_users(taste),
         "truth/impressions": impressions,
     }
+    if plan is not None:
+        tables |= _rich_tables(tables, plan, catalog, taste, rng_rich)
+        effects = {effect.name: impressions[f"{effect.name}_effect"].to_numpy() for effect in planted.EFFECTS}
+        worth = planted.worth(impressions["click_probability"].to_numpy(), effects)
+        (folder / "truth" / "effects.json").write_text(json.dumps(worth, indent=2) + "\n")
     for name, table in tables.items():
         pq.write_table(table, folder / f"{name}.parquet", row_group_size=65_536)
     clicks = impressions["label"].to_numpy()
@@ -221,9 +233,14 @@ def _browse(config: MarketplaceConfig, catalog: _Catalog, taste: shoppers.Taste,
 
 
 def _run_week(
-    config: MarketplaceConfig, catalog: _Catalog, taste: shoppers.Taste, rng: np.random.Generator
+    config: MarketplaceConfig,
+    catalog: _Catalog,
+    taste: shoppers.Taste,
+    plan: planted.Plan | None,
+    rng: np.random.Generator,
+    rng_rich: np.random.Generator,
 ) -> tuple[pa.Table, pa.Table]:
-    users, items, times = [], [], []
+    users, items, times, positions, visits = [], [], [], [], []
     for day in range(config.num_days):
         start = WEEK_START_US + day * _DAY_US + rng.integers(6 * _HOUR_US, 23 * _HOUR_US, config.num_users)
         old = np.flatnonzero(catalog.day < day)
@@ -239,9 +256,18 @@ def _run_week(
         users.append(np.broadcast_to(np.arange(config.num_users)[:, None], shown.shape)[kept])
         items.append(shown[kept])
         times.append(time[kept])
+        positions.append(np.cumsum(kept, axis=1)[kept])
+        visits.append(day * config.num_users + users[-1])
     user, item, time = np.concatenate(users), np.concatenate(items), np.concatenate(times)
     visual, textual = shoppers.affinities(taste, catalog.traits, user, item)
     logits = shoppers.click_logits(taste, catalog.traits, user, item) + shoppers.NOISE * rng.standard_normal(len(user))
+    rich: dict[str, typing.Any] = {}
+    if plan is not None:
+        position = np.concatenate(positions)
+        effects = plan.effects(user, item, catalog.traits.category[item], time, position)
+        logits = logits + sum(effects.values())
+        rich = {"device": plan.devices(user, np.concatenate(visits), rng_rich), "position": position}
+        rich |= {f"{name}_effect": values for name, values in effects.items()}
     probability = 1 / (1 + np.exp(-logits))
     label = (rng.random(len(user)) < probability).astype(np.int64)
     impressions = _table(
@@ -253,6 +279,7 @@ def _run_week(
         visual_affinity=visual,
         textual_affinity=textual,
         popularity=catalog.traits.popularity[item],
+        **rich,
     )
     bought = (label == 1) & (rng.random(len(user)) < 0.12)
     parts = []
@@ -292,6 +319,20 @@ def _items(
         category=catalog.traits.category + 1,
         created_at=pa.array(catalog.created_at, pa.timestamp("us")),
     )
+
+
+def _rich_tables(
+    tables: dict[str, pa.Table], plan: planted.Plan, catalog: _Catalog, taste: shoppers.Taste, rng: np.random.Generator
+) -> dict[str, pa.Table]:
+    """Returns `users`, and items and behaviors with the columns that they have in a rich marketplace."""
+    acts = tables["behaviors"]
+    users, items = (acts[name].to_numpy() for name in ("user_id", "item_id"))
+    dwell = planted.draw_dwell(taste, catalog.traits, users - FIRST_USER_ID, items - FIRST_ITEM_ID, rng)
+    return {
+        "users": _table(user_id=FIRST_USER_ID + np.arange(len(plan.city)), **plan.users()),
+        "items": pa.table({**dict(zip(tables["items"].column_names, tables["items"].columns)), **plan.items()}),
+        "behaviors": acts.append_column("dwell", dwell),
+    }
 
 
 def _true_items(catalog: _Catalog) -> pa.Table:

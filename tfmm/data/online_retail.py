@@ -3,6 +3,9 @@
 Purchases are real; impressions are first-time purchases and, for each, four drawn items that the user did not
 own, so click-through rates and calibration mean nothing. There are no searches and no images: encoders learn
 from the text of adjacent invoice lines (co-purchase pairs), not from the paper's queries and purchased items.
+
+Columns for a run to declare: an item's `price`, the source's median over the whole year, so that it holds a little of
+what came later; and a user's `country`, that of most of the user's invoice lines.
 """
 
 from __future__ import annotations
@@ -21,10 +24,11 @@ from tfmm.data import schema
 
 SEED = 20_240_807  # of the order of rows of one minute
 _SPLITS = {"train": "train", "test": "eval"}
+_UNSPECIFIED = "Unspecified"  # a country
 
 
 def convert(src: str | pathlib.Path, dst: str | pathlib.Path) -> dict[str, typing.Any]:
-    """Writes items, behaviors and impressions.
+    """Writes items, users, behaviors and impressions.
 
     Args:
         src: folder of items, purchases, transactions_raw and ctr_samples, each `.parquet`.
@@ -38,8 +42,8 @@ def convert(src: str | pathlib.Path, dst: str | pathlib.Path) -> dict[str, typin
     items, raw, bought, shown = (
         _read(source, name, columns)
         for name, columns in (
-            ("items", ["stock_code", "description", "first_seen"]),
-            ("transactions_raw", ["invoice_no", "stock_code"]),
+            ("items", ["stock_code", "description", "first_seen", "median_price"]),
+            ("transactions_raw", ["invoice_no", "stock_code", "customer_id", "country"]),
             ("purchases", ["customer_id", "invoice_no", "invoice_date", "stock_code"]),
             ("ctr_samples", ["user_id", "item_id", "timestamp", "label", "split", "invoice_no"]),
         )
@@ -81,8 +85,10 @@ def convert(src: str | pathlib.Path, dst: str | pathlib.Path) -> dict[str, typin
             )
         ),
     }
+    tables = {name: schema.conform(table, name) for name, table in tables.items()}
+    tables["items"] = tables["items"].append_column("price", items["median_price"])
+    tables["users"] = _users(raw)
     for name, table in tables.items():
-        table = schema.conform(table, name)
         pq.write_table(table, folder / f"{name}.parquet", row_group_size=65_536)
     rows = {name: table.num_rows for name, table in tables.items()}
     return artifacts.write_manifest(folder, "data", source="online_retail", rows=rows)
@@ -93,6 +99,19 @@ def _read(folder: pathlib.Path, name: str, columns: list[str]) -> pa.Table:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. `src` must hold Online Retail's tables as Parquet.")
     return pq.ParquetFile(path).read(columns=columns)
+
+
+def _users(raw: pa.Table) -> pa.Table:
+    """Returns each customer's country: that of most of the customer's lines, the first by name where two have as many.
+
+    A country that the shop did not specify is null.
+    """
+    named = pc.if_else(pc.equal(raw["country"], _UNSPECIFIED), None, raw["country"])
+    lines = pa.table({"user_id": raw["customer_id"], "country": named}).filter(pc.is_valid(raw["customer_id"]))
+    counts = lines.group_by(["user_id", "country"]).aggregate([("country", "count")])  # 0 of null
+    counts = counts.sort_by([("user_id", "ascending"), ("country_count", "descending"), ("country", "ascending")])
+    _, first = np.unique(counts["user_id"].to_numpy(), return_index=True)
+    return counts.take(pa.array(first)).select(["user_id", "country"])
 
 
 def _invoice_times(invoices: pa.ChunkedArray, times: pa.ChunkedArray, bought: pa.Table) -> pa.Array:

@@ -34,6 +34,12 @@ def tables(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def small_config():
+    """The settings of `small_marketplace`."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
 def small_marketplace(tmp_path_factory):
     """A folder with a small marketplace; read-only."""
     folder = tmp_path_factory.mktemp("marketplace")

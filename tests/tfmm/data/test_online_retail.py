@@ -7,7 +7,8 @@ import pytest
 
 from tfmm.config import PairsConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import checks, online_retail, pairs, schema
+from tfmm.data import checks, declared, online_retail, pairs, schema
+from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +31,27 @@ def test_the_tables_pass_the_check(converted):
     assert report.counts == {"items": 3_659, "behaviors": 386_359, "impressions": 362_300}
     assert schema.modalities(converted) == ("text",)
     assert schema.id_types(converted) == {"user_id": "int64", "item_id": "string", "category": "int64"}
+
+
+def test_price_and_country_can_be_declared(converted, source):
+    features = (Feature("price", "item", "number", scaling="log"), Feature("country", "user"))
+    assert declared.faults(converted, FeatureSet((*DEFAULT_FEATURES, *features))) == []
+    items = pq.read_table(converted / "items.parquet")
+    given = pq.read_table(source / "items.parquet")
+    assert items["price"].to_pylist() == given["median_price"].to_pylist()
+    users = pq.read_table(converted / "users.parquet").to_pydict()
+    assert len(users["user_id"]) == len(set(users["user_id"]))
+    raw = pq.read_table(source / "transactions_raw.parquet", columns=["customer_id", "country"]).to_pydict()
+    lines = collections.defaultdict(collections.Counter)
+    for user, country in zip(raw["customer_id"], raw["country"]):
+        if user is not None:
+            lines[user][country] += 1
+    assert set(users["user_id"]) == set(lines)
+    for user, country in zip(users["user_id"], users["country"]):
+        known = {name: count for name, count in lines[user].items() if name != "Unspecified"}
+        assert country == (min(known, key=lambda name: (-known[name], name)) if known else None)
+    assert users["country"].count(None) < 5
+    assert set(schema.read_table(converted, "impressions")["user_id"].to_pylist()) <= set(users["user_id"])
 
 
 def test_labels_and_splits_are_the_sources(converted, source):
