@@ -1,4 +1,5 @@
 import datetime
+import importlib
 import sys
 
 import numpy as np
@@ -161,10 +162,11 @@ def test_an_empty_split_is_refused(tables, tmp_path, at):
         beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
 
 
-def test_without_beam_the_line_that_installs_it_is_shown(tmp_path, monkeypatch):
+def test_without_beam_the_line_that_installs_it_is_shown(monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, beam.__name__)
     with pytest.raises(extras.MissingExtraError, match=r'pip install "tfmm\[pipeline\]"'):
-        beam.write_examples(tmp_path, L3, FEATURES, tmp_path / "out")
+        importlib.import_module(beam.__name__)
 
 
 def test_a_behavior_of_a_delisted_item_stays_in_the_history(tables, tmp_path, at):
@@ -217,7 +219,7 @@ def test_serialized_examples_parse_with_the_table_of_features():
 
 
 def test_reading_what_was_not_written_names_the_step(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"matches no file. Run `tfmm.data.examples.write_examples` first"):
+    with pytest.raises(FileNotFoundError, match=r"matches no file. Run `tfmm.data.beam.write_examples` first"):
         examples.read_columns(str(tmp_path / "train-*"), preprocessing.raw_spec(FEATURES))
     with pytest.raises(FileNotFoundError, match="the stage that writes this folder did not finish"):
         examples.transform(tmp_path, tmp_path / "out")
@@ -230,7 +232,7 @@ def test_the_marketplace_gives_as_many_examples_as_impressions(small_marketplace
     rows = schema.read_table(small_marketplace, "impressions").num_rows
     assert manifest["train"] + manifest["eval"] == rows and manifest["dead_letter"] == 0
     assert manifest["eval"] == pytest.approx(0.2 * rows, rel=0.01)
-    train, held = read(tmp_path, "train", 5), read(tmp_path, "eval", 5)
+    train, held = read(tmp_path, "train", declared), read(tmp_path, "eval", declared)
     assert train["timestamp"].max() < held["timestamp"].min()
     for columns in (train, held):
         filled = columns["behavior_item_ids"] != 0
