@@ -66,6 +66,7 @@ def rich() -> RunConfig:
             Sequence("purchases", ("purchase",), 20, carried),
         ),
         marketplace=MarketplaceConfig(rich=True),
+        ctr=CTRConfig(batch_size=128),  # that cities like categories takes more steps to find
     )
 
 

@@ -37,7 +37,12 @@ class Effect:
 
 EFFECTS = (
     Effect("price", 0.8, ("items.price", "users.income"), "dear items are clicked less, by the poor above all"),
-    Effect("city_category", 0.8, ("users.city", "items.category"), "each city has categories of its own that it likes"),
+    Effect(
+        "city_category",
+        0.8,
+        ("users.city", "items.category"),
+        "half of the cities like half of the categories, the others the rest",
+    ),
     Effect("time_of_day", 0.8, ("impressions.timestamp",), f"clicks are likeliest at {EVENING_HOUR} h UTC"),
     Effect("position", 0.8, ("impressions.position",), "what stands lower is clicked less"),
 )
@@ -53,7 +58,8 @@ class Plan:
     income: np.ndarray  # float [n], a year
     says_income: np.ndarray  # bool [n]
     device: np.ndarray  # int [n], the user's own
-    liking: np.ndarray  # float [cities, C], of mean 0 over cities and over categories
+    city_side: np.ndarray  # float [cities], 1 or -1: which categories a city likes, those of its sign
+    category_side: np.ndarray  # float [C], 1 or -1
     price: np.ndarray  # float [m]
     brand: np.ndarray  # int [m]
     tags: list[list[str]]  # [m], of 0 to 3
@@ -89,7 +95,7 @@ class Plan:
         hour = times // _HOUR_US % 24
         raw = {
             "price": -price_level[items] * np.clip(1 - 0.5 * income_level[users], 0, 2),
-            "city_category": self.liking[self.city[users], categories],
+            "city_category": self.city_side[self.city[users]] * self.category_side[categories],
             "time_of_day": np.cos(2 * np.pi * (hour - EVENING_HOUR) / 24),
             "position": -np.log(position),
         }
@@ -110,9 +116,6 @@ class Plan:
 def draw(num_users: int, num_categories: int, brand: np.ndarray, rng: np.random.Generator) -> Plan:
     """Draws users and items; `brand` is int [m], as the items' titles say it."""
     num_items = len(brand)
-    liking = rng.standard_normal((len(CITIES), num_categories))
-    liking -= liking.mean(0)
-    liking -= liking.mean(1, keepdims=True)
     count = rng.integers(0, 4, num_items)
     order = rng.permuted(np.tile(np.arange(len(TAGS)), (num_items, 1)), axis=1)
     return Plan(
@@ -121,7 +124,8 @@ def draw(num_users: int, num_categories: int, brand: np.ndarray, rng: np.random.
         income=np.exp(10.3 + 0.5 * rng.standard_normal(num_users)).round(-2),
         says_income=rng.random(num_users) >= _NO_INCOME,
         device=rng.integers(0, len(DEVICES), num_users),
-        liking=liking,
+        city_side=rng.permutation(np.resize([1.0, -1.0], len(CITIES))),
+        category_side=rng.permutation(np.resize([1.0, -1.0], num_categories)),
         price=np.maximum(np.exp(3.0 + 0.8 * rng.standard_normal(num_items)), 0.5).round(2),
         brand=brand,
         tags=[[TAGS[tag] for tag in row[:n]] for row, n in zip(order.tolist(), count.tolist())],

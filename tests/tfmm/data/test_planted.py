@@ -90,7 +90,8 @@ def test_effects_point_the_way_that_they_say():
         price=np.array([5.0, 20.0, 80.0]),
         income=np.array([1e4, 2e4, 4e4, 8e4]),
         city=np.array([0, 0, 1, 1]),
-        liking=np.array([[1.0, -1.0], [-1.0, 1.0]]),
+        city_side=np.array([1.0, -1.0]),
+        category_side=np.array([1.0, -1.0]),
     )
     hour = 3_600_000_000
     user, item, place = np.array([0, 0, 3, 3]), np.array([0, 2, 0, 2]), np.array([1, 2, 3, 4])
