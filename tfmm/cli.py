@@ -49,11 +49,11 @@ def quickstart(
     workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int, run: str, assignments: tuple[str, ...]
 ) -> None:
     """Run the whole road: data, encoders, index, models, gate, server, a new item in the stream, a report."""
-    from tfmm import config
+    from tfmm import config, own
     from tfmm.quickstart import run as quickstart_run
 
-    settings = load_config(run, ()).with_seed(seed)
-    raise SystemExit(quickstart_run.main(workdir, data_dir, config.override(settings, assignments)))
+    settings = config.override(load_config(run, ()).with_seed(seed), assignments)
+    raise SystemExit(quickstart_run.main(workdir, data_dir, own.require(settings)))
 
 
 @main.command(example="tfmm pretrain --data my_tables --output run/encoders --preset small")
@@ -68,17 +68,19 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
     from tfmm.training import progress
 
     config = load_config(run, assignments)
-    unread.say(data_dir, click.echo, declared.tables(config.feature_set))
-    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data)
-    for modality in schema.modalities(data_dir):
-        if modality != "vector":
-            result = train.train(
-                getattr(config, modality),
-                output_dir / "pairs" / modality,
-                output_dir / modality,
-                checkpoint_dir=output_dir / "checkpoints" / modality,
-                progress=progress.lines(click.echo),
-            )
+    unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
+    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data, config.modality_set)
+    for modality, settings in config.encoders(schema.modalities(data_dir, config.modality_set)).items():
+        result = train.train(
+            settings,
+            output_dir / "pairs" / modality,
+            output_dir / modality,
+            checkpoint_dir=output_dir / "checkpoints" / modality,
+            progress=progress.lines(click.echo),
+        )
+        if settings.frozen:
+            click.echo(f"{modality}: {settings.encoder} as it is, {result['dim']} values.")
+        else:
             click.echo(f"{modality}: {encoder_lines.plan_text(result)}. {encoder_lines.accuracy_text(result)}.")
 
 
@@ -89,19 +91,28 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
 @click.option("--encoders", "encoders_dir", type=Folder, required=True, help="As `tfmm pretrain` wrote them.")
 @click.option("--index", "index_path", type=File, required=True, help="SQLite file of the item index.")
 @click.option("--snapshot", "snapshot_dir", type=Folder, required=True, help="A frozen copy for training.")
+@run_options
 def embed(
-    data_dir: pathlib.Path, encoders_dir: pathlib.Path, index_path: pathlib.Path, snapshot_dir: pathlib.Path
+    data_dir: pathlib.Path,
+    encoders_dir: pathlib.Path,
+    index_path: pathlib.Path,
+    snapshot_dir: pathlib.Path,
+    run: str,
+    assignments: tuple[str, ...],
 ) -> None:
     """Embed the catalog by Beam into the item index."""
-    from tfmm.data import schema, unread
+    from tfmm.data import declared, schema, unread
     from tfmm.index import beam, item_index, snapshot
 
-    unread.say(data_dir, click.echo)
-    folders = {m: str(encoders_dir / m) for m in schema.modalities(data_dir) if m != "vector"}
-    beam.embed_catalog(data_dir, folders, index_path, dead_letter_dir=snapshot_dir / "dead_letter")
+    config = load_config(run, assignments)
+    unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
+    names = schema.modalities(data_dir, config.modality_set)
+    folders = {name: str(encoders_dir / name) for name in config.encoders(names)}
+    dead_letters = snapshot_dir / "dead_letter"
+    beam.embed_catalog(data_dir, folders, index_path, dead_letters, modality_set=config.modality_set)
     with item_index.ItemIndex(index_path) as index:
         active = index.active_encoders()
-        versions = {m: active[m].encoder_version for m in schema.modalities(data_dir)}
+        versions = {name: active[name].encoder_version for name in names}
         manifest = snapshot.write_snapshot(index, snapshot_dir, versions)
     for modality, facts in manifest["modalities"].items():
         click.echo(f"{modality}: {facts['size']:,} items of dim {facts['dim']}, encoder {facts['encoder_version']}")
@@ -129,7 +140,7 @@ def train(
     config = load_config(run, assignments)
     feature_set = config.feature_set
     raw, transformed, progress = output_dir / "examples", output_dir / "transformed", progress_lib.lines(click.echo)
-    unread.say(data_dir, click.echo, declared.tables(feature_set))
+    unread.say(data_dir, click.echo, declared.tables(feature_set, config.modality_set))
     beam.write_examples(data_dir, config.data, feature_set, raw)
     examples.transform(raw, transformed)
     train_pattern, eval_pattern = (str(transformed / f"{split}-*") for split in ("train", "eval"))
@@ -144,7 +155,7 @@ def train(
         progress=progress,
     )
     vocabulary = transformed / "vocabulary"
-    for name, modalities in (("id", ()), ("multimodal", schema.modalities(data_dir))):
+    for name, modalities in (("id", ()), ("multimodal", schema.modalities(data_dir, config.modality_set))):
         own: dict[str, typing.Any] = (
             {"snapshot_dir": snapshot_dir, "make_dir": output_dir / "make"} if modalities else {}
         )
@@ -207,7 +218,9 @@ def evaluate(
     probed = None
     if snapshot_dir is not None:
         folders = encoders.encoder_folders(encoders_dir) if encoders_dir else {}
-        probed = encoders.probe_encoders(eval_pattern, config.feature_set, snapshot_dir, data_dir, folders)
+        probed = encoders.probe_encoders(
+            eval_pattern, config.feature_set, snapshot_dir, data_dir, folders, config.modality_set
+        )
     patterns = (train_pattern, eval_pattern)
     judged = report.evaluate(
         models, *patterns, output_dir, config.feature_set, encoders=probed, snapshot_dir=snapshot_dir

@@ -71,6 +71,6 @@ def run_options(function: typing.Callable) -> typing.Callable:
 
 def load_config(run: str, assignments: tuple[str, ...]) -> typing.Any:
     """Returns the RunConfig that the options name."""
-    from tfmm import config, runs
+    from tfmm import config, own, runs
 
-    return config.override(runs.load(run), assignments)
+    return own.require(config.override(runs.load(run), assignments))

@@ -21,7 +21,7 @@ import typing
 
 import tfmm
 from tfmm import config as config_lib
-from tfmm import runs
+from tfmm import own, runs
 from tfmm.data import layout, schema, unread
 
 PIPELINE_NAME = "tfmm"
@@ -44,7 +44,7 @@ class Environment:
         return cls(
             workdir=pathlib.Path(variables.get("TFMM_WORKDIR", "tfmm_workdir")).resolve(),
             data_dir=pathlib.Path(data).resolve() if data else None,
-            config=runs.load(variables.get("TFMM_RUN") or "small"),
+            config=own.require(runs.load(variables.get("TFMM_RUN") or "small")),
         )
 
     def to_variables(self) -> dict[str, str]:

@@ -19,6 +19,8 @@ from tfx_pipeline.environments import (
 # Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
 LOCAL_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
 
+MARKETPLACE_CONTENTS = ("image", "title")  # columns of its items
+
 
 def _json(config: object) -> str:
     return json.dumps(config_lib.to_dict(config), sort_keys=True)
@@ -36,8 +38,9 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         ValueError: the named data has nothing to represent an item by.
     """
     config = environment.config
-    feature_set = _json(config.feature_set)
+    feature_set, modality_set = _json(config.feature_set), _json(config.modality_set)
     own_modules = [method.name.partition(":")[0] for method in config.methods if ":" in method.name]
+    own_modules += config.modality_set.own_modules
 
     def _code(*stages: str) -> str:
         """Returns a fingerprint of all code that stages may run."""
@@ -47,16 +50,19 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
 
     if environment.data_dir is None:
         source = components.Marketplace(config=_json(config.marketplace), code=_code("data"))
-        dataset, modalities = source.outputs["dataset"], ("image", "text")
+        dataset, modalities = source.outputs["dataset"], config.modality_set.present(MARKETPLACE_CONTENTS.__contains__)
     else:
         source = tfx.dsl.Importer(
             source_uri=str(environment.data_dir),
             artifact_type=artifact_types.Dataset,
             custom_properties={
-                "fingerprint": data_fingerprint(environment.data_dir, declared.tables(config.feature_set))
+                "fingerprint": data_fingerprint(
+                    environment.data_dir, declared.tables(config.feature_set, config.modality_set)
+                )
             },
         ).with_id("Dataset")
-        dataset, modalities = source.outputs["result"], schema.modalities(environment.data_dir)
+        dataset = source.outputs["result"]
+        modalities = schema.modalities(environment.data_dir, config.modality_set)
         if not modalities:
             raise ValueError(
                 f"{environment.data_dir} must have titles or images with searches or orders that teach an encoder, or "
@@ -64,20 +70,23 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
             )
 
     check = components.DataCheck(
-        dataset=dataset, config=_json(config.data), feature_set=feature_set, code=_code("data")
+        dataset=dataset,
+        config=_json(config.data),
+        feature_set=feature_set,
+        modality_set=modality_set,
+        code=_code("data"),
     )
     pairs = components.PairBuilder(
         dataset=dataset,
         report=check.outputs["report"],
         config=_json(config.pairs),
         data_config=_json(config.data),
+        modality_set=modality_set,
         code=_code("data"),
     )
     scl = components.SCLTrainer(
         pairs=pairs.outputs["pairs"],
-        modalities=json.dumps([m for m in modalities if m != "vector"]),
-        image=_json(config.image),
-        text=_json(config.text),
+        configs=json.dumps({m: config_lib.to_dict(c) for m, c in config.encoders(modalities).items()}),
         checkpoint_dir=str(checkpoints / "scl" / _code("pretrain")),
         progress_path=progress_path,
         code=_code("pretrain"),
@@ -87,6 +96,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         encoders=scl.outputs["encoders"],
         index_path=str(environment.index_path),
         modalities=json.dumps(modalities),
+        modality_set=modality_set,
         code=_code("index"),
     )
     snapshot = catalog.outputs["snapshot"]
@@ -154,6 +164,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         serving_dir=str(environment.serving_dir),
         config=_json(config.gate),
         feature_set=feature_set,
+        modality_set=modality_set,
         code=_code("evaluate"),
     )
     pusher = tfx.components.Pusher(

@@ -17,7 +17,7 @@ def test_event_round_trip():
     new = parse(events.make_event("item-1", category="shoes", title="red", image=b"\x89PNG", event_time_us=5))
     wanted = [int(value) for value in fingerprints.fingerprint(["item-1", "shoes"])]
     assert [new.item.item_id, new.item.category] == wanted
-    assert (new.item.title, new.item.image, new.item.event_time_us) == ("red", b"\x89PNG", 5)
+    assert new.item.contents == {"text": "red", "image": b"\x89PNG"} and new.item.event_time_us == 5
     assert not new.is_withdrawn
 
 
@@ -33,7 +33,7 @@ def test_event_time_is_now_where_none_is_given():
 
 
 def test_vectors_and_withdrawals():
-    assert parse(events.make_event(1, vector=[1, 0.5])).item.vector == [1.0, 0.5]
+    assert parse(events.make_event(1, vector=[1, 0.5])).item.contents == {"vector": [1.0, 0.5]}
     assert parse(events.make_event(1, withdrawn=True)).is_withdrawn
 
 

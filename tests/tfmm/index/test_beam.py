@@ -131,7 +131,7 @@ def test_vectors_with_nulls_inside_are_dead_letters(tmp_path):
 def test_most_frequent_length_of_vectors_counts(tmp_path):
     vectors = [[1.0, 2.0, 3.0], [1.0, 0.0], None, [], [], [], [0.0, 1.0]]
     write_vectors(tmp_path / "data", range(1, 8), vectors, row_group_size=3)
-    assert beam.vector_dim(tmp_path / "data") == 2
+    assert beam.vector_dims(tmp_path / "data") == {"vector": 2}
     counts = beam.embed_catalog(tmp_path / "data", {}, tmp_path / "index.sqlite")
     assert counts == {"vector": {"embedded": 2, "changed": 2, "rejected": 1, "missing": 4}}
 
