@@ -203,6 +203,7 @@ def stream(folder, payload):
 
     with event_log.SQLiteEventLog(folder / "events.sqlite") as log:
         log.append([payload])
+        name = log.name
     job = subprocess.Popen(
         [sys.executable, "-m", "serving.streaming", "--events", "events.sqlite", "--index", "index/items.sqlite",
          "--encoders", "encoders"],
@@ -211,7 +212,7 @@ def stream(folder, payload):
     try:
         with item_index.ItemIndex(folder / "index" / "items.sqlite") as index:
             deadline = time.monotonic() + 300
-            while index.position(log.name) < 1:
+            while index.position(name) < 1:
                 assert job.poll() is None and time.monotonic() < deadline
                 time.sleep(0.1)
             assert index.dead_letters() == []

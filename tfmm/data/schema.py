@@ -50,29 +50,35 @@ Tables = typing.Mapping[str, Table]
 def documented(modality_set: ModalitySet) -> dict[str, Table]:
     """Returns the tables of every run, with the contents that its modalities read."""
 
-    def contents(table: str) -> tuple[Column, ...]:
-        return tuple(Column(name, kind, meaning) for name, (kind, meaning) in modality_set.columns(table).items())
+    def with_contents(table: str, before: tuple[Column, ...], after: tuple[Column, ...] = ()) -> tuple[Column, ...]:
+        own = {column.name for column in before + after}  # what they are is no modality's to say
+        read = modality_set.columns(table).items()
+        return (*before, *(Column(name, *facts) for name, facts in read if name not in own), *after)
 
     tables = (
         Table(
             "items",
             "the catalog",
-            (
-                Column("item_id", "id", "unique", required=True),
-                *contents("items"),
-                Column("category", "id", "leaf category"),
-                Column("created_at", "timestamp", "when the item entered the catalog, UTC"),
+            with_contents(
+                "items",
+                (Column("item_id", "id", "unique", required=True),),
+                (
+                    Column("category", "id", "leaf category"),
+                    Column("created_at", "timestamp", "when the item entered the catalog, UTC"),
+                ),
             ),
             required=True,
         ),
         Table(
             "searches",
             "searches with a text, an image, or both",
-            (
-                Column("search_id", "id", "unique", required=True),
-                Column("user_id", "id", "who searched", required=True),
-                Column("timestamp", "timestamp", "when, UTC", required=True),
-                *contents("searches"),
+            with_contents(
+                "searches",
+                (
+                    Column("search_id", "id", "unique", required=True),
+                    Column("user_id", "id", "who searched", required=True),
+                    Column("timestamp", "timestamp", "when, UTC", required=True),
+                ),
             ),
         ),
         Table(

@@ -144,3 +144,32 @@ def test_an_encoder_of_another_modality_is_refused(catalog, encoder_dirs, tmp_pa
 def test_nothing_to_embed_is_refused(catalog, tmp_path):
     with pytest.raises(ValueError, match="must name an encoder"):
         beam.embed_catalog(catalog, {}, tmp_path / "index.sqlite")
+
+
+def test_declared_vectors_stand_side_by_side(catalog, encoder_dirs, tmp_path):
+    """Texts, and two columns of ready vectors of two lengths; the pictures are in no declaration."""
+    path = catalog / "items.parquet"
+    items = pq.read_table(path)
+    clips = [None, *([float(n), 1.0, 0.0] for n in range(9))]
+    items = items.append_column("clip_vector", pa.array(clips, pa.list_(pa.float64())))
+    items = items.append_column("brand", pa.array([[1.0, float(n)] for n in range(10)]))
+    pq.write_table(items, path)
+    declared = ModalitySet(
+        (
+            Modality("text", "text", column="title"),
+            Modality("clip", "vector", column="clip_vector"),
+            Modality("brand", "vector"),
+        )
+    )
+    index_path = tmp_path / "index.sqlite"
+    counts = beam.embed_catalog(catalog, {"text": encoder_dirs["text"]}, index_path, modality_set=declared)
+    assert {name: (found["embedded"], found["missing"]) for name, found in counts.items()} == {
+        "text": (10, 0), "clip": (9, 1), "brand": (10, 0)}  # fmt: skip
+    with item_index.ItemIndex(index_path) as index:
+        active = index.active_encoders()
+        assert {name: entry.dim for name, entry in active.items()} == {"text": 6, "clip": 3, "brand": 2}
+        rows = index.embeddings("clip", active["clip"].encoder_version)
+    ids = fingerprint([f"item-{n}" for n in range(1, 10)])
+    assert set(rows.ids.tolist()) == set(ids.tolist())
+    expected, _ = encode.quantize(clips[1:])
+    np.testing.assert_array_equal(rows.rows[np.argsort(rows.ids)], expected[np.argsort(ids)])
