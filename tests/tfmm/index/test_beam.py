@@ -9,6 +9,7 @@ import pytest
 
 from tfmm import fingerprints
 from tfmm.index import beam, encode, item_index, snapshot
+from tfmm.modalities import Modality, ModalitySet
 
 VECTOR = pa.list_(pa.float32())
 
@@ -169,7 +170,7 @@ def test_declared_vectors_stand_side_by_side(catalog, encoder_dirs, tmp_path):
         active = index.active_encoders()
         assert {name: entry.dim for name, entry in active.items()} == {"text": 6, "clip": 3, "brand": 2}
         rows = index.embeddings("clip", active["clip"].encoder_version)
-    ids = fingerprint([f"item-{n}" for n in range(1, 10)])
+    ids = fingerprints.fingerprint([f"item-{n}" for n in range(1, 10)])
     assert set(rows.ids.tolist()) == set(ids.tolist())
     expected, _ = encode.quantize(clips[1:])
     np.testing.assert_array_equal(rows.rows[np.argsort(rows.ids)], expected[np.argsort(ids)])
