@@ -92,7 +92,7 @@ class CTRModel(keras.Model):
         self.make_settings = config_lib.as_config(config_lib.MAKEConfig, make_config)
         self.feature_set = config_lib.as_config(FeatureSet, feature_set)
         self.methods = tuple(config_lib.as_config(config_lib.Method, method) for method in methods)
-        self.sizes, self.dims = dict(sizes), {modality: int(dim) for modality, dim in dims.items()}
+        self.sizes, self.dims = dict(sizes), {name: int(dims[name]) for name in sorted(dims)}
         tables = self.feature_set.embeddings
         if set(sizes) != set(tables) or min(sizes.values()) < 2:
             raise ValueError(f"`sizes` must give at least 2 for each of {list(tables)}. Received: {self.sizes}.")

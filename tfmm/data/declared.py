@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 import typing
@@ -10,21 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfmm.data import schema
+from tfmm import modalities
+from tfmm.data import casting, schema
+from tfmm.data.parts import Part
 from tfmm.data.schema import Column, Table
 from tfmm.features import ACTIONS, AGE, KEYS, PADDING, Feature, FeatureSet
+from tfmm.modalities import MAX_DIM, UNDECLARED, ModalitySet
 
 USERS = Table("users", "what is known of users", (Column("user_id", "id", "unique", required=True),), required=True)
 _KINDS = {"id": "id", "ids": "ids", "number": "number", "boolean": "boolean", "time": "timestamp"}
 _UNIQUE = {"items": "item_id", "users": "user_id", "searches": "search_id"}
 
 
-def tables(feature_set: FeatureSet) -> dict[str, Table]:
-    """Returns the documented tables with the columns of declared features; `users` where a feature comes from it.
+def tables(feature_set: FeatureSet, modality_set: ModalitySet = UNDECLARED) -> dict[str, Table]:
+    """Returns the tables with the columns of declared modalities and features; `users` where a feature comes from it.
 
     A declared column that the data lacks is a fault, so it is required; its values may be null.
     """
-    result = dict(schema.TABLES)
+    result = schema.documented(modality_set)
     if feature_set.of_table("users"):
         result["users"] = USERS
     for feature in feature_set.features:
@@ -42,9 +46,11 @@ def unique_key(table: str) -> str | None:
     return _UNIQUE.get(table)
 
 
-def faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
-    """Returns what the data lacks of a declaration, a line each, by the files' headers and the actions in them."""
-    found, known = [], tables(feature_set)
+def faults(
+    data_dir: str | pathlib.Path, feature_set: FeatureSet, modality_set: ModalitySet = UNDECLARED
+) -> list[str]:
+    """Returns what the data lacks of a declaration, a line each, by headers, and by actions and contents."""
+    found, known = [], tables(feature_set, modality_set)
     for feature in feature_set.features:
         if feature.source == f"behaviors.{AGE}":
             continue
@@ -62,22 +68,66 @@ def faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
                 )
         else:
             found += _type_faults(data_dir, feature, known)
-    return found + _action_faults(data_dir, feature_set)
+    return found + _action_faults(data_dir, feature_set) + _content_faults(data_dir, modality_set, known)
+
+
+def _content_faults(data_dir: str | pathlib.Path, modality_set: ModalitySet, known: schema.Tables) -> list[str]:
+    """Returns what the data lacks of declared modalities; the default ones take what there is."""
+    found = []
+    ways_out = {
+        "items": "Name another `column`, or leave the modality out",
+        "searches": "Name another `query_column`, or leave it out: pairs then come from orders and clicks",
+    }
+    for modality in modality_set.modalities:
+        for table, way_out in ways_out.items():
+            for column, kind, _ in modality.columns(table):
+                name, place = f"modality {modality.name!r}", f"{table}.{column}"
+                documented = known[table].column(column).kind
+                parts = schema.table_parts(data_dir, table, known)
+                names = ", ".join(dict.fromkeys(n for part in parts for n in part.schema.names)) or "none"
+                if not any(column in part.schema.names for part in parts):
+                    found.append(f"{name}: column {place} must be there. Received the columns {names}. {way_out}")
+                elif kind not in (documented, modalities.OWN) or documented not in modalities.KINDS:
+                    found.append(f"{name}: {place} is {documented}, so no content of {modality.encoder}. {way_out}")
+                elif text := _unreadable(parts, table, column, known):
+                    found.append(f"{name}: {text} {way_out}")
+                elif not schema.has_value(parts, column):
+                    found.append(f"{name}: {place} must hold something in at least one row. {way_out}")
+                elif modality.is_ready and (dim := vector_dim(parts, column)) > MAX_DIM:
+                    found.append(f"{name}: vectors must have 1 to {MAX_DIM} values, not {dim} as most of {place} have")
+    return found
+
+
+def vector_dim(parts: typing.Sequence[Part], column: str) -> int:
+    """Returns the most frequent length of a column's vectors, the least of several; 0 where there is none."""
+    counts: collections.Counter[int] = collections.Counter()
+    for part in parts:
+        for group in range(len(part.row_groups)):
+            if column in part.schema.names:
+                values = casting.cast(part.read([column], group)[column], column, "vector", "items")
+                for found in pc.value_counts(pc.list_value_length(values)).to_pylist():
+                    counts[found["values"] or 0] += found["counts"]
+    counts.pop(0, None)  # null or empty: none
+    return min(counts, key=lambda length: (-counts[length], length), default=0)
 
 
 def _type_faults(data_dir: str | pathlib.Path, feature: Feature, known: schema.Tables) -> list[str]:
     documented, wanted = known[feature.table].column(feature.column).kind, _KINDS[feature.kind]
     if documented != wanted and not (documented == "integer" and wanted == "number"):
         return [f"feature {feature.name!r}: {feature.table}.{feature.column} is {documented}, so not of kind {wanted}"]
+    text = _unreadable(schema.table_parts(data_dir, feature.table, known), feature.table, feature.column, known)
+    return [f"feature {feature.name!r}: {text} Declare another `kind`, or change the column"] if text else []
+
+
+def _unreadable(parts: typing.Sequence[Part], table: str, column: str, known: schema.Tables) -> str:
+    """Returns why a column's stored type cannot be read as what is declared; "" where it can."""
     try:
-        for part in schema.table_parts(data_dir, feature.table, known):
-            names = part.schema.names
-            if feature.column in names:
-                empty = part.schema.empty_table().select([feature.column])
-                schema.conform(empty, feature.table, [feature.column], known)
+        for part in parts:
+            if column in part.schema.names:
+                schema.conform(part.schema.empty_table().select([column]), table, [column], known)
     except ValueError as error:
-        return [f"feature {feature.name!r}: {error} Declare another `kind`, or change the column"]
-    return []
+        return str(error)
+    return ""
 
 
 def _action_faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:

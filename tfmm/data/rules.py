@@ -76,18 +76,20 @@ def row_rules(
     return rules
 
 
-def content_rules(name: str, dim: int | None = None, tables: schema.Tables = schema.TABLES) -> list[Rule]:
-    """Returns the rules about images and vectors, which have to be opened; `dim`: of every vector."""
+def content_rules(
+    name: str, dims: typing.Mapping[str, int] | None = None, tables: schema.Tables = schema.TABLES
+) -> list[Rule]:
+    """Returns the rules about images and vectors, which have to be opened; `dims`: of vectors, by column."""
     rules = [
         Rule(column.name, "must be a PNG or JPEG that can be decoded", _undecodable)
         for column in tables[name].columns
         if column.kind == "binary"
     ]
-    if name == "items" and dim is not None:
+    for column, dim in (dims or {}).items():
         rules += [
-            Rule("vector", f"must have {dim} values, as most have", _other_length(dim)),
-            Rule("vector", "must hold finite numbers only", _not_finite),
-            Rule("vector", "must not be all zeros", _all_zero),
+            Rule(column, f"must have {dim} values, as most have", _other_length(dim)),
+            Rule(column, "must hold finite numbers only", _not_finite),
+            Rule(column, "must not be all zeros", _all_zero),
         ]
     return rules
 

@@ -17,6 +17,7 @@ from tfmm.data import schema
 from tfmm.evaluate import probe as probe_lib
 from tfmm.features import KEYS, LABEL, FeatureSet
 from tfmm.index import snapshot as snapshot_lib
+from tfmm.modalities import UNDECLARED, ModalitySet
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.training import examples as examples_lib
 
@@ -45,6 +46,7 @@ def probe_encoders(
     snapshot_dir: Folder | None,
     data_dir: Folder | None = None,
     encoder_dirs: typing.Mapping[str, Folder] | None = None,
+    modality_set: ModalitySet = UNDECLARED,
 ) -> dict[str, dict[str, typing.Any]]:
     """Probes each modality of the item index on held-out impressions.
 
@@ -54,7 +56,8 @@ def probe_encoders(
         snapshot_dir: the item index's snapshot: the vectors as they are served; None: nothing is probed.
         data_dir: the catalog, for what the untrained encoders read.
         encoder_dirs: pre-training's output folder by modality: the same encoder with fresh weights is probed on
-            the same rows. Modalities that are not in it (items' own vectors) are probed alone.
+            the same rows. Modalities that are not in it (items' own vectors) and frozen ones are probed alone.
+        modality_set: what the run declares: from which columns the encoders read.
     Returns:
         Per modality: `probe`, as `probe.judge` returns it, with `rows_left_out` (target or history without an
         embedding); for an encoder Acc@N with its untrained and chance values and counts, and the settings in
@@ -85,10 +88,11 @@ def probe_encoders(
         if modality in encoder_dirs:
             manifest = artifacts.read_manifest(encoder_dirs[modality], "encoder")
             facts |= {name: manifest[name] for name in FROM_MANIFEST if name in manifest}
-            vectors = untrained_vectors(manifest, data_dir, ids)  # type: ignore[arg-type]
-            untrained, read = probe_lib.largest_cosines(ids, vectors, *wanted)
-            known &= read
-            untrained = untrained[known]
+            if not manifest.get("frozen"):
+                vectors = untrained_vectors(manifest, data_dir, ids, modality_set)  # type: ignore[arg-type]
+                untrained, read = probe_lib.largest_cosines(ids, vectors, *wanted)
+                known &= read
+                untrained = untrained[known]
         probe = probe_lib.judge(rows["label"][known], rows["user_id"][known], cosines[known], untrained)
         facts["probe"] = {**probe, "rows_left_out": int((~known).sum())}
         facts["warning"] = warning(modality, probe)
@@ -131,22 +135,28 @@ def sample(rows: examples_lib.Columns) -> examples_lib.Columns:
     return {name: values[kept] for name, values in rows.items()}
 
 
-def untrained_vectors(manifest: typing.Mapping[str, typing.Any], data_dir: Folder, ids: np.ndarray) -> np.ndarray:
+def untrained_vectors(
+    manifest: typing.Mapping[str, typing.Any],
+    data_dir: Folder,
+    ids: np.ndarray,
+    modality_set: ModalitySet = UNDECLARED,
+) -> np.ndarray:
     """Encodes items of the catalog with the encoder as it was before training: its seed gives the same weights.
 
     Args:
         manifest: of the trained encoder.
         data_dir: the catalog.
         ids: int64 [m], fingerprints of item ids, ascending.
+        modality_set: what the run declares.
     Returns:
         float32 [m, D]; zeros where the catalog has no content that can be used.
     """
     encoder = make_encoder(config_lib.from_dict(config_lib.SCLConfig, manifest["config"]))
-    column = schema.CONTENT_COLUMNS[manifest["modality"]]
+    column, tables = modality_set[manifest["modality"]].content, schema.documented(modality_set)
     vectors = np.zeros([len(ids), manifest["dim"]], np.float32)
     for part in schema.table_parts(data_dir, "items"):
         for group in range(len(part.row_groups)):
-            items = schema.read_part(part, "items", ["item_id", column], group)
+            items = schema.read_part(part, "items", ["item_id", column], group, tables)
             places = probe_lib.places(ids, schema.fingerprints(items["item_id"]))
             wanted = np.flatnonzero(places < len(ids))
             for start in range(0, len(wanted), ENCODE_CHUNK):
