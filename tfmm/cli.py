@@ -69,7 +69,7 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
 
     config = load_config(run, assignments)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set))
-    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data)
+    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data, config.feature_set)
     for modality in schema.modalities(data_dir):
         if modality != "vector":
             result = train.train(

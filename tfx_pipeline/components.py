@@ -14,7 +14,7 @@ from tfx import v1 as tfx
 from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 
 from tfmm import config as config_lib
-from tfmm.features import FeatureSet
+from tfmm.features import FeatureSet, Label
 from tfmm.training import progress
 from tfx_pipeline import environments
 from tfx_pipeline.artifact_types import DataReport, Dataset, Encoders, IndexSnapshot, Make, Pairs
@@ -71,6 +71,7 @@ def PairBuilder(
     report: InputArtifact[DataReport],
     config: Parameter[str],
     data_config: Parameter[str],
+    label: Parameter[str],
     code: Parameter[str],
     pairs: OutputArtifact[Pairs],
 ):
@@ -82,6 +83,7 @@ def PairBuilder(
         _config(config_lib.PairsConfig, config),
         pairs.uri,
         _config(config_lib.DataConfig, data_config),
+        FeatureSet(label=_config(Label, label)),
     )
 
 

@@ -71,6 +71,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         report=check.outputs["report"],
         config=_json(config.pairs),
         data_config=_json(config.data),
+        label=_json(config.label),
         code=_code("data"),
     )
     scl = components.SCLTrainer(

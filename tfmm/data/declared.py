@@ -12,19 +12,20 @@ import pyarrow.compute as pc
 
 from tfmm.data import schema
 from tfmm.data.schema import Column, Table
-from tfmm.features import ACTIONS, AGE, KEYS, PADDING, Feature, FeatureSet
+from tfmm.features import ACTIONS, AGE, KEYS, LABEL, NEGATIVE_RATE, PADDING, SAMPLE_WEIGHT, Feature, FeatureSet, Label
 
 USERS = Table("users", "what is known of users", (Column("user_id", "id", "unique", required=True),), required=True)
 _KINDS = {"id": "id", "ids": "ids", "number": "number", "boolean": "boolean", "time": "timestamp"}
+_LABEL_MEANINGS = {SAMPLE_WEIGHT: "how often a row counts", NEGATIVE_RATE: "share of such negatives that the log keeps"}
 _UNIQUE = {"items": "item_id", "users": "user_id", "searches": "search_id"}
 
 
 def tables(feature_set: FeatureSet) -> dict[str, Table]:
-    """Returns the documented tables with the columns of declared features; `users` where a feature comes from it.
+    """Returns the documented tables with the columns of features and label; `users` where a feature comes from it.
 
     A declared column that the data lacks is a fault, so it is required; its values may be null.
     """
-    result = dict(schema.TABLES)
+    result = schema.TABLES | {"impressions": _with_label(schema.TABLES["impressions"], feature_set.label)}
     if feature_set.of_table("users"):
         result["users"] = USERS
     for feature in feature_set.features:
@@ -35,6 +36,19 @@ def tables(feature_set: FeatureSet) -> dict[str, Table]:
             column = Column(feature.column, _KINDS[feature.kind], f"feature {feature.name!r}")
             result[table.name] = dataclasses.replace(table, columns=(*table.columns, column))
     return result
+
+
+def _with_label(impressions: Table, label: Label) -> Table:
+    """Returns the table with the label's columns in place of the documented one."""
+    columns = [
+        dataclasses.replace(column, name=label.column) if column.name == LABEL else column
+        for column in impressions.columns
+    ]
+    known = [column.name for column in columns]
+    for name, source in label.sources.items():
+        if source not in known:
+            columns.append(Column(source, "number", _LABEL_MEANINGS[name]))
+    return dataclasses.replace(impressions, columns=tuple(columns))
 
 
 def unique_key(table: str) -> str | None:
@@ -62,7 +76,7 @@ def faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
                 )
         else:
             found += _type_faults(data_dir, feature, known)
-    return found + _action_faults(data_dir, feature_set)
+    return found + _action_faults(data_dir, feature_set) + _label_faults(data_dir, feature_set)
 
 
 def _type_faults(data_dir: str | pathlib.Path, feature: Feature, known: schema.Tables) -> list[str]:
@@ -77,6 +91,38 @@ def _type_faults(data_dir: str | pathlib.Path, feature: Feature, known: schema.T
                 schema.conform(empty, feature.table, [feature.column], known)
     except ValueError as error:
         return [f"feature {feature.name!r}: {error} Declare another `kind`, or change the column"]
+    return []
+
+
+def _label_faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
+    """Returns what the data lacks of the label; that of the documented name is checked with its table."""
+    found, known, label = [], tables(feature_set), feature_set.label
+    parts = schema.table_parts(data_dir, "impressions", known)
+    names = list(dict.fromkeys(name for part in parts for name in part.schema.names))
+    for name, column in label.sources.items():
+        field, place = "column" if name == LABEL else name.removeprefix("sample_"), f"impressions.{column}"
+        if column not in names and column != LABEL:
+            found.append(f"label: column {place} must be there. Received the columns {', '.join(names)}. Name another")
+        elif column in names and name != LABEL:
+            try:
+                schema.read_table(data_dir, "impressions", [column], known)
+            except ValueError as error:
+                found.append(f"label: {error} Name a column of numbers as its {field}")
+    if not found and label.negative_rate_column and label.column in names:
+        found += _rate_faults(schema.read_table(data_dir, "impressions", list(label.sources.values()), known), label)
+    return found
+
+
+def _rate_faults(shown: pa.Table, label: Label) -> list[str]:
+    """Returns a fault where clicks have rate 1, as they were kept, and not the rate of negatives like them."""
+    rates, clicked = shown[label.negative_rate_column], pc.equal(shown[label.column], 1)
+    of_clicks, of_negatives = rates.filter(clicked), rates.filter(pc.invert(clicked))
+    if pc.min(of_clicks).as_py() == 1.0 and (pc.max(of_negatives).as_py() or 1.0) < 1.0:
+        return [
+            f"label: impressions.{label.negative_rate_column} must be, of a clicked row too, the share of negatives "
+            "like it that the log keeps. Received: 1 for all clicks, less for all negatives. Write the negatives' rate "
+            "beside clicks"
+        ]
     return []
 
 
