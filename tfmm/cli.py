@@ -67,7 +67,8 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
 
     config = load_config(run, assignments)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
-    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data, config.modality_set)
+    declared_sets = (config.modality_set, config.feature_set)
+    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data, *declared_sets)
     for modality, settings in config.encoders(schema.modalities(data_dir, config.modality_set)).items():
         result = train.train(
             settings,

@@ -209,6 +209,7 @@ class RunConfig:
     features: tuple[features_lib.Feature, ...] = features_lib.DEFAULT_FEATURES
     sequences: tuple[features_lib.Sequence, ...] = features_lib.DEFAULT_SEQUENCES
     modalities: tuple[Modality, ...] = ()  # what represents an item; (): what the data has, see `ModalitySet`
+    label: features_lib.Label = features_lib.DEFAULT_LABEL
     methods: tuple[Method, ...] = DEFAULT_METHODS  # how item vectors come into the click model, in this order
     marketplace: MarketplaceConfig = MarketplaceConfig()
     data: DataConfig = DataConfig()
@@ -247,8 +248,8 @@ class RunConfig:
 
     @property
     def feature_set(self) -> features_lib.FeatureSet:
-        """The features and sequences, lengths and least counts filled in from `data`."""
-        declared = features_lib.FeatureSet(self.features, self.sequences)
+        """The features, sequences and label, lengths and least counts filled in from `data`."""
+        declared = features_lib.FeatureSet(self.features, self.sequences, self.label)
         return declared.resolved(self.data.max_behaviors, self.data.min_id_count)
 
     @property

@@ -14,7 +14,7 @@ from tfx import v1 as tfx
 from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 
 from tfmm import config as config_lib
-from tfmm.features import FeatureSet
+from tfmm.features import FeatureSet, Label
 from tfmm.modalities import ModalitySet
 from tfmm.training import progress
 from tfx_pipeline import environments
@@ -75,6 +75,7 @@ def PairBuilder(
     config: Parameter[str],
     data_config: Parameter[str],
     modality_set: Parameter[str],
+    label: Parameter[str],
     code: Parameter[str],
     pairs: OutputArtifact[Pairs],
 ):
@@ -87,6 +88,7 @@ def PairBuilder(
         pairs.uri,
         _config(config_lib.DataConfig, data_config),
         _config(ModalitySet, modality_set),
+        FeatureSet(label=_config(Label, label)),
     )
 
 

@@ -87,6 +87,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         config=_json(config.pairs),
         data_config=_json(config.data),
         modality_set=modality_set,
+        label=_json(config.label),
         code=_code("data"),
     )
     scl = components.SCLTrainer(

@@ -19,7 +19,7 @@ from tfmm.config import DataConfig
 from tfmm.data import declared, examples, instants, rules, schema, times, unread
 from tfmm.data.layout import Unread
 from tfmm.data.parts import LayoutError, Part
-from tfmm.features import FeatureSet
+from tfmm.features import FeatureSet, Label
 from tfmm.modalities import UNDECLARED, ModalitySet
 
 SHOWN = 5  # rows and values that a fault quotes
@@ -98,8 +98,9 @@ def check(
     Raises:
         MissingExtraError: pandera is not installed.
     """
-    tables = declared.tables(feature_set or FeatureSet(), modality_set)
-    run = _Check(pathlib.Path(data_dir), _pandera(), tables)
+    feature_set = feature_set or FeatureSet()
+    tables = declared.tables(feature_set, modality_set)
+    run = _Check(pathlib.Path(data_dir), _pandera(), tables, feature_set.label)
     unused = unread.of_folder(data_dir, tables)
     for name, table in tables.items():
         try:
@@ -170,8 +171,8 @@ def _pandera() -> typing.Any:
 class _Check:
     """The state of one check: what was counted, what was found, ids to look references up in."""
 
-    def __init__(self, data_dir: pathlib.Path, pandera: typing.Any, tables: schema.Tables):
-        self.data_dir, self._pandera, self._tables = data_dir, pandera, tables
+    def __init__(self, data_dir: pathlib.Path, pandera: typing.Any, tables: schema.Tables, label: Label):
+        self.data_dir, self._pandera, self._tables, self._label = data_dir, pandera, tables, label
         self.counts: dict[str, int] = {}
         self.faults: list[Fault] = []
         self._ids: dict[str, np.ndarray] = {}  # sorted fingerprints of items and searches
@@ -243,7 +244,7 @@ class _Check:
                 if len(lengths):
                     dims[column.name] = int(pc.mode(lengths)[0]["mode"].as_py())
         searches = self._ids.get("searches")
-        own = rules.row_rules(name, self._ids.get("items"), searches, has_split, self._tables)
+        own = rules.row_rules(name, self._ids.get("items"), searches, has_split, self._tables, self._label)
         return own + rules.content_rules(name, dims, self._tables)
 
     def _readable_columns(self, name: str, parts: typing.Sequence[Part]) -> list[str]:
@@ -308,14 +309,15 @@ class _Check:
             self.add("items", "", "must have a title, an image or a vector in at least one row", 1)
 
     def check_splits(self, config: DataConfig) -> None:
+        label = self._label.column
         if not self.counts.get("impressions") or any(
-            fault.table == "impressions" and fault.column in ("timestamp", "label", "split") for fault in self.faults
+            fault.table == "impressions" and fault.column in ("timestamp", label, "split") for fault in self.faults
         ):
             return
-        table = schema.read_table(self.data_dir, "impressions", ["label", "split"])
+        table = schema.read_table(self.data_dir, "impressions", [label, "split"], self._tables)
         (seen,) = times.resolutions(self.data_dir, config.time_zone, ["impressions"]).values()
         shown_at, _ = times.read_bounds(self.data_dir, "impressions", seen)
-        labels = table["label"].to_numpy()
+        labels = table[label].to_numpy()
         if table["split"].null_count < table.num_rows:
             in_eval = np.asarray(pc.equal(table["split"], "eval")).astype(bool)
         else:
@@ -324,7 +326,7 @@ class _Check:
             if not rows.any():
                 self.add("impressions", "timestamp", f"must leave rows in the {split} split", 1)
             elif len(np.unique(labels[rows])) < 2:
-                self.add("impressions", "label", f"must be both 0 and 1 in the {split} split", int(rows.sum()))
+                self.add("impressions", label, f"must be both 0 and 1 in the {split} split", int(rows.sum()))
 
     def notes(self, config: DataConfig) -> tuple[str, ...]:
         unreadable = {(fault.table, fault.column) for fault in self.faults if not fault.rows}

@@ -15,20 +15,22 @@ from tfmm import modalities
 from tfmm.data import casting, schema
 from tfmm.data.parts import Part
 from tfmm.data.schema import Column, Table
-from tfmm.features import ACTIONS, AGE, KEYS, PADDING, Feature, FeatureSet
+from tfmm.features import ACTIONS, AGE, KEYS, LABEL, NEGATIVE_RATE, PADDING, SAMPLE_WEIGHT, Feature, FeatureSet, Label
 from tfmm.modalities import MAX_DIM, UNDECLARED, ModalitySet
 
 USERS = Table("users", "what is known of users", (Column("user_id", "id", "unique", required=True),), required=True)
 _KINDS = {"id": "id", "ids": "ids", "number": "number", "boolean": "boolean", "time": "timestamp"}
+_LABEL_MEANINGS = {SAMPLE_WEIGHT: "how often a row counts", NEGATIVE_RATE: "share of such negatives that the log keeps"}
 _UNIQUE = {"items": "item_id", "users": "user_id", "searches": "search_id"}
 
 
 def tables(feature_set: FeatureSet, modality_set: ModalitySet = UNDECLARED) -> dict[str, Table]:
-    """Returns the tables with the columns of declared modalities and features; `users` where a feature comes from it.
+    """Returns the tables with the columns of modalities, features and label; `users` where a feature comes from it.
 
     A declared column that the data lacks is a fault, so it is required; its values may be null.
     """
     result = schema.documented(modality_set)
+    result["impressions"] = _with_label(result["impressions"], feature_set.label)
     if feature_set.of_table("users"):
         result["users"] = USERS
     for feature in feature_set.features:
@@ -39,6 +41,19 @@ def tables(feature_set: FeatureSet, modality_set: ModalitySet = UNDECLARED) -> d
             column = Column(feature.column, _KINDS[feature.kind], f"feature {feature.name!r}")
             result[table.name] = dataclasses.replace(table, columns=(*table.columns, column))
     return result
+
+
+def _with_label(impressions: Table, label: Label) -> Table:
+    """Returns the table with the label's columns in place of the documented one."""
+    columns = [
+        dataclasses.replace(column, name=label.column) if column.name == LABEL else column
+        for column in impressions.columns
+    ]
+    known = [column.name for column in columns]
+    for name, source in label.sources.items():
+        if source not in known:
+            columns.append(Column(source, "number", _LABEL_MEANINGS[name]))
+    return dataclasses.replace(impressions, columns=tuple(columns))
 
 
 def unique_key(table: str) -> str | None:
@@ -68,7 +83,8 @@ def faults(
                 )
         else:
             found += _type_faults(data_dir, feature, known)
-    return found + _action_faults(data_dir, feature_set) + _content_faults(data_dir, modality_set, known)
+    found += _content_faults(data_dir, modality_set, known) + _action_faults(data_dir, feature_set)
+    return found + _label_faults(data_dir, feature_set)
 
 
 def _content_faults(data_dir: str | pathlib.Path, modality_set: ModalitySet, known: schema.Tables) -> list[str]:
@@ -128,6 +144,38 @@ def _unreadable(parts: typing.Sequence[Part], table: str, column: str, known: sc
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _label_faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
+    """Returns what the data lacks of the label; that of the documented name is checked with its table."""
+    found, known, label = [], tables(feature_set), feature_set.label
+    parts = schema.table_parts(data_dir, "impressions", known)
+    names = list(dict.fromkeys(name for part in parts for name in part.schema.names))
+    for name, column in label.sources.items():
+        field, place = "column" if name == LABEL else name.removeprefix("sample_"), f"impressions.{column}"
+        if column not in names and column != LABEL:
+            found.append(f"label: column {place} must be there. Received the columns {', '.join(names)}. Name another")
+        elif column in names and name != LABEL:
+            try:
+                schema.read_table(data_dir, "impressions", [column], known)
+            except ValueError as error:
+                found.append(f"label: {error} Name a column of numbers as its {field}")
+    if not found and label.negative_rate_column and label.column in names:
+        found += _rate_faults(schema.read_table(data_dir, "impressions", list(label.sources.values()), known), label)
+    return found
+
+
+def _rate_faults(shown: pa.Table, label: Label) -> list[str]:
+    """Returns a fault where clicks have rate 1, as they were kept, and not the rate of negatives like them."""
+    rates, clicked = shown[label.negative_rate_column], pc.equal(shown[label.column], 1)
+    of_clicks, of_negatives = rates.filter(clicked), rates.filter(pc.invert(clicked))
+    if pc.min(of_clicks).as_py() == 1.0 and (pc.max(of_negatives).as_py() or 1.0) < 1.0:
+        return [
+            f"label: impressions.{label.negative_rate_column} must be, of a clicked row too, the share of negatives "
+            "like it that the log keeps. Received: 1 for all clicks, less for all negatives. Write the negatives' rate "
+            "beside clicks"
+        ]
+    return []
 
 
 def _action_faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from tfmm import artifacts
 from tfmm.config import DataConfig, PairsConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import examples, instants, schema, times
+from tfmm.data import declared, examples, instants, schema, times
+from tfmm.features import FeatureSet
 from tfmm.modalities import UNDECLARED, Modality, ModalitySet
 
 SPLITS = ("train", "heldout")
@@ -42,6 +43,7 @@ def build_pairs(
     output_dir: str | pathlib.Path,
     data_config: DataConfig | None = None,
     modality_set: ModalitySet = UNDECLARED,
+    feature_set: FeatureSet | None = None,
 ) -> dict[str, dict[str, typing.Any]]:
     """Writes pairs per modality: `<output_dir>/<modality>/{train,heldout}.parquet` (section 3.2).
 
@@ -66,6 +68,7 @@ def build_pairs(
         output_dir: made where missing.
         data_config: how impressions are split and times are read; None: DataConfig().
         modality_set: what the run declares; modalities whose encoders are not trained need no pairs.
+        feature_set: says which impressions were clicked; None: FeatureSet().
     Returns:
         The manifest per modality: `train`, `heldout`, `found` (pairs before the draw of at most `max_pairs`),
         `source` (search, co-purchase or co-click), `with_negative`.
@@ -80,14 +83,15 @@ def build_pairs(
     columns = ["item_id", *dict.fromkeys(modality.content for modality in wanted)]
     items = schema.read_table(data_dir, "items", columns, tables)
     item_ids = schema.fingerprints(items["item_id"])
-    logs = _logs(data_dir, data_config or DataConfig())
+    feature_set = feature_set or FeatureSet()
+    logs = _logs(data_dir, data_config or DataConfig(), declared.tables(feature_set, modality_set))
     sources = [
         (source, functools.cache(functools.partial(find, logs, item_ids)))
         for source, find in (
             ("search", _search_links),
             ("co-purchase", _order_links),
             ("co-click", functools.partial(_click_links, "behaviors", "action", "click")),
-            ("co-click", functools.partial(_click_links, "impressions", "label", 1)),
+            ("co-click", functools.partial(_click_links, "impressions", feature_set.label.column, 1)),
         )
     ]
     return {
@@ -116,27 +120,29 @@ class _Logs(typing.NamedTuple):
     data_dir: str | pathlib.Path
     seen: dict[str, times.Resolution]  # by table
     before: int  # microseconds since 1970: the earliest instant at which an impression of the eval split may have been
+    tables: schema.Tables  # with the columns that the run declares
 
     def read(self, name: str, columns: typing.Sequence[str]) -> pa.Table:
         """Reads a log's rows that have a time, over earlier than `before`; none where the table is absent."""
         if not schema.has_table(self.data_dir, name):
             return pa.table({column: pa.nulls(0) for column in columns})
-        acts = schema.read_table(self.data_dir, name, columns)
+        acts = schema.read_table(self.data_dir, name, columns, self.tables)
         earliest, latest = times.read_bounds(self.data_dir, name, self.seen[name])
         instant = pa.array(earliest).cast(pa.timestamp("us"))
         acts = acts.set_column(acts.column_names.index("timestamp"), "timestamp", instant)
         return acts.filter(pa.array((earliest != instants.NULL) & (latest < self.before)))
 
 
-def _logs(data_dir: str | pathlib.Path, config: DataConfig) -> _Logs:
+def _logs(data_dir: str | pathlib.Path, config: DataConfig, tables: schema.Tables) -> _Logs:
     seen = times.resolutions(data_dir, config.time_zone)
     splits = schema.read_table(data_dir, "impressions", ["split"])["split"]
     earliest, _ = times.read_bounds(data_dir, "impressions", seen["impressions"])
     has_time = earliest != instants.NULL
     if splits.null_count == len(splits):
-        return _Logs(data_dir, seen, examples.eval_start(earliest[has_time], config.eval_fraction))
+        return _Logs(data_dir, seen, examples.eval_start(earliest[has_time], config.eval_fraction), tables)
     in_eval = has_time & np.asarray(pc.fill_null(pc.equal(splits, "eval"), False).to_numpy(), bool)
-    return _Logs(data_dir, seen, int(earliest[in_eval].min()) if in_eval.any() else np.iinfo(np.int64).max)
+    before = int(earliest[in_eval].min()) if in_eval.any() else np.iinfo(np.int64).max
+    return _Logs(data_dir, seen, before, tables)
 
 
 def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -15,11 +15,12 @@ from tfmm import config as config_lib
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.data import schema
 from tfmm.evaluate import probe as probe_lib
-from tfmm.features import KEYS, LABEL, FeatureSet
+from tfmm.features import KEYS, FeatureSet
 from tfmm.index import snapshot as snapshot_lib
 from tfmm.modalities import UNDECLARED, ModalitySet
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.training import examples as examples_lib
+from tfmm.training.labels import metric_weights
 
 ENCODE_CHUNK = 256
 MAX_ROWS, MAX_ITEMS = 100_000, 20_000  # of a large log whole users are drawn: the fresh encoder must read their items
@@ -76,6 +77,7 @@ def probe_encoders(
     if snapshot_dir is None:
         return {}
     rows = sample(_read(eval_pattern, feature_set))
+    weights = metric_weights(rows, feature_set.label)
     snapshot, result = snapshot_lib.load_snapshot(snapshot_dir), {}
     for modality in snapshot.modalities:
         table = snapshot[modality]
@@ -93,7 +95,8 @@ def probe_encoders(
                 untrained, read = probe_lib.largest_cosines(ids, vectors, *wanted)
                 known &= read
                 untrained = untrained[known]
-        probe = probe_lib.judge(rows["label"][known], rows["user_id"][known], cosines[known], untrained)
+        counted = None if weights is None else weights[known]
+        probe = probe_lib.judge(rows["label"][known], rows["user_id"][known], cosines[known], untrained, counted)
         facts["probe"] = {**probe, "rows_left_out": int((~known).sum())}
         facts["warning"] = warning(modality, probe)
         result[modality] = facts
@@ -104,8 +107,8 @@ def _read(eval_pattern: examples_lib.Patterns, feature_set: FeatureSet) -> examp
     """Reads keys, labels and, as `behavior_item_ids`, the items of all sequences."""
     histories = [sequence.item_ids for sequence in feature_set.sequences]
     files = examples_lib.example_files(eval_pattern)
-    columns = examples_lib.read_columns(files, feature_set, {*KEYS, LABEL, *histories})
-    rows = {name: columns[name] for name in (*KEYS, LABEL)}
+    columns = examples_lib.read_columns(files, feature_set, {*KEYS, *feature_set.label.sources, *histories})
+    rows = {name: columns[name] for name in (*KEYS, *feature_set.label.sources)}
     return rows | {"behavior_item_ids": np.concatenate([columns[name] for name in histories], axis=1)}
 
 
