@@ -140,6 +140,13 @@ def train(
     feature_set = config.feature_set
     raw, transformed, progress = output_dir / "examples", output_dir / "transformed", progress_lib.lines(click.echo)
     unread.say(data_dir, click.echo, declared.tables(feature_set, config.modality_set))
+    names = schema.modalities(data_dir, config.modality_set)
+    if not names:
+        methods = ", ".join(method.name for method in config.methods)
+        raise ValueError(
+            f"The methods {methods} need a modality: {data_dir} must have contents in items. Received: none. Fill one "
+            "of their columns (`tfmm data schema`), or declare another."
+        )
     beam.write_examples(data_dir, config.data, feature_set, raw)
     examples.transform(raw, transformed)
     train_pattern, eval_pattern = (str(transformed / f"{split}-*") for split in ("train", "eval"))
@@ -154,7 +161,7 @@ def train(
         progress=progress,
     )
     vocabulary = transformed / "vocabulary"
-    for name, modalities in (("id", ()), ("multimodal", schema.modalities(data_dir, config.modality_set))):
+    for name, modalities in (("id", ()), ("multimodal", names)):
         own: dict[str, typing.Any] = (
             {"snapshot_dir": snapshot_dir, "make_dir": output_dir / "make"} if modalities else {}
         )

@@ -150,7 +150,7 @@ def _read_json(payload: bytes) -> dict[str, typing.Any]:
     except EventError:
         raise
     except RecursionError as error:
-        raise EventError("not JSON that can be read: nested too deep; an event is one flat object") from error
+        raise EventError("not JSON that can be read: nested too deep; an event is one object") from error
     except ValueError as error:
         raise EventError(f"not JSON: {error}") from error
     if not isinstance(event, dict):
