@@ -75,7 +75,8 @@ def write_log(folder, shop, rows, label, rates) -> Log:
         rate = np.float32(rates)[columns["category"] - 1]
         chosen = columns["label"] == 1
         for category in range(1, 6):
-            negatives = generator.permutation(np.flatnonzero((columns["label"] == 0) & (columns["category"] == category)))
+            is_negative = (columns["label"] == 0) & (columns["category"] == category)
+            negatives = generator.permutation(np.flatnonzero(is_negative))
             chosen[negatives[: round(len(negatives) * rates[category - 1])]] = True
         columns = columns | ({"negative_rate": rate} if label.negative_rate_column else {})
         kept[split] = {name: values[chosen] for name, values in columns.items()}
