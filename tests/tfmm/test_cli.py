@@ -171,5 +171,5 @@ def test_a_run_that_names_what_is_not_there_is_refused_before_any_work(tmp_path,
     (tmp_path / "run.json").write_text('{"modalities": [{"name": "audio", "encoder": "no_such_team:Audio"}]}')
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.main, ["pretrain", "--data", ".", "--output", "out", "--run", "run.json"])
-    assert result.exit_code == 1 and "Received: 'no_such_team:Audio'" in result.output
+    assert result.exit_code == 1 and "encoder 'no_such_team:Audio' must name an importable class" in result.output
     assert not (tmp_path / "out").exists()
