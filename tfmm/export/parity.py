@@ -68,12 +68,13 @@ def keras_scores(
 ) -> dict[str, np.ndarray]:
     """Returns `score` and `logit` of raw examples, by the Keras model, called eagerly, without any table."""
     model = model_lib.load_model(model_dir)
-    served = {column.name for column in model.feature_set.served}
-    spec = {name: feature for name, feature in preprocessing.raw_spec(model.feature_set).items() if name in served}
-    raw = tf.io.parse_example(list(examples), spec)
+    spec = preprocessing.raw_spec(model.feature_set)
+    spec = {column.name: spec[column.name] for column in model.feature_set.columns}
     for column in model.feature_set.columns:
         if not column.is_served:
-            raw[column.name] = signatures.served_constant(column, len(examples))
+            value = signatures.served_value(column)
+            spec[column.name] = tf.io.FixedLenFeature([], spec[column.name].dtype, value)
+    raw = tf.io.parse_example(list(examples), spec)
     inputs = preprocessing.load(model.feature_set, vocabulary_dir)(raw)
     rows = snapshot_lib.load_snapshot(snapshot_dir) if snapshot_dir is not None else None
     for modality in model.modalities:

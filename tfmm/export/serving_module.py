@@ -109,7 +109,11 @@ class ServingModule(tf.Module):
         return signatures.in_buckets(self._score_raw, rows, self._config.batch_buckets)
 
     def score_examples(self, examples: tf.Tensor) -> Tensors:
-        """Scores serialized raw tf.Examples, whose ids are fingerprints already."""
+        """Scores serialized raw tf.Examples, whose ids are fingerprints already.
+
+        A column that is known in training only counts as they have it, so that logged rows, which evaluation scores,
+        are not judged as if all had stood in the first position.
+        """
         return self.score_pointwise(**self._parse(examples))
 
     def score_examples_hidden(self, examples: tf.Tensor, hidden: tf.Tensor) -> Tensors:
@@ -119,12 +123,12 @@ class ServingModule(tf.Module):
 
     def _parse(self, examples: tf.Tensor) -> Tensors:
         spec: dict[str, typing.Any] = {}
-        for column in self._feature_set.served:
+        for column in self._feature_set.columns:
             dtype = tf.float32 if column.is_float else tf.int64
             spec[column.name] = (
                 tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True, default_value=column.missing)
                 if column.shape
-                else tf.io.FixedLenFeature([], dtype)
+                else tf.io.FixedLenFeature([], dtype, signatures.served_value(column))
             )
         return tf.io.parse_example(examples, spec)
 
@@ -229,7 +233,7 @@ class ServingModule(tf.Module):
             with tf.control_dependencies(self._require_lengths(result, vectors or {})):
                 result |= signatures.newest_behaviors(parts, ids, columns[0].shape[0], missing)
         for column in self._feature_set.columns:
-            if not column.is_served:
+            if not column.is_served and column.name not in result:
                 like = result["user_id" if column.side == "user" else "item_id"]
                 constant = signatures.served_constant(column, tf.shape(like)[0])
                 result[column.name] = tf.ensure_shape(constant, like.shape)

@@ -118,10 +118,17 @@ def first_values(values: tf.Tensor, count: int) -> tf.Tensor:
 
 def served_constant(column: Column, rows: tf.Tensor) -> tf.Tensor:
     """Returns what stands for a column that no request brings, int64 or float32 [rows]."""
+    return tf.fill([rows], tf.constant(served_value(column), tf.float32 if column.is_float else tf.int64))
+
+
+def served_value(column: Column) -> float | int | None:
+    """Returns what serving takes for a column, an id as its fingerprint; None where a request brings it."""
     value = column.feature.serving_value
+    if value is None:
+        return None
     if column.feature.kind == "id":
-        value = int(fingerprints.fingerprint([value])[0])
-    return tf.fill([rows], tf.constant(value, tf.float32 if column.is_float else tf.int64))
+        return int(fingerprints.fingerprint([value])[0])
+    return float(value) if column.is_float else int(value)
 
 
 def columns_of(feature_set: FeatureSet, sequence: Sequence) -> tuple[Column, ...]:

@@ -19,10 +19,10 @@ DIMS = {"image": 16, "text": 8}
 CONFIG = config_lib.ExportConfig(index_capacity=400, batch_buckets=(4, 16), candidate_buckets=(4, 16))
 
 
-def write_model(shop, folder, modalities):
+def write_model(shop, folder, modalities, vocabularies=None):
     """Writes a model with weights drawn large enough for every input to move the score."""
     keras.utils.set_random_seed(0)
-    sizes = preprocessing.load(shop.features, shop.vocabularies).sizes
+    sizes = preprocessing.load(shop.features, vocabularies or shop.vocabularies).sizes
     config = config_lib.CTRConfig(units=(16, 8), attention_units=(6,))
     methods = (config_lib.Method("simtier", {"num_tiers": 10}), config_lib.Method("make"))
     make = config_lib.MAKEConfig(attention_units=(6,), units=(8, 6, 4))
@@ -57,6 +57,12 @@ def export_model(shop, tmp_path_factory):
         return Exported(shop, model_dir, folder / "tfmm" / version, manifest, snapshot)
 
     return export
+
+
+@pytest.fixture(scope="session")
+def write_own_model():
+    """The function that writes a model, for tests with features of their own."""
+    return write_model
 
 
 @pytest.fixture(scope="session")

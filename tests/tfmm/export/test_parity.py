@@ -1,9 +1,18 @@
 """Exported scores equal the Keras model's on the same int8 rows."""
 
+import dataclasses
+import shutil
+
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfmm import config as config_lib
-from tfmm.export import parity
+from tfmm import saved_model as saved_model_lib
+from tfmm.export import parity, saved_model
+from tfmm.features import Feature, FeatureSet
+
+INT64 = dict.fromkeys(("user_id", "item_id", "category"), "int64")
 
 
 def check(exported, examples):
@@ -22,6 +31,38 @@ def test_scores_of_the_twin_without_xla_and_of_ids_alone_equal_it_too(export_mod
     config = config_lib.ExportConfig(index_capacity=400, batch_buckets=(8,), candidate_buckets=(8,), jit_compile=False)
     assert check(export_model(config=config), examples).holds
     assert check(export_model(modalities=()), examples).holds
+
+
+def test_logged_rows_are_scored_with_what_is_known_in_training_only(shop, examples, write_own_model, tmp_path):
+    """Examples with a position are scored at it, others at the value of serving."""
+    position = Feature("position", "context", "number", serving_value=1)
+    features = FeatureSet((*shop.features.features, position), shop.features.sequences)
+    shutil.copytree(shop.vocabularies, tmp_path / "vocabulary")
+    (tmp_path / "vocabulary" / "position_statistics").write_text("3.0 0.5\n")
+    of_shop = dataclasses.replace(shop, features=features)
+    write_own_model(of_shop, tmp_path / "model", (), tmp_path / "vocabulary")
+    config = config_lib.ExportConfig(batch_buckets=(64,), candidate_buckets=(64,))
+    saved_model.export(tmp_path / "model", tmp_path / "vocabulary", None, INT64, config, tmp_path / "tfmm" / "1")
+
+    def at(place):
+        changed = [tf.train.Example.FromString(record) for record in examples]
+        for example in changed:
+            example.features.feature["position"].float_list.value.append(place)
+        return [example.SerializeToString() for example in changed]
+
+    def found(records):
+        result = parity.check(tmp_path / "tfmm" / "1", tmp_path / "model", tmp_path / "vocabulary", None, records)
+        assert result.holds
+        return score_examples(tmp_path / "tfmm" / "1", records)
+
+    np.testing.assert_array_equal(found(examples), found(at(1.0)))
+    assert np.abs(found(at(5.0)) - found(at(1.0))).min() > 1e-4
+
+
+def score_examples(version, records):
+    with saved_model_lib.load_session(version) as loaded:
+        assert "position" not in loaded.signatures["rank"].inputs
+        return loaded("serve_examples", {"examples": records})["score"]
 
 
 def test_examples_are_needed(multimodal):
