@@ -253,10 +253,12 @@ def as_tensor(rows: typing.Sequence[Value], wanted: Input, name: str = "values")
 
 
 def _as_row(values: typing.Sequence[Value], wanted: Input, name: str) -> np.ndarray:
-    kinds, words = {
-        np.float32: ((float, int, bool, np.number), "numbers"),
-        np.int64: ((int, np.integer), "integers"),
-    }.get(wanted.dtype, ((str, bytes), "strings"))
+    kinds: tuple[type, ...] = (str, bytes)
+    words = "strings"
+    if wanted.dtype is np.float32:
+        kinds, words = (float, int, bool, np.number), "numbers"
+    elif wanted.dtype is np.int64:
+        kinds, words = (int, np.integer), "integers"
     for value in values:
         if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
             raise ValueError(f"`{name}` must hold {words}, as the model was exported. Received: {value!r}.")

@@ -117,7 +117,7 @@ def _parse(payload: bytes) -> NewItem:
     if unknown := sorted(set(event) - set(_FIELDS)):
         raise EventError(f"unknown fields: {', '.join(unknown)[:200]}; an event has {', '.join(_FIELDS)}")
     time_us = event.get("event_time_us")
-    if not _is_integer(time_us) or not 0 <= time_us < 1 << 63:
+    if time_us is None or not _is_integer(time_us) or not 0 <= time_us < 1 << 63:
         raise EventError(f"event_time_us: must be microseconds since 1970, not {_SHORT.repr(time_us)}")
     item_id = _id(event, "item_id")
     if item_id in (None, "", features.PADDING):

@@ -101,7 +101,7 @@ def test_its_version_follows_source_and_weights(fixed, tmp_path):
         ("flat", r"must give \[B, D\] values with D in 1\.\.1040\. Received: \[1\]"),
         ("wide", r"D in 1\.\.1040\. Received: \[1, 1041\]"),
         ("nothing", r"must return an object with `encode`(.*) Received: int"),
-        ("absent", "must name something that can be imported from here"),
+        ("absent", "must name an importable class"),
     ],
 )
 def test_what_cannot_be_used_is_refused(fixed, tmp_path, name, message):
