@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from tfmm import metrics
+from tfmm import metrics, modalities
 from tfmm.config import DataConfig
 from tfmm.data import examples, schema
 from tfmm.evaluate import probe
@@ -51,7 +51,7 @@ def heldout_rows(folder: pathlib.Path) -> examples.Columns:
 
 def probe_gauc(encoder: Encoder, folder: pathlib.Path, rows: examples.Columns) -> float:
     """Returns the GAUC of the largest cosine of target and history, of vectors as the index holds them."""
-    column = schema.CONTENT_COLUMNS[encoder.config.modality]
+    column = modalities.UNDECLARED[encoder.config.modality].content
     items = schema.read_table(folder, "items", ["item_id", column])
     ids = schema.fingerprints(items["item_id"])
     order = np.argsort(ids)

@@ -66,17 +66,20 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
     from tfmm.training import progress
 
     config = load_config(run, assignments)
-    unread.say(data_dir, click.echo, declared.tables(config.feature_set))
-    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data)
-    for modality in schema.modalities(data_dir):
-        if modality != "vector":
-            result = train.train(
-                getattr(config, modality),
-                output_dir / "pairs" / modality,
-                output_dir / modality,
-                checkpoint_dir=output_dir / "checkpoints" / modality,
-                progress=progress.lines(click.echo),
-            )
+    unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
+    declared_sets = (config.modality_set, config.feature_set)
+    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data, *declared_sets)
+    for modality, settings in config.encoders(schema.modalities(data_dir, config.modality_set)).items():
+        result = train.train(
+            settings,
+            output_dir / "pairs" / modality,
+            output_dir / modality,
+            checkpoint_dir=output_dir / "checkpoints" / modality,
+            progress=progress.lines(click.echo),
+        )
+        if settings.frozen:
+            click.echo(f"{modality}: {settings.encoder} as it is, {result['dim']} values.")
+        else:
             click.echo(f"{modality}: {wording.plan_text(result)}. {wording.accuracy_text(result)}.")
 
 
@@ -87,19 +90,28 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
 @click.option("--encoders", "encoders_dir", type=Folder, required=True, help="As `tfmm pretrain` wrote them.")
 @click.option("--index", "index_path", type=File, required=True, help="SQLite file of the item index.")
 @click.option("--snapshot", "snapshot_dir", type=Folder, required=True, help="A frozen copy for training.")
+@run_options
 def embed(
-    data_dir: pathlib.Path, encoders_dir: pathlib.Path, index_path: pathlib.Path, snapshot_dir: pathlib.Path
+    data_dir: pathlib.Path,
+    encoders_dir: pathlib.Path,
+    index_path: pathlib.Path,
+    snapshot_dir: pathlib.Path,
+    run: str,
+    assignments: tuple[str, ...],
 ) -> None:
     """Embed the catalog by Beam into the item index."""
-    from tfmm.data import schema, unread
+    from tfmm.data import declared, schema, unread
     from tfmm.index import beam, item_index, snapshot
 
-    unread.say(data_dir, click.echo)
-    folders = {m: str(encoders_dir / m) for m in schema.modalities(data_dir) if m != "vector"}
-    beam.embed_catalog(data_dir, folders, index_path, dead_letter_dir=snapshot_dir / "dead_letter")
+    config = load_config(run, assignments)
+    unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
+    names = schema.modalities(data_dir, config.modality_set)
+    folders = {name: str(encoders_dir / name) for name in config.encoders(names)}
+    dead_letters = snapshot_dir / "dead_letter"
+    beam.embed_catalog(data_dir, folders, index_path, dead_letters, modality_set=config.modality_set)
     with item_index.ItemIndex(index_path) as index:
         active = index.active_encoders()
-        versions = {m: active[m].encoder_version for m in schema.modalities(data_dir)}
+        versions = {name: active[name].encoder_version for name in names}
         manifest = snapshot.write_snapshot(index, snapshot_dir, versions)
     for modality, facts in manifest["modalities"].items():
         click.echo(f"{modality}: {facts['size']:,} items of dim {facts['dim']}, encoder {facts['encoder_version']}")
@@ -127,7 +139,14 @@ def train(
     config = load_config(run, assignments)
     feature_set = config.feature_set
     raw, transformed, progress = output_dir / "examples", output_dir / "transformed", progress_lib.lines(click.echo)
-    unread.say(data_dir, click.echo, declared.tables(feature_set))
+    unread.say(data_dir, click.echo, declared.tables(feature_set, config.modality_set))
+    names = schema.modalities(data_dir, config.modality_set)
+    if not names:
+        methods = ", ".join(method.name for method in config.methods)
+        raise ValueError(
+            f"The methods {methods} need a modality: {data_dir} must have contents in items. Received: none. Fill one "
+            "of their columns (`tfmm data schema`), or declare another."
+        )
     beam.write_examples(data_dir, config.data, feature_set, raw)
     examples.transform(raw, transformed)
     train_pattern, eval_pattern = (str(transformed / f"{split}-*") for split in ("train", "eval"))
@@ -142,7 +161,7 @@ def train(
         progress=progress,
     )
     vocabulary = transformed / "vocabulary"
-    for name, modalities in (("id", ()), ("multimodal", schema.modalities(data_dir))):
+    for name, modalities in (("id", ()), ("multimodal", names)):
         own: dict[str, typing.Any] = (
             {"snapshot_dir": snapshot_dir, "make_dir": output_dir / "make"} if modalities else {}
         )
@@ -196,7 +215,12 @@ def evaluate(
     config, examples_dir = load_config(run, assignments), models_dir / "examples"
     train_pattern, eval_pattern = (str(examples_dir / f"{split}-*") for split in ("train", "eval"))
     probed = encoders.probe_encoders(
-        eval_pattern, config.feature_set, snapshot_dir, data_dir, encoders.encoder_folders(encoders_dir)
+        eval_pattern,
+        config.feature_set,
+        snapshot_dir,
+        data_dir,
+        encoders.encoder_folders(encoders_dir),
+        config.modality_set,
     )
     patterns = (train_pattern, eval_pattern)
     judged = report.evaluate(

@@ -30,7 +30,7 @@ def run_show(data_dir: pathlib.Path | None, run: str, assignments: tuple[str, ..
     if data_dir is not None:
         from tfmm.data import declared
 
-        if faults := declared.faults(data_dir, config.feature_set):
+        if faults := declared.faults(data_dir, config.feature_set, config.modality_set):
             raise click.ClickException("The data lacks what is declared:\n- " + "\n- ".join(faults))
         click.echo(f"{data_dir} has what is declared.")
 
@@ -46,7 +46,8 @@ def data_schema(run: str, assignments: tuple[str, ...]) -> None:
     """Print the tables and columns that a data folder may hold, those that the run declares among them."""
     from tfmm.data import declared, schema
 
-    click.echo(schema.schema_text(declared.tables(load_config(run, assignments).feature_set)))
+    config = load_config(run, assignments)
+    click.echo(schema.schema_text(declared.tables(config.feature_set, config.modality_set)))
 
 
 @data.command("check", example="tfmm data check my_tables --set data.time_zone=Europe/Berlin")
@@ -59,7 +60,7 @@ def data_check(data_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -
     from tfmm.data import checks, unread
 
     config = load_config(run, assignments)
-    report = checks.check(data_dir, config.data, config.feature_set)
+    report = checks.check(data_dir, config.data, config.feature_set, config.modality_set)
     terminal = console.Console()
     terminal.print(", ".join(f"{name}: {rows:,} rows" for name, rows in report.counts.items()))
     for line in unread.in_words(report.unread):

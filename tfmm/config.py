@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import typing
 import zoneinfo
 
 from tfmm import features as features_lib
-
-
-def _require(holds: bool, rule: str, value: object) -> None:
-    if not holds:
-        raise ValueError(f"{rule} Received: {value!r}.")
+from tfmm import modalities as modalities_lib
+from tfmm import vectors
+from tfmm.modalities import Modality, SCLConfig
+from tfmm.modalities import require as _require
 
 
 def _is_zone(name: str) -> bool:
@@ -95,55 +95,6 @@ class PairsConfig:
             self.heldout_fraction,
         )
         for name in ("max_pairs", "max_content_bytes"):
-            _require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
-
-
-@dataclasses.dataclass(frozen=True)
-class SCLConfig:
-    """Semantic-aware contrastive pre-training of one item encoder (section 3)."""
-
-    modality: str = "image"  # image or text
-    dim: int = 64  # D
-    image_size: int = 32  # pixels, square; image only
-    width: int = 16  # channels of the first stage; image only
-    text_buckets: int = 16_384  # hashed words and character n-grams; text only
-    batch_size: int = 64  # small: steps count for more than in-batch negatives, some of which would also fit
-    epochs: int = 8  # the most; fewer, down to one, where they would see more than `max_pairs_seen`
-    max_pairs_seen: int = 450_000  # by all epochs together; one epoch of more pairs ends there
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    memory_bank_size: int = 196_800  # K at most, as in the paper; 0: no bank
-    memory_bank_share: float = 0.01  # K at most, per distinct positive item: a bank must not hold what also fits
-    momentum: float = 0.99  # of the key encoder
-    temperature: float = 0.07  # start of the learnable temperature
-    in_batch_negatives: bool = True  # beside the memory bank
-    triplet_weight: float = 1.0
-    triplet_margin: float = 0.2  # cosine
-    augment: bool = False  # worth its time in long runs on few pairs whose queries look like the items
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _require(self.modality in ("image", "text"), "`modality` must be 'image' or 'text'.", self.modality)
-        _require(0 < self.dim <= 1040, "`dim` must lie in 1..1040 (int8 dots are exact up to there).", self.dim)
-        _require(self.memory_bank_size >= 0, "`memory_bank_size` must not be negative.", self.memory_bank_size)
-        _require(self.memory_bank_share >= 0.0, "`memory_bank_share` must not be negative.", self.memory_bank_share)
-        _require(0.0 <= self.momentum < 1.0, "`momentum` must lie in [0, 1).", self.momentum)
-        _require(
-            0.01 <= self.temperature <= 1.0,
-            "`temperature` must lie in [0.01, 1], the range that it is learned in.",
-            self.temperature,
-        )
-        _require(
-            self.in_batch_negatives or self.memory_bank_size > 0,
-            "`memory_bank_size` must be at least 1 where `in_batch_negatives` is False: a loss needs negatives.",
-            self.memory_bank_size,
-        )
-        _require(self.image_size >= 8, "`image_size` must be at least 8 pixels.", self.image_size)
-        _require(self.learning_rate > 0.0, "`learning_rate` must be positive.", self.learning_rate)
-        _require(self.weight_decay >= 0.0, "`weight_decay` must not be negative.", self.weight_decay)
-        _require(self.triplet_weight >= 0.0, "`triplet_weight` must not be negative.", self.triplet_weight)
-        _require(0.0 < self.triplet_margin <= 2.0, "`triplet_margin` must lie in (0, 2].", self.triplet_margin)
-        for name in ("batch_size", "epochs", "max_pairs_seen", "width", "text_buckets"):
             _require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
 
 
@@ -257,12 +208,14 @@ class RunConfig:
 
     features: tuple[features_lib.Feature, ...] = features_lib.DEFAULT_FEATURES
     sequences: tuple[features_lib.Sequence, ...] = features_lib.DEFAULT_SEQUENCES
+    modalities: tuple[Modality, ...] = ()  # what represents an item; (): what the data has, see `ModalitySet`
+    label: features_lib.Label = features_lib.DEFAULT_LABEL
     methods: tuple[Method, ...] = DEFAULT_METHODS  # how item vectors come into the click model, in this order
     marketplace: MarketplaceConfig = MarketplaceConfig()
     data: DataConfig = DataConfig()
     pairs: PairsConfig = PairsConfig()
-    image: SCLConfig = SCLConfig(modality="image")
-    text: SCLConfig = SCLConfig(modality="text")
+    image: SCLConfig = dataclasses.field(default_factory=lambda: SCLConfig(modality="image"))
+    text: SCLConfig = dataclasses.field(default_factory=lambda: SCLConfig(modality="text"))
     make: MAKEConfig = MAKEConfig()
     ctr: CTRConfig = CTRConfig()
     gate: GateConfig = GateConfig()
@@ -275,13 +228,40 @@ class RunConfig:
             _require(modality == name, f"`{name}.modality` must be {name!r}.", modality)
         names = [method.name for method in self.methods]
         _require(len(set(names)) == len(names), "`methods` must name each method once.", names)
-        _ = self.feature_set
+        if found := list(self._faults()):
+            raise ValueError("\n".join(found))
+
+    def _faults(self) -> typing.Iterator[str]:
+        for part in ("feature_set", "modality_set"):
+            try:
+                getattr(self, part)
+            except ValueError as error:
+                yield str(error)
+        names = [name for sequence in self.sequences for name in sequence.columns] + [f.name for f in self.features]
+        sides = [vectors.TARGET, *(sequence.name for sequence in self.sequences)]
+        names += [n for m in self.modalities for side in sides for n in vectors.names(m.name, side)]
+        if self.modalities and (twice := [name for name, count in collections.Counter(names).items() if count > 1]):
+            yield (
+                "Names of modalities, sequences and features must leave each input of the model a name of its own. "
+                f"Received twice: {', '.join(twice[:5])}."
+            )
 
     @property
     def feature_set(self) -> features_lib.FeatureSet:
-        """The features and sequences, lengths and least counts filled in from `data`."""
-        declared = features_lib.FeatureSet(self.features, self.sequences)
+        """The features, sequences and label, lengths and least counts filled in from `data`."""
+        declared = features_lib.FeatureSet(self.features, self.sequences, self.label)
         return declared.resolved(self.data.max_behaviors, self.data.min_id_count)
+
+    @property
+    def modality_set(self) -> modalities_lib.ModalitySet:
+        """The modalities, checked together."""
+        return modalities_lib.ModalitySet(self.modalities)
+
+    def encoders(self, names: typing.Iterable[str]) -> dict[str, SCLConfig]:
+        """Returns the encoders' settings of the modalities named; ready vectors have none."""
+        bases = {"image": self.image, "text": self.text}
+        chosen = [self.modality_set[name] for name in names]
+        return {m.name: m.scl_config(bases.get(m.encoder), self.seed) for m in chosen if not m.is_ready}
 
     def with_seed(self, seed: int) -> RunConfig:
         """Returns the same run with every stage seeded with `seed`."""
@@ -299,7 +279,7 @@ def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
     Args:
         config: the run to change.
         assignments: strings such as `"make.epochs=6"` or `"ctr.units=[64, 32]"`; values are JSON, or plain text. A
-            feature, a sequence or a method is found by its name: `"features.user_id.dim=32"`,
+            feature, sequence, modality or method is found by its name: `"features.user_id.dim=32"`,
             `"methods.simtier.num_tiers=10"`.
     Returns:
         A new RunConfig.
@@ -331,9 +311,9 @@ def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
 
 
 def _replace(stage: typing.Any, field_name: str, text: str, path: str) -> typing.Any:
-    if isinstance(stage, Method):  # its class knows its settings
-        return dataclasses.replace(stage, settings={**stage.settings, field_name: _json(text)})
     fields = {field.name for field in dataclasses.fields(stage)}
+    if isinstance(stage, Method) or (isinstance(stage, Modality) and field_name not in fields):
+        return dataclasses.replace(stage, settings={**stage.settings, field_name: _json(text)})  # its class knows them
     _require(field_name in fields, f"`{path.rpartition('.')[0]}` has the fields {sorted(fields)}.", field_name)
     current = getattr(stage, field_name)
     value = _json(text) if current is None else _parse(text.strip(), type(current), path)

@@ -16,9 +16,12 @@ PADDING = 0  # id and index of padding and of a missing value
 OUT_OF_VOCABULARY = 1  # index of an id that the vocabulary lacks
 NUM_SPECIAL = 2  # indices before the vocabulary's own
 LABEL = "label"
+SAMPLE_WEIGHT = "sample_weight"  # of an example, where the label declares one
+NEGATIVE_RATE = "negative_rate"
 KEYS = ("user_id", "item_id")  # every example has them: the join, the vectors and GAUC go by them
 ACTIONS = ("click", "cart", "favorite", "purchase")
-_RESERVED = ("timestamp", LABEL, "split", "examples", "modality", "scales", "sequences", "encoder_version")
+_RESERVED = ("timestamp", LABEL, SAMPLE_WEIGHT, NEGATIVE_RATE, "split", "examples", "modality", "scales", "sequences",
+             "encoder_version")  # fmt: skip
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TABLES = {  # where a feature of a role may come from; the first is where it is looked for
     "user": ("users", "impressions"),
@@ -176,6 +179,45 @@ DEFAULT_SEQUENCES = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Label:
+    """What a click model learns from each impression, how much it counts, and which share of the negatives is logged.
+
+    A log that keeps each negative with probability r shows odds of a click that are 1/r times too high, so training
+    compares `logit - log(r)` with the label, and the logit itself, which is served, is that of the whole log (King
+    and Zeng, 2001). In metrics a negative counts as 1/r rows. Weights multiply both.
+    """
+
+    column: str = LABEL  # of impressions: 1 clicked, 0 not
+    weight: str = ""  # column of impressions: how often a row counts, a finite number of at least 0; "": once
+    negative_rate: float = 1.0  # share of the negatives that the log keeps, in (0, 1]
+    negative_rate_column: str = ""  # column of impressions: the share by row; of a click, that of negatives like it
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The columns of examples that say it, each with the column of impressions that it comes from."""
+        places = {LABEL: self.column, SAMPLE_WEIGHT: self.weight, NEGATIVE_RATE: self.negative_rate_column}
+        return {name: column for name, column in places.items() if column}
+
+    def faults(self) -> typing.Iterator[str]:
+        """Yields what is wrong with it, a line each."""
+        if not self.column:
+            yield "label: `column` must name a column of impressions"
+        if not 0.0 < self.negative_rate <= 1.0:
+            yield f"label: `negative_rate` must lie in (0, 1], a share such as 0.1, not {self.negative_rate}"
+        if self.negative_rate != 1.0 and self.negative_rate_column:
+            yield (
+                "label: either `negative_rate`, one for all rows, or `negative_rate_column`, not both; "
+                f"{self.negative_rate} and {self.negative_rate_column!r} are given"
+            )
+        for column, count in collections.Counter((*self.sources.values(), *KEYS, "timestamp", "split")).items():
+            if count > 1:
+                yield f"label: `column`, `weight`, `negative_rate_column` must be columns of their own, not {column!r}"
+
+
+DEFAULT_LABEL = Label()
+
+
+@dataclasses.dataclass(frozen=True)
 class Column:
     """One column of an example, and one input of a request."""
 
@@ -218,7 +260,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSet:
-    """The features and sequences of one run, checked together.
+    """The features, sequences and label of one run, checked together.
 
     Raises:
         ValueError: all that is wrong with them, a line each.
@@ -231,6 +273,7 @@ class FeatureSet:
 
     features: tuple[Feature, ...] = DEFAULT_FEATURES
     sequences: tuple[Sequence, ...] = DEFAULT_SEQUENCES
+    label: Label = DEFAULT_LABEL
 
     def __post_init__(self) -> None:
         if found := list(self._faults()):
@@ -238,14 +281,15 @@ class FeatureSet:
 
     def resolved(self, max_behaviors: int, min_count: int) -> FeatureSet:
         """Returns the same with lengths and least counts that were left open filled in."""
-        return FeatureSet(
-            tuple(dataclasses.replace(f, min_count=f.min_count or min_count) for f in self.features),
-            tuple(dataclasses.replace(s, length=s.length or max_behaviors) for s in self.sequences),
+        return dataclasses.replace(
+            self,
+            features=tuple(dataclasses.replace(f, min_count=f.min_count or min_count) for f in self.features),
+            sequences=tuple(dataclasses.replace(s, length=s.length or max_behaviors) for s in self.sequences),
         )
 
     @functools.cached_property
     def columns(self) -> tuple[Column, ...]:
-        """Every column of an example but `timestamp` and `label`."""
+        """Every column of an example but `timestamp` and those of the label."""
         own = [Column(f.name, f) for f in self.features if f.role != "behavior"]
         riding = [
             Column(name, self[feature], sequence)
@@ -290,8 +334,11 @@ class FeatureSet:
 
     def _faults(self) -> typing.Iterator[str]:
         known = {feature.name: feature for feature in self.features}
+        yield from self.label.faults()
         for feature in self.features:
             yield from feature.faults()
+            if feature.role in ROLES and (feature.table, feature.column) == ("impressions", self.label.column):
+                yield f"feature {feature.name!r}: reads the label, {feature.source}, which no request knows"
         for key in KEYS:
             if key not in known:
                 yield f"`features` must declare {key!r}, by which tables and vectors are joined"

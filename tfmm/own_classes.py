@@ -28,6 +28,26 @@ def is_installed(path: str | os.PathLike[str]) -> bool:
     return bool(_INSTALLED & set(place.parts)) or any(folder in place.parents for folder in known) or "<" in str(path)
 
 
+def load(reference: str, noun: str) -> typing.Any:
+    """Returns what `module:name` stands for, looked for in the current folder first.
+
+    Args:
+        reference: what a run names.
+        noun: what it is, for messages.
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    module, _, attribute = reference.partition(":")
+    look_here()
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a user's module may fail in any way
+        raise ValueError(
+            f"The {noun} {reference!r} must name an importable class, `module:Class`, in the current folder "
+            f"({os.getcwd()}) or on PYTHONPATH. Received: {type(error).__name__}: {error}."
+        ) from error
+
+
 def find(reference: str, base: type, noun: str) -> type:
     """Returns the class that `module:Class` names, looked for in the current folder first.
 
@@ -38,15 +58,7 @@ def find(reference: str, base: type, noun: str) -> type:
     Raises:
         ValueError: it cannot be imported, or is no such class.
     """
-    module, _, attribute = reference.partition(":")
-    look_here()
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a user's module may fail in any way
-        raise ValueError(
-            f"The {noun} {reference!r} must name an importable class, `module:Class`, in the current folder "
-            f"({os.getcwd()}) or on PYTHONPATH. Received: {type(error).__name__}: {error}."
-        ) from error
+    found = load(reference, noun)
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise ValueError(f"The {noun} {reference!r} must be a subclass of {base.__module__}.{base.__name__}.")
     return found

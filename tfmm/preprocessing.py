@@ -23,12 +23,13 @@ _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 
 
 def raw_spec(feature_set: FeatureSet) -> dict[str, tf.io.FixedLenFeature]:
-    """Returns the parse spec of raw examples: the columns, `timestamp` and `label`."""
+    """Returns the parse spec of raw examples: the columns, `timestamp` and those of the label."""
     spec = {
         column.name: tf.io.FixedLenFeature(column.shape, tf.float32 if column.is_float else tf.int64)
         for column in feature_set.columns
     }
-    return spec | {name: tf.io.FixedLenFeature([], tf.int64) for name in ("timestamp", LABEL)}
+    kinds = {"timestamp": tf.int64} | {n: tf.int64 if n == LABEL else tf.float32 for n in feature_set.label.sources}
+    return spec | {name: tf.io.FixedLenFeature([], kind) for name, kind in kinds.items()}
 
 
 def transformed_spec(feature_set: FeatureSet) -> dict[str, tf.io.FixedLenFeature]:

@@ -11,6 +11,7 @@ import typing
 from tfmm import config as config_lib
 from tfmm import own_classes, presets
 from tfmm.config import DEFAULT_METHODS, RunConfig
+from tfmm.pretrain import own_encoders
 
 PRESET = "preset"  # of a file: the preset that its settings change
 _MOVED = {  # settings of earlier versions, and where they are now
@@ -54,17 +55,20 @@ def load(reference: str) -> RunConfig:
 
 
 def verify(config: RunConfig) -> None:
-    """Checks that the methods and the model of a run can be built, and do what the click model needs.
+    """Checks that the encoders, methods and model of a run can be built, and do what is needed of them.
 
     Raises:
         ValueError: all that is wrong with them, a line each.
     """
-    if (config.methods, config.ctr.model, config.ctr.model_settings) == (DEFAULT_METHODS, "", {}):
-        return  # known to be right, so that no library need be loaded for it
-    from tfmm.ctr import rehearsal
+    found = own_encoders.faults(config.modalities)
+    if (config.methods, config.ctr.model, config.ctr.model_settings) != (DEFAULT_METHODS, "", {}):
+        from tfmm.ctr import rehearsal  # it loads TensorFlow, which what is known to be right need not
 
-    if found := rehearsal.faults(config):
-        raise ValueError("The run's methods and model must work on its features. Received:\n- " + "\n- ".join(found))
+        found += rehearsal.faults(config)
+    if found:
+        raise ValueError(
+            "The run's encoders, methods and model must work on its features. Received:\n- " + "\n- ".join(found)
+        )
 
 
 def _from_function(module: str, name: str) -> RunConfig:

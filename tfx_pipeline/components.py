@@ -14,7 +14,8 @@ from tfx import v1 as tfx
 from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 
 from tfmm import config as config_lib
-from tfmm.features import FeatureSet
+from tfmm.features import FeatureSet, Label
+from tfmm.modalities import ModalitySet
 from tfmm.training import progress
 from tfx_pipeline import environments
 from tfx_pipeline.artifact_types import DataReport, Dataset, Encoders, IndexSnapshot, Make, Pairs
@@ -45,6 +46,7 @@ def DataCheck(
     dataset: InputArtifact[Dataset],
     config: Parameter[str],
     feature_set: Parameter[str],
+    modality_set: Parameter[str],
     code: Parameter[str],
     report: OutputArtifact[DataReport],
 ):
@@ -52,7 +54,8 @@ def DataCheck(
     from tfmm.data import checks, unread
 
     data_config = _config(config_lib.DataConfig, config)
-    found = checks.check(dataset.uri, data_config, _config(FeatureSet, feature_set))
+    declared = _config(FeatureSet, feature_set), _config(ModalitySet, modality_set)
+    found = checks.check(dataset.uri, data_config, *declared)
     (pathlib.Path(report.uri) / "report.json").write_text(json.dumps(dataclasses.asdict(found), default=str))
     for line in unread.in_words(found.unread):
         logging.warning("%s: %s", dataset.uri, line)
@@ -71,6 +74,8 @@ def PairBuilder(
     report: InputArtifact[DataReport],
     config: Parameter[str],
     data_config: Parameter[str],
+    modality_set: Parameter[str],
+    label: Parameter[str],
     code: Parameter[str],
     pairs: OutputArtifact[Pairs],
 ):
@@ -82,15 +87,15 @@ def PairBuilder(
         _config(config_lib.PairsConfig, config),
         pairs.uri,
         _config(config_lib.DataConfig, data_config),
+        _config(ModalitySet, modality_set),
+        FeatureSet(label=_config(Label, label)),
     )
 
 
 @component
 def SCLTrainer(
     pairs: InputArtifact[Pairs],
-    modalities: Parameter[str],
-    image: Parameter[str],
-    text: Parameter[str],
+    configs: Parameter[str],
     checkpoint_dir: Parameter[str],
     progress_path: Parameter[str],
     code: Parameter[str],
@@ -99,10 +104,9 @@ def SCLTrainer(
     """Semantic-aware contrastive pre-training of one encoder per modality."""
     from tfmm.pretrain import train
 
-    configs = {"image": image, "text": text}
-    for modality in json.loads(modalities):
+    for modality, config in json.loads(configs).items():
         train.train(
-            _config(config_lib.SCLConfig, configs[modality]),
+            config_lib.from_dict(config_lib.SCLConfig, config),
             str(pathlib.Path(pairs.uri) / modality),
             str(pathlib.Path(encoders.uri) / modality),
             checkpoint_dir=str(pathlib.Path(checkpoint_dir) / modality),
@@ -116,6 +120,7 @@ def CatalogEmbedder(
     encoders: InputArtifact[Encoders],
     index_path: Parameter[str],
     modalities: Parameter[str],
+    modality_set: Parameter[str],
     code: Parameter[str],
     snapshot: OutputArtifact[IndexSnapshot],
 ):
@@ -124,16 +129,17 @@ def CatalogEmbedder(
     from tfmm.index import item_index
     from tfmm.index import snapshot as snapshot_lib
 
-    folders = {m: str(pathlib.Path(encoders.uri) / m) for m in json.loads(modalities)}
+    declared, names = _config(ModalitySet, modality_set), json.loads(modalities)
     index_beam.embed_catalog(
         dataset.uri,
-        {m: f for m, f in folders.items() if m != "vector"},
+        {name: str(pathlib.Path(encoders.uri) / name) for name in names if not declared[name].is_ready},
         index_path,
         dead_letter_dir=str(pathlib.Path(snapshot.uri) / "dead_letter"),
+        modality_set=declared,
     )
     with item_index.ItemIndex(index_path) as index:
         active = index.active_encoders()
-        versions = {m: active[m].encoder_version for m in json.loads(modalities)}
+        versions = {name: active[name].encoder_version for name in names}
         snapshot_lib.write_snapshot(index, snapshot.uri, versions)
 
 
@@ -324,6 +330,7 @@ def ModelGate(
     serving_dir: Parameter[str],
     config: Parameter[str],
     feature_set: Parameter[str],
+    modality_set: Parameter[str],
     code: Parameter[str],
     evaluation: OutputArtifact[tfx.types.standard_artifacts.ModelEvaluation],
     blessing: OutputArtifact[tfx.types.standard_artifacts.ModelBlessing],
@@ -338,7 +345,8 @@ def ModelGate(
     if in_service is not None:
         models["in_service"] = str(in_service)
     declared, folders = _config(FeatureSet, feature_set), encoders_lib.encoder_folders(encoders.uri)
-    probed = encoders_lib.probe_encoders(eval_pattern, declared, snapshot.uri, dataset.uri, folders)
+    modalities = _config(ModalitySet, modality_set)
+    probed = encoders_lib.probe_encoders(eval_pattern, declared, snapshot.uri, dataset.uri, folders, modalities)
     patterns = (train_pattern, eval_pattern)
     judged = report.evaluate(
         models, *patterns, evaluation.uri, declared, encoders=probed, snapshot_dir=snapshot.uri

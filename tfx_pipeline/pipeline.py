@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import typing
 
 from tfx import v1 as tfx
 
@@ -20,6 +21,8 @@ from tfx_pipeline.environments import (
 # Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
 LOCAL_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
 
+MARKETPLACE_CONTENTS = ("image", "title")  # columns of its items
+
 
 def _json(config: object) -> str:
     return json.dumps(config_lib.to_dict(config), sort_keys=True)
@@ -37,30 +40,34 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         ValueError: the named data has nothing to represent an item by, or methods or model cannot be used.
     """
     config = environment.config
-    feature_set = _json(config.feature_set)
+    feature_set, modality_set = _json(config.feature_set), _json(config.modality_set)
     runs.verify(config)
-    own_source = own_classes.source_digest((config.ctr.model, *(method.name for method in config.methods)))
+    own_models = (config.ctr.model, *(method.name for method in config.methods))
+    own_encoders = tuple(modality.encoder for modality in config.modality_set.known)
 
-    def _code(*stages: str) -> str:
-        """Returns a fingerprint of all code that stages may run; of the user's own where they can reach it."""
+    def _code(*stages: str, own: typing.Iterable[str] = ()) -> str:
+        """Returns a fingerprint of all code that stages may run, the user's own classes' with it."""
         modules = imported_modules(*(f"tfmm.{stage}" for stage in stages))
         code = code_fingerprint("tfx_pipeline.components", "tfx_pipeline.preprocessing", *modules)
-        return f"{code}-{own_source}" if own_classes.__name__ in modules else code
+        return f"{code}-{own_classes.source_digest(own)}"
 
     checkpoints, progress_path = environment.checkpoint_dir, str(environment.progress_path)
 
     if environment.data_dir is None:
         source = components.Marketplace(config=_json(config.marketplace), code=_code("data"))
-        dataset, modalities = source.outputs["dataset"], ("image", "text")
+        dataset, modalities = source.outputs["dataset"], config.modality_set.present(MARKETPLACE_CONTENTS.__contains__)
     else:
         source = tfx.dsl.Importer(
             source_uri=str(environment.data_dir),
             artifact_type=artifact_types.Dataset,
             custom_properties={
-                "fingerprint": data_fingerprint(environment.data_dir, declared.tables(config.feature_set))
+                "fingerprint": data_fingerprint(
+                    environment.data_dir, declared.tables(config.feature_set, config.modality_set)
+                )
             },
         ).with_id("Dataset")
-        dataset, modalities = source.outputs["result"], schema.modalities(environment.data_dir)
+        dataset = source.outputs["result"]
+        modalities = schema.modalities(environment.data_dir, config.modality_set)
         if not modalities:
             raise ValueError(
                 f"{environment.data_dir} must have titles or images with searches or orders that teach an encoder, or "
@@ -68,30 +75,35 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
             )
 
     check = components.DataCheck(
-        dataset=dataset, config=_json(config.data), feature_set=feature_set, code=_code("data")
+        dataset=dataset,
+        config=_json(config.data),
+        feature_set=feature_set,
+        modality_set=modality_set,
+        code=_code("data"),
     )
     pairs = components.PairBuilder(
         dataset=dataset,
         report=check.outputs["report"],
         config=_json(config.pairs),
         data_config=_json(config.data),
+        modality_set=modality_set,
+        label=_json(config.label),
         code=_code("data"),
     )
     scl = components.SCLTrainer(
         pairs=pairs.outputs["pairs"],
-        modalities=json.dumps([m for m in modalities if m != "vector"]),
-        image=_json(config.image),
-        text=_json(config.text),
-        checkpoint_dir=str(checkpoints / "scl" / _code("pretrain")),
+        configs=json.dumps({m: config_lib.to_dict(c) for m, c in config.encoders(modalities).items()}),
+        checkpoint_dir=str(checkpoints / "scl" / _code("pretrain", own=own_encoders)),
         progress_path=progress_path,
-        code=_code("pretrain"),
+        code=_code("pretrain", own=own_encoders),
     )
     catalog = components.CatalogEmbedder(
         dataset=dataset,
         encoders=scl.outputs["encoders"],
         index_path=str(environment.index_path),
         modalities=json.dumps(modalities),
-        code=_code("index"),
+        modality_set=modality_set,
+        code=_code("index", own=own_encoders),
     )
     snapshot = catalog.outputs["snapshot"]
 
@@ -133,10 +145,10 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         "config": _json(config.ctr),
         "feature_set": feature_set,
         "progress_path": progress_path,
-        "code": _code("ctr", "export"),
+        "code": _code("ctr", "export", own=own_models),
     }
     id_trainer = components.IDTrainer(
-        checkpoint_dir=str(checkpoints / "id" / _code("ctr", "export")),
+        checkpoint_dir=str(checkpoints / "id" / _code("ctr", "export", own=own_models)),
         **shared,
     )
     multimodal_trainer = components.MultimodalTrainer(
@@ -144,7 +156,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         modalities=json.dumps(modalities),
         methods=json.dumps([config_lib.to_dict(method) for method in config.methods]),
         make=make.outputs["make"],
-        checkpoint_dir=str(checkpoints / "multimodal" / _code("ctr", "export")),
+        checkpoint_dir=str(checkpoints / "multimodal" / _code("ctr", "export", own=own_models)),
         **shared,
     )
 
@@ -158,6 +170,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         serving_dir=str(environment.serving_dir),
         config=_json(config.gate),
         feature_set=feature_set,
+        modality_set=modality_set,
         code=_code("evaluate"),
     )
     pusher = tfx.components.Pusher(

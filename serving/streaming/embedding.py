@@ -8,6 +8,7 @@ import typing
 from serving.streaming import event_log, events
 from tfmm.index import encode
 from tfmm.index import rows as rows_lib
+from tfmm.modalities import event_field
 
 
 class EventBatch(typing.NamedTuple):
@@ -45,9 +46,9 @@ def embed_events(batch: typing.Sequence[event_log.Event], encoders: typing.Seque
         rows, reasons, _ = encode.embed([item for _, item in new], encoder)
         embedded.append((encoder, rows))
         dead += [(new[place][0], reason) for place, reason in reasons.items()]
-    taken = sorted(encode.CONTENT_FIELDS[encoder.modality] for encoder in encoders)
+    taken = sorted(event_field(encoder.modality) for encoder in encoders)
     for event, item in new:
-        brought = [field for field in encode.CONTENT_FIELDS.values() if getattr(item, field)]
+        brought = sorted(event_field(modality) for modality in item.contents if item.content(modality) is not None)
         if not set(brought) & set(taken):
             reason = "no content that this index embeds: it takes {}, the event brings {}"
             dead.append((event, reason.format(", ".join(taken), ", ".join(brought))))
@@ -66,5 +67,7 @@ def concatenate(outcomes: typing.Sequence[Outcome]) -> Outcome:
 
 def warm_up(encoders: typing.Sequence[encode.AnyEncoder]) -> None:
     """Makes the first event as fast as later ones."""
-    payload = events.make_event("warm-up", title="warm-up", image=b"warm-up", category="warm-up")
+    learned = [encoder.modality for encoder in encoders if not isinstance(encoder, encode.GivenVectors)]
+    contents = dict.fromkeys(learned, b"warm-up")
+    payload = events.make_event("warm-up", contents=contents, category="warm-up")
     embed_events([event_log.Event(0, payload)], encoders)

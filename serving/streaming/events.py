@@ -15,12 +15,15 @@ import typing
 from tfmm import features, fingerprints
 from tfmm.index import encode, item_index
 from tfmm.index import rows as rows_lib
+from tfmm.modalities import DEFAULT, event_field
 
 VERSION = 1
 MAX_PAYLOAD_BYTES = item_index.MAX_LETTER_BYTES  # so that a dead letter keeps it whole
 MAX_VALUES = rows_lib.MAX_DIM  # of a vector
+_BASE64 = "base64"  # of an object in `contents` that holds bytes
 _MAX_DIGITS = 1000  # of an integer; Python's own limit may be off, and the time grows with the square
-_FIELDS = ("version", "item_id", "category", "title", "image", "vector", "event_time_us", "withdrawn")
+_NAMED = {event_field(modality.name): modality for modality in DEFAULT}  # fields with the content of one modality
+_FIELDS = ("version", "item_id", "category", *_NAMED, "contents", "event_time_us", "withdrawn")
 
 
 class EventError(ValueError):
@@ -41,6 +44,7 @@ def make_event(
     title: str | None = None,
     image: bytes | None = None,
     vector: typing.Sequence[float] | None = None,
+    contents: typing.Mapping[str, encode.Content | None] | None = None,
     event_time_us: int | None = None,
     withdrawn: bool = False,
 ) -> bytes:
@@ -52,6 +56,7 @@ def make_event(
         title: text content.
         image: encoded PNG or JPEG; base64 in the event.
         vector: the item's own embedding, where the catalog brings them.
+        contents: of declared modalities by name: text, bytes (base64 in the event) or a vector.
         event_time_us: when the item entered or changed, microseconds since 1970; None: now.
         withdrawn: the item leaves the index.
 
@@ -65,18 +70,25 @@ def make_event(
         "title": title,
         "image": None if image is None else base64.b64encode(image).decode(),
         "vector": None if vector is None else [float(value) for value in vector],
+        "contents": {name: _to_json(value) for name, value in (contents or {}).items() if value is not None} or None,
         "event_time_us": time.time_ns() // 1000 if event_time_us is None else event_time_us,
         "withdrawn": withdrawn or None,
     }
     return json.dumps({name: value for name, value in event.items() if value is not None}).encode()
 
 
+def _to_json(content: encode.Content) -> typing.Any:
+    if isinstance(content, bytes):
+        return {_BASE64: base64.b64encode(content).decode()}
+    return content if isinstance(content, str) else [float(value) for value in content]
+
+
 def parse_events(payloads: typing.Sequence[bytes]) -> list[NewItem | EventError]:
     """Reads and checks events; an event that cannot be used comes as the reason why.
 
     >>> good, bad = parse_events([make_event(7, title="red shoe", event_time_us=1), b"?"])
-    >>> good.item.title, str(bad)
-    ('red shoe', 'not JSON: Expecting value: line 1 column 1 (char 0)')
+    >>> good.item.contents, str(bad)
+    ({'text': 'red shoe'}, 'not JSON: Expecting value: line 1 column 1 (char 0)')
     """
     results: list[NewItem | EventError] = []
     for payload in payloads:
@@ -113,9 +125,9 @@ def _parse(payload: bytes) -> NewItem:
     withdrawn = event.get("withdrawn", False)
     if not isinstance(withdrawn, bool):
         raise EventError(f"withdrawn: must be true or false, not {_SHORT.repr(withdrawn)}")
-    item = encode.Item(item_id, _id(event, "category"), time_us, _image(event), _title(event), _vector(event))  # type: ignore[arg-type]
-    if not withdrawn and not (item.image or item.title or item.vector):
-        raise EventError("no content: none of image, title and vector is given")
+    item = encode.Item(item_id, _id(event, "category"), time_us, _contents(event))  # type: ignore[arg-type]
+    if not withdrawn and not any(item.contents.values()):
+        raise EventError(f"no content: none of {', '.join(_NAMED)} and contents is given")
     return NewItem(item, withdrawn)
 
 
@@ -138,7 +150,7 @@ def _read_json(payload: bytes) -> dict[str, typing.Any]:
     except EventError:
         raise
     except RecursionError as error:
-        raise EventError("not JSON that can be read: nested too deep; an event is one flat object") from error
+        raise EventError("not JSON that can be read: nested too deep; an event is one object") from error
     except ValueError as error:
         raise EventError(f"not JSON: {error}") from error
     if not isinstance(event, dict):
@@ -185,12 +197,42 @@ def _id(event: dict[str, typing.Any], field: str) -> int | str | None:
     return _unicode(field, value) if isinstance(value, str) else value
 
 
-def _title(event: dict[str, typing.Any]) -> str | None:
-    if (value := event.get("title")) is None:
-        return None
+def _contents(event: dict[str, typing.Any]) -> dict[str, encode.Content]:
+    """Returns the contents of an event by modality."""
+    result: dict[str, encode.Content] = {}
+    for field, modality in _NAMED.items():
+        if (value := event.get(field)) is not None:
+            result[modality.name] = _READERS[modality.kind](field, value)
+    if (given := event.get("contents")) is None:
+        return result
+    if not isinstance(given, dict):
+        raise EventError(f"contents: must be an object of contents by modality, not {_SHORT.repr(given)}")
+    for name, value in given.items():
+        if value is None:
+            continue
+        field = f"contents.{name[:100]}"
+        if name in result:
+            raise EventError(f"{field}: must not stand beside {event_field(name)}, which is the same content")
+        result[_unicode("contents", name)] = _content(field, value)
+    return result
+
+
+def _content(field: str, value: typing.Any) -> encode.Content:
+    if isinstance(value, str):
+        return _unicode(field, value)
+    if isinstance(value, list):
+        return _vector(field, value)
+    if isinstance(value, dict) and list(value) == [_BASE64]:
+        return _bytes(field, value[_BASE64])
+    raise EventError(
+        f'{field}: must be text, {{"{_BASE64}": ...}} or a list of numbers, not {_SHORT.repr(value)}'
+    )
+
+
+def _title(field: str, value: typing.Any) -> str:
     if not isinstance(value, str):
-        raise EventError(f"title: must be text, not {type(value).__name__}")
-    return _unicode("title", value)
+        raise EventError(f"{field}: must be text, not {type(value).__name__}")
+    return _unicode(field, value)
 
 
 def _unicode(field: str, text: str) -> str:
@@ -205,26 +247,29 @@ def _unicode(field: str, text: str) -> str:
     return text
 
 
-def _image(event: dict[str, typing.Any]) -> bytes | None:
-    if (value := event.get("image")) is None:
-        return None
+def _bytes(field: str, value: typing.Any) -> bytes:
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, TypeError, ValueError) as error:
-        raise EventError(f"image: not base64: {error}") from error
+        raise EventError(f"{field}: not base64: {error}") from error
 
 
-def _vector(event: dict[str, typing.Any]) -> list[float] | None:
-    if (value := event.get("vector")) is None:
-        return None
+def _vector(field: str, value: typing.Any) -> list[float]:
     if not isinstance(value, list) or not all(isinstance(v, float) or _is_integer(v) for v in value):
-        raise EventError(f"vector: must be a list of numbers, not {_SHORT.repr(value)}")
+        raise EventError(f"{field}: must be a list of numbers, not {_SHORT.repr(value)}")
     if len(value) > MAX_VALUES:
-        raise EventError(f"vector: must have at most {MAX_VALUES} values, not {len(value)}")
+        raise EventError(f"{field}: must have at most {MAX_VALUES} values, not {len(value)}")
     try:
         vector = [float(v) for v in value]
     except OverflowError as error:
-        raise EventError(f"vector: must be finite: {error}") from error
+        raise EventError(f"{field}: must be finite: {error}") from error
     if not all(map(math.isfinite, vector)):
-        raise EventError(f"vector: must be finite, not {_SHORT.repr(value)}")
+        raise EventError(f"{field}: must be finite, not {_SHORT.repr(value)}")
     return vector
+
+
+_READERS: dict[str, typing.Callable[[str, typing.Any], encode.Content]] = {
+    "string": _title,
+    "binary": _bytes,
+    "vector": _vector,
+}

@@ -18,7 +18,7 @@ from apache_beam.utils.timestamp import Duration
 from serving.streaming import embedding, event_log, ingestion
 from tfmm import artifacts
 from tfmm.index import beam as index_beam
-from tfmm.index import item_index
+from tfmm.index import encode, item_index
 
 PIPELINE_ARGS = (
     "--runner=FnApiRunner",
@@ -116,8 +116,7 @@ class EmbedEvents(beam.DoFn):
 
     def setup(self) -> None:
         self._index = item_index.ItemIndex(self._index_path)
-        given = self._index.active_encoders().get("vector")
-        self._encoders = index_beam.load_encoders(self._encoder_dirs, None if given is None else given.dim)
+        self._encoders = index_beam.load_encoders(self._encoder_dirs, given_dims(self._index))
         for encoder in self._encoders:
             self._index.register_encoder(encoder.modality, encoder.version, encoder.dim)
         embedding.warm_up(self._encoders)
@@ -170,7 +169,7 @@ def run(
     """
     encoder_dirs = find_encoders(encoders_dir)
     with item_index.ItemIndex(index_path) as index:
-        if not encoder_dirs and "vector" not in index.active_encoders():
+        if not encoder_dirs and not given_dims(index):
             raise ValueError(
                 f"`encoders_dir` must hold an encoder as <modality>/{artifacts.MANIFEST}, since items of {index_path} "
                 f"do not bring their own vectors. Received: {encoders_dir}. Name the folder that pre-training wrote; "
@@ -185,6 +184,15 @@ def run(
         | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, index_path))
     )
     pipeline.run().wait_until_finish()
+
+
+def given_dims(index: item_index.ItemIndex) -> dict[str, int]:
+    """Returns the dims of the vectors that items bring themselves, by modality."""
+    return {
+        modality: encoder.dim
+        for modality, encoder in index.active_encoders().items()
+        if encoder.encoder_version.startswith(encode.GIVEN)
+    }
 
 
 def find_encoders(encoders_dir: str | pathlib.Path | None) -> dict[str, str]:

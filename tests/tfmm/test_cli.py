@@ -155,3 +155,21 @@ def test_marketplace_is_made_as_set(tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "manifest.json").read_text())["config"]["num_users"] == 40
+
+
+def test_methods_without_a_modality_are_refused_before_any_work(tmp_path):
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    pq.write_table(pa.table({"item_id": [1, 2], "category": [1, 1]}), tables / "items.parquet")
+    arguments = ["train", "--data", str(tables), "--snapshot", str(tables), "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.main, arguments)
+    assert result.exit_code == 1 and "The methods simtier, make need a modality" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_names_what_is_not_there_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "run.json").write_text('{"modalities": [{"name": "audio", "encoder": "no_such_team:Audio"}]}')
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.main, ["pretrain", "--data", ".", "--output", "out", "--run", "run.json"])
+    assert result.exit_code == 1 and "encoder 'no_such_team:Audio' must name an importable class" in result.output
+    assert not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tfmm.features import DEFAULT_FEATURES, DEFAULT_SEQUENCES, Feature, FeatureSet, Sequence
+from tfmm.features import DEFAULT_FEATURES, DEFAULT_SEQUENCES, Feature, FeatureSet, Label, Sequence
 
 
 def test_columns_are_features_then_what_rides_along():
@@ -85,6 +85,35 @@ def test_all_faults_are_said_at_once():
 def test_fault_of_a_sequence_is_named(sequence, words):
     with pytest.raises(ValueError, match=words):
         FeatureSet(DEFAULT_FEATURES, (*DEFAULT_SEQUENCES, sequence))
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (Label(""), "`column` must name a column"),
+        (Label(negative_rate=0.0), r"`negative_rate` must lie in \(0, 1\], a share such as 0.1, not 0.0"),
+        (Label(negative_rate=10.0), "not 10.0"),
+        (Label(negative_rate=float("nan")), "not nan"),
+        (Label(negative_rate=0.1, negative_rate_column="rate"), "not both; 0.1 and 'rate' are given"),
+        (Label(weight="label"), "must be columns of their own, not 'label'"),
+        (Label(weight="timestamp"), "must be columns of their own, not 'timestamp'"),
+    ],
+)
+def test_fault_of_the_label_is_named(label, words):
+    with pytest.raises(ValueError, match=words):
+        FeatureSet(label=label)
+
+
+def test_no_feature_reads_the_label():
+    leak = Feature("bought", "context", "number", source="impressions.clicked")
+    with pytest.raises(ValueError, match=r"'bought': reads the label, impressions\.clicked, which no request knows"):
+        FeatureSet((*DEFAULT_FEATURES, leak), label=Label("clicked"))
+    assert FeatureSet((*DEFAULT_FEATURES, leak)).label == Label()
+
+
+def test_names_of_weights_and_rates_are_taken():
+    with pytest.raises(ValueError, match="none of timestamp, label, sample_weight, negative_rate"):
+        FeatureSet((*DEFAULT_FEATURES, Feature("sample_weight", "context", "number")))
 
 
 def test_keys_are_needed_and_stay_ids():

@@ -61,7 +61,7 @@ def transformed(tmp_path_factory):
     custom_config = {"feature_set": json.dumps(config.to_dict(FEATURES))}
     preprocessing_fn = functools.partial(transform.preprocessing_fn, custom_config=custom_config)
     with beam.Pipeline(runner="FnApiRunner") as pipeline, tft_beam.Context(
-        temp_dir=str(folder / "temp"), use_deep_copy_optimization=True  # as TFX does
+        temp_dir=str(folder / "temp")
     ):
         data = pipeline | beam.Create(ROWS)
         (out, _), transform_fn = (data, metadata) | tft_beam.AnalyzeAndTransformDataset(preprocessing_fn)

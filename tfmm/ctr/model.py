@@ -92,7 +92,7 @@ class CTRModel(keras.Model):
         self.make_settings = config_lib.as_config(config_lib.MAKEConfig, make_config)
         self.feature_set = config_lib.as_config(FeatureSet, feature_set)
         self.methods = tuple(config_lib.as_config(config_lib.Method, method) for method in methods)
-        self.sizes, self.dims = dict(sizes), {modality: int(dim) for modality, dim in dims.items()}
+        self.sizes, self.dims = dict(sizes), {name: int(dims[name]) for name in sorted(dims)}
         tables = self.feature_set.embeddings
         if set(sizes) != set(tables) or min(sizes.values()) < 2:
             raise ValueError(f"`sizes` must give at least 2 for each of {list(tables)}. Received: {self.sizes}.")
@@ -194,7 +194,12 @@ class CTRModel(keras.Model):
         return [names for n in range(1, largest + 1) for names in itertools.combinations(self.dims, n)]
 
     def losses(
-        self, inputs: typing.Mapping[str, typing.Any], label: typing.Any, is_row: typing.Any
+        self,
+        inputs: typing.Mapping[str, typing.Any],
+        label: typing.Any,
+        is_row: typing.Any,
+        weight: typing.Any = None,
+        negative_rate: typing.Any = None,
     ) -> dict[str, typing.Any]:
         """Returns the click losses of a batch in training, float32 [] each: their sum is what training lowers.
 
@@ -202,6 +207,7 @@ class CTRModel(keras.Model):
             inputs: of the model.
             label: int [B], 0 or 1.
             is_row: bool [B], False where the batch is filled up.
+            weight, negative_rate: what each row counts and how negatives were sampled, see `make.model.loss`.
         Returns:
             `loss`, of the rows as they are; with a `hidden_weight`, `loss_hidden`: that weight times the sum, over
             `hidden_sets`, of the loss with these modalities hidden from the target; with an `id_head`, `loss_id`: of
@@ -214,14 +220,14 @@ class CTRModel(keras.Model):
             if self.id_head is not None:
                 left = [vectors_lib.take(inputs, m, vectors_lib.TARGET).mask for m in self.dims if m not in hidden]
                 counts = ops.logical_and(is_row, ops.any(ops.stack(left, axis=1), axis=1))
-            return make_model.loss(outputs[name], label, counts)
+            return make_model.loss(outputs[name], label, counts, weight, negative_rate)
 
         result = {"loss": loss("logit", ())}
         hidden = [loss(f"logit_without_{'_'.join(names)}", names) for names in self.hidden_sets()]
         if hidden:
             result["loss_hidden"] = self.settings.hidden_weight * sum(hidden[1:], hidden[0])
         if self.id_head is not None:
-            result["loss_id"] = make_model.loss(outputs["id_logit"], label, is_row)
+            result["loss_id"] = make_model.loss(outputs["id_logit"], label, is_row, weight, negative_rate)
         return result
 
     def _integrations_of(self, sequence: Sequence) -> list[integrations.Integration]:

@@ -25,6 +25,7 @@ from tfmm.training import checkpoint as checkpoint_lib
 from tfmm.training import evaluation, loop
 from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
+from tfmm.training.labels import metric_weights, weighing
 
 BLOCK_ROWS = 4096  # rows are shuffled inside blocks of this many, in time order
 SEGMENTS = 16  # parts of an epoch, each followed by a line of the history and a checkpoint
@@ -106,7 +107,8 @@ def train(
 
     def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         with tf.GradientTape() as tape:
-            losses = model.losses(model_inputs(batch, tables, feature_set), batch[LABEL], batch[examples_lib.IS_ROW])
+            inputs, counts = model_inputs(batch, tables, feature_set), weighing(batch, feature_set.label)
+            losses = model.losses(inputs, batch[LABEL], batch[examples_lib.IS_ROW], **counts)
             loop.apply_gradients(tape, tf.add_n(list(losses.values())), model.trainable_variables, optimizer)
         return losses
 
@@ -175,10 +177,10 @@ def evaluate(
     model: model_lib.CTRModel, tables: typing.Mapping[str, ItemVectors], columns: examples_lib.Columns
 ) -> dict[str, float]:
     """Returns AUC, GAUC and LogLoss on rows; a metric that the rows cannot give is left out."""
-    scores = predict(model, tables, columns)
+    scores, weights = predict(model, tables, columns), metric_weights(columns, model.feature_set.label)
     return {
-        **evaluation.ranking_metrics(columns[LABEL], scores, columns["user_id"]),
-        "logloss": log_loss(columns[LABEL], scores),
+        **evaluation.ranking_metrics(columns[LABEL], scores, columns["user_id"], weights),
+        "logloss": log_loss(columns[LABEL], scores, weights),
     }
 
 
@@ -195,7 +197,8 @@ def read_examples(
     """
     inputs = [column.input for column in feature_set.columns]
     ids = [sequence.item_ids for sequence in feature_set.sequences]
-    raw = examples_lib.read_columns(files, feature_set, {*KEYS, *ids, *inputs, "timestamp", LABEL})
+    wanted = {*KEYS, *ids, *inputs, "timestamp", *feature_set.label.sources}
+    raw = examples_lib.read_columns(files, feature_set, wanted)
     columns = examples_lib.in_time_order(raw)
     for column in feature_set.columns:
         if column.feature.is_embedded:

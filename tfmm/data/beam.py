@@ -17,7 +17,7 @@ from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.data import declared, examples, instants, rules, schema, times
 from tfmm.data.parts import Part
-from tfmm.features import ACTIONS, Feature, FeatureSet
+from tfmm.features import ACTIONS, LABEL, Feature, FeatureSet
 
 try:
     import apache_beam as beam
@@ -33,7 +33,7 @@ NAMESPACE = "tfmm.data"
 _LOG = logging.getLogger(__name__)
 _BASE = ("user_id", "item_id", "timestamp", "label")  # of an impression, whatever a run declares
 _COLUMNS = {  # what the join itself needs of each table
-    "impressions": (*_BASE, "split"),
+    "impressions": ("user_id", "item_id", "timestamp", "split"),  # and the label's
     "behaviors": ("user_id", "item_id", "timestamp", "action", "order_line"),
     "items": ("item_id",),
     "users": ("user_id",),
@@ -191,9 +191,18 @@ def _read(
     name: str, part: Part, group: int, feature_set: FeatureSet
 ) -> tuple[pa.Table, examples.Columns]:
     """Returns a row group in the declared types, and the features that come from it, by name."""
-    wanted = declared.columns_of(name, _COLUMNS[name], feature_set)
+    labels = feature_set.label.sources if name == "impressions" else {}
+    wanted = declared.columns_of(name, (*_COLUMNS[name], *labels.values()), feature_set)
     table = schema.read_part(part, name, wanted, group, declared.tables(feature_set))
-    return table, {f.name: declared.values(table[f.column], f) for f in feature_set.of_table(name)}
+    columns = {f.name: declared.values(table[f.column], f) for f in feature_set.of_table(name)}
+    return table, columns | {own: _label_values(table[column], own) for own, column in labels.items()}
+
+
+def _label_values(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """Returns int64 labels or float32 weights and rates; of rows that a rule leaves out, anything."""
+    if pa.types.is_null(column.type):
+        return np.zeros(len(column), np.int64 if name == LABEL else np.float32)
+    return column.fill_null(0).to_numpy()
 
 
 def _read_catalog(element: tuple[str, Part, int, int], feature_set: FeatureSet) -> examples.Columns:
@@ -247,7 +256,9 @@ class _ReadLogs(beam.DoFn):
     def process(self, element: tuple[str, Part, int, int]) -> typing.Iterator[typing.Any]:
         name, part, group, first = element
         table, columns = _read(name, part, group, self._features)
-        own_rules = rules.row_rules(name, has_split=self._has_split, tables=declared.tables(self._features))
+        own_rules = rules.row_rules(
+            name, has_split=self._has_split, tables=declared.tables(self._features), label=self._features.label
+        )
         bad, reasons = rules.broken(table, own_rules)
         rows = np.arange(first, first + table.num_rows)
         self._left_out.inc(int(bad.sum()))
@@ -259,7 +270,6 @@ class _ReadLogs(beam.DoFn):
             columns["timestamp"], columns["latest"] = times.bounds(stored, self._seen[name])
         if name == "impressions":
             columns["row"] = rows
-            columns["label"] = table["label"].fill_null(0).to_numpy()
             columns["is_eval"] = np.asarray(pa.compute.equal(table["split"], "eval").fill_null(False).to_numpy(), bool)
         elif name == "behaviors":
             columns["action"] = declared.action_places(table["action"])

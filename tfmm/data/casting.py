@@ -9,6 +9,7 @@ from tfmm.data import instants
 ARROW_TYPES = {
     "string": pa.string(),
     "binary": pa.binary(),
+    "content": pa.binary(),
     "vector": pa.list_(pa.float32()),
     "timestamp": pa.timestamp("us"),
     "integer": pa.int64(),
@@ -20,6 +21,7 @@ KIND_TEXT = {
     "id": "int64 or string",
     "string": "string",
     "binary": "binary",
+    "content": "binary or string",
     "vector": "list of float32",
     "timestamp": "timestamp[us]",
     "integer": "int64",

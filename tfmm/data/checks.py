@@ -19,7 +19,8 @@ from tfmm.config import DataConfig
 from tfmm.data import declared, examples, instants, rules, schema, times, unread
 from tfmm.data.layout import Unread
 from tfmm.data.parts import LayoutError, Part
-from tfmm.features import FeatureSet
+from tfmm.features import FeatureSet, Label
+from tfmm.modalities import UNDECLARED, ModalitySet
 
 SHOWN = 5  # rows and values that a fault quotes
 
@@ -78,7 +79,10 @@ class CheckReport:
 
 
 def check(
-    data_dir: str | pathlib.Path, config: DataConfig | None = None, feature_set: FeatureSet | None = None
+    data_dir: str | pathlib.Path,
+    config: DataConfig | None = None,
+    feature_set: FeatureSet | None = None,
+    modality_set: ModalitySet = UNDECLARED,
 ) -> CheckReport:
     """Checks every table, column and row of a data folder.
 
@@ -86,6 +90,7 @@ def check(
         data_dir: the data folder.
         config: how impressions are split and times are read; None: DataConfig().
         feature_set: what the run declares; None: the default features.
+        modality_set: what the run declares.
     Returns:
         `.counts`, rows per table; `.faults`, each with `table`, `column`, `rule`, `count`, and the first
         `rows` and `values`; `.ok`, True where there is no fault; `.unread`, what lies there and is not used;
@@ -93,8 +98,9 @@ def check(
     Raises:
         MissingExtraError: pandera is not installed.
     """
-    tables = declared.tables(feature_set or FeatureSet())
-    run = _Check(pathlib.Path(data_dir), _pandera(), tables)
+    feature_set = feature_set or FeatureSet()
+    tables = declared.tables(feature_set, modality_set)
+    run = _Check(pathlib.Path(data_dir), _pandera(), tables, feature_set.label)
     unused = unread.of_folder(data_dir, tables)
     for name, table in tables.items():
         try:
@@ -108,8 +114,8 @@ def check(
         elif table.required:
             run.add(name, "", "must be there", 1)
     run.check_ids()
-    run.check_declaration(feature_set or FeatureSet())
-    run.check_catalog()
+    run.check_declaration(feature_set or FeatureSet(), modality_set)
+    run.check_catalog(modality_set)
     config = config or DataConfig()
     run.check_splits(config)
     return CheckReport(run.counts, tuple(run.faults), tuple(unused), run.notes(config))
@@ -165,8 +171,8 @@ def _pandera() -> typing.Any:
 class _Check:
     """The state of one check: what was counted, what was found, ids to look references up in."""
 
-    def __init__(self, data_dir: pathlib.Path, pandera: typing.Any, tables: schema.Tables):
-        self.data_dir, self._pandera, self._tables = data_dir, pandera, tables
+    def __init__(self, data_dir: pathlib.Path, pandera: typing.Any, tables: schema.Tables, label: Label):
+        self.data_dir, self._pandera, self._tables, self._label = data_dir, pandera, tables, label
         self.counts: dict[str, int] = {}
         self.faults: list[Fault] = []
         self._ids: dict[str, np.ndarray] = {}  # sorted fingerprints of items and searches
@@ -230,14 +236,16 @@ class _Check:
         if "split" in columns:
             splits = schema.read_table(self.data_dir, name, ["split"])["split"]
             has_split = splits.null_count < len(splits)
-        dim = None
-        if "vector" in columns:
-            lengths = pc.list_value_length(schema.read_table(self.data_dir, name, ["vector"])["vector"]).drop_null()
-            if len(lengths):
-                dim = int(pc.mode(lengths)[0]["mode"].as_py())
+        dims = {}
+        for column in self._tables[name].columns:
+            if column.kind == "vector" and column.name in columns:
+                vectors = schema.read_table(self.data_dir, name, [column.name], self._tables)[column.name]
+                lengths = pc.list_value_length(vectors).drop_null()
+                if len(lengths):
+                    dims[column.name] = int(pc.mode(lengths)[0]["mode"].as_py())
         searches = self._ids.get("searches")
-        own = rules.row_rules(name, self._ids.get("items"), searches, has_split, self._tables)
-        return own + rules.content_rules(name, dim, self._tables)
+        own = rules.row_rules(name, self._ids.get("items"), searches, has_split, self._tables, self._label)
+        return own + rules.content_rules(name, dims, self._tables)
 
     def _readable_columns(self, name: str, parts: typing.Sequence[Part]) -> list[str]:
         columns = []
@@ -285,29 +293,31 @@ class _Check:
         except ValueError as error:
             self.add("impressions", "", f"and all tables must have ids of one type: {error}", 1)
 
-    def check_declaration(self, feature_set: FeatureSet) -> None:
+    def check_declaration(self, feature_set: FeatureSet, modality_set: ModalitySet) -> None:
         """Adds what the data lacks of a declaration; what is wrong with files was reported with their tables."""
         with contextlib.suppress(LayoutError):
-            for text in declared.faults(self.data_dir, feature_set):
+            for text in declared.faults(self.data_dir, feature_set, modality_set):
                 self.add("declaration", "", text, 1)
 
-    def check_catalog(self) -> None:
+    def check_catalog(self, modality_set: ModalitySet) -> None:
         if (
             self.counts.get("items")
+            and not modality_set.modalities  # declared ones are looked for with the declaration
             and not any(fault.table == "items" for fault in self.faults)
             and not schema.modalities(self.data_dir)
         ):
             self.add("items", "", "must have a title, an image or a vector in at least one row", 1)
 
     def check_splits(self, config: DataConfig) -> None:
+        label = self._label.column
         if not self.counts.get("impressions") or any(
-            fault.table == "impressions" and fault.column in ("timestamp", "label", "split") for fault in self.faults
+            fault.table == "impressions" and fault.column in ("timestamp", label, "split") for fault in self.faults
         ):
             return
-        table = schema.read_table(self.data_dir, "impressions", ["label", "split"])
+        table = schema.read_table(self.data_dir, "impressions", [label, "split"], self._tables)
         (seen,) = times.resolutions(self.data_dir, config.time_zone, ["impressions"]).values()
         shown_at, _ = times.read_bounds(self.data_dir, "impressions", seen)
-        labels = table["label"].to_numpy()
+        labels = table[label].to_numpy()
         if table["split"].null_count < table.num_rows:
             in_eval = np.asarray(pc.equal(table["split"], "eval")).astype(bool)
         else:
@@ -316,7 +326,7 @@ class _Check:
             if not rows.any():
                 self.add("impressions", "timestamp", f"must leave rows in the {split} split", 1)
             elif len(np.unique(labels[rows])) < 2:
-                self.add("impressions", "label", f"must be both 0 and 1 in the {split} split", int(rows.sum()))
+                self.add("impressions", label, f"must be both 0 and 1 in the {split} split", int(rows.sum()))
 
     def notes(self, config: DataConfig) -> tuple[str, ...]:
         unreadable = {(fault.table, fault.column) for fault in self.faults if not fault.rows}

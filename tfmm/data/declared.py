@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 import typing
@@ -10,21 +11,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfmm.data import schema
+from tfmm import modalities
+from tfmm.data import casting, schema
+from tfmm.data.parts import Part
 from tfmm.data.schema import Column, Table
-from tfmm.features import ACTIONS, AGE, KEYS, PADDING, Feature, FeatureSet
+from tfmm.features import ACTIONS, AGE, KEYS, LABEL, NEGATIVE_RATE, PADDING, SAMPLE_WEIGHT, Feature, FeatureSet, Label
+from tfmm.modalities import MAX_DIM, UNDECLARED, ModalitySet
 
 USERS = Table("users", "what is known of users", (Column("user_id", "id", "unique", required=True),), required=True)
 _KINDS = {"id": "id", "ids": "ids", "number": "number", "boolean": "boolean", "time": "timestamp"}
+_LABEL_MEANINGS = {SAMPLE_WEIGHT: "how often a row counts", NEGATIVE_RATE: "share of such negatives that the log keeps"}
 _UNIQUE = {"items": "item_id", "users": "user_id", "searches": "search_id"}
 
 
-def tables(feature_set: FeatureSet) -> dict[str, Table]:
-    """Returns the documented tables with the columns of declared features; `users` where a feature comes from it.
+def tables(feature_set: FeatureSet, modality_set: ModalitySet = UNDECLARED) -> dict[str, Table]:
+    """Returns the tables with the columns of modalities, features and label; `users` where a feature comes from it.
 
     A declared column that the data lacks is a fault, so it is required; its values may be null.
     """
-    result = dict(schema.TABLES)
+    result = schema.documented(modality_set)
+    result["impressions"] = _with_label(result["impressions"], feature_set.label)
     if feature_set.of_table("users"):
         result["users"] = USERS
     for feature in feature_set.features:
@@ -37,14 +43,29 @@ def tables(feature_set: FeatureSet) -> dict[str, Table]:
     return result
 
 
+def _with_label(impressions: Table, label: Label) -> Table:
+    """Returns the table with the label's columns in place of the documented one."""
+    columns = [
+        dataclasses.replace(column, name=label.column) if column.name == LABEL else column
+        for column in impressions.columns
+    ]
+    known = [column.name for column in columns]
+    for name, source in label.sources.items():
+        if source not in known:
+            columns.append(Column(source, "number", _LABEL_MEANINGS[name]))
+    return dataclasses.replace(impressions, columns=tuple(columns))
+
+
 def unique_key(table: str) -> str | None:
     """Returns the column of a table that names a row, or None."""
     return _UNIQUE.get(table)
 
 
-def faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
-    """Returns what the data lacks of a declaration, a line each, by the files' headers and the actions in them."""
-    found, known = [], tables(feature_set)
+def faults(
+    data_dir: str | pathlib.Path, feature_set: FeatureSet, modality_set: ModalitySet = UNDECLARED
+) -> list[str]:
+    """Returns what the data lacks of a declaration, a line each, by headers, and by actions and contents."""
+    found, known = [], tables(feature_set, modality_set)
     for feature in feature_set.features:
         if feature.source == f"behaviors.{AGE}":
             continue
@@ -62,21 +83,98 @@ def faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
                 )
         else:
             found += _type_faults(data_dir, feature, known)
-    return found + _action_faults(data_dir, feature_set)
+    found += _content_faults(data_dir, modality_set, known) + _action_faults(data_dir, feature_set)
+    return found + _label_faults(data_dir, feature_set)
+
+
+def _content_faults(data_dir: str | pathlib.Path, modality_set: ModalitySet, known: schema.Tables) -> list[str]:
+    """Returns what the data lacks of declared modalities; the default ones take what there is."""
+    found = []
+    ways_out = {
+        "items": "Name another `column`, or leave the modality out",
+        "searches": "Name another `query_column`, or leave it out: pairs then come from orders and clicks",
+    }
+    for modality in modality_set.modalities:
+        for table, way_out in ways_out.items():
+            for column, kind, _ in modality.columns(table):
+                name, place = f"modality {modality.name!r}", f"{table}.{column}"
+                documented = known[table].column(column).kind
+                parts = schema.table_parts(data_dir, table, known)
+                names = ", ".join(dict.fromkeys(n for part in parts for n in part.schema.names)) or "none"
+                if not any(column in part.schema.names for part in parts):
+                    found.append(f"{name}: column {place} must be there. Received the columns {names}. {way_out}")
+                elif kind not in (documented, modalities.OWN) or documented not in modalities.KINDS:
+                    found.append(f"{name}: {place} is {documented}, so no content of {modality.encoder}. {way_out}")
+                elif text := _unreadable(parts, table, column, known):
+                    found.append(f"{name}: {text} {way_out}")
+                elif not schema.has_value(parts, column):
+                    found.append(f"{name}: {place} must hold something in at least one row. {way_out}")
+                elif modality.is_ready and (dim := vector_dim(parts, column)) > MAX_DIM:
+                    found.append(f"{name}: vectors must have 1 to {MAX_DIM} values, not {dim} as most of {place} have")
+    return found
+
+
+def vector_dim(parts: typing.Sequence[Part], column: str) -> int:
+    """Returns the most frequent length of a column's vectors, the least of several; 0 where there is none."""
+    counts: collections.Counter[int] = collections.Counter()
+    for part in parts:
+        for group in range(len(part.row_groups)):
+            if column in part.schema.names:
+                values = casting.cast(part.read([column], group)[column], column, "vector", "items")
+                for found in pc.value_counts(pc.list_value_length(values)).to_pylist():
+                    counts[found["values"] or 0] += found["counts"]
+    counts.pop(0, None)  # null or empty: none
+    return min(counts, key=lambda length: (-counts[length], length), default=0)
 
 
 def _type_faults(data_dir: str | pathlib.Path, feature: Feature, known: schema.Tables) -> list[str]:
     documented, wanted = known[feature.table].column(feature.column).kind, _KINDS[feature.kind]
     if documented != wanted and not (documented == "integer" and wanted == "number"):
         return [f"feature {feature.name!r}: {feature.table}.{feature.column} is {documented}, so not of kind {wanted}"]
+    text = _unreadable(schema.table_parts(data_dir, feature.table, known), feature.table, feature.column, known)
+    return [f"feature {feature.name!r}: {text} Declare another `kind`, or change the column"] if text else []
+
+
+def _unreadable(parts: typing.Sequence[Part], table: str, column: str, known: schema.Tables) -> str:
+    """Returns why a column's stored type cannot be read as what is declared; "" where it can."""
     try:
-        for part in schema.table_parts(data_dir, feature.table, known):
-            names = part.schema.names
-            if feature.column in names:
-                empty = part.schema.empty_table().select([feature.column])
-                schema.conform(empty, feature.table, [feature.column], known)
+        for part in parts:
+            if column in part.schema.names:
+                schema.conform(part.schema.empty_table().select([column]), table, [column], known)
     except ValueError as error:
-        return [f"feature {feature.name!r}: {error} Declare another `kind`, or change the column"]
+        return str(error)
+    return ""
+
+
+def _label_faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
+    """Returns what the data lacks of the label; that of the documented name is checked with its table."""
+    found, known, label = [], tables(feature_set), feature_set.label
+    parts = schema.table_parts(data_dir, "impressions", known)
+    names = list(dict.fromkeys(name for part in parts for name in part.schema.names))
+    for name, column in label.sources.items():
+        field, place = "column" if name == LABEL else name.removeprefix("sample_"), f"impressions.{column}"
+        if column not in names and column != LABEL:
+            found.append(f"label: column {place} must be there. Received the columns {', '.join(names)}. Name another")
+        elif column in names and name != LABEL:
+            try:
+                schema.read_table(data_dir, "impressions", [column], known)
+            except ValueError as error:
+                found.append(f"label: {error} Name a column of numbers as its {field}")
+    if not found and label.negative_rate_column and label.column in names:
+        found += _rate_faults(schema.read_table(data_dir, "impressions", list(label.sources.values()), known), label)
+    return found
+
+
+def _rate_faults(shown: pa.Table, label: Label) -> list[str]:
+    """Returns a fault where clicks have rate 1, as they were kept, and not the rate of negatives like them."""
+    rates, clicked = shown[label.negative_rate_column], pc.equal(shown[label.column], 1)
+    of_clicks, of_negatives = rates.filter(clicked), rates.filter(pc.invert(clicked))
+    if pc.min(of_clicks).as_py() == 1.0 and (pc.max(of_negatives).as_py() or 1.0) < 1.0:
+        return [
+            f"label: impressions.{label.negative_rate_column} must be, of a clicked row too, the share of negatives "
+            "like it that the log keeps. Received: 1 for all clicks, less for all negatives. Write the negatives' rate "
+            "beside clicks"
+        ]
     return []
 
 

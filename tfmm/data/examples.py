@@ -13,7 +13,7 @@ from tfmm import artifacts, preprocessing
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.features import ACTIONS, AGE, KEYS, LABEL, PADDING, Column, Feature, FeatureSet, Sequence
+from tfmm.features import ACTIONS, AGE, KEYS, PADDING, Column, Feature, FeatureSet, Sequence
 
 _BATCH = 1024
 _GZIP = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
@@ -42,8 +42,9 @@ def build(
     """Joins impressions with users, items and histories.
 
     Args:
-        impressions: `user_id`, `item_id`, `timestamp` (the earliest instant), `label`: int64 [B]; and, as all of
-            these, a column per declared feature of its table, by the feature's name.
+        impressions: `user_id`, `item_id`, `timestamp` (the earliest instant), `label`: int64 [B]; float32 [B] of
+            what else the label declares; and, as all of these, a column per declared feature of its table, by the
+            feature's name.
         behaviors: `user_id`, `item_id`, `timestamp`, `action` (place in `features.ACTIONS`): int64 [n], in any order;
             perhaps `order_line`; perhaps `latest`, until when each may have happened (`tfmm.data.times`), else that
             is `timestamp`.
@@ -51,8 +52,8 @@ def build(
         users: `user_id`: int64 [k], ascending.
         feature_set: features and sequences, lengths filled in.
     Returns:
-        One array per column of the feature set, and `timestamp` and `label`, sorted by time (ties by a hash, so that
-        the order of the rows given says nothing).
+        One array per column of the feature set, `timestamp` and those of the label, sorted by time (ties by a hash,
+        so that the order of the rows given says nothing).
     """
     keys = [impressions[name] for name in (*KEYS, "timestamp")]
     order = np.lexsort((behaviors_lib.tie_break(*keys), keys[-1]))
@@ -69,7 +70,7 @@ def build(
     for sequence in feature_set.sequences:
         columns = [c for c in feature_set.columns if c.sequence is not None and c.sequence.name == sequence.name]
         result |= _history(shown, behaviors, catalog, sequence, columns)
-    return {**result, "timestamp": shown["timestamp"], LABEL: shown[LABEL]}
+    return {**result, **{name: shown[name] for name in ("timestamp", *feature_set.label.sources)}}
 
 
 def _history(

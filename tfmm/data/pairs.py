@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 from tfmm import artifacts
 from tfmm.config import DataConfig, PairsConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import examples, instants, schema, times
+from tfmm.data import declared, examples, instants, schema, times
+from tfmm.features import FeatureSet
+from tfmm.modalities import UNDECLARED, Modality, ModalitySet
 
 SPLITS = ("train", "heldout")
 MIN_PAIRS = 2  # per split: pre-training needs another pair to tell from
@@ -40,6 +42,8 @@ def build_pairs(
     config: PairsConfig,
     output_dir: str | pathlib.Path,
     data_config: DataConfig | None = None,
+    modality_set: ModalitySet = UNDECLARED,
+    feature_set: FeatureSet | None = None,
 ) -> dict[str, dict[str, typing.Any]]:
     """Writes pairs per modality: `<output_dir>/<modality>/{train,heldout}.parquet` (section 3.2).
 
@@ -63,35 +67,41 @@ def build_pairs(
         config: held-out share, most pairs and bytes of their distinct contents per modality, seed.
         output_dir: made where missing.
         data_config: how impressions are split and times are read; None: DataConfig().
+        modality_set: what the run declares; modalities whose encoders are not trained need no pairs.
+        feature_set: says which impressions were clicked; None: FeatureSet().
     Returns:
         The manifest per modality: `train`, `heldout`, `found` (pairs before the draw of at most `max_pairs`),
         `source` (search, co-purchase or co-click), `with_negative`.
     Raises:
-        ValueError: no source gives pairs for the images or the titles of a catalog.
+        ValueError: no source gives pairs for the contents of a modality, or a declared one has no content.
     """
-    wanted = [modality for modality in schema.modalities(data_dir) if modality in schema.QUERY_COLUMNS]
+    present = [modality_set[name] for name in schema.modalities(data_dir, modality_set)]
+    wanted = [modality for modality in present if modality.is_trained]
     if not wanted:
         return {}
-    items = schema.read_table(data_dir, "items", ["item_id", *(schema.CONTENT_COLUMNS[m] for m in wanted)])
+    tables = schema.documented(modality_set)
+    columns = ["item_id", *dict.fromkeys(modality.content for modality in wanted)]
+    items = schema.read_table(data_dir, "items", columns, tables)
     item_ids = schema.fingerprints(items["item_id"])
-    logs = _logs(data_dir, data_config or DataConfig())
+    feature_set = feature_set or FeatureSet()
+    logs = _logs(data_dir, data_config or DataConfig(), declared.tables(feature_set, modality_set))
     sources = [
         (source, functools.cache(functools.partial(find, logs, item_ids)))
         for source, find in (
             ("search", _search_links),
             ("co-purchase", _order_links),
             ("co-click", functools.partial(_click_links, "behaviors", "action", "click")),
-            ("co-click", functools.partial(_click_links, "impressions", "label", 1)),
+            ("co-click", functools.partial(_click_links, "impressions", feature_set.label.column, 1)),
         )
     ]
     return {
-        modality: _write_first(
-            data_dir,
-            pathlib.Path(output_dir) / modality,
+        modality.name: _write_first(
+            functools.partial(schema.read_table, data_dir, tables=tables),
+            pathlib.Path(output_dir) / modality.name,
             modality,
             config,
             sources,
-            items[schema.CONTENT_COLUMNS[modality]],
+            items[modality.content],
             item_ids,
         )
         for modality in wanted
@@ -110,27 +120,29 @@ class _Logs(typing.NamedTuple):
     data_dir: str | pathlib.Path
     seen: dict[str, times.Resolution]  # by table
     before: int  # microseconds since 1970: the earliest instant at which an impression of the eval split may have been
+    tables: schema.Tables  # with the columns that the run declares
 
     def read(self, name: str, columns: typing.Sequence[str]) -> pa.Table:
         """Reads a log's rows that have a time, over earlier than `before`; none where the table is absent."""
         if not schema.has_table(self.data_dir, name):
             return pa.table({column: pa.nulls(0) for column in columns})
-        acts = schema.read_table(self.data_dir, name, columns)
+        acts = schema.read_table(self.data_dir, name, columns, self.tables)
         earliest, latest = times.read_bounds(self.data_dir, name, self.seen[name])
         instant = pa.array(earliest).cast(pa.timestamp("us"))
         acts = acts.set_column(acts.column_names.index("timestamp"), "timestamp", instant)
         return acts.filter(pa.array((earliest != instants.NULL) & (latest < self.before)))
 
 
-def _logs(data_dir: str | pathlib.Path, config: DataConfig) -> _Logs:
+def _logs(data_dir: str | pathlib.Path, config: DataConfig, tables: schema.Tables) -> _Logs:
     seen = times.resolutions(data_dir, config.time_zone)
     splits = schema.read_table(data_dir, "impressions", ["split"])["split"]
     earliest, _ = times.read_bounds(data_dir, "impressions", seen["impressions"])
     has_time = earliest != instants.NULL
     if splits.null_count == len(splits):
-        return _Logs(data_dir, seen, examples.eval_start(earliest[has_time], config.eval_fraction))
+        return _Logs(data_dir, seen, examples.eval_start(earliest[has_time], config.eval_fraction), tables)
     in_eval = has_time & np.asarray(pc.fill_null(pc.equal(splits, "eval"), False).to_numpy(), bool)
-    return _Logs(data_dir, seen, int(earliest[in_eval].min()) if in_eval.any() else np.iinfo(np.int64).max)
+    before = int(earliest[in_eval].min()) if in_eval.any() else np.iinfo(np.int64).max
+    return _Logs(data_dir, seen, before, tables)
 
 
 def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -194,9 +206,9 @@ def _adjacent(item: np.ndarray, group: np.ndarray) -> _Links:
 
 
 def _write_first(
-    data_dir: str | pathlib.Path,
+    read_table: typing.Callable[[str, list[str]], pa.Table],
     folder: pathlib.Path,
-    modality: str,
+    modality: Modality,
     config: PairsConfig,
     sources: typing.Iterable[tuple[str, typing.Callable[[], _Links]]],
     contents: pa.ChunkedArray,
@@ -205,10 +217,11 @@ def _write_first(
     """Writes the pairs of the first source that gives enough for a modality; returns the manifest."""
     best: dict[str, int] = dict.fromkeys(SPLITS, 0)
     for source, find in sources:
+        if source == "search" and not modality.query_column:
+            continue
         links, queries = find(), contents
         if source == "search" and len(links.query):
-            query_column = schema.QUERY_COLUMNS[modality]
-            queries = schema.read_table(data_dir, "searches", [query_column])[query_column]
+            queries = read_table("searches", [modality.query_column])[modality.query_column]
         if len(links.query):
             links = _usable(links, queries, contents, from_items=source != "search")
         drawn = _draw(links, queries, contents, config, from_items=source != "search")
@@ -222,14 +235,15 @@ def _write_first(
                 "source": source,
                 "with_negative": int((splits["train"].negative >= 0).sum()),
             }
-            return artifacts.write_manifest(folder, "pairs", config, modality=modality, **facts)
+            return artifacts.write_manifest(folder, "pairs", config, modality=modality.name, **facts)
         best = max(best, counts, key=lambda found: sum(found.values()))
+    query = f"`{modality.query_column}`" if modality.query_column else "`query_column` that the modality declares"
     raise ValueError(
-        f"Modality {modality!r} must have at least {MIN_PAIRS} pairs to train on and {MIN_PAIRS} to hold out, from "
-        f"rows earlier than the eval split. Received: {best}. Pairs come from purchases in 'behaviors' whose "
-        f"`search_id` is in 'searches' with a `{schema.QUERY_COLUMNS[modality]}`, from purchases with `order_id` and "
-        "`order_line`, from behaviors of action click, or from impressions with label 1. Add one of these, or give "
-        f"items a `vector` column in place of image and title. `pairs.heldout_fraction` is {config.heldout_fraction}."
+        f"Modality {modality.name!r} must have at least {MIN_PAIRS} pairs to train on and {MIN_PAIRS} to hold out, "
+        f"from rows earlier than the eval split. Received: {best}. Pairs come from purchases in 'behaviors' whose "
+        f"`search_id` is in 'searches' with a {query}, from purchases with `order_id` and `order_line`, from behaviors "
+        "of action click, or from impressions with label 1. Add one of these, or give items vectors of their own in "
+        f"place of {modality.content}. `pairs.heldout_fraction` is {config.heldout_fraction}."
     )
 
 

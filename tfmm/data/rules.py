@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from tfmm.data import instants, schema
-from tfmm.features import ACTIONS
+from tfmm.features import ACTIONS, NEGATIVE_RATE, SAMPLE_WEIGHT, Label
 
 Array: typing.TypeAlias = pa.Array | pa.ChunkedArray
 UNKNOWN_ITEM = "must be in the items table"
@@ -40,6 +40,7 @@ def row_rules(
     search_ids: np.ndarray | None = None,
     has_split: bool = False,
     tables: schema.Tables = schema.TABLES,
+    label: Label | None = None,
 ) -> list[Rule]:
     """Returns the cheap rules of a table's rows.
 
@@ -49,8 +50,9 @@ def row_rules(
         search_ids: the same of searches.
         has_split: impressions say their split themselves.
         tables: with the columns that a run declares.
+        label: what it declares of labels; None: Label().
     """
-    rules = []
+    label, rules = label or Label(), []
     for column in tables[name].columns:
         if column.required:
             rules.append(Rule(column.name, "must not be null", _null))
@@ -59,7 +61,7 @@ def row_rules(
         if column.kind == "timestamp":
             rules.append(Rule(column.name, OUTSIDE_YEARS, _outside_years))
     if name == "impressions":
-        rules.append(Rule("label", "must be 0 or 1", _outside((0, 1))))
+        rules += _label_rules(label)
         rules.append(Rule("split", "must be train or eval", _outside(schema.SPLITS)))
         if has_split:
             rules.append(Rule("split", "must not be null where other rows have a split", _null))
@@ -76,18 +78,32 @@ def row_rules(
     return rules
 
 
-def content_rules(name: str, dim: int | None = None, tables: schema.Tables = schema.TABLES) -> list[Rule]:
-    """Returns the rules about images and vectors, which have to be opened; `dim`: of every vector."""
+def _label_rules(label: Label) -> typing.Iterator[Rule]:
+    """A row whose weight or rate is missing is left out: it is neither 0 nor 1."""
+    yield Rule(label.column, "must be 0 or 1", _outside((0, 1)))
+    for name, text, breaks in (
+        (SAMPLE_WEIGHT, "must be a finite number of at least 0", _no_weight),
+        (NEGATIVE_RATE, "must be a share in (0, 1]", _no_rate),
+    ):
+        if column := label.sources.get(name):
+            yield Rule(column, "must not be null", lambda values: np.isnan(_floats(values)))
+            yield Rule(column, text, breaks)
+
+
+def content_rules(
+    name: str, dims: typing.Mapping[str, int] | None = None, tables: schema.Tables = schema.TABLES
+) -> list[Rule]:
+    """Returns the rules about images and vectors, which have to be opened; `dims`: of vectors, by column."""
     rules = [
         Rule(column.name, "must be a PNG or JPEG that can be decoded", _undecodable)
         for column in tables[name].columns
         if column.kind == "binary"
     ]
-    if name == "items" and dim is not None:
+    for column, dim in (dims or {}).items():
         rules += [
-            Rule("vector", f"must have {dim} values, as most have", _other_length(dim)),
-            Rule("vector", "must hold finite numbers only", _not_finite),
-            Rule("vector", "must not be all zeros", _all_zero),
+            Rule(column, f"must have {dim} values, as most have", _other_length(dim)),
+            Rule(column, "must hold finite numbers only", _not_finite),
+            Rule(column, "must not be all zeros", _all_zero),
         ]
     return rules
 
@@ -129,6 +145,21 @@ def _outside(allowed: typing.Sequence[typing.Any]) -> typing.Callable[[Array], n
         return ~_mask(pc.is_in(values, value_set=pa.array(allowed, values.type))) & ~_null(values)
 
     return breaks
+
+
+def _no_weight(values: Array) -> np.ndarray:
+    weights = _floats(values)
+    return (weights < 0) | np.isinf(weights)
+
+
+def _no_rate(values: Array) -> np.ndarray:
+    rates = _floats(values)
+    return (rates <= 0) | (rates > 1)
+
+
+def _floats(values: Array) -> np.ndarray:
+    """Returns a column of numbers as float32 [n], null as NaN."""
+    return np.asarray(values.cast(pa.float32()), np.float32)
 
 
 def _unknown(known: np.ndarray) -> typing.Callable[[Array], np.ndarray]:

@@ -16,10 +16,8 @@ import pyarrow.compute as pc
 from tfmm.data import casting, layout
 from tfmm.data.parts import Part
 from tfmm.fingerprints import fingerprint
+from tfmm.modalities import UNDECLARED, ModalitySet
 
-MODALITIES = ("image", "text", "vector")
-CONTENT_COLUMNS = {"image": "image", "text": "title", "vector": "vector"}
-QUERY_COLUMNS = {"image": "query_image", "text": "query_text"}  # of searches, by the modality that they teach
 SPLITS = ("train", "eval")
 
 
@@ -28,7 +26,7 @@ class Column:
     """One documented column."""
 
     name: str
-    kind: str  # id, string, binary, vector, timestamp or integer
+    kind: str  # id, string, binary (a picture), vector, content (of an own encoder), timestamp or integer
     meaning: str
     required: bool = False  # the column must exist and hold no null
 
@@ -49,35 +47,38 @@ class Table:
 Tables = typing.Mapping[str, Table]
 
 
-TABLES = {
-    table.name: table
-    for table in (
+def documented(modality_set: ModalitySet) -> dict[str, Table]:
+    """Returns the tables of every run, with the contents that its modalities read."""
+
+    def with_contents(table: str, before: tuple[Column, ...], after: tuple[Column, ...] = ()) -> tuple[Column, ...]:
+        own = {column.name for column in before + after}  # what they are is no modality's to say
+        read = modality_set.columns(table).items()
+        return (*before, *(Column(name, *facts) for name, facts in read if name not in own), *after)
+
+    tables = (
         Table(
             "items",
             "the catalog",
-            (
-                Column("item_id", "id", "unique", required=True),
-                Column("title", "string", "the text that a shopper reads"),
-                Column("image", "binary", "encoded PNG or JPEG"),
-                Column(
-                    "vector",
-                    "vector",
-                    "the item's own embedding, where the catalog brings one; one length for all",
+            with_contents(
+                "items",
+                (Column("item_id", "id", "unique", required=True),),
+                (
+                    Column("category", "id", "leaf category"),
+                    Column("created_at", "timestamp", "when the item entered the catalog, UTC"),
                 ),
-                Column("category", "id", "leaf category"),
-                Column("created_at", "timestamp", "when the item entered the catalog, UTC"),
             ),
             required=True,
         ),
         Table(
             "searches",
             "searches with a text, an image, or both",
-            (
-                Column("search_id", "id", "unique", required=True),
-                Column("user_id", "id", "who searched", required=True),
-                Column("timestamp", "timestamp", "when, UTC", required=True),
-                Column("query_text", "string", "what was typed"),
-                Column("query_image", "binary", "the picture that was searched with, PNG or JPEG"),
+            with_contents(
+                "searches",
+                (
+                    Column("search_id", "id", "unique", required=True),
+                    Column("user_id", "id", "who searched", required=True),
+                    Column("timestamp", "timestamp", "when, UTC", required=True),
+                ),
             ),
         ),
         Table(
@@ -115,7 +116,10 @@ TABLES = {
             required=True,
         ),
     )
-}
+    return {table.name: table for table in tables}
+
+
+TABLES = documented(UNDECLARED)
 
 _NOTES = """
 One Parquet file `<table>.parquet`, or one folder `<table>/` or `<table>.parquet/` of files at any depth, per table;
@@ -289,22 +293,29 @@ def microseconds(timestamps: pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(timestamps.cast(pa.timestamp("us")).cast(pa.int64()), np.iinfo(np.int64).min).to_numpy()
 
 
-def modalities(data_dir: str | pathlib.Path) -> tuple[str, ...]:
-    """Returns what stands for an item: its own vectors where the catalog brings any, else image, text or both.
+def modalities(data_dir: str | pathlib.Path, modality_set: ModalitySet = UNDECLARED) -> tuple[str, ...]:
+    """Returns what stands for an item, by name: what the run declares, or else what the data has of `DEFAULT`.
 
-    An image or a title in at least one row is enough. Each needs an encoder; see `tfmm.data.pairs.build_pairs`
-    for the logs that it is learned from.
+    A content in at least one row is enough. Each but ready vectors needs an encoder; see
+    `tfmm.data.pairs.build_pairs` for the logs that it is learned from.
 
     Raises:
         FileNotFoundError: there is no table of items.
+        ValueError: a declared modality has no content; all of them are named.
     """
-    parts = _require_parts(data_dir, "items")
-    if _has_value(parts, "vector"):
-        return ("vector",)
-    return tuple(m for m in QUERY_COLUMNS if _has_value(parts, CONTENT_COLUMNS[m]))
+    parts = _require_parts(data_dir, "items", documented(modality_set))
+    names = modality_set.present(lambda column: has_value(parts, column))
+    if empty := [m for m in map(modality_set.__getitem__, names) if not has_value(parts, m.content)]:
+        received = ", ".join(f"{modality.name!r} with nothing in items.{modality.content}" for modality in empty)
+        raise ValueError(
+            f"Declared modalities must have content in at least one row of {data_dir}. Received: {received}. Fill the "
+            "column, name another `column`, or leave the modality out."
+        )
+    return names
 
 
-def _has_value(parts: typing.Sequence[Part], column: str) -> bool:
+def has_value(parts: typing.Sequence[Part], column: str) -> bool:
+    """Returns whether any row of a table holds something in a column."""
     for part in parts:
         if column in part.schema.names:
             values = part.read([column])[column]

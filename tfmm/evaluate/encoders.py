@@ -15,10 +15,12 @@ from tfmm import config as config_lib
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.data import schema
 from tfmm.evaluate import probe as probe_lib
-from tfmm.features import KEYS, LABEL, FeatureSet
+from tfmm.features import KEYS, FeatureSet
 from tfmm.index import snapshot as snapshot_lib
+from tfmm.modalities import UNDECLARED, ModalitySet
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.training import examples as examples_lib
+from tfmm.training.labels import metric_weights
 
 ENCODE_CHUNK = 256
 MAX_ROWS, MAX_ITEMS = 100_000, 20_000  # of a large log whole users are drawn: the fresh encoder must read their items
@@ -45,6 +47,7 @@ def probe_encoders(
     snapshot_dir: Folder | None,
     data_dir: Folder | None = None,
     encoder_dirs: typing.Mapping[str, Folder] | None = None,
+    modality_set: ModalitySet = UNDECLARED,
 ) -> dict[str, dict[str, typing.Any]]:
     """Probes each modality of the item index on held-out impressions.
 
@@ -54,7 +57,8 @@ def probe_encoders(
         snapshot_dir: the item index's snapshot: the vectors as they are served; None: nothing is probed.
         data_dir: the catalog, for what the untrained encoders read.
         encoder_dirs: pre-training's output folder by modality: the same encoder with fresh weights is probed on
-            the same rows. Modalities that are not in it (items' own vectors) are probed alone.
+            the same rows. Modalities that are not in it (items' own vectors) and frozen ones are probed alone.
+        modality_set: what the run declares: from which columns the encoders read.
     Returns:
         Per modality: `probe`, as `probe.judge` returns it, with `rows_left_out` (target or history without an
         embedding); for an encoder Acc@N with its untrained and chance values and counts, and the settings in
@@ -73,6 +77,7 @@ def probe_encoders(
     if snapshot_dir is None:
         return {}
     rows = sample(_read(eval_pattern, feature_set))
+    weights = metric_weights(rows, feature_set.label)
     snapshot, result = snapshot_lib.load_snapshot(snapshot_dir), {}
     for modality in snapshot.modalities:
         table = snapshot[modality]
@@ -85,11 +90,13 @@ def probe_encoders(
         if modality in encoder_dirs:
             manifest = artifacts.read_manifest(encoder_dirs[modality], "encoder")
             facts |= {name: manifest[name] for name in FROM_MANIFEST if name in manifest}
-            vectors = untrained_vectors(manifest, data_dir, ids)  # type: ignore[arg-type]
-            untrained, read = probe_lib.largest_cosines(ids, vectors, *wanted)
-            known &= read
-            untrained = untrained[known]
-        probe = probe_lib.judge(rows["label"][known], rows["user_id"][known], cosines[known], untrained)
+            if not manifest.get("frozen"):
+                vectors = untrained_vectors(manifest, data_dir, ids, modality_set)  # type: ignore[arg-type]
+                untrained, read = probe_lib.largest_cosines(ids, vectors, *wanted)
+                known &= read
+                untrained = untrained[known]
+        counted = None if weights is None else weights[known]
+        probe = probe_lib.judge(rows["label"][known], rows["user_id"][known], cosines[known], untrained, counted)
         facts["probe"] = {**probe, "rows_left_out": int((~known).sum())}
         facts["warning"] = warning(modality, probe)
         result[modality] = facts
@@ -100,8 +107,8 @@ def _read(eval_pattern: examples_lib.Patterns, feature_set: FeatureSet) -> examp
     """Reads keys, labels and, as `behavior_item_ids`, the items of all sequences."""
     histories = [sequence.item_ids for sequence in feature_set.sequences]
     files = examples_lib.example_files(eval_pattern)
-    columns = examples_lib.read_columns(files, feature_set, {*KEYS, LABEL, *histories})
-    rows = {name: columns[name] for name in (*KEYS, LABEL)}
+    columns = examples_lib.read_columns(files, feature_set, {*KEYS, *feature_set.label.sources, *histories})
+    rows = {name: columns[name] for name in (*KEYS, *feature_set.label.sources)}
     return rows | {"behavior_item_ids": np.concatenate([columns[name] for name in histories], axis=1)}
 
 
@@ -131,22 +138,28 @@ def sample(rows: examples_lib.Columns) -> examples_lib.Columns:
     return {name: values[kept] for name, values in rows.items()}
 
 
-def untrained_vectors(manifest: typing.Mapping[str, typing.Any], data_dir: Folder, ids: np.ndarray) -> np.ndarray:
+def untrained_vectors(
+    manifest: typing.Mapping[str, typing.Any],
+    data_dir: Folder,
+    ids: np.ndarray,
+    modality_set: ModalitySet = UNDECLARED,
+) -> np.ndarray:
     """Encodes items of the catalog with the encoder as it was before training: its seed gives the same weights.
 
     Args:
         manifest: of the trained encoder.
         data_dir: the catalog.
         ids: int64 [m], fingerprints of item ids, ascending.
+        modality_set: what the run declares.
     Returns:
         float32 [m, D]; zeros where the catalog has no content that can be used.
     """
     encoder = make_encoder(config_lib.from_dict(config_lib.SCLConfig, manifest["config"]))
-    column = schema.CONTENT_COLUMNS[manifest["modality"]]
+    column, tables = modality_set[manifest["modality"]].content, schema.documented(modality_set)
     vectors = np.zeros([len(ids), manifest["dim"]], np.float32)
     for part in schema.table_parts(data_dir, "items"):
         for group in range(len(part.row_groups)):
-            items = schema.read_part(part, "items", ["item_id", column], group)
+            items = schema.read_part(part, "items", ["item_id", column], group, tables)
             places = probe_lib.places(ids, schema.fingerprints(items["item_id"]))
             wanted = np.flatnonzero(places < len(ids))
             for start in range(0, len(wanted), ENCODE_CHUNK):

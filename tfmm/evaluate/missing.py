@@ -70,6 +70,7 @@ def hidden_report(
     labels: np.ndarray,
     user_ids: np.ndarray,
     chosen: np.ndarray,
+    weights: np.ndarray | None = None,
 ) -> dict[str, typing.Any]:
     """Reports what models score with the target's vectors hidden, and as the rows are.
 
@@ -78,15 +79,16 @@ def hidden_report(
         scores: per model, float [n], of the rows as they are.
         labels, user_ids: [n].
         chosen: bool [n], the rows that `hidden` has.
+        weights: float [n], how many rows each stands for; None: one.
     Returns:
         `rows`, `clicks`; `models`: per model and set of modalities (`nothing` for the rows as they are), `figures`;
         `left_out`: per model without hidden scores, why.
     """
-    label, user = labels[chosen], user_ids[chosen]
+    label, user, weight = labels[chosen], user_ids[chosen], _of_rows(weights, chosen)
     models = {}
     for name, values in scores.items():
         found = {"nothing": values[chosen], **(hidden[name] or {})}
-        models[name] = {key: figures(label, score, user) for key, score in found.items()}
+        models[name] = {key: figures(label, score, user, weight) for key, score in found.items()}
     left_out = {name: f"the model has no signature `{SIGNATURE}`" for name in scores if hidden[name] is None}
     return {"rows": int(chosen.sum()), "clicks": int(label.sum()), "models": models, "left_out": left_out}
 
@@ -97,6 +99,7 @@ def missing_report(
     labels: np.ndarray,
     user_ids: np.ndarray,
     item_ids: np.ndarray,
+    weights: np.ndarray | None = None,
 ) -> dict[str, typing.Any]:
     """Reports what models score where the index truly lacks vectors of the target.
 
@@ -104,6 +107,7 @@ def missing_report(
         snapshot_dir: the index snapshot that the models were trained with.
         scores: per model, float [n].
         labels, user_ids, item_ids: [n].
+        weights: float [n], how many rows each stands for; None: one.
     Returns:
         Per set of modalities that the target lacks (at least those): `rows`, `clicks` and `models` (per model,
         `figures`; none where there is no row).
@@ -113,18 +117,24 @@ def missing_report(
     result = {}
     for name, modalities in sets_of(lacks).items():
         rows = np.all([lacks[modality] for modality in modalities], axis=0)
-        models = {model: figures(labels[rows], s[rows], user_ids[rows]) for model, s in scores.items() if rows.any()}
+        weight = _of_rows(weights, rows)
+        models = {
+            model: figures(labels[rows], s[rows], user_ids[rows], weight) for model, s in scores.items() if rows.any()
+        }
         result[name] = {"rows": int(rows.sum()), "clicks": int(labels[rows].sum()), "models": models}
     return result
 
 
-def figures(labels: np.ndarray, scores: np.ndarray, user_ids: np.ndarray) -> dict[str, float | None]:
+def figures(
+    labels: np.ndarray, scores: np.ndarray, user_ids: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, float | None]:
     """Returns how well, and how truly, rows are scored.
 
     Args:
         labels: int [n], 0 or 1, n > 0.
         scores: probability float [n].
         user_ids: int64 [n].
+        weights: float [n], how many rows each stands for; None: one.
     Returns:
         `click_rate`, `mean_score`, `bias` (mean score over click rate, minus 1), `bias_margin` (half of its 95 %
         interval, with users as the sample), `auc`, `gauc`, `logloss`; None for what the rows cannot give.
@@ -133,21 +143,28 @@ def figures(labels: np.ndarray, scores: np.ndarray, user_ids: np.ndarray) -> dic
     >>> round(found["bias"], 3), round(found["bias_margin"], 3)
     (0.2, 0.554)
     """
-    clicks = int(labels.sum())
-    has_classes = 0 < clicks < len(labels)
-    users = metrics.user_aucs(labels, scores, user_ids)
-    ratio = float(scores.sum(dtype=np.float64)) / clicks if clicks else None
+    rows = len(labels) if weights is None else float(weights.sum())
+    clicks = int(labels.sum()) if weights is None else float(weights @ labels)
+    has_classes = 0 < clicks < rows
+    users = metrics.user_aucs(labels, scores, user_ids, weights)
+    total = float(scores.sum(dtype=np.float64)) if weights is None else float(weights @ scores)
+    ratio = total / clicks if clicks else None
     margin = None
     if ratio is not None:
         _, user = np.unique(user_ids, return_inverse=True)
-        excess = np.bincount(user, scores - ratio * labels)  # per user; they sum to 0
+        excess = (scores - ratio * labels) * (1.0 if weights is None else weights)
+        excess = np.bincount(user, excess)  # per user; they sum to 0
         margin = float(Z_95 * np.sqrt(np.sum(excess**2)) / clicks)
     return {
-        "click_rate": clicks / len(labels),
-        "mean_score": float(scores.mean(dtype=np.float64)),
+        "click_rate": clicks / rows if rows else None,
+        "mean_score": total / rows if rows else None,
         "bias": None if ratio is None else ratio - 1.0,
         "bias_margin": margin,
-        "auc": metrics.auc(labels, scores) if has_classes else None,
+        "auc": metrics.auc(labels, scores, weights) if has_classes else None,
         "gauc": None if np.isnan(users.auc).all() else users.gauc().value,
-        "logloss": metrics.log_loss(labels, scores),
+        "logloss": metrics.log_loss(labels, scores, weights) if rows else None,
     }
+
+
+def _of_rows(weights: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:
+    return None if weights is None else weights[rows]

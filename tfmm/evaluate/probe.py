@@ -66,6 +66,7 @@ def judge(
     user_ids: np.ndarray,
     cosines: np.ndarray,
     untrained_cosines: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
 ) -> dict[str, typing.Any]:
     """Judges the largest cosines as scores of clicks, beside those of the untrained encoder.
 
@@ -74,6 +75,7 @@ def judge(
         user_ids: int64 [n].
         cosines: float [n].
         untrained_cosines: float [n] on the same rows; None where there is no encoder to train.
+        weights: float [n], how many rows each stands for; None: one.
     Returns:
         JSON values: `rows`, `clicks`, `users` (with both classes), `auc`, `gauc` and `gauc_interval`; with the
         untrained encoder `auc_untrained`, `gauc_untrained`, `gauc_gain` and `gauc_gain_interval`. Metrics are
@@ -83,24 +85,28 @@ def judge(
     names = ["auc", "gauc", "gauc_interval"]
     if untrained_cosines is not None:
         names += ["auc_untrained", "gauc_untrained", "gauc_gain", "gauc_gain_interval"]
-    users = metrics.user_aucs(labels, cosines, user_ids) if len(labels) else None
+    users = metrics.user_aucs(labels, cosines, user_ids, weights) if len(labels) else None
     if users is None or np.isnan(users.auc).all():
         return {**facts, **dict.fromkeys(names)}
     found = users.gauc()
-    facts |= {"users": found.users, "auc": metrics.auc(labels, cosines), "gauc": found.value}
-    facts["gauc_interval"] = _interval(labels, cosines, user_ids)
+    facts |= {"users": found.users, "auc": metrics.auc(labels, cosines, weights), "gauc": found.value}
+    facts["gauc_interval"] = _interval(labels, cosines, user_ids, weights)
     if untrained_cosines is not None:
-        facts["auc_untrained"] = metrics.auc(labels, untrained_cosines)
-        facts["gauc_untrained"] = metrics.gauc(labels, untrained_cosines, user_ids).value
+        facts["auc_untrained"] = metrics.auc(labels, untrained_cosines, weights)
+        facts["gauc_untrained"] = metrics.gauc(labels, untrained_cosines, user_ids, weights=weights).value
         facts["gauc_gain"] = facts["gauc"] - facts["gauc_untrained"]
-        facts["gauc_gain_interval"] = _interval(labels, cosines, user_ids, untrained_cosines)
+        facts["gauc_gain_interval"] = _interval(labels, cosines, user_ids, weights, untrained_cosines)
     return facts
 
 
 def _interval(
-    labels: np.ndarray, scores: np.ndarray, user_ids: np.ndarray, baseline: np.ndarray | None = None
+    labels: np.ndarray,
+    scores: np.ndarray,
+    user_ids: np.ndarray,
+    weights: np.ndarray | None,
+    baseline: np.ndarray | None = None,
 ) -> dict[str, float | None]:
     found = metrics.user_bootstrap(
-        "gauc", labels, scores, user_ids, baseline_scores=baseline, replicates=REPLICATES
+        "gauc", labels, scores, user_ids, baseline_scores=baseline, weights=weights, replicates=REPLICATES
     )
     return {key: v if np.isfinite(v := getattr(found, key)) else None for key in ("low", "high", "level")}

@@ -19,12 +19,13 @@ from tfmm import artifacts, metrics, saved_model
 from tfmm.evaluate import missing
 from tfmm.features import FeatureSet
 from tfmm.training import examples as examples_lib
+from tfmm.training.labels import metric_weights
 from tfmm.training.progress import Progress, silent
 
 KIND = "evaluation"
 NUM_GROUPS = 8  # of items, by how often training showed them (section 6.3.3)
 REPLICATES = 200  # draws of users for an interval
-COLUMNS = ("user_id", "item_id", "timestamp", "label")
+COLUMNS = ("user_id", "item_id", "timestamp")  # and those of the label
 Folder = str | os.PathLike[str]
 
 
@@ -62,7 +63,8 @@ def evaluate(
         ValueError: `baseline` is not among the models, or a SavedModel lacks `serve_examples`.
     """
     eval_files = examples_lib.example_files(eval_pattern)
-    rows = examples_lib.read_columns(eval_files, feature_set, COLUMNS)
+    rows = examples_lib.read_columns(eval_files, feature_set, (*COLUMNS, *feature_set.label.sources))
+    weights = metric_weights(rows, feature_set.label)
     shown = examples_lib.read_columns(examples_lib.example_files(train_pattern), feature_set, ("item_id",))["item_id"]
     scores, hidden = {}, {}
     chosen = missing.draw_rows(len(rows["label"]))
@@ -72,12 +74,12 @@ def evaluate(
             hidden[name] = missing.score_hidden(loaded, eval_files, chosen)
         progress("evaluate", (i + 1) * len(shown), len(models) * len(shown))
     counts = metrics.item_frequencies(shown, rows["item_id"])
-    report = compare(scores, rows["label"], rows["user_id"], rows["item_id"], counts, baseline)
+    report = compare(scores, rows["label"], rows["user_id"], rows["item_id"], counts, baseline, weights)
     report["encoders"] = dict(encoders or {})
-    report["hidden"] = missing.hidden_report(hidden, scores, rows["label"], rows["user_id"], chosen)
+    report["hidden"] = missing.hidden_report(hidden, scores, rows["label"], rows["user_id"], chosen, weights)
     if snapshot_dir is not None:
         report["missing"] = missing.missing_report(
-            snapshot_dir, scores, rows["label"], rows["user_id"], rows["item_id"]
+            snapshot_dir, scores, rows["label"], rows["user_id"], rows["item_id"], weights
         )
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,6 +135,7 @@ def compare(
     item_ids: np.ndarray,
     train_counts: np.ndarray,
     baseline: str = "id",
+    weights: np.ndarray | None = None,
 ) -> dict[str, typing.Any]:
     """Compares models on the same impressions.
 
@@ -143,11 +146,12 @@ def compare(
         item_ids: int64 [n].
         train_counts: int [n], how often training showed the row's item; 0 makes it a new item.
         baseline: the model that others are compared with.
+        weights: float [n] >= 0, how many rows each stands for, see `training.labels.metric_weights`; None: one.
     Returns:
-        JSON values: `rows` (counts); `models` (per model `auc`, `gauc`, `gauc_users`, `logloss`,
-        `normalized_entropy` and `calibration`, the first four also as `*_new_items`, and `undefined`: why a
-        metric is None); `gains` (per other model, its metrics minus the baseline's, and `gauc_interval`);
-        `groups` (see `frequency_groups`).
+        JSON values: `rows` (counts, and their `weight` where there is one); `models` (per model `auc`, `gauc`,
+        `gauc_users`, `logloss`, `normalized_entropy` and `calibration`, the first four also as `*_new_items`, and
+        `undefined`: why a metric is None); `gains` (per other model, its metrics minus the baseline's, and
+        `gauc_interval`); `groups` (see `frequency_groups`).
     Raises:
         ValueError: `baseline` is not among the models, or lengths differ.
     """
@@ -159,11 +163,11 @@ def compare(
                 f"Model {name!r} must score each of the {len(labels)} rows. Received: {len(values)}."
             )
     is_new_item = train_counts == 0
-    models = {name: _metrics(values, labels, user_ids, is_new_item) for name, values in scores.items()}
+    models = {name: _metrics(values, labels, user_ids, is_new_item, weights) for name, values in scores.items()}
     gains = {
-        name: _gain(name, baseline, models, scores, labels, user_ids) for name in models if name != baseline
+        name: _gain(name, baseline, models, scores, labels, user_ids, weights) for name in models if name != baseline
     }
-    rows = {
+    rows: dict[str, float] = {
         "eval": len(labels),
         "clicks": int(labels.sum()),
         "users": len(np.unique(user_ids)),
@@ -172,7 +176,9 @@ def compare(
         "new_item_rows": int(is_new_item.sum()),
         "new_item_clicks": int(labels[is_new_item].sum()),
     }
-    groups = frequency_groups(scores, labels, item_ids, train_counts, baseline)
+    if weights is not None:
+        rows["weight"] = float(weights.sum())
+    groups = frequency_groups(scores, labels, item_ids, train_counts, baseline, weights=weights)
     return {"baseline": baseline, "rows": rows, "models": models, "gains": gains, "groups": groups}
 
 
@@ -180,29 +186,35 @@ _GAINS = ("auc", "gauc", "logloss", "auc_new_items", "gauc_new_items", "logloss_
 
 
 def _metrics(
-    scores: np.ndarray, labels: np.ndarray, user_ids: np.ndarray, is_new_item: np.ndarray
+    scores: np.ndarray,
+    labels: np.ndarray,
+    user_ids: np.ndarray,
+    is_new_item: np.ndarray,
+    weights: np.ndarray | None,
 ) -> dict[str, typing.Any]:
     result: dict[str, typing.Any] = {"undefined": {}}
     for suffix, chosen in (("", slice(None)), ("_new_items", is_new_item)):
         label, score, user = labels[chosen], scores[chosen], user_ids[chosen]
-        has_rows, clicks = len(label) > 0, int(label.sum())
-        has_classes = 0 < clicks < len(label)
-        users = metrics.user_aucs(label, score, user) if has_rows else None
+        weight = None if weights is None else weights[chosen]
+        counted = label if weight is None else label[weight > 0]
+        has_rows, clicks = len(counted) > 0, int(counted.sum())
+        has_classes = 0 < clicks < len(counted)
+        users = metrics.user_aucs(label, score, user, weight) if has_rows else None
         has_users = users is not None and not np.isnan(users.auc).all()
         gauc = users.gauc() if users is not None and has_users else None
         found: dict[str, tuple[typing.Any, str]] = {
-            "auc": (metrics.auc(label, score) if has_classes else None, "the rows are of one class"),
+            "auc": (metrics.auc(label, score, weight) if has_classes else None, "the rows are of one class"),
             "gauc": (gauc and gauc.value, "no user has both a click and a non-click"),
             "gauc_users": (gauc.users if gauc else 0, ""),
-            "logloss": (metrics.log_loss(label, score) if has_rows else None, "there is no row"),
+            "logloss": (metrics.log_loss(label, score, weight) if has_rows else None, "there is no row"),
         }
         if not suffix:
             found["normalized_entropy"] = (
-                metrics.normalized_entropy(label, score) if has_classes else None,
+                metrics.normalized_entropy(label, score, weight) if has_classes else None,
                 "the rows are of one class",
             )
             found["calibration"] = (
-                metrics.calibration(label, score) if clicks else None,
+                metrics.calibration(label, score, weight) if clicks else None,
                 "there is no click",
             )
         for key, (value, reason) in found.items():
@@ -219,6 +231,7 @@ def frequency_groups(
     train_counts: np.ndarray,
     baseline: str,
     num_groups: int = NUM_GROUPS,
+    weights: np.ndarray | None = None,
 ) -> dict[str, list[dict[str, typing.Any]]]:
     """Compares each model with the baseline inside groups of items (section 6.3.3, figure 6b).
 
@@ -236,7 +249,7 @@ def frequency_groups(
     result = {}
     for name in sorted(set(scores) - {baseline}):
         compared = metrics.compare_groups(
-            labels, scores[name], scores[baseline], group_of_item[place], num_groups
+            labels, scores[name], scores[baseline], group_of_item[place], num_groups, weights
         )
         result[name] = [
             {
@@ -257,12 +270,19 @@ def _gain(
     scores: typing.Mapping[str, np.ndarray],
     labels: np.ndarray,
     user_ids: np.ndarray,
+    weights: np.ndarray | None,
 ) -> dict[str, typing.Any]:
     """Returns a model's metrics minus the baseline's, and the interval of the gain in GAUC over users."""
     gain: dict[str, typing.Any] = {key: _minus(models[name][key], models[baseline][key]) for key in _GAINS}
     if gain["gauc"] is not None:
         interval = metrics.user_bootstrap(
-            "gauc", labels, scores[name], user_ids, baseline_scores=scores[baseline], replicates=REPLICATES
+            "gauc",
+            labels,
+            scores[name],
+            user_ids,
+            baseline_scores=scores[baseline],
+            weights=weights,
+            replicates=REPLICATES,
         )
         gain["gauc_interval"] = {
             key: _or_none(getattr(interval, key)) for key in ("low", "high", "standard_error", "level")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import pathlib
 import typing
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tfmm import extras, features
-from tfmm.data import schema
+from tfmm.data import declared, schema
 from tfmm.data.parts import Part
 from tfmm.index import encode, item_index
+from tfmm.modalities import UNDECLARED, ModalitySet
 
 try:
     import apache_beam as beam
@@ -42,19 +41,19 @@ def catalog_parts(data_dir: str | pathlib.Path) -> list[CatalogPart]:
 
 
 def read_items(
-    part: CatalogPart, modalities: typing.Collection[str], batch_size: int = BATCH_SIZE
+    part: CatalogPart, modalities: ModalitySet, names: typing.Collection[str], batch_size: int = BATCH_SIZE
 ) -> typing.Iterator[list[encode.Item]]:
-    """Yields a row group's items in batches, with the contents of `modalities` only."""
-    fields = [encode.CONTENT_FIELDS[modality] for modality in sorted(modalities)]
-    wanted = ["item_id", "category", "created_at", *fields]
-    table = schema.read_part(part.part, "items", wanted, part.row_group)
+    """Yields a row group's items in batches, with the contents of the modalities named only."""
+    columns = {name: modalities[name].content for name in sorted(names)}
+    wanted = list(dict.fromkeys(["item_id", "category", "created_at", *columns.values()]))
+    table = schema.read_part(part.part, "items", wanted, part.row_group, schema.documented(modalities))
     for start in range(0, table.num_rows, batch_size):
         rows = table.slice(start, batch_size)
         ids, categories = (schema.fingerprints(rows[name]).tolist() for name in ("item_id", "category"))
         times = [max(0, time) for time in schema.microseconds(rows["created_at"]).tolist()]
-        contents = [_contents(rows[field]) for field in fields]
+        contents = [_contents(rows[column]) for column in columns.values()]
         yield [
-            encode.Item(item_id, category, time, **dict(zip(fields, values)))
+            encode.Item(item_id, category, time, dict(zip(columns, values)))
             for item_id, category, time, *values in zip(ids, categories, times, *contents)
         ]
 
@@ -64,9 +63,14 @@ def _contents(column: pa.ChunkedArray) -> list[typing.Any]:
     return (column.cast(pa.binary()) if pa.types.is_string(column.type) else column).to_pylist()
 
 
-def load_encoders(encoder_dirs: typing.Mapping[str, str], vector_dim: int | None) -> list[encode.AnyEncoder]:
+def load_encoders(
+    encoder_dirs: typing.Mapping[str, str], vector_dims: typing.Mapping[str, int]
+) -> list[encode.AnyEncoder]:
     """Loads the encoders of a job.
 
+    Args:
+        encoder_dirs: pre-training's output folder by modality.
+        vector_dims: dims of the vectors that items bring themselves, by modality.
     Raises:
         ValueError: a folder holds the encoder of another modality.
     """
@@ -78,7 +82,7 @@ def load_encoders(encoder_dirs: typing.Mapping[str, str], vector_dim: int | None
                 f"`encoder_dirs` names {folder} for {modality!r}. It holds an encoder of {encoder.modality!r}."
             )
         encoders.append(encoder)
-    return encoders + ([encode.GivenVectors(vector_dim)] if vector_dim else [])
+    return encoders + [encode.GivenVectors(dim, modality) for modality, dim in sorted(vector_dims.items())]
 
 
 class EmbedIntoIndex(beam.DoFn):
@@ -86,15 +90,17 @@ class EmbedIntoIndex(beam.DoFn):
 
     Args:
         encoder_dirs: pre-training's output folder by modality.
-        vector_dim: dim of the items' own vectors; None: they bring none.
+        vector_dims: dims of the items' own vectors, by modality.
         index_path: the SQLite file of the item index.
     """
 
-    def __init__(self, encoder_dirs: typing.Mapping[str, str], vector_dim: int | None, index_path: str):
-        self._encoder_dirs, self._vector_dim, self._index_path = dict(encoder_dirs), vector_dim, index_path
+    def __init__(
+        self, encoder_dirs: typing.Mapping[str, str], vector_dims: typing.Mapping[str, int], index_path: str
+    ):
+        self._encoder_dirs, self._vector_dims, self._index_path = dict(encoder_dirs), dict(vector_dims), index_path
 
     def setup(self) -> None:
-        self._encoders = load_encoders(self._encoder_dirs, self._vector_dim)
+        self._encoders = load_encoders(self._encoder_dirs, self._vector_dims)
         self._index = item_index.ItemIndex(self._index_path)
 
     def process(self, items: list[encode.Item]) -> typing.Iterator[encode.Rejected]:
@@ -130,11 +136,12 @@ class EmbedCatalog(beam.PTransform):
 
     Args:
         data_dir: the data folder, with table `items`.
-        encoder_dirs: pre-training's output folder by modality; `vector` needs none.
+        encoder_dirs: pre-training's output folder by modality; items' own vectors need none.
         index_path: the SQLite file of the item index.
+        modality_set: what the run declares.
 
     Attributes:
-        vector_dim: dim of the items' own vectors; None: they bring none.
+        vector_dims: dims of the items' own vectors, by modality.
     """
 
     def __init__(
@@ -142,34 +149,29 @@ class EmbedCatalog(beam.PTransform):
         data_dir: str | pathlib.Path,
         encoder_dirs: typing.Mapping[str, str],
         index_path: str | pathlib.Path,
+        modality_set: ModalitySet = UNDECLARED,
     ):
         super().__init__()
-        self._parts = catalog_parts(data_dir)
-        self.vector_dim = vector_dim(data_dir)
+        self._parts, self._modalities = catalog_parts(data_dir), modality_set
+        self.vector_dims = vector_dims(data_dir, modality_set)
         self._encoder_dirs, self._index_path = dict(encoder_dirs), str(index_path)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
-        modalities = [*self._encoder_dirs, *(["vector"] if self.vector_dim else [])]
         return (
             begin
             | "Parts" >> beam.Create(self._parts)
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMap(read_items, modalities)
-            | "Embed" >> beam.ParDo(EmbedIntoIndex(self._encoder_dirs, self.vector_dim, self._index_path))
+            | "Read" >> beam.FlatMap(read_items, self._modalities, [*self._encoder_dirs, *self.vector_dims])
+            | "Embed" >> beam.ParDo(EmbedIntoIndex(self._encoder_dirs, self.vector_dims, self._index_path))
         )
 
 
-def vector_dim(data_dir: str | pathlib.Path) -> int | None:
-    """Returns the most frequent length of the items' own vectors, None where the catalog brings none."""
-    if "vector" not in schema.modalities(data_dir):
-        return None
-    counts: collections.Counter[int] = collections.Counter()
-    for part in catalog_parts(data_dir):
-        table = schema.read_part(part.part, "items", ["vector"], part.row_group)
-        for found in pc.value_counts(pc.list_value_length(table["vector"])).to_pylist():
-            counts[found["values"] or 0] += found["counts"]
-    counts.pop(0, None)  # null or empty: none
-    return min(counts, key=lambda length: (-counts[length], length), default=None)
+def vector_dims(data_dir: str | pathlib.Path, modality_set: ModalitySet = UNDECLARED) -> dict[str, int]:
+    """Returns the most frequent length of the vectors that items bring themselves, by modality."""
+    parts = schema.table_parts(data_dir, "items")
+    ready = [m for m in map(modality_set.__getitem__, schema.modalities(data_dir, modality_set)) if m.is_ready]
+    dims = {modality.name: declared.vector_dim(parts, modality.content) for modality in ready}
+    return {name: dim for name, dim in dims.items() if dim}
 
 
 def embed_catalog(
@@ -178,6 +180,7 @@ def embed_catalog(
     index_path: str | pathlib.Path,
     dead_letter_dir: str | pathlib.Path | None = None,
     pipeline_args: typing.Sequence[str] = ("--runner=FnApiRunner",),
+    modality_set: ModalitySet = UNDECLARED,
 ) -> dict[str, dict[str, int]]:
     """Embeds the whole catalog into the item index and makes its encoders the active ones.
 
@@ -190,14 +193,15 @@ def embed_catalog(
         index_path: the SQLite file of the item index; made where missing.
         dead_letter_dir: receives rejected contents as JSON lines, with reasons; None: they are only counted.
         pipeline_args: Beam's options.
+        modality_set: what the run declares.
     Returns:
         By modality, the number of items `embedded`, of those `changed` in the index, `rejected` and `missing`
         (without content).
     Raises:
         ValueError: nothing to embed: no encoder is named and the catalog brings no vectors.
     """
-    transform = EmbedCatalog(data_dir, encoder_dirs, index_path)
-    encoders = load_encoders(encoder_dirs, transform.vector_dim)
+    transform = EmbedCatalog(data_dir, encoder_dirs, index_path, modality_set)
+    encoders = load_encoders(encoder_dirs, transform.vector_dims)
     if not encoders:
         raise ValueError(
             f"`encoder_dirs` must name an encoder, since items of {data_dir} bring no vectors. Received: none."

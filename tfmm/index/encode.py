@@ -10,10 +10,11 @@ import numpy as np
 
 from tfmm import artifacts, features
 from tfmm.index import rows as rows_lib
+from tfmm.modalities import event_field
 
 Content = bytes | str | typing.Sequence[float]
 MAX_TITLE_BYTES = 1 << 14  # of UTF-8; an encoder's cost grows with the longest title of a batch
-CONTENT_FIELDS = {"image": "image", "text": "title", "vector": "vector"}  # modality -> field of an item
+GIVEN = "given:"  # how the version of vectors that items bring themselves begins
 
 
 def quantize(vectors: typing.Any) -> tuple[np.ndarray, np.ndarray]:
@@ -66,14 +67,17 @@ def similarity(rows_a: np.ndarray, scales_a: np.ndarray, rows_b: np.ndarray, sca
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """What the index needs to know of an item; a content that is None is missing."""
+    """What the index needs to know of an item; a content that is None is missing; text may be invalid UTF-8."""
 
     item_id: int  # fingerprint
     category: int = 0  # fingerprint; 0: none
     event_time_us: int = 0
-    image: bytes | None = None  # encoded PNG or JPEG
-    title: str | bytes | None = None  # as bytes UTF-8, which may be invalid
-    vector: typing.Sequence[float] | None = None
+    contents: typing.Mapping[str, Content | None] = dataclasses.field(default_factory=dict)  # by modality
+
+    def content(self, modality: str) -> Content | None:
+        """Returns its content; None where there is none, or nothing in it."""
+        found = self.contents.get(modality)
+        return found if found is not None and len(found) else None
 
 
 class EncoderError(RuntimeError):
@@ -84,18 +88,19 @@ class Encoder:
     """A pre-trained encoder (section 3): contents in, unit vectors out.
 
     Attributes:
-        modality: image or text.
+        modality: its name.
         dim: D.
         version: hash of its contents; rows of two versions are never compared.
+        is_text: whether it reads texts.
         probe: a content that every encoder takes.
     """
 
     probe = b"probe"
 
-    def __init__(self, folder: str | pathlib.Path, modality: str, dim: int, version: str):
+    def __init__(self, folder: str | pathlib.Path, modality: str, dim: int, version: str, is_text: bool = False):
         import tensorflow as tf  # here, so that given vectors need none
 
-        self.modality, self.dim, self.version = modality, dim, version
+        self.modality, self.dim, self.version, self.is_text = modality, dim, version, is_text
         self._constant = tf.constant
         self._model = tf.saved_model.load(str(folder))  # keeps the variables alive
         self._call = self._model.signatures["serving_default"]
@@ -119,14 +124,14 @@ class Encoder:
 
 
 class GivenVectors:
-    """Stands in for an encoder where items bring their own vectors (modality `vector`)."""
+    """Stands in for an encoder where items bring their own vectors."""
 
-    modality = "vector"
     probe = (0.0,)
+    is_text = False
 
-    def __init__(self, dim: int):
-        self.dim = dim
-        self.version = f"given:{artifacts.fingerprint('vector', dim)}"
+    def __init__(self, dim: int, modality: str = "vector"):
+        self.dim, self.modality = dim, modality
+        self.version = f"{GIVEN}{artifacts.fingerprint(modality, dim)}"
 
     def __call__(self, contents: typing.Sequence[Content]) -> np.ndarray:
         """Returns float32 [n, D]; NaN where a vector has another length, or holds None."""
@@ -151,7 +156,10 @@ def load_encoder(folder: str | pathlib.Path) -> Encoder:
     """
     folder = pathlib.Path(folder)
     manifest = artifacts.read_manifest(folder)
-    return Encoder(folder / "encoder", manifest["modality"], manifest["dim"], manifest["encoder_version"])
+    kind = (manifest["config"] or {}).get("encoder") or manifest["modality"]
+    return Encoder(
+        folder / "encoder", manifest["modality"], manifest["dim"], manifest["encoder_version"], kind == "text"
+    )
 
 
 class Rejected(typing.NamedTuple):
@@ -173,24 +181,25 @@ def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.I
     Raises:
         EncoderError: the encoder fails on every content.
     """
-    field = CONTENT_FIELDS[encoder.modality]
+    field = event_field(encoder.modality)
     rejected: dict[int, str] = {}
     present: list[int] = []
     num_missing = 0
     for place, item in enumerate(items):
-        content = getattr(item, field)
+        content = item.content(encoder.modality)
         if item.item_id == features.PADDING:
             rejected[place] = "item_id: must be neither null, 0 nor empty"
-        elif content is None or not len(content):
+        elif content is None:
             num_missing += 1
-        elif field == "title" and (size := _size_bytes(content)) > MAX_TITLE_BYTES:
-            rejected[place] = f"title: must be at most {MAX_TITLE_BYTES} bytes of UTF-8, not {size}; shorten it"
+        elif encoder.is_text and (size := _size_bytes(content)) > MAX_TITLE_BYTES:
+            rejected[place] = f"{field}: must be at most {MAX_TITLE_BYTES} bytes of UTF-8, not {size}; shorten it"
         else:
             present.append(place)
-    vectors, failures = _encode([getattr(items[place], field) for place in present], encoder)
+    contents = [typing.cast(Content, items[place].content(encoder.modality)) for place in present]
+    vectors, failures = _encode(contents, encoder)
     is_finite = np.isfinite(vectors).all(axis=1)
     usable = is_finite & np.any(vectors != 0, axis=1)
-    unusable = "vector: is all zeros" if encoder.modality == "vector" else f"{field}: cannot be decoded"
+    unusable = f"{field}: is all zeros" if isinstance(encoder, GivenVectors) else f"{field}: cannot be decoded"
     for place, failure, finite, good in zip(present, failures, is_finite, usable):
         if failure is not None:
             rejected[place] = f"{field}: the encoder fails: {failure}"
@@ -211,7 +220,7 @@ def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.I
     )
 
 
-def _size_bytes(text: str | bytes) -> int:
+def _size_bytes(text: typing.Any) -> int:
     return len(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
 
 

@@ -7,7 +7,7 @@ import typing
 
 import numpy as np
 
-MAX_DIM = 1040  # a dot of two int8 rows is a whole number below 2**24, so exact in float32, up to here
+from tfmm.modalities import MAX_DIM as MAX_DIM
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -110,16 +110,20 @@ def extract(
     )
 
 
-def loss(logit: typing.Any, label: typing.Any, mask: typing.Any) -> typing.Any:
+def loss(
+    logit: typing.Any, label: typing.Any, mask: typing.Any, weight: typing.Any = None, negative_rate: typing.Any = None
+) -> typing.Any:
     """Returns the click loss (equation 5), averaged over the rows that can be judged.
 
     Args:
         logit: float32 [B].
         label: int [B], 0 or 1.
         mask: bool [B], True where a row counts: it is no filler, and the target has an embedding.
+        weight: float32 [B] >= 0, how often each counts; None: once.
+        negative_rate: float32 [B] or a number in (0, 1], the share of such negatives that the log keeps; None: 1.
     Returns:
-        float32 []: the mean of -y log(sigmoid(logit)) - (1 - y) log(1 - sigmoid(logit)); 0 where no row
-        counts.
+        float32 []: the mean, by weight, of -y log(sigmoid(x)) - (1 - y) log(1 - sigmoid(x)), where x = logit -
+        log(negative_rate) is the logit in the log as it was sampled; 0 where no row counts.
 
     Differs from the paper: a mean and not a sum, so that the learning rate does not depend on the batch size;
     rows whose target has no embedding are left out.
@@ -128,9 +132,15 @@ def loss(logit: typing.Any, label: typing.Any, mask: typing.Any) -> typing.Any:
     0.6931
     """
     label = ops.cast(label, "float32")
-    weight = ops.cast(mask, "float32")
+    counts = ops.cast(mask, "float32")
+    if negative_rate is not None:
+        logit = logit - ops.log(ops.where(mask, negative_rate, 1.0))  # 1 of fillers, whose rate is 0
     cross_entropy = ops.maximum(logit, 0.0) - logit * label + ops.log1p(ops.exp(-ops.abs(logit)))
-    return ops.sum(cross_entropy * weight) / ops.maximum(ops.sum(weight), 1.0)
+    if weight is None:
+        return ops.sum(cross_entropy * counts) / ops.maximum(ops.sum(counts), 1.0)
+    counts = counts * weight
+    total = ops.sum(counts)
+    return ops.sum(cross_entropy * counts) / ops.where(total > 0.0, total, 1.0)
 
 
 def save_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import typing
@@ -13,13 +14,14 @@ import tensorflow as tf
 from tfmm import artifacts
 from tfmm import config as config_lib
 from tfmm import vectors as vectors_lib
-from tfmm.features import KEYS, LABEL, FeatureSet
+from tfmm.features import KEYS, LABEL, FeatureSet, Label
 from tfmm.index import item_vectors
 from tfmm.make import model as model_lib
 from tfmm.training import checkpoint as checkpoint_lib
 from tfmm.training import evaluation, loop
 from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
+from tfmm.training.labels import metric_weights, weighing
 
 
 def train(
@@ -54,7 +56,7 @@ def train(
         ValueError: a modality is not in the snapshot, or it has no vector at all.
     """
     tables = item_vectors.load_vectors(snapshot_dir, modalities)
-    read = FeatureSet(feature_set.features, tuple(s for s in feature_set.sequences if s.make))
+    read = dataclasses.replace(feature_set, sequences=tuple(s for s in feature_set.sequences if s.make))
     train_columns, eval_columns = (
         _read(examples_lib.example_files(pattern), read, tables) for pattern in (train_pattern, eval_pattern)
     )
@@ -71,6 +73,7 @@ def train(
             config_lib.to_dict(config),
             model.dims,
             model.sequences,
+            config_lib.to_dict(read.label),
             [examples_lib.digest(columns) for columns in (train_columns, eval_columns)],
             [table.digest() for table in tables.values()],
         )
@@ -86,7 +89,7 @@ def train(
             for modality in tables:
                 counts = vectors_lib.take(inputs, modality, vectors_lib.TARGET).mask & batch[examples_lib.IS_ROW]
                 for name in _blocks(model, modality):
-                    losses[name] = model_lib.loss(logits[name], batch[LABEL], counts)
+                    losses[name] = model_lib.loss(logits[name], batch[LABEL], counts, **weighing(batch, read.label))
             loop.apply_gradients(tape, tf.add_n(list(losses.values())), model.trainable_variables, optimizer)
         return {f"loss_{m}": value for m, value in losses.items()}
 
@@ -102,7 +105,7 @@ def train(
         checkpoint=checkpoint,
         progress=progress,
         stage="make",
-        evaluate=lambda epoch: evaluate(forward, model, eval_columns),
+        evaluate=lambda epoch: evaluate(forward, model, eval_columns, read.label),
     )
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,6 +118,7 @@ def evaluate(
     forward: typing.Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
     model: model_lib.MAKEModel,
     columns: examples_lib.Columns,
+    label: Label,
 ) -> dict[str, float]:
     """Returns `auc_{block}` and `gauc_{block}` per extractor, over the rows whose target has an embedding.
 
@@ -122,7 +126,9 @@ def evaluate(
         forward: from a batch to logits [B] per block.
         model: names the blocks.
         columns: the rows, with slots.
+        label: says what each row counts.
     """
+    weights = metric_weights(columns, label)
     num_rows = len(columns[LABEL])
     order = np.arange(num_rows)
     outputs = [forward(batch) for batch in examples_lib.dataset(columns, order, evaluation.BATCH_SIZE)]
@@ -131,7 +137,8 @@ def evaluate(
         rows = item_vectors.has_vector(columns, modality)
         for block in _blocks(model, modality):
             logits = np.concatenate([output[block].numpy() for output in outputs])[:num_rows][rows]
-            metrics = evaluation.ranking_metrics(columns[LABEL][rows], logits, columns["user_id"][rows])
+            counted = None if weights is None else weights[rows]
+            metrics = evaluation.ranking_metrics(columns[LABEL][rows], logits, columns["user_id"][rows], counted)
             result.update({f"{name}_{block}": value for name, value in metrics.items()})
     return result
 
@@ -145,6 +152,6 @@ def _read(
 ) -> examples_lib.Columns:
     """Reads what MAKE needs, in time order (so the files' order never matters), as slots."""
     ids = [sequence.item_ids for sequence in feature_set.sequences]
-    raw = examples_lib.read_columns(files, feature_set, {*KEYS, *ids, "timestamp", LABEL})
+    raw = examples_lib.read_columns(files, feature_set, {*KEYS, *ids, "timestamp", *feature_set.label.sources})
     columns = item_vectors.add_slots(examples_lib.in_time_order(raw), tables, feature_set)
     return {name: values for name, values in columns.items() if name not in (*ids, "timestamp")}

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tfmm.metrics.auc import check_both_classes
 from tfmm.metrics.gauc import user_aucs, user_index
-from tfmm.metrics.inputs import binary_labels, finite_scores
+from tfmm.metrics.inputs import binary_labels, finite_scores, sample_weights
 from tfmm.metrics.log_loss import read_rows, row_losses
 
 Statistic = typing.Callable[[np.ndarray], float]  # copies of each user [users] -> the metric, NaN without a value
@@ -35,6 +35,7 @@ def user_bootstrap(
     user_ids: npt.ArrayLike,
     *,
     baseline_scores: npt.ArrayLike | None = None,
+    weights: npt.ArrayLike | None = None,
     replicates: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -50,6 +51,7 @@ def user_bootstrap(
         scores: floats [n]; probabilities for "log_loss".
         user_ids: integers or strings [n].
         baseline_scores: optional floats [n] of another model on the same rows.
+        weights: optional floats [n] >= 0, how often each row counts.
         replicates: draws, at least 2.
         level: probability inside the interval, in (0, 1).
         seed: of the draws.
@@ -71,10 +73,10 @@ def user_bootstrap(
         raise ValueError(f"`level` must lie between 0 and 1. Received: {level!r}. Write 95 % as 0.95.")
     clicked = binary_labels(labels)
     ids, users = user_index(user_ids, clicked.size)
-    make = _STATISTICS[metric]
-    statistic = make(clicked, scores, users, ids.size)
+    make, row_weights = _STATISTICS[metric], sample_weights(weights, clicked.size)
+    statistic = make(clicked, scores, users, ids.size, row_weights)
     if baseline_scores is not None:
-        model, baseline = statistic, make(clicked, baseline_scores, users, ids.size)
+        model, baseline = statistic, make(clicked, baseline_scores, users, ids.size, row_weights)
         statistic = lambda copies: model(copies) - baseline(copies)  # noqa: E731
     generator = np.random.default_rng(seed)
     drawn = np.array(
@@ -95,31 +97,39 @@ def user_bootstrap(
     )
 
 
-def _gauc(clicked: np.ndarray, scores: npt.ArrayLike, users: np.ndarray, num_users: int) -> Statistic:
-    per_user = user_aucs(clicked, scores, users)
+def _gauc(
+    clicked: np.ndarray, scores: npt.ArrayLike, users: np.ndarray, num_users: int, row_weights: np.ndarray | None
+) -> Statistic:
+    per_user = user_aucs(clicked, scores, users, row_weights)
     per_user.gauc()  # refuses data without a user of both classes
     weights = per_user.weights("impressions")
     won = weights * np.nan_to_num(per_user.auc)
     return lambda copies: _divide(copies @ won, copies @ weights)
 
 
-def _log_loss(clicked: np.ndarray, scores: npt.ArrayLike, users: np.ndarray, num_users: int) -> Statistic:
-    _, predicted, _ = read_rows(clicked, scores)
-    loss_of_user = np.bincount(users, row_losses(clicked, predicted), num_users)
-    rows_of_user = np.bincount(users, minlength=num_users)
+def _log_loss(
+    clicked: np.ndarray, scores: npt.ArrayLike, users: np.ndarray, num_users: int, row_weights: np.ndarray | None
+) -> Statistic:
+    _, predicted, counts = read_rows(clicked, scores, row_weights)
+    losses = row_losses(clicked, predicted)
+    loss_of_user = np.bincount(users, losses if counts is None else losses * counts, num_users)
+    rows_of_user = np.bincount(users, counts, num_users)
     return lambda copies: _divide(copies @ loss_of_user, copies @ rows_of_user)
 
 
-def _auc(clicked: np.ndarray, scores: npt.ArrayLike, users: np.ndarray, num_users: int) -> Statistic:
+def _auc(
+    clicked: np.ndarray, scores: npt.ArrayLike, users: np.ndarray, num_users: int, row_weights: np.ndarray | None
+) -> Statistic:
     values = finite_scores("scores", scores, clicked.size)
-    check_both_classes(clicked)
+    check_both_classes(clicked if row_weights is None else clicked[row_weights > 0])
     order = np.argsort(values)
     ordered = values[order]
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
     owner, clicks = users[order], clicked[order]
+    counts = None if row_weights is None else row_weights[order] / row_weights.max()
 
     def statistic(copies: np.ndarray) -> float:
-        weight = copies[owner]
+        weight = copies[owner] if counts is None else copies[owner] * counts
         positives = np.add.reduceat(weight * clicks, starts)
         negatives = np.add.reduceat(weight, starts) - positives
         below = np.cumsum(negatives) - negatives

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from tfmm.metrics.inputs import binary_labels, finite_scores, id_column
+from tfmm.metrics.inputs import binary_labels, finite_scores, id_column, sample_weights
 from tfmm.metrics.state import RowsMetric, host_array
 
 WEIGHTINGS = ("impressions", "users", "clicks")
@@ -34,13 +34,17 @@ class UserAUC:
     auc: np.ndarray  # float64, NaN where the user has one class only
     impressions: np.ndarray  # int64
     clicks: np.ndarray  # int64
+    impression_weights: np.ndarray | None = None  # float64, where rows have weights: their sum
+    click_weights: np.ndarray | None = None  # float64, the sum of those of clicks
 
     def weights(self, weighting: str) -> np.ndarray:
         """Returns float64 [users]: what each user counts, 0 where the AUC is NaN."""
         check_weighting(weighting)
-        counts = {"impressions": self.impressions, "clicks": self.clicks, "users": np.ones(self.auc.size)}[
-            weighting
-        ]
+        counts = {
+            "impressions": self.impressions if self.impression_weights is None else self.impression_weights,
+            "clicks": self.clicks if self.click_weights is None else self.click_weights,
+            "users": np.ones(self.auc.size),
+        }[weighting]
         return np.where(np.isnan(self.auc), 0.0, counts)
 
     def gauc(self, weighting: str = "impressions") -> GAUCResult:
@@ -67,7 +71,11 @@ class UserAUC:
 
 
 def gauc(
-    labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayLike, weighting: str = "impressions"
+    labels: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    user_ids: npt.ArrayLike,
+    weighting: str = "impressions",
+    weights: npt.ArrayLike | None = None,
 ) -> GAUCResult:
     """Computes the mean over users of the AUC inside each user (section 6.1.4).
 
@@ -79,6 +87,7 @@ def gauc(
         user_ids: integers or strings [n]; rows of a user need not be adjacent.
         weighting: "impressions" (default, as in the paper's references) weighs a user by impressions,
             "clicks" by clicks, "users" counts each user once.
+        weights: optional floats [n] >= 0, how often each row counts, in the user's AUC and in what the user weighs.
     Returns:
         GAUCResult: the value in [0, 1], users counted and users left out.
     Raises:
@@ -90,16 +99,19 @@ def gauc(
     GAUCResult(value=0.6, users=2, users_left_out=1, impressions=5, impressions_left_out=1)
     """
     check_weighting(weighting)
-    return user_aucs(labels, scores, user_ids).gauc(weighting)
+    return user_aucs(labels, scores, user_ids, weights).gauc(weighting)
 
 
-def user_aucs(labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayLike) -> UserAUC:
+def user_aucs(
+    labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> UserAUC:
     """Computes the exact AUC of every user with one sort over all rows.
 
     Args:
         labels: 0 or 1, [n].
         scores: finite numbers [n].
         user_ids: integers or strings [n].
+        weights: optional floats [n] >= 0; a user whose clicks or non-clicks all weigh 0 has no AUC.
     Returns:
         UserAUC, users in ascending order of id.
     Raises:
@@ -110,6 +122,9 @@ def user_aucs(labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayL
         raise ValueError("GAUC needs at least one row. Received: 0 rows.")
     values = finite_scores("scores", scores, clicked.size)
     ids, users = user_index(user_ids, clicked.size)
+    row_weights = sample_weights(weights, clicked.size)
+    if row_weights is not None:
+        return _weighted_user_aucs(clicked, values, ids, users, row_weights)
     keys = users.astype(np.uint64)
     keys <<= np.uint64(32)
     keys |= score_keys(values, users)
@@ -129,6 +144,31 @@ def user_aucs(labels: npt.ArrayLike, scores: npt.ArrayLike, user_ids: npt.ArrayL
     with np.errstate(invalid="ignore"):
         aucs = (won_of_user - 2 * before * clicks) / (2 * clicks * (impressions - clicks))
     return UserAUC(ids, aucs, impressions, clicks)
+
+
+def _weighted_user_aucs(
+    clicked: np.ndarray, scores: np.ndarray, ids: np.ndarray, users: np.ndarray, weights: np.ndarray
+) -> UserAUC:
+    """Computes `user_aucs` of checked rows, `users` numbered from 0, with weights float64 [n]."""
+    totals, of_clicks = (np.bincount(users, w, ids.size) for w in (weights, weights * clicked))
+    of_others = np.bincount(users, weights * ~clicked, ids.size)
+    has_both = (of_clicks > 0) & (of_others > 0)
+    # shares of a user's clicks and non-clicks: every user's sum to 1, and no product leaves the range of floats
+    shares = weights / np.where(has_both[users], np.where(clicked, of_clicks[users], of_others[users]), np.inf)
+    order = np.lexsort((scores, users))
+    owners, ordered, shares, clicked_first = users[order], scores[order], shares[order], clicked[order]
+    is_new_user = np.concatenate(([True], owners[1:] != owners[:-1]))
+    starts = np.flatnonzero(is_new_user | np.concatenate(([True], ordered[1:] != ordered[:-1])))  # of ties
+    positives = np.add.reduceat(shares * clicked_first, starts)
+    negatives = np.add.reduceat(shares * ~clicked_first, starts)
+    first = np.flatnonzero(is_new_user[starts])  # of each user
+    steps = negatives.copy()
+    steps[first[1:]] -= np.add.reduceat(negatives, first)[:-1]  # each user begins at 0
+    below = np.cumsum(steps) - negatives
+    won = np.add.reduceat(positives * (below + 0.5 * negatives), first)
+    aucs = np.where(has_both, np.clip(won, 0.0, 1.0), np.nan)  # rounding may pass the ends
+    impressions, clicks = (np.bincount(rows, minlength=ids.size) for rows in (users, users[clicked]))
+    return UserAUC(ids, aucs, impressions, clicks, totals, of_clicks)
 
 
 def score_keys(scores: np.ndarray, users: np.ndarray) -> np.ndarray:
@@ -229,7 +269,8 @@ def check_weighting(weighting: str) -> None:
 class GAUC(RowsMetric):
     """GAUC over all batches, however a user's rows are spread; keeps every row in host memory.
 
-    Call `update_state(labels, scores, user_ids)` eagerly. `result()` is NaN while no user has both classes.
+    Call `update_state(labels, scores, user_ids, sample_weight=None)` eagerly. `result()` is NaN while no user has
+    both classes.
 
     Args:
         weighting: "impressions", "clicks" or "users", as in `gauc`.
@@ -246,8 +287,8 @@ class GAUC(RowsMetric):
         check_weighting(weighting)
         self.weighting = weighting
 
-    def update_state(self, labels, scores, user_ids) -> None:
-        """Adds a batch: labels 0 or 1, scores, and integer or string ids, each [n] or [n, 1]."""
+    def update_state(self, labels, scores, user_ids, sample_weight=None) -> None:
+        """Adds a batch: labels 0 or 1, scores, integer or string ids, and weights, each [n] or [n, 1]."""
         way_out = "Keras gives a metric no user ids: call `gauc` on the predictions, in a callback for instance."
         labels, scores, user_ids = (
             host_array(self, values, way_out) for values in (labels, scores, user_ids)
@@ -255,7 +296,11 @@ class GAUC(RowsMetric):
         clicked = binary_labels(labels)
         scores = finite_scores("scores", scores, clicked.size)
         ids = id_column("user_ids", user_ids, clicked.size)
-        self.add_state({"labels": clicked, "scores": scores, "user_ids": ids})
+        batch = {"labels": clicked, "scores": scores, "user_ids": ids}
+        if sample_weight is not None:
+            weights = host_array(self, sample_weight, way_out)
+            batch["weights"] = typing.cast(np.ndarray, sample_weights(weights, clicked.size))
+        self.add_state(batch)
 
     def result(self) -> float:
         result = self.details()
@@ -264,8 +309,10 @@ class GAUC(RowsMetric):
     def details(self) -> GAUCResult | None:
         """Returns GAUC with the users counted and left out; None while no user has both classes."""
         state = self.state()
-        users = user_aucs(state["labels"], state["scores"], state["user_ids"]) if state else None
-        if users is None or np.isnan(users.auc).all():
+        if not state:
+            return None
+        users = user_aucs(state["labels"], state["scores"], state["user_ids"], state.get("weights"))
+        if np.isnan(users.auc).all():
             return None
         return users.gauc(self.weighting)
 

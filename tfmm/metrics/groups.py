@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tfmm.metrics.auc import auc
-from tfmm.metrics.inputs import binary_labels, probabilities
+from tfmm.metrics.inputs import binary_labels, probabilities, sample_weights
 from tfmm.metrics.log_loss import log_loss
 
 
@@ -81,6 +81,7 @@ def compare_groups(
     baseline_scores: npt.ArrayLike,
     groups: npt.ArrayLike,
     num_groups: int = 8,
+    weights: npt.ArrayLike | None = None,
 ) -> tuple[GroupComparison, ...]:
     """Compares a model with its baseline in each item group by AUC and log loss (section 6.3.3, figure 6b).
 
@@ -93,6 +94,7 @@ def compare_groups(
         baseline_scores: probabilities [n] of the baseline, the ID-only model in the paper.
         groups: int [n] in 1..num_groups, the group of each impression's item.
         num_groups: how many groups to report; one without impressions is reported with 0.
+        weights: optional floats [n] >= 0, how often each row counts in AUC and log loss.
     Returns:
         One GroupComparison per group, in order.
     Raises:
@@ -101,7 +103,7 @@ def compare_groups(
     """
     clicked = binary_labels(labels)
     model, baseline = probabilities(scores, clicked.size), probabilities(baseline_scores, clicked.size)
-    group_of_row = np.asarray(groups)
+    group_of_row, row_weights = np.asarray(groups), sample_weights(weights, clicked.size)
     if group_of_row.shape != clicked.shape:
         raise ValueError(
             f"`groups` must have one group per label, {clicked.size}. Received: shape {group_of_row.shape}."
@@ -110,7 +112,9 @@ def compare_groups(
     if outside.any():
         raise ValueError(f"`groups` must lie in 1..{num_groups}. Received: {group_of_row[outside][0]}.")
     return tuple(
-        _compare(group, clicked[rows], model[rows], baseline[rows])
+        _compare(
+            group, clicked[rows], model[rows], baseline[rows], None if row_weights is None else row_weights[rows]
+        )
         for group in range(1, num_groups + 1)
         for rows in [group_of_row == group]
     )
@@ -121,10 +125,13 @@ def relative_improvement(value: float, baseline: float) -> float:
     return (value - baseline) / baseline if baseline else float("nan")
 
 
-def _compare(group: int, clicked: np.ndarray, model: np.ndarray, baseline: np.ndarray) -> GroupComparison:
-    both_classes = clicked.any() and not clicked.all()
-    aucs = [auc(clicked, scores) if both_classes else float("nan") for scores in (model, baseline)]
-    losses = [log_loss(clicked, scores) if clicked.size else float("nan") for scores in (model, baseline)]
+def _compare(
+    group: int, clicked: np.ndarray, model: np.ndarray, baseline: np.ndarray, weights: np.ndarray | None
+) -> GroupComparison:
+    counted = clicked if weights is None else clicked[weights > 0]
+    both_classes = counted.any() and not counted.all()
+    aucs = [auc(clicked, scores, weights) if both_classes else float("nan") for scores in (model, baseline)]
+    losses = [log_loss(clicked, scores, weights) if counted.size else float("nan") for scores in (model, baseline)]
     return GroupComparison(
         group=group,
         impressions=clicked.size,

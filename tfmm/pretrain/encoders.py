@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import json
 import os
+import pathlib
+import sys
 import typing
 
 import keras
@@ -16,7 +18,7 @@ from keras import ops
 from tfmm import config as config_lib
 from tfmm import saved_model
 from tfmm.config import SCLConfig
-from tfmm.pretrain import images, texts
+from tfmm.pretrain import images, own_encoders, texts
 
 Features = tuple[tf.Tensor, ...]
 HEAD_CHANNELS = 32
@@ -25,6 +27,9 @@ STAGES = 3
 
 class Encoder(tf.Module):
     """Encodes raw content: `prepare` decodes, `finish` makes features, the Keras `model` makes vectors.
+
+    One of a user's own is a subclass that has `build_model`, `prepare`, where it needs them `finish` and `augment`, and
+    takes the config alone. `prepare` must take any bytes.
 
     Args:
         config: its modality, sizes and seed shape the encoder.
@@ -40,7 +45,10 @@ class Encoder(tf.Module):
         raise NotImplementedError
 
     def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:
-        """Returns decoded contents, compact enough to keep, and bool [B], True where one can be used."""
+        """Returns decoded contents, compact enough to keep, and bool [B], True where one can be used.
+
+        Runs in graphs. A content is a row of each tensor; tensors [B, T] of any T up to 256 are padded with 0.
+        """
         raise NotImplementedError
 
     def finish(self, prepared: Features) -> Features:
@@ -69,9 +77,10 @@ class Encoder(tf.Module):
         settings = {
             name: value
             for name, value in config_lib.to_dict(self.config).items()
-            if name in ("modality", "dim", "image_size", "width", "text_buckets")
+            if name in ("modality", "dim", "image_size", "width", "text_buckets") or (name == "encoder" and value)
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        digest.update(source_of(self.config.encoder))
         for weight in self.model.get_weights():
             digest.update(np.ascontiguousarray(weight).tobytes())
         return digest.hexdigest()[:16]
@@ -155,7 +164,30 @@ class TextEncoder(Encoder):
 TOKEN_DROPOUT = 0.1
 
 
+KINDS: dict[str, typing.Callable[[SCLConfig], Encoder]] = {"image": ImageEncoder, "text": TextEncoder}
+
+
 def make_encoder(config: SCLConfig) -> Encoder:
-    """Returns an encoder with fresh weights for `config.modality`."""
-    kinds: dict[str, typing.Callable[[SCLConfig], Encoder]] = {"image": ImageEncoder, "text": TextEncoder}
-    return kinds[config.modality](config)
+    """Returns an encoder with fresh weights: that of `config.encoder`, or else of `config.modality`.
+
+    Raises:
+        ValueError: one of the user's own cannot be imported, or is no Encoder.
+    """
+    name = config.encoder or config.modality
+    if name in KINDS:
+        return KINDS[name](config)
+    encoder = own_encoders.make(config)
+    if not isinstance(encoder, Encoder):
+        raise ValueError(
+            f"modality {config.modality!r}: `encoder` must return a tfmm.pretrain.encoders.Encoder. Received: "
+            f"{type(encoder).__name__} from {name}. Derive it from Encoder, or declare the modality frozen=True."
+        )
+    return encoder
+
+
+def source_of(encoder: str) -> bytes:
+    """Returns the source of the module of a user's own encoder; nothing for ours."""
+    module = encoder.partition(":")[0]
+    if ":" not in encoder or (origin := getattr(sys.modules.get(module), "__file__", None)) is None:
+        return b""
+    return pathlib.Path(origin).read_bytes()

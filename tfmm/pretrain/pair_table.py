@@ -127,7 +127,7 @@ class ContentTable:
         return self.encoder.finish(
             tuple(
                 tf.ensure_shape(tf.pad(c, [[0, 0], [0, MAX_TOKENS - tf.shape(c)[1]]]), [None, MAX_TOKENS])
-                if c.shape.rank == 2
+                if c.shape.rank == 2 and c.shape[1] is None
                 else c
                 for c in prepared
             )

@@ -15,7 +15,8 @@ import tensorflow as tf
 from tfmm import __version__, artifacts
 from tfmm.config import SCLConfig, to_dict
 from tfmm.metrics.top_n_accuracy import top_n_accuracy
-from tfmm.pretrain.encoders import Encoder, make_encoder
+from tfmm.pretrain import frozen
+from tfmm.pretrain.encoders import Encoder, make_encoder, source_of
 from tfmm.pretrain.pair_table import NONE, ContentTable, PairTable, content_hash, read_pairs
 from tfmm.pretrain.plan import make_plan
 from tfmm.pretrain.scl import SCL, Batch
@@ -35,7 +36,7 @@ def train(
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> dict[str, typing.Any]:
-    """Trains one item encoder by semantic-aware contrastive learning and exports it.
+    """Trains one item encoder by semantic-aware contrastive learning and exports it; a frozen one is only exported.
 
     Writes `encoder/` (SavedModel: `serving_default`, input `content` string [B], output `vector` float32 [B,
     D] of length 1, zeros for what cannot be decoded), `history.json` and, last, `manifest.json`.
@@ -46,7 +47,7 @@ def train(
         pairs_dir: holds train.parquet and heldout.parquet of one modality.
         output_dir: where the artifact goes; an older one there is replaced.
         checkpoint_dir: where a stopped run goes on from; None trains without a way back.
-        progress: stage name "pretrain_image" or "pretrain_text".
+        progress: stage name "pretrain_<modality>".
     Returns:
         The manifest: encoder_version, modality, dim; acc_at_1 and acc_at_5, each also as `*_untrained` and
         `*_chance`; the number of pairs and items; the settings in effect, see `plan.Plan`.
@@ -54,6 +55,8 @@ def train(
         ValueError: files or columns missing, or fewer than two usable pairs.
     """
     pairs_dir, output_dir = pathlib.Path(pairs_dir), pathlib.Path(output_dir)
+    if config.frozen:
+        return frozen.export(config, output_dir)
     fitted = fit(config, pairs_dir, checkpoint_dir=checkpoint_dir, progress=progress)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / artifacts.MANIFEST).unlink(missing_ok=True)
@@ -100,7 +103,8 @@ def fit(
     scl = SCL(dataclasses.replace(config, memory_bank_size=plan.memory_bank_size), encoder, plan.steps)
     checkpoint = None
     if checkpoint_dir is not None:
-        key = artifacts.fingerprint(to_dict(config), sizes, content_hash(train_path, heldout_path), __version__)
+        code = source_of(config.encoder)
+        key = artifacts.fingerprint(to_dict(config), sizes, content_hash(train_path, heldout_path), __version__, code)
         checkpoint = Checkpoint(checkpoint_dir, key, scl.variables())
     untrained = heldout.accuracy()
     history = loop.run(

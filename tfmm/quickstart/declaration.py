@@ -11,7 +11,7 @@ from tfmm.features import Column, Feature
 
 
 def tables(config: RunConfig) -> list[table.Table]:
-    """Returns features, sequences, methods and model, embedding tables, and what a request of `rank` brings."""
+    """Returns features, sequences, modalities, methods and model, embedding tables, and what a `rank` brings."""
     declared = config.feature_set
     features = table.Table("feature", "role", "kind", "from", "enters as", title="Features")
     for feature in declared.features:
@@ -23,6 +23,12 @@ def tables(config: RunConfig) -> list[table.Table]:
         actions = ", ".join(sequence.actions) or "all"
         columns = ", ".join(sequence.features)
         sequences.add_row(sequence.name, actions, str(sequence.length), columns, ", ".join(readers))
+    title = "Modalities" if config.modalities else "Modalities: those that the data has; own vectors stand alone"
+    modalities = table.Table("modality", "from", "queries", "encoder", title=title)
+    for modality in config.modality_set.known:
+        queries = f"searches.{modality.query_column}" if modality.query_column else ""
+        encoder = "ready vectors" if modality.is_ready else modality.encoder + (", frozen" if modality.frozen else "")
+        modalities.add_row(modality.name, f"items.{modality.content}", queries, encoder)
     methods = table.Table("method", "settings", title="How item vectors come in")
     for method in config.methods:
         methods.add_row(method.name, _settings(method.settings))
@@ -39,7 +45,7 @@ def tables(config: RunConfig) -> list[table.Table]:
     for column in declared.served:
         side = "user" if column.side == "user" else "candidates"
         inputs.add_row(side, column.name, _type(column), _shape(column))
-    return [features, sequences, methods, model, embeddings, inputs]
+    return [features, sequences, modalities, methods, model, embeddings, inputs]
 
 
 def enters_as(feature: Feature) -> str:

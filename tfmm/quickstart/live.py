@@ -9,7 +9,8 @@ import typing
 
 import numpy as np
 
-from tfmm.data import schema
+from tfmm.data import declared, schema
+from tfmm.index import encode
 from tfmm.index import snapshot as snapshot_lib
 from tfmm.quickstart import processes, requests, terminal
 
@@ -112,7 +113,7 @@ def encoders_of(environment: typing.Any) -> pathlib.Path:
     if version is None:
         raise FileNotFoundError(f"{environment.serving_dir} must hold a version. Received: none.")
     wanted = {m: facts["encoder_version"] for m, facts in saved_model.read_manifest(version)["index"].items()}
-    wanted.pop("vector", None)  # the items bring these themselves
+    wanted = {m: found for m, found in wanted.items() if not found.startswith(encode.GIVEN)}
     folders = sorted((environment.pipeline_root / "SCLTrainer" / "encoders").iterdir(), key=lambda f: -int(f.name))
     for folder in folders:
         if all(
@@ -208,8 +209,8 @@ def new_item(environment: typing.Any, data: pathlib.Path, snapshot_dir: str, num
 
         item = marketplace.draw_new_item(environment.config.marketplace, number, time.time_ns() // 1000)
         return {name: item[name] for name in ("item_id", "category", "title", "image")}
-    items = schema.read_table(data, "items")
-    names = [schema.CONTENT_COLUMNS[m] for m in schema.modalities(data)]
+    modality_set = environment.config.modality_set
+    items = schema.read_table(data, "items", tables=declared.tables(environment.config.feature_set, modality_set))
     snapshot = snapshot_lib.load_snapshot(snapshot_dir)
     held = np.mean(
         [np.isin(schema.fingerprints(items["item_id"]), snapshot[m].ids) for m in snapshot.modalities], axis=0
@@ -218,4 +219,5 @@ def new_item(environment: typing.Any, data: pathlib.Path, snapshot_dir: str, num
     row = items.slice(int(embedded[number % len(embedded)]), 1).to_pylist()[0]
     ids = items["item_id"].to_pylist()
     item_id = f"new-item-{number}" if isinstance(ids[0], str) else max(ids) + 1 + number
-    return {"item_id": item_id, "category": row.get("category"), **{name: row.get(name) for name in names}}
+    contents = {m: row.get(modality_set[m].content) for m in schema.modalities(data, modality_set)}
+    return {"item_id": item_id, "category": row.get("category"), "contents": contents}

@@ -52,8 +52,10 @@ def candidates_of(feature_set: FeatureSet, items: typing.Sequence[typing.Mapping
 def _behaviors(data: pathlib.Path, feature_set: FeatureSet) -> pa.Table:
     if schema.has_table(data, "behaviors"):
         return schema.read_table(data, "behaviors", tables=declared.tables(feature_set))
-    shown = schema.read_table(data, "impressions", ["user_id", "item_id", "timestamp", "label"])
-    return shown.filter(pc.equal(shown["label"], 1))
+    label = feature_set.label.column
+    columns = ["user_id", "item_id", "timestamp", label]
+    shown = schema.read_table(data, "impressions", columns, declared.tables(feature_set))
+    return shown.filter(pc.equal(shown[label], 1))
 
 
 def _newest_row(data: pathlib.Path, name: str, user: typing.Any, feature_set: FeatureSet) -> Values:

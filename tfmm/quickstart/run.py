@@ -65,8 +65,8 @@ def run(
 
     started = time.monotonic()
     environment = environments.Environment(workdir.resolve(), data_dir and data_dir.resolve(), config)
+    tables = declared.tables(config.feature_set, config.modality_set)
     if data_dir is not None:
-        tables = declared.tables(config.feature_set)
         unread.say(data_dir, lambda line: console.print(line, style="yellow", markup=False, highlight=False), tables)
     with processes.PeakMemory() as memory, terminal.StageLines(console) as lines:
         _run_dag(environment, lines)
@@ -77,7 +77,7 @@ def run(
         figures = live.serve_and_stream(environment, outputs, lines)
     seconds = _stage_seconds(environment.progress_path, lines.seconds)
     data = environment.data_dir or pathlib.Path(outputs["Marketplace.dataset"])
-    summary = _summary(data, declared.tables(config.feature_set), outputs, verdict, figures, seconds, memory.gb)
+    summary = _summary(data, tables, outputs, verdict, figures, seconds, memory.gb)
     summary["total_seconds"] = round(time.monotonic() - started, 1)
     _write_report(environment.workdir / REPORT, data, outputs, summary, verdict)
     (environment.workdir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")

@@ -10,12 +10,15 @@ from tfmm.metrics.gauc import user_aucs
 BATCH_SIZE = 2048
 
 
-def ranking_metrics(labels: np.ndarray, scores: np.ndarray, user_ids: np.ndarray) -> dict[str, float]:
+def ranking_metrics(
+    labels: np.ndarray, scores: np.ndarray, user_ids: np.ndarray, weights: np.ndarray | None = None
+) -> dict[str, float]:
     """Returns `auc` and `gauc`; one that the rows cannot give (a single class) is left out."""
-    if labels.min(initial=1) == labels.max(initial=0):
+    counted = labels if weights is None else labels[weights > 0]
+    if counted.min(initial=1) == counted.max(initial=0):
         return {}
-    users = user_aucs(labels, scores, user_ids)
-    result = {"auc": auc(labels, scores)}
+    users = user_aucs(labels, scores, user_ids, weights)
+    result = {"auc": auc(labels, scores, weights)}
     if not np.isnan(users.auc).all():
         result["gauc"] = users.gauc().value
     return result

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tfmm import preprocessing
 from tfmm.data import behaviors
-from tfmm.features import LABEL, FeatureSet
+from tfmm.features import LABEL, NEGATIVE_RATE, SAMPLE_WEIGHT, FeatureSet
+from tfmm.training import labels
 
 IS_ROW = "is_row"  # of a batch: False where it is filled up
 Columns = dict[str, np.ndarray]
@@ -80,7 +81,7 @@ def read_columns(
         int64 or float32 arrays [n] or [n, L] by name (indices and labels as int32), in the order of the files.
     Raises:
         ValueError: a file is damaged; an example lacks a column or holds another number of values;
-            labels other than 0 and 1.
+            labels other than 0 and 1, weights or rates that cannot be.
     """
     require_whole(files)
     known = preprocessing.transformed_spec(feature_set)
@@ -108,15 +109,15 @@ def read_columns(
     if not parts or not next(iter(parts.values())):
         raise ValueError(f"{files[0]} and {len(files) - 1} more files hold no example.")
     columns = {name: np.concatenate(values) for name, values in parts.items()}
-    if LABEL in columns and not np.isin(columns[LABEL], (0, 1)).all():
-        raise ValueError(f"`label` must be 0 or 1. Received: {np.unique(columns[LABEL])[:5].tolist()}.")
+    labels.check(columns)
     return columns
 
 
 def in_time_order(columns: Columns) -> Columns:
     """Sorts rows by time, ties by a hash of their ids: neither the files' order nor an id or a label orders them."""
     ids = [columns[name] for name in ("user_id", "item_id", "timestamp") if name in columns]
-    order = np.lexsort((columns["label"], behaviors.tie_break(*ids), columns["timestamp"]))
+    last = [columns[name] for name in (NEGATIVE_RATE, SAMPLE_WEIGHT, LABEL) if name in columns]
+    order = np.lexsort((*last, behaviors.tie_break(*ids), columns["timestamp"]))
     return {name: values[order] for name, values in columns.items()}
 
 

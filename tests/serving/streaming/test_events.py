@@ -17,7 +17,7 @@ def test_event_round_trip():
     new = parse(events.make_event("item-1", category="shoes", title="red", image=b"\x89PNG", event_time_us=5))
     wanted = [int(value) for value in fingerprints.fingerprint(["item-1", "shoes"])]
     assert [new.item.item_id, new.item.category] == wanted
-    assert (new.item.title, new.item.image, new.item.event_time_us) == ("red", b"\x89PNG", 5)
+    assert new.item.contents == {"text": "red", "image": b"\x89PNG"} and new.item.event_time_us == 5
     assert not new.is_withdrawn
 
 
@@ -33,7 +33,7 @@ def test_event_time_is_now_where_none_is_given():
 
 
 def test_vectors_and_withdrawals():
-    assert parse(events.make_event(1, vector=[1, 0.5])).item.vector == [1.0, 0.5]
+    assert parse(events.make_event(1, vector=[1, 0.5])).item.contents == {"vector": [1.0, 0.5]}
     assert parse(events.make_event(1, withdrawn=True)).is_withdrawn
 
 
@@ -68,3 +68,36 @@ def test_bad_fields_are_refused_with_the_reason(changes, reason):
 @pytest.mark.parametrize(("payload", "reason"), [(b"{", "not JSON"), (b"\xff", "not JSON"), (b"[]", "not a JSON")])
 def test_payloads_that_are_no_events_are_refused(payload, reason):
     assert str(parse(payload)).startswith(reason)
+
+
+def test_contents_of_any_modality_come_by_its_name():
+    contents = {"audio": b"\x00\xff", "clip": [1, 0.5], "slogan": "soft", "gone": None}
+    payload = events.make_event(1, title="red", contents=contents, event_time_us=1)
+    assert json.loads(payload)["contents"] == {"audio": {"base64": "AP8="}, "clip": [1.0, 0.5], "slogan": "soft"}
+    expected = {"text": "red", "audio": b"\x00\xff", "clip": [1.0, 0.5], "slogan": "soft"}
+    assert parse(payload).item.contents == expected
+
+
+@pytest.mark.parametrize(
+    ("contents", "reason"),
+    [
+        ([1], "contents: must be an object of contents by modality"),
+        ({"clip": 3}, 'contents.clip: must be text, {"base64": ...} or a list of numbers'),
+        ({"clip": {"hex": "00"}}, 'contents.clip: must be text, {"base64": ...} or a list of numbers'),
+        ({"audio": {"base64": "?"}}, "contents.audio: not base64"),
+        ({"audio": {"base64": [1]}}, "contents.audio: not base64"),
+        ({"clip": [1, None]}, "contents.clip: must be a list of numbers"),
+        ({"clip": [1] * 1041}, "contents.clip: must have at most 1040 values"),
+        ({"slogan": "a\ud800"}, "contents.slogan: must be Unicode text"),
+        ({"a\ud800": "a"}, "contents: must be Unicode text"),
+        ({"text": "blue"}, "contents.text: must not stand beside title, which is the same content"),
+    ],
+)
+def test_bad_contents_are_refused_with_the_reason(contents, reason):
+    event = json.loads(events.make_event(7, title="red", event_time_us=1)) | {"contents": contents}
+    assert str(parse(json.dumps(event).encode())).startswith(reason)
+
+
+def test_empty_contents_are_no_content():
+    event = {"version": 1, "item_id": 7, "event_time_us": 1, "contents": {"clip": [], "audio": {"base64": ""}}}
+    assert str(parse(json.dumps(event).encode())).startswith("no content: none of title, image, vector and contents")

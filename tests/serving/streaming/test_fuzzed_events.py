@@ -121,7 +121,7 @@ def take(payloads, source, encoders, index):
             assert new.item.item_id in [item.item_id for item in outcome.withdrawn]
             continue
         for encoder, rows in outcome.embedded:
-            if getattr(new.item, encode.CONTENT_FIELDS[encoder.modality]):
+            if new.item.content(encoder.modality):
                 assert new.item.item_id in rows.ids
     return {"events": len(payloads), "dead": len(dead), "withdrawn": len(outcome.withdrawn)}
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfmm import extras
 from tfmm.config import DataConfig
 from tfmm.data import checks, layout, rules, schema, unread
+from tfmm.modalities import Modality, ModalitySet
 
 PNG = tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy()
 DAYS = "Days are those of UTC (`data.time_zone`), where the column's type names no zone."
@@ -350,3 +351,35 @@ def test_faults_of_tables_and_ids_stop_a_run_however_few(tables, at, change):
     else:
         data["items"] *= 2
     assert checks.check(tables(**data)).stopping(1.0)
+
+
+def test_what_declared_modalities_lack_is_told_at_once(tables, at):
+    data = good(at)
+    vectors = [[0.5, 1.0], [1.0, 0.0, 2.0], [0.0, 0.0]]
+    for row, vector in zip(data["items"], vectors, strict=False):
+        row |= {"clip": vector, "empty": None, "broken": b"no picture", "wide": [1.0] * 1041}
+    folder = tables(**data)
+    declared = ModalitySet(
+        (
+            Modality("clip", "vector"),
+            Modality("absent", "vector"),
+            Modality("empty", "image"),
+            Modality("broken", "image"),
+            Modality("wide", "vector"),
+            Modality("words", "vector", column="title"),
+            Modality("kind", "team:Kind", column="category"),
+            Modality("sound", "team:Sound", column="title", query_column="query_sound"),
+        )
+    )
+    said = [str(fault) for fault in checks.check(folder, modality_set=declared).faults]
+    for start in (
+        "declaration modality 'absent': column items.absent must be there. Received the columns item_id",
+        "declaration modality 'empty': items.empty must hold something in at least one row",
+        "items.broken must be a PNG or JPEG that can be decoded",
+        "declaration modality 'wide': vectors must have 1 to 1040 values, not 1041",
+        "declaration modality 'words': Column 'title' of table 'items' must be list of float32",
+        "declaration modality 'kind': items.category is id, so no content of team:Kind",
+        "declaration modality 'sound': column searches.query_sound must be there",
+    ):
+        assert any(text.startswith(start) for text in said), start
+    assert not any(text.startswith("declaration modality 'clip'") for text in said)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from sklearn import metrics as sklearn_metrics
 
 from tfmm import artifacts, preprocessing
+from tfmm.evaluate import missing, probe
 from tfmm.evaluate import report as report_lib
 from tfmm.training import examples as examples_lib
 
@@ -129,3 +130,41 @@ def test_bad_arguments_are_refused(shop, tmp_path):
     tf.saved_model.save(tf.Module(), str(tmp_path))
     with pytest.raises(ValueError, match="must have the signature `serve_examples`"):
         report_lib.score_examples(str(tmp_path), examples_lib.example_files(shop.eval))
+
+
+def test_weights_count_rows_as_often(shop):
+    files = examples_lib.example_files(shop.eval)
+    rows = examples_lib.read_columns(files, shop.features, ("user_id", "item_id", "label"))
+    generator = np.random.default_rng(0)
+    weights = generator.integers(0, 3, len(rows["label"]))
+    scores = {name: generator.random(len(weights)) for name in ("id", "multimodal")}
+    counts = rows["item_id"] % 3  # of training; the items of 0 are new
+
+    def compare(times, **own):
+        columns = [np.repeat(values, times) for values in (rows["label"], rows["user_id"], rows["item_id"], counts)]
+        return report_lib.compare({name: np.repeat(s, times) for name, s in scores.items()}, *columns, **own)
+
+    repeated, found = compare(weights), compare(1, weights=weights.astype(float))
+    assert found["rows"]["weight"] == repeated["rows"]["eval"] and "weight" not in repeated["rows"]
+    assert found["models"] == {
+        name: {key: value if key == "undefined" else pytest.approx(value, abs=1e-12) for key, value in metrics.items()}
+        for name, metrics in repeated["models"].items()
+    }
+    assert found["gains"]["multimodal"]["gauc"] == pytest.approx(repeated["gains"]["multimodal"]["gauc"], abs=1e-12)
+    hidden = missing.figures(rows["label"], scores["id"], rows["user_id"], weights)
+    columns = [np.repeat(values, weights) for values in (rows["label"], scores["id"], rows["user_id"])]
+    assert hidden == pytest.approx(missing.figures(*columns), abs=1e-12)
+    judged = probe.judge(rows["label"], rows["user_id"], scores["id"], scores["multimodal"], weights)
+    again = probe.judge(columns[0], columns[2], columns[1], np.repeat(scores["multimodal"], weights))
+    for name in ("auc", "gauc", "auc_untrained", "gauc_gain"):
+        assert judged[name] == pytest.approx(again[name], abs=1e-12)
+    assert judged["gauc_gain_interval"] == pytest.approx(again["gauc_gain_interval"], abs=1e-12)
+
+
+def test_rows_that_all_weigh_nothing_have_no_metric():
+    label, score, user = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.5, 0.5]), np.array([1, 1, 2, 2])
+    weights = np.array([1.0, 1.0, 0.0, 0.0])
+    report = report_lib.compare({"id": score}, label, user, user, np.array([1, 1, 0, 0]), weights=weights)
+    found = report["models"]["id"]
+    assert (found["auc"], found["gauc_users"]) == (1.0, 1)
+    assert [found[f"{name}_new_items"] for name in ("auc", "gauc", "logloss")] == [None] * 3

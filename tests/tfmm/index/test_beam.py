@@ -9,6 +9,7 @@ import pytest
 
 from tfmm import fingerprints
 from tfmm.index import beam, encode, item_index, snapshot
+from tfmm.modalities import Modality, ModalitySet
 
 VECTOR = pa.list_(pa.float32())
 
@@ -131,7 +132,7 @@ def test_vectors_with_nulls_inside_are_dead_letters(tmp_path):
 def test_most_frequent_length_of_vectors_counts(tmp_path):
     vectors = [[1.0, 2.0, 3.0], [1.0, 0.0], None, [], [], [], [0.0, 1.0]]
     write_vectors(tmp_path / "data", range(1, 8), vectors, row_group_size=3)
-    assert beam.vector_dim(tmp_path / "data") == 2
+    assert beam.vector_dims(tmp_path / "data") == {"vector": 2}
     counts = beam.embed_catalog(tmp_path / "data", {}, tmp_path / "index.sqlite")
     assert counts == {"vector": {"embedded": 2, "changed": 2, "rejected": 1, "missing": 4}}
 
@@ -144,3 +145,32 @@ def test_an_encoder_of_another_modality_is_refused(catalog, encoder_dirs, tmp_pa
 def test_nothing_to_embed_is_refused(catalog, tmp_path):
     with pytest.raises(ValueError, match="must name an encoder"):
         beam.embed_catalog(catalog, {}, tmp_path / "index.sqlite")
+
+
+def test_declared_vectors_stand_side_by_side(catalog, encoder_dirs, tmp_path):
+    """Texts, and two columns of ready vectors of two lengths; the pictures are in no declaration."""
+    path = catalog / "items.parquet"
+    items = pq.read_table(path)
+    clips = [None, *([float(n), 1.0, 0.0] for n in range(9))]
+    items = items.append_column("clip_vector", pa.array(clips, pa.list_(pa.float64())))
+    items = items.append_column("brand", pa.array([[1.0, float(n)] for n in range(10)]))
+    pq.write_table(items, path)
+    declared = ModalitySet(
+        (
+            Modality("text", "text", column="title"),
+            Modality("clip", "vector", column="clip_vector"),
+            Modality("brand", "vector"),
+        )
+    )
+    index_path = tmp_path / "index.sqlite"
+    counts = beam.embed_catalog(catalog, {"text": encoder_dirs["text"]}, index_path, modality_set=declared)
+    assert {name: (found["embedded"], found["missing"]) for name, found in counts.items()} == {
+        "text": (10, 0), "clip": (9, 1), "brand": (10, 0)}  # fmt: skip
+    with item_index.ItemIndex(index_path) as index:
+        active = index.active_encoders()
+        assert {name: entry.dim for name, entry in active.items()} == {"text": 6, "clip": 3, "brand": 2}
+        rows = index.embeddings("clip", active["clip"].encoder_version)
+    ids = fingerprints.fingerprint([f"item-{n}" for n in range(1, 10)])
+    assert set(rows.ids.tolist()) == set(ids.tolist())
+    expected, _ = encode.quantize(clips[1:])
+    np.testing.assert_array_equal(rows.rows[np.argsort(rows.ids)], expected[np.argsort(ids)])

@@ -91,8 +91,8 @@ def test_unfinished_pretraining_is_named(tmp_path):
 
 def test_embed_tells_missing_from_rejected(encoder_dirs):
     encoder = encode.load_encoder(encoder_dirs["image"])
-    items = [encode.Item(1, image=b"good", event_time_us=5), encode.Item(2), encode.Item(3, image=b"bad"),
-             encode.Item(4, image=b"")]  # fmt: skip
+    contents = (b"good", None, b"bad", b"")
+    items = [encode.Item(n, event_time_us=5, contents={"image": content}) for n, content in enumerate(contents, 1)]
     rows, rejected, missing = encode.embed(items, encoder)
     assert rows.ids.tolist() == [1] and rows.event_times_us.tolist() == [5]
     assert rejected == {2: "image: cannot be decoded"}  # by place in `items`
@@ -100,7 +100,8 @@ def test_embed_tells_missing_from_rejected(encoder_dirs):
 
 
 def test_embed_rejects_an_item_without_an_id():
-    items = [encode.Item(0, vector=[1.0, 0.0]), encode.Item(5, vector=[1.0, 0.0]), encode.Item(0)]
+    contents = {"vector": [1.0, 0.0]}
+    items = [encode.Item(0, contents=contents), encode.Item(5, contents=contents), encode.Item(0)]
     rows, rejected, missing = encode.embed(items, encode.GivenVectors(2))
     assert rows.ids.tolist() == [5] and missing == 0
     assert rejected == dict.fromkeys((0, 2), "item_id: must be neither null, 0 nor empty")
@@ -109,7 +110,7 @@ def test_embed_rejects_an_item_without_an_id():
 def test_content_that_the_encoder_fails_on_does_not_take_others_along():
     vectors = [[1.0, 0.0]] * 9
     vectors[2], vectors[7] = [[1.0], [2.0]], [10**400, 0]
-    items = [encode.Item(n, vector=vector) for n, vector in enumerate(vectors, 1)]
+    items = [encode.Item(n, contents={"vector": vector}) for n, vector in enumerate(vectors, 1)]
     rows, rejected, missing = encode.embed(items, encode.GivenVectors(2))
     assert rows.ids.tolist() == [1, 2, 4, 5, 6, 7, 9] and missing == 0
     assert {place: reason.partition(": the encoder fails: ")[0] for place, reason in rejected.items()} == {
@@ -120,7 +121,8 @@ def test_content_that_the_encoder_fails_on_does_not_take_others_along():
 
 
 def test_vectors_with_a_null_or_beyond_float32_are_not_finite():
-    items = [encode.Item(1, vector=[None, 1.0]), encode.Item(2, vector=[1e39, 1.0]), encode.Item(3, vector=[1.0, 2.0])]
+    vectors = ([None, 1.0], [1e39, 1.0], [1.0, 2.0])
+    items = [encode.Item(n, contents={"vector": vector}) for n, vector in enumerate(vectors, 1)]
     rows, rejected, _ = encode.embed(items, encode.GivenVectors(2))
     assert rows.ids.tolist() == [3]
     assert rejected == dict.fromkeys((0, 1), "vector: must give 2 finite values")
@@ -128,7 +130,7 @@ def test_vectors_with_a_null_or_beyond_float32_are_not_finite():
 
 def test_long_title_is_rejected_by_its_bytes(encoder_dirs):
     titles = ["é" * 8192, "é" * 8193, b"\xff" * 16384, b"\xff" * 16385, "\ud800" * 5462]
-    items = [encode.Item(n, title=title) for n, title in enumerate(titles, 1)]
+    items = [encode.Item(n, contents={"text": title}) for n, title in enumerate(titles, 1)]
     rows, rejected, missing = encode.embed(items, encode.load_encoder(encoder_dirs["text"]))
     assert rows.ids.tolist() == [1, 3] and missing == 0
     reason = "title: must be at most 16384 bytes of UTF-8, not {}; shorten it"
@@ -140,7 +142,7 @@ def test_encoder_that_fails_on_every_content_is_named(encoder_dirs, tmp_path):
     (tmp_path / "encoder").symlink_to(encoder_dirs["text"] + "/encoder")
     broken = encode.load_encoder(tmp_path)
     with pytest.raises(encode.EncoderError, match=r"text encoder v9 must take any content.* fails on a probe too"):
-        encode.embed([encode.Item(1, title="a"), encode.Item(2, title="b")], broken)
+        encode.embed([encode.Item(n, contents={"text": title}) for n, title in ((1, "a"), (2, "b"))], broken)
 
 
 def test_given_vectors_of_equal_length_share_a_version():

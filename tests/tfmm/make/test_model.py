@@ -34,6 +34,46 @@ def test_loss_of_no_rows_is_zero_and_of_extreme_logits_finite():
     assert float(model_lib.loss(tf.constant([-200.0]), [1], [True])) == 200.0
 
 
+def test_loss_with_rates_is_that_of_the_log_as_sampled():
+    """Of logit z the log that keeps a share r of the negatives shows sigmoid(z - log r) = p / (p + r (1 - p))."""
+    logit, label, mask = tf.constant([0.3, -1.2, 2.0, 50.0]), [1, 0, 0, 1], [True, True, True, False]
+    rate = np.array([0.1, 0.1, 0.5, 0.0], np.float32)  # 0: of a filler
+    p = 1 / (1 + np.exp(-logit.numpy()[:3]))
+    sampled = p / (p + rate[:3] * (1 - p))
+    expected = np.array([-np.log(sampled[0]), -np.log(1 - sampled[1]), -np.log(1 - sampled[2])])
+    found = model_lib.loss(logit, label, mask, negative_rate=rate)
+    np.testing.assert_allclose(found, expected.mean(), rtol=1e-6)
+    weight = np.array([2.0, 0.0, 3.0, 7.0], np.float32)
+    found = model_lib.loss(logit, label, mask, weight, rate)
+    np.testing.assert_allclose(found, (2 * expected[0] + 3 * expected[2]) / 5, rtol=1e-6)
+    for one in (0.5, tf.fill([4], 0.5)):  # of the run, or by row
+        found = model_lib.loss(logit, label, mask, negative_rate=one)
+        sampled = p / (p + 0.5 * (1 - p))
+        np.testing.assert_allclose(found, -np.log([sampled[0], *(1 - sampled[1:])]).mean(), rtol=1e-6)
+
+
+def test_rate_moves_the_logit_that_is_learned_by_its_log():
+    """At p / (1 - p) = r times the sampled odds, the gradient of the sampled log's mean is 0."""
+    clicks, negatives, rate = 30, 20, 0.1
+    logit = tf.Variable(np.log(clicks / (negatives / rate)), dtype=tf.float32)
+    label = tf.constant([1] * clicks + [0] * negatives)
+    with tf.GradientTape() as tape:
+        found = model_lib.loss(tf.fill([50], logit), label, tf.fill([50], True), negative_rate=rate)
+    assert float(tape.gradient(found, logit)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_weight_of_two_is_the_row_twice():
+    logit, label, mask = tf.constant([0.3, -1.2, 2.0]), tf.constant([1, 0, 0]), tf.constant([True, True, True])
+    twice = [tf.gather(values, [0, 0, 1, 2, 2]) for values in (logit, label, mask)]
+    found = model_lib.loss(logit, label, mask, tf.constant([2.0, 1.0, 2.0]), 0.1)
+    np.testing.assert_allclose(found, model_lib.loss(*twice, negative_rate=0.1), rtol=1e-6)
+    ones = model_lib.loss(logit, label, mask, tf.ones([3]), tf.ones([3]))
+    np.testing.assert_allclose(ones, model_lib.loss(logit, label, mask), rtol=1e-7)
+    assert float(model_lib.loss(logit, label, mask, tf.zeros([3]))) == 0.0
+    small = model_lib.loss(logit, label, mask, tf.constant([2e-9, 1e-9, 2e-9]), 0.1)
+    np.testing.assert_allclose(small, found, rtol=1e-6)
+
+
 def test_each_modality_has_its_own_logit():
     model = model_lib.MAKEModel(CONFIG, {"image": 5, "text": 3})
     model.build()

@@ -17,6 +17,19 @@ def impressions(seed, users=60):
 
 
 @pytest.mark.parametrize("metric", FUNCTIONS)
+def test_weights_count_rows_as_often(metric):
+    labels, scores, users = impressions(0)
+    weights = np.random.default_rng(1).integers(0, 3, users.size)
+    weights[np.unique(users, return_index=True)[1]] = 1
+    repeated = [np.repeat(column, weights) for column in (labels, scores, users)]
+    expected = user_bootstrap(metric, *repeated, baseline_scores=1 - repeated[1], replicates=30)
+    found = user_bootstrap(metric, labels, scores, users, baseline_scores=1 - scores, weights=weights, replicates=30)
+    assert set(repeated[2]) == set(users)  # the same users are drawn
+    for name in ("value", "low", "high", "standard_error"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", FUNCTIONS)
 def test_replicates_equal_the_metric_on_copied_users(metric):
     labels, scores, users = impressions(0)
     interval = user_bootstrap(metric, labels, scores, users, replicates=30, seed=4)

@@ -71,6 +71,48 @@ def test_gauc_does_not_see_what_tells_users_apart():
     assert gauc(labels, scores, users) == gauc(labels, scores - 0.7 * (users == 2), users)
 
 
+@hypothesis.given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1), st.sampled_from([-0.0, 0.0, 0.3, 0.5, 1e-9]), st.integers(0, 4), st.integers(0, 3)
+        ),
+        min_size=1,
+        max_size=60,
+    ),
+    st.sampled_from(["impressions", "users", "clicks"]),
+)
+def test_weights_count_rows_as_often(sample, weighting):
+    labels, scores, users, weights = (np.array(column) for column in zip(*sample))
+    repeated = [np.repeat(column, weights) for column in (labels, scores, users)]
+    hypothesis.assume(repeated[0].size and not np.isnan(user_aucs(*repeated).auc).all())
+    expected = gauc(*repeated, weighting)
+    found = gauc(labels, scores, users, weighting, weights)
+    assert found.value == pytest.approx(expected.value, abs=1e-12)
+    assert found.users == expected.users
+    scaled = gauc(labels, scores, users, weighting, weights * 1e-200)
+    assert scaled.value == pytest.approx(expected.value, abs=1e-12)
+
+
+def test_weights_of_many_users_are_exact_however_they_differ():
+    rng = np.random.default_rng(0)
+    users, labels, scores = rng.integers(0, 2000, 40_000), rng.integers(0, 2, 40_000), rng.random(40_000).round(2)
+    weights = 10.0 ** rng.integers(-6, 7, 2000)[users]  # one within a user: no AUC moves, what users weigh does
+    plain, found = user_aucs(labels, scores, users), user_aucs(labels, scores, users, weights)
+    np.testing.assert_allclose(found.auc, plain.auc, atol=1e-12)
+    assert (found.impressions == plain.impressions).all() and (found.clicks == plain.clicks).all()
+    by_weight = 10.0 ** np.log10(np.bincount(users, weights))
+    np.testing.assert_allclose(found.weights("impressions"), by_weight, rtol=1e-9)
+
+
+def test_metric_takes_weights():
+    metric = GAUC()
+    metric.update_state([1, 0], [0.2, 0.5], [7, 7], sample_weight=[1.0, 2.0])
+    metric.update_state([0, 1, 0], [0.1, 0.9, 0.5], [7, 8, 8], sample_weight=[6.0, 1.0, 1.0])
+    assert metric.result() == pytest.approx((9 * 6 / 8 + 2 * 1.0) / 11)
+    with pytest.raises(ValueError, match="`weights` must not be negative"):
+        metric.update_state([1, 0], [0.2, 0.5], [7, 7], sample_weight=[1.0, -2.0])
+
+
 def test_user_aucs_come_in_order_of_id():
     users = user_aucs([1, 0, 0, 1, 1], [0.9, 0.1, 0.5, 0.2, 0.7], [8, 8, 3, 3, 5])
     assert users.user_ids.tolist() == [3, 5, 8]

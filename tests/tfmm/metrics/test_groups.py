@@ -24,6 +24,17 @@ def test_frequencies_count_training_rows_and_unseen_items():
     assert item_frequencies(np.zeros(0, int), [1, 2]).tolist() == [0, 0]
 
 
+def test_weights_count_rows_as_often():
+    rng = np.random.default_rng(0)
+    labels, groups, scores, weights = (rng.integers(low, high, 400) for low, high in ((0, 2), (1, 9), (1, 9), (0, 3)))
+    columns = (labels, scores / 10, 1 - scores / 20, groups)
+    expected = compare_groups(*(np.repeat(column, weights) for column in columns))
+    for one, other in zip(compare_groups(*columns, weights=weights), expected):
+        assert (one.auc, one.log_loss) == pytest.approx((other.auc, other.log_loss), abs=1e-12)
+        assert one.log_loss_improvement == pytest.approx(other.log_loss_improvement, abs=1e-12)
+    assert np.isnan(compare_groups([1, 0], [0.5, 0.2], [0.5, 0.2], [1, 1], 1, [1, 0])[0].auc)
+
+
 def test_improvement_is_relative_and_positive_for_better():
     rng = np.random.default_rng(0)
     labels, groups = rng.integers(0, 2, 400), rng.integers(1, 9, 400)

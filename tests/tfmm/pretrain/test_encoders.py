@@ -1,5 +1,9 @@
 """Encoders: what is exported is what was trained, on raw bytes, through the C++ loader."""
 
+import dataclasses
+import sys
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +11,8 @@ import tensorflow as tf
 
 from tfmm import saved_model
 from tfmm.config import SCLConfig
-from tfmm.pretrain.encoders import make_encoder
+from tfmm.pretrain.encoders import Encoder, make_encoder
+from tfmm.pretrain.pair_table import ContentTable
 
 IMAGE = SCLConfig(modality="image", image_size=16, width=4, dim=8)
 TEXT = SCLConfig(modality="text", text_buckets=64, dim=8)
@@ -92,3 +97,41 @@ def test_text_encoder_reads_unicode():
     similarity = vectors @ vectors.T
     assert similarity[0, 1] > 0.999  # case does not matter
     assert similarity[2, 3] > similarity[0, 3] + 0.3  # a shared word does
+
+
+class Sounds(Encoder):
+    """Reads 16 floats."""
+
+    def build_model(self):
+        features = keras.Input((16,))
+        initializer = keras.initializers.GlorotUniform(self.config.seed)
+        vector = keras.layers.Dense(self.config.dim, kernel_initializer=initializer)(features)
+        return keras.Model([features], keras.layers.UnitNormalization()(vector))
+
+    def prepare(self, contents):
+        return (tf.io.decode_raw(contents, tf.float32, fixed_length=64),), tf.strings.length(contents) == 64
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Settings of an encoder of a user's own, in a module of theirs."""
+    module = types.ModuleType("sounds_team")
+    module.Sounds = Sounds
+    monkeypatch.setitem(sys.modules, "sounds_team", module)
+    return SCLConfig(modality="sound", encoder="sounds_team:Sounds", dim=6)
+
+
+def test_an_own_encoder_is_found_by_its_name(own):
+    encoder = make_encoder(own)
+    assert isinstance(encoder, Sounds) and encoder.version() == make_encoder(own).version()
+    assert encoder.version() != make_encoder(dataclasses.replace(own, seed=1)).version()
+    vectors = encoder.encode(tf.constant([np.ones(16, np.float32).tobytes(), b"short"]))["vector"].numpy()
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1.0, 0.0], atol=1e-6)
+
+
+def test_features_of_fixed_width_are_the_same_prepared_at_once_or_by_batch(own):
+    encoder, sounds = make_encoder(own), np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
+    contents = [sound.tobytes() for sound in sounds]
+    for limit in (0, 1 << 20):
+        (fetched,) = ContentTable(encoder, contents, limit).fetch(tf.constant([3, 0]))
+        np.testing.assert_array_equal(fetched, sounds[[3, 0]])

@@ -1,0 +1,283 @@
+"""What represents an item, as values that a run declares: its modalities, and how their encoders learn.
+
+All that handles contents derives from them: which columns are read and checked, the encoders' pairs, encoders and item
+vectors, what events bring.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+import typing
+
+LEARNED = ("image", "text")  # the encoders of our own
+READY = "vector"  # no encoder: the column holds vectors
+OWN = "content"  # kind of the column of an own encoder
+MAX_DIM = 1040  # of vectors: a dot of two int8 rows is a whole number below 2**24, so exact in float32, up to here
+_KINDS = {"image": "binary", "text": "string", READY: "vector"}  # of the column, by encoder
+KINDS = (*_KINDS.values(), OWN)
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def require(holds: bool, rule: str, value: object) -> None:
+    """Raises ValueError with the rule and the value where it does not hold."""
+    if not holds:
+        raise ValueError(f"{rule} Received: {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SCLConfig:
+    """Semantic-aware contrastive pre-training of one item encoder (section 3)."""
+
+    modality: str = "image"  # its name
+    encoder: str = ""  # image, text, or module:callable of your own; "": as `modality` says
+    frozen: bool = False  # an own encoder that is used as it is: nothing is trained
+    dim: int = 64  # D
+    image_size: int = 32  # pixels, square; image only
+    width: int = 16  # channels of the first stage; image only
+    text_buckets: int = 16_384  # hashed words and character n-grams; text only
+    batch_size: int = 64  # small: steps count for more than in-batch negatives, some of which would also fit
+    epochs: int = 8  # the most; fewer, down to one, where they would see more than `max_pairs_seen`
+    max_pairs_seen: int = 450_000  # by all epochs together; one epoch of more pairs ends there
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    memory_bank_size: int = 196_800  # K at most, as in the paper; 0: no bank
+    memory_bank_share: float = 0.01  # K at most, per distinct positive item: a bank must not hold what also fits
+    momentum: float = 0.99  # of the key encoder
+    temperature: float = 0.07  # start of the learnable temperature
+    in_batch_negatives: bool = True  # beside the memory bank
+    triplet_weight: float = 1.0
+    triplet_margin: float = 0.2  # cosine
+    augment: bool = False  # worth its time in long runs on few pairs whose queries look like the items
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.encoder) or self.modality in LEARNED,
+            f"`modality` must be one of {', '.join(LEARNED)} where `encoder` names none.",
+            self.modality,
+        )
+        require(
+            0 < self.dim <= MAX_DIM, f"`dim` must lie in 1..{MAX_DIM} (int8 dots are exact up to there).", self.dim
+        )
+        require(self.memory_bank_size >= 0, "`memory_bank_size` must not be negative.", self.memory_bank_size)
+        require(self.memory_bank_share >= 0.0, "`memory_bank_share` must not be negative.", self.memory_bank_share)
+        require(0.0 <= self.momentum < 1.0, "`momentum` must lie in [0, 1).", self.momentum)
+        require(
+            0.01 <= self.temperature <= 1.0,
+            "`temperature` must lie in [0.01, 1], the range that it is learned in.",
+            self.temperature,
+        )
+        require(
+            self.in_batch_negatives or self.memory_bank_size > 0,
+            "`memory_bank_size` must be at least 1 where `in_batch_negatives` is False: a loss needs negatives.",
+            self.memory_bank_size,
+        )
+        require(self.image_size >= 8, "`image_size` must be at least 8 pixels.", self.image_size)
+        require(self.learning_rate > 0.0, "`learning_rate` must be positive.", self.learning_rate)
+        require(self.weight_decay >= 0.0, "`weight_decay` must not be negative.", self.weight_decay)
+        require(self.triplet_weight >= 0.0, "`triplet_weight` must not be negative.", self.triplet_weight)
+        require(0.0 < self.triplet_margin <= 2.0, "`triplet_margin` must lie in (0, 2].", self.triplet_margin)
+        for name in ("batch_size", "epochs", "max_pairs_seen", "width", "text_buckets"):
+            require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Modality:
+    """One thing that an item is represented by: a column of the catalog, and what makes vectors of it.
+
+    Encoders:
+
+    - `image`: PNG or JPEG, by the image encoder, trained on pairs.
+    - `text`: strings, by the text encoder, trained on pairs.
+    - `vector`: the column holds vectors, all of one length; nothing is trained.
+    - `module:callable` of your own: bytes or strings. It is called with an `SCLConfig` and returns a
+      `tfmm.pretrain.encoders.Encoder`, which is trained as ours are; or, with `frozen`, any object whose `encode` makes
+      vectors, see `tfmm.pretrain.frozen`.
+    """
+
+    name: str
+    encoder: str  # image, text, vector, or module:callable of your own
+    column: str = ""  # of items; "": the modality's name
+    query_column: str = ""  # of searches: what a query of this modality is; "": pairs come from orders and clicks
+    frozen: bool = False  # an own encoder that is used as it is
+    settings: dict[str, typing.Any] = dataclasses.field(default_factory=dict)  # of its SCLConfig
+    meaning: str = ""  # of the column, in `tfmm data schema`
+    query_meaning: str = ""
+
+    @property
+    def content(self) -> str:
+        """The column of items that it reads."""
+        return self.column or self.name
+
+    @property
+    def kind(self) -> str:
+        """The kind of its columns: binary (a picture), string, vector, or content (of an own encoder)."""
+        return _KINDS.get(self.encoder, OWN)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the catalog brings its vectors."""
+        return self.encoder == READY
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its encoder learns from pairs."""
+        return not (self.is_ready or self.frozen)
+
+    def columns(self, table: str) -> tuple[tuple[str, str, str], ...]:
+        """Returns name, kind and meaning of what it reads of a table."""
+        if table == "items":
+            return ((self.content, self.kind, self.meaning or f"modality {self.name!r}"),)
+        if table == "searches" and self.query_column:
+            return ((self.query_column, self.kind, self.query_meaning or f"queries of modality {self.name!r}"),)
+        return ()
+
+    def scl_config(self, base: SCLConfig | None = None, seed: int = 0) -> SCLConfig:
+        """Returns the settings of its encoder: those of `base`, or the defaults with a seed, and its own on them.
+
+        Raises:
+            ValueError: a setting that SCLConfig lacks or refuses.
+        """
+        own = {"modality": self.name, "frozen": self.frozen}
+        if self.name != self.encoder:
+            own["encoder"] = self.encoder
+        start = SCLConfig(seed=seed) if base is None else base
+        return dataclasses.replace(start, **{**self.settings, **own})
+
+    def faults(self) -> typing.Iterator[str]:
+        """Yields what is wrong with it, a line each."""
+        name = f"modality {self.name!r}"
+        is_own = self.encoder not in _KINDS
+        if not _NAME.fullmatch(self.name):
+            yield f"{name}: `name` must be lower case letters, digits and _, a letter first"
+        if is_own and not _REFERENCE.fullmatch(self.encoder):
+            yield f"{name}: `encoder` must be one of {', '.join(_KINDS)}, or module:callable, not {self.encoder!r}"
+        if self.frozen and not is_own:
+            yield f"{name}: only an encoder of your own can be `frozen`; {self.encoder} " + (
+                "has none" if self.is_ready else "learns from pairs"
+            )
+        if self.query_column and not self.is_trained:
+            yield f"{name}: `query_column` is for encoders that are trained; this one is not, so leave it out"
+        if self.is_ready and self.settings:
+            yield f"{name}: ready vectors have no `settings`, not {', '.join(sorted(self.settings))}"
+            return
+        known = {field.name for field in dataclasses.fields(SCLConfig)} - {"modality", "encoder", "frozen"}
+        if unknown := sorted(set(self.settings) - known):
+            yield f"{name}: `settings` must be among {', '.join(sorted(known))}, not {', '.join(unknown)}"
+        elif not self.is_ready:
+            try:
+                self.scl_config()
+            except (ValueError, TypeError) as error:
+                yield f"{name}: {error}"
+
+
+DEFAULT = (
+    Modality(
+        "text",
+        "text",
+        column="title",
+        query_column="query_text",
+        meaning="the text that a shopper reads",
+        query_meaning="what was typed",
+    ),
+    Modality(
+        "image",
+        "image",
+        query_column="query_image",
+        meaning="encoded PNG or JPEG",
+        query_meaning="the picture that was searched with, PNG or JPEG",
+    ),
+    Modality(
+        "vector", READY, meaning="the item's own embedding, where the catalog brings one; one length for all"
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModalitySet:
+    """The modalities of one run, checked together.
+
+    Args:
+        modalities: side by side, each with content in at least one row of the catalog; (): those of `DEFAULT` that
+            the data has, its own vectors alone where it brings any.
+
+    Raises:
+        ValueError: all that is wrong with them, a line each.
+
+    >>> ModalitySet().present({"title", "image"}.__contains__)
+    ('image', 'text')
+    >>> ModalitySet().present({"title", "vector"}.__contains__)
+    ('vector',)
+    """
+
+    modalities: tuple[Modality, ...] = ()
+
+    def __post_init__(self) -> None:
+        if found := list(self._faults()):
+            raise ValueError("The declaration of modalities must hold together. Received:\n- " + "\n- ".join(found))
+
+    @property
+    def known(self) -> tuple[Modality, ...]:
+        """Those declared, or `DEFAULT`."""
+        return self.modalities or DEFAULT
+
+    def __getitem__(self, name: str) -> Modality:
+        return next(modality for modality in self.known if modality.name == name)
+
+    def present(self, has_content: typing.Callable[[str], bool]) -> tuple[str, ...]:
+        """Returns the sorted names of the modalities that a catalog has; of declared ones all, with content or without.
+
+        Args:
+            has_content: says of a column of items whether any row holds something.
+        """
+        if self.modalities:
+            return tuple(sorted(modality.name for modality in self.modalities))
+        found = [modality for modality in DEFAULT if has_content(modality.content)]
+        ready = [modality for modality in found if modality.is_ready]
+        return tuple(sorted(modality.name for modality in ready or found))
+
+    def columns(self, table: str) -> dict[str, tuple[str, str]]:
+        """Returns the columns of a table with contents, each with kind and meaning.
+
+        One that an own encoder shares with ours has the kind of ours.
+        """
+        result: dict[str, tuple[str, str]] = {}
+        for name, kind, meaning in (column for modality in self.known for column in modality.columns(table)):
+            if name not in result or result[name][0] == OWN:
+                result[name] = (kind, meaning)
+        return result
+
+    def _faults(self) -> typing.Iterator[str]:
+        for modality in self.modalities:
+            yield from modality.faults()
+        for name, count in collections.Counter(modality.name for modality in self.modalities).items():
+            if count > 1:
+                yield f"names of modalities must differ; {name!r} stands {count} times"
+        for table in ("items", "searches"):
+            readers: dict[str, Modality] = {}
+            for modality in self.modalities:
+                for name, kind, _ in modality.columns(table):
+                    first = readers.setdefault(name, modality)
+                    if first.kind == OWN:
+                        readers[name] = modality
+                    elif kind not in (OWN, first.kind):
+                        yield (
+                            f"modalities {first.name!r} and {modality.name!r} read {table}.{name}, which is one column "
+                            f"and cannot be both {first.encoder} and {modality.encoder}"
+                        )
+
+
+UNDECLARED = ModalitySet()
+
+
+def event_field(name: str) -> str:
+    """Returns the field of an event that brings a modality's content: of the default ones their column, else
+    `contents.<name>`.
+
+    >>> event_field("text"), event_field("audio")
+    ('title', 'contents.audio')
+    """
+    return next((m.content for m in DEFAULT if m.name == name), f"contents.{name}")
