@@ -135,6 +135,7 @@ class Preprocessor:
 
 
 def _table(ids: np.ndarray) -> tf.lookup.StaticHashTable:
+    ids = ids if len(ids) else np.array([PADDING])  # a table must have a key, and that one is never looked at
     keys, lines = tf.constant(ids, tf.int64), tf.range(len(ids), dtype=tf.int64)
     return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, lines), default_value=-1)
 

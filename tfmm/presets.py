@@ -66,7 +66,7 @@ def rich() -> RunConfig:
             Sequence("purchases", ("purchase",), 20, carried),
         ),
         marketplace=MarketplaceConfig(rich=True),
-        ctr=CTRConfig(batch_size=128),  # that cities like categories takes more steps to find
+        ctr=CTRConfig(batch_size=256),  # what features do together takes more steps to find
     )
 
 

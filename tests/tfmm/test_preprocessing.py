@@ -24,6 +24,13 @@ def test_padding_unknown_and_known_ids_get_their_indices():
     assert of_default.sizes == {"user_id": 4, "item_id": 4, "category": 4}
 
 
+def test_data_without_any_id_of_a_feature_has_them_missing_or_unknown():
+    """Such as a catalog without categories."""
+    nothing = preprocessor(vocabularies={"category": np.zeros(0, np.int64)})
+    index = nothing({"category": tf.constant([0, 7], tf.int64)})["category_index"]
+    assert index.numpy().tolist() == [PADDING, OUT_OF_VOCABULARY] and nothing.sizes["category"] == 2
+
+
 def test_target_and_behaviors_share_the_item_vocabulary():
     raw = {"item_id": tf.constant([10], tf.int64), "behavior_item_ids": tf.constant([[10, 0]], tf.int64)}
     out = preprocessor()(raw)

@@ -41,7 +41,7 @@ EFFECTS = (
         "city_category",
         0.8,
         ("users.city", "items.category"),
-        "half of the cities like half of the categories, the others the rest",
+        "half of the categories are liked in half of the cities, disliked in the others",
     ),
     Effect("time_of_day", 0.8, ("impressions.timestamp",), f"clicks are likeliest at {EVENING_HOUR} h UTC"),
     Effect("position", 0.8, ("impressions.position",), "what stands lower is clicked less"),
@@ -58,8 +58,8 @@ class Plan:
     income: np.ndarray  # float [n], a year
     says_income: np.ndarray  # bool [n]
     device: np.ndarray  # int [n], the user's own
-    city_side: np.ndarray  # float [cities], 1 or -1: which categories a city likes, those of its sign
-    category_side: np.ndarray  # float [C], 1 or -1
+    city_liking: np.ndarray  # float [cities], 1 or -1: whether a city likes the local categories
+    is_local: np.ndarray  # float [C], 1 or 0: categories that cities differ in
     price: np.ndarray  # float [m]
     brand: np.ndarray  # int [m]
     tags: list[list[str]]  # [m], of 0 to 3
@@ -95,7 +95,7 @@ class Plan:
         hour = times // _HOUR_US % 24
         raw = {
             "price": -price_level[items] * np.clip(1 - 0.5 * income_level[users], 0, 2),
-            "city_category": self.city_side[self.city[users]] * self.category_side[categories],
+            "city_category": self.city_liking[self.city[users]] * self.is_local[categories],
             "time_of_day": np.cos(2 * np.pi * (hour - EVENING_HOUR) / 24),
             "position": -np.log(position),
         }
@@ -124,8 +124,8 @@ def draw(num_users: int, num_categories: int, brand: np.ndarray, rng: np.random.
         income=np.exp(10.3 + 0.5 * rng.standard_normal(num_users)).round(-2),
         says_income=rng.random(num_users) >= _NO_INCOME,
         device=rng.integers(0, len(DEVICES), num_users),
-        city_side=rng.permutation(np.resize([1.0, -1.0], len(CITIES))),
-        category_side=rng.permutation(np.resize([1.0, -1.0], num_categories)),
+        city_liking=rng.permutation(np.resize([1.0, -1.0], len(CITIES))),
+        is_local=rng.permutation(np.resize([1.0, 0.0], num_categories)),
         price=np.maximum(np.exp(3.0 + 0.8 * rng.standard_normal(num_items)), 0.5).round(2),
         brand=brand,
         tags=[[TAGS[tag] for tag in row[:n]] for row, n in zip(order.tolist(), count.tolist())],

@@ -90,15 +90,15 @@ def test_effects_point_the_way_that_they_say():
         price=np.array([5.0, 20.0, 80.0]),
         income=np.array([1e4, 2e4, 4e4, 8e4]),
         city=np.array([0, 0, 1, 1]),
-        city_side=np.array([1.0, -1.0]),
-        category_side=np.array([1.0, -1.0]),
+        city_liking=np.array([1.0, -1.0]),
+        is_local=np.array([1.0, 0.0]),
     )
     hour = 3_600_000_000
     user, item, place = np.array([0, 0, 3, 3]), np.array([0, 2, 0, 2]), np.array([1, 2, 3, 4])
     found = plan.effects(user, item, np.array([0, 1, 0, 1]), hour * np.array([20, 8, 14, 20]), place)
     price = found["price"]
     assert price[0] > price[1] and price[2] > price[3] and price[0] - price[1] > 2 * (price[2] - price[3])
-    np.testing.assert_allclose(found["city_category"], [0.8, -0.8, -0.8, 0.8])
+    np.testing.assert_allclose(found["city_category"], 0.8 * np.sqrt(2) * np.array([1, 0, -1, 0]))
     assert found["time_of_day"][0] == found["time_of_day"][3] > found["time_of_day"][2] > found["time_of_day"][1]
     assert (np.diff(found["position"]) < 0).all()
 
