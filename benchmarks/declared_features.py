@@ -16,9 +16,7 @@ weights, a draw each.
 import argparse
 import dataclasses
 import json
-import math
 import pathlib
-import statistics
 import tempfile
 
 import numpy as np
@@ -36,7 +34,6 @@ from tfmm.training import examples as examples_lib
 
 LENGTH = 10  # of histories
 DRAWS = 4  # of weights, per seed of the marketplace
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by the number of seeds
 METRICS = ("auc", "gauc", "log_loss")
 SHUFFLED = "_shuffled"
 PLANTED = {"price": "price", "city": "city_category", "hour": "time_of_day", "position": "position"}  # its effect
@@ -140,10 +137,8 @@ def averaged(draws: list[Scores]) -> Scores:
 
 
 def over_seeds(values: list[float]) -> dict[str, float]:
-    mean, half = statistics.mean(values), math.inf
-    if len(values) in T_95:
-        half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return {"value": mean, "low": mean - half, "high": mean + half}
+    found = recording.interval(values)
+    return {"value": found.pop("mean"), **found}
 
 
 def gains(runs: list[Scores], names: tuple[str, ...], same_users: bool) -> dict[str, dict]:
@@ -218,7 +213,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", type=pathlib.Path, default=recording.RESULTS.parents[2] / "shared/data")
     options = parser.parse_args()
-    if len(options.seeds) not in T_95:
+    if not 2 <= len(options.seeds) <= 5:
         parser.error(f"name 2 to 5 seeds, not {len(options.seeds)}")
     with tempfile.TemporaryDirectory() as temporary:
         if options.set == "marketplace":

@@ -5,15 +5,13 @@ several settings. Held-out rows are then scored as they are, with the target's v
 and with the vectors of 30 % or all of the behaviors hidden. `ratio` is the mean score over the click rate. Bars stand
 on the means over seeds of the default settings; intervals are Student's.
 
-    tfmm quickstart --seed 0 --workdir /tmp/seed-0   # and 1, 2
-    python benchmarks/missing_embeddings.py /tmp/seed-0 /tmp/seed-1 /tmp/seed-2
+    tfmm quickstart --seed 0 --workdir runs/seed-0   # and 1, 2
+    python benchmarks/missing_embeddings.py runs/seed-0 runs/seed-1 runs/seed-2
 """
 
 import argparse
 import json
-import math
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,14 +20,14 @@ import numpy as np
 import recording
 
 from tfmm import config as config_lib
-from tfmm import features, metrics
+from tfmm import features, metrics, preprocessing, vectors
 from tfmm.ctr import model as model_lib
 from tfmm.ctr import train
-from tfmm.make import examples as examples_lib
-from tfmm.make import train as make_train
+from tfmm.index import item_vectors
+from tfmm.training import evaluation
+from tfmm.training import examples as examples_lib
 from tfx_pipeline import environments
 
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by the number of seeds
 MODALITIES = ("image", "text")
 BEFORE = {
     "id_head": False,
@@ -54,32 +52,34 @@ def quickstart(seed: int, workdir: pathlib.Path) -> pathlib.Path:
     return workdir
 
 
-def variants(rows: examples_lib.Columns) -> dict[str, examples_lib.Columns]:
+def variants(rows: examples_lib.Columns, feature_set: features.FeatureSet) -> dict[str, examples_lib.Columns]:
     """Returns the rows as they are, and with slots taken away."""
     generator = np.random.default_rng(0)
+    target, behaviors = (vectors.TARGET,), tuple(sequence.name for sequence in feature_set.sequences)
 
-    def without(slots: str, modalities: tuple[str, ...], share: float) -> examples_lib.Columns:
-        names = [f"{modality}_{slots}" for modality in modalities]
-        return {**rows, **{n: np.where(generator.random(rows[n].shape) < share, 0, rows[n]) for n in names}}
+    def without(sides: tuple[str, ...], modalities: tuple[str, ...], share: float) -> examples_lib.Columns:
+        names = [item_vectors.slots_name(modality, side) for modality in modalities for side in sides]
+        taken = {n: generator.random(rows[n].shape) < share for n in names}
+        return {**rows, **{n: np.where(taken[n], item_vectors.NO_EMBEDDING, rows[n]) for n in names}}
 
     return {
         "full": rows,
-        "hidden all": without("target_slot", MODALITIES, 1.0),
-        **{f"hidden {modality}": without("target_slot", (modality,), 1.0) for modality in MODALITIES},
-        "30 % of behaviors hidden": without("behavior_slots", MODALITIES, 0.3),
-        "all behaviors hidden": without("behavior_slots", MODALITIES, 1.0),
+        "hidden all": without(target, MODALITIES, 1.0),
+        **{f"hidden {modality}": without(target, (modality,), 1.0) for modality in MODALITIES},
+        "30 % of behaviors hidden": without(behaviors, MODALITIES, 0.3),
+        "all behaviors hidden": without(behaviors, MODALITIES, 1.0),
     }
 
 
 def figures(rows: examples_lib.Columns, scores: np.ndarray) -> dict[str, dict[str, float]]:
     """Returns the figures of all rows, and of those whose item id is in the vocabulary or not."""
-    is_known = rows["item_index"] != features.OUT_OF_VOCABULARY
+    is_known = rows["item_id_index"] != features.OUT_OF_VOCABULARY
     result = {}
     for group, chosen in (("all", is_known | True), ("known", is_known), ("unknown", ~is_known)):
         label, score, user = rows[features.LABEL][chosen], scores[chosen], rows["user_id"][chosen]
         result[group] = {
             "ratio": float(score.mean() / label.mean()),
-            **make_train.ranking_metrics(label, score, user),
+            **evaluation.ranking_metrics(label, score, user),
             "logloss": metrics.log_loss(label, score),
         }
     return result
@@ -90,33 +90,25 @@ def measure(run: pathlib.Path, settings: list[str], folder: pathlib.Path) -> dic
     outputs = environments.latest_outputs(run / "metadata.sqlite")
     config = config_lib.from_dict(config_lib.RunConfig, json.loads((run / "run.json").read_text()))
     snapshot, make = outputs["CatalogEmbedder.snapshot"], outputs["MAKETrainer.make"]
-    vocabularies = pathlib.Path(outputs["Transform.transform_graph"]) / "transform_fn" / "assets"
+    vocabularies = pathlib.Path(outputs["MultimodalTrainer.model"]) / "vocabulary"
     patterns = [f"{outputs['Transform.transformed_examples']}/Split-{split}/*" for split in ("train", "eval")]
-    tables = make_train.load_vectors(snapshot, MODALITIES)
-    length = config.data.max_behaviors
-    sizes = train.vocabulary_sizes(vocabularies)
-    rows = train.read_examples(examples_lib.example_files(patterns[1]), length, sizes, tables)
+    tables, feature_set = item_vectors.load_vectors(snapshot, MODALITIES), config.feature_set
+    sizes = preprocessing.load(feature_set, vocabularies).sizes
+    rows = train.read_examples(examples_lib.example_files(patterns[1]), feature_set, sizes, tables)
     result = {}
     for name in ["id twin", *settings]:
         modalities = () if name == "id twin" else MODALITIES
-        ctr = config_lib.CTRConfig(modalities=modalities, seed=config.seed, **SETTINGS.get(name, {}))
+        ctr = config_lib.CTRConfig(seed=config.seed, **SETTINGS.get(name, {}))
         output = folder / name.replace(" ", "_")
-        own = {"snapshot_dir": snapshot, "make_dir": make} if modalities else {}
-        train.train(ctr, *patterns, vocabularies, output, max_behaviors=length, **own)
+        own = {"modalities": modalities, "snapshot_dir": snapshot, "make_dir": make} if modalities else {}
+        train.train(ctr, *patterns, vocabularies, output, feature_set, **own)
         model = model_lib.load_model(output)
-        scored = variants(rows) if modalities else {"full": rows}
+        scored = variants(rows, feature_set) if modalities else {"full": rows}
         own_tables = tables if modalities else {}
         result[name] = {v: figures(rows, train.predict(model, own_tables, columns)) for v, columns in scored.items()}
         shown = {v: {k: round(x, 4) for k, x in found["all"].items()} for v, found in result[name].items()}
         print(run.name, name, json.dumps(shown), flush=True)
     return result
-
-
-def interval(values: list[float]) -> dict[str, float]:
-    mean, half = statistics.mean(values), math.inf
-    if len(values) in T_95:
-        half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def summary(runs: list[dict], setting: str) -> dict[str, dict]:
@@ -126,14 +118,15 @@ def summary(runs: list[dict], setting: str) -> dict[str, dict]:
         found = [run[setting][variant] for run in runs]
         twins = [run["id twin"]["full"] for run in runs]
         result[variant] = {
-            "ratio": interval([f["all"]["ratio"] for f in found]),
-            "ratio_of_known_ids": interval([f["known"]["ratio"] for f in found]),
-            "ratio_of_unknown_ids": interval([f["unknown"]["ratio"] for f in found]),
-            "auc_over_twin": interval([f["all"]["auc"] - t["all"]["auc"] for f, t in zip(found, twins)]),
+            "ratio": recording.interval([f["all"]["ratio"] for f in found]),
+            "ratio_of_known_ids": recording.interval([f["known"]["ratio"] for f in found]),
+            "ratio_of_unknown_ids": recording.interval([f["unknown"]["ratio"] for f in found]),
+            "auc_over_twin": recording.interval([f["all"]["auc"] - t["all"]["auc"] for f, t in zip(found, twins)]),
         }
         if "before" in runs[0]:
             before = [run["before"][variant]["all"]["gauc"] for run in runs]
-            result[variant]["gauc_over_before"] = interval([f["all"]["gauc"] - b for f, b in zip(found, before)])
+            gains = [f["all"]["gauc"] - b for f, b in zip(found, before)]
+            result[variant]["gauc_over_before"] = recording.interval(gains)
     return result
 
 
@@ -154,7 +147,7 @@ def main() -> None:
     parser.add_argument("runs", type=pathlib.Path, nargs="*", help="finished quickstarts; none: makes three")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     options = parser.parse_args()
-    if options.runs and len(options.runs) not in T_95:
+    if options.runs and not 2 <= len(options.runs) <= 5:
         parser.error(f"name 2 to 5 runs, not {len(options.runs)}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)

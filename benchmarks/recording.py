@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -10,6 +11,8 @@ import subprocess
 import sys
 import time
 import typing
+
+from scipy import stats
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 PACKAGES = ("tensorflow", "keras", "numpy", "apache-beam", "tfx", "scikit-learn")
@@ -47,6 +50,14 @@ def spread(values: list[float]) -> dict[str, float]:
     """Returns the median, the quartiles and the number of values."""
     quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return {"median": statistics.median(values), "q1": quartiles[0], "q3": quartiles[2], "n": len(values)}
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Returns the mean and its 95 % interval by Student's t; without bounds where there are fewer than two values."""
+    mean = statistics.mean(values)
+    has_spread = len(values) > 1
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if has_spread else math.inf
+    return {"mean": mean, "low": float(mean - half), "high": float(mean + half)}
 
 
 def _version(package: str) -> str | None:

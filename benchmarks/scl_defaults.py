@@ -16,10 +16,8 @@ import tempfile
 import time
 
 import emoji_vendors
-import numpy as np
 import recording
 import validation
-from scipy import stats
 
 from tfmm import presets
 from tfmm.config import MarketplaceConfig, PairsConfig, SCLConfig, to_dict
@@ -46,8 +44,8 @@ def measure(config: SCLConfig, pairs_dir: pathlib.Path, folder: pathlib.Path | N
 
 
 def mean_interval(values: list[float]) -> dict[str, object]:
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else float("nan")
-    return {"values": values, "mean": float(np.mean(values)), "half_interval_95": float(half)}
+    found = recording.interval(values)
+    return {"values": values, "mean": found["mean"], "half_interval_95": found["high"] - found["mean"]}
 
 
 def summary(runs: dict[str, list[dict[str, float]]]) -> dict[str, object]:

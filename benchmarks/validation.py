@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from tfmm import metrics, modalities
-from tfmm.config import DataConfig
+from tfmm.config import DataConfig, RunConfig
 from tfmm.data import examples, schema
 from tfmm.evaluate import probe
 from tfmm.index import encode
@@ -44,9 +44,10 @@ def heldout_rows(folder: pathlib.Path) -> examples.Columns:
 
     shown = ids_and_times("impressions")
     late = shown["timestamp"] >= examples.eval_start(shown["timestamp"], DataConfig().eval_fraction)
-    no_category = {"item_id": np.zeros(0, np.int64), "category": np.zeros(0, np.int64)}
+    none = np.zeros(0, np.int64)
+    no_category, no_users = {"item_id": none, "category": none}, {"user_id": none}
     return examples.build({name: values[late] for name, values in shown.items()}, ids_and_times("behaviors"),
-                          no_category, DataConfig().max_behaviors)
+                          no_category, no_users, RunConfig().feature_set)
 
 
 def probe_gauc(encoder: Encoder, folder: pathlib.Path, rows: examples.Columns) -> float:

@@ -1,6 +1,9 @@
 """What every test may use: real data beside the checkout, and one hypothesis profile."""
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import hypothesis
 import pytest
@@ -27,3 +30,30 @@ def shared_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip("the real data sets (../shared/data) are not on this machine")
     return path
+
+
+BY_HAND = """
+import sys
+from tfmm import cli
+for words in [line.split() for line in sys.stdin]:
+    try:
+        cli.main(words, standalone_mode=False)
+    except SystemExit as end:
+        assert not end.code, words
+assert "tfx" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="session")
+def run_commands(root):
+    """Runs `tfmm` commands in a folder, in one process that never imports TFX; returns what they print."""
+
+    def run(folder: pathlib.Path, *commands: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", BY_HAND], input="\n".join(commands), cwd=folder, text=True, capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(root)}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        return done.stdout
+
+    return run

@@ -1,10 +1,7 @@
 """The stages run by hand, without TFX, on a catalog of titles whose ids are strings."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -27,16 +24,6 @@ SMALL = [
 ]
 # This small, it is only run.
 GATE = ["gate.min_auc=0.0", "gate.min_gauc=0.0", "gate.min_gain_over_id=-1.0", "gate.max_hidden_bias=1.0"]
-SCRIPT = """
-import sys
-from tfmm import cli
-for words in [line.split() for line in sys.stdin]:
-    try:
-        cli.main(words, standalone_mode=False)
-    except SystemExit as end:
-        assert not end.code, words
-assert "tfx" not in sys.modules
-"""
 
 
 def with_string_ids(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -53,7 +40,7 @@ def with_string_ids(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, run_commands):
     """The folder in which every stage's command has run."""
     folder = tmp_path_factory.mktemp("by_hand")
     marketplace.generate(override(presets.small(), SMALL).marketplace, folder / "numbers")
@@ -67,13 +54,7 @@ def run(tmp_path_factory):
         "evaluate --models models --output evaluation --snapshot snapshot --encoders encoders --data tables" + options,
         "export --models models --snapshot snapshot --data tables --output serving" + options,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], input="\n".join(commands), cwd=folder, env=environment, text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    (folder / "stdout.txt").write_text(done.stdout)
+    (folder / "stdout.txt").write_text(run_commands(folder, *commands))
     return folder
 
 

@@ -86,21 +86,11 @@ GATE = [  # this small, it is only run
     "gate.max_logloss=9",
     "gate.max_hidden_bias=9",
 ]
-SCRIPT = """
-import sys
-from tfmm import cli
-for words in [line.split() for line in sys.stdin]:
-    try:
-        cli.main(words, standalone_mode=False)
-    except SystemExit as end:
-        assert not end.code, words
-assert "tfx" not in sys.modules
-"""
 NEW = 987_654_321  # an item that the catalog does not hold
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, run_commands):
     """The folder in which every stage's command has run."""
     folder = tmp_path_factory.mktemp("own_modalities")
     marketplace.generate(override(presets.small(), SMALL).marketplace, folder / "tables")
@@ -116,7 +106,7 @@ def folder(tmp_path_factory):
     pq.write_table(searches, folder / "tables" / "searches.parquet")
     (folder / "team.py").write_text(TEAM)
     options = " --run team:run " + " ".join(f"--set {assignment}" for assignment in (*SMALL, *GATE))
-    run_commands(
+    said = run_commands(
         folder,
         "run show --data tables" + options,
         "data check tables" + options,
@@ -126,17 +116,8 @@ def folder(tmp_path_factory):
         "evaluate --models models --output evaluation --snapshot snapshot --encoders encoders --data tables" + options,
         "export --models models --snapshot snapshot --data tables --output serving" + options,
     )
+    (folder / "stdout.txt").write_text(said)
     return folder
-
-
-def run_commands(folder, *commands):
-    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], input="\n".join(commands), cwd=folder, env=environment, text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    (folder / "stdout.txt").write_text(done.stdout)
 
 
 def test_all_stand_side_by_side_in_the_index(folder):

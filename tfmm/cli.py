@@ -67,12 +67,12 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
 
     config = load_config(run, assignments)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
-    declared_sets = (config.modality_set, config.feature_set)
-    pairs.build_pairs(data_dir, config.pairs, output_dir / "pairs", config.data, *declared_sets)
+    pairs_dir = output_dir / "pairs"
+    pairs.build_pairs(data_dir, config.pairs, pairs_dir, config.data, config.modality_set, config.feature_set)
     for modality, settings in config.encoders(schema.modalities(data_dir, config.modality_set)).items():
         result = train.train(
             settings,
-            output_dir / "pairs" / modality,
+            pairs_dir / modality,
             output_dir / modality,
             checkpoint_dir=output_dir / "checkpoints" / modality,
             progress=progress.lines(click.echo),
@@ -222,9 +222,8 @@ def evaluate(
         encoders.encoder_folders(encoders_dir),
         config.modality_set,
     )
-    patterns = (train_pattern, eval_pattern)
     judged = report.evaluate(
-        models, *patterns, output_dir, config.feature_set, encoders=probed, snapshot_dir=snapshot_dir
+        models, train_pattern, eval_pattern, output_dir, config.feature_set, encoders=probed, snapshot_dir=snapshot_dir
     )
     verdict = gate.decide(judged, config.gate)
     (output_dir / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2) + "\n")

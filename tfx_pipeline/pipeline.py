@@ -1,8 +1,8 @@
 """The batch DAG, the only one, for every runner: raw logs in, a pushed SavedModel out."""
 
+import functools
 import json
 import pathlib
-import typing
 
 from tfx import v1 as tfx
 
@@ -45,7 +45,8 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
     own_models = (config.ctr.model, *(method.name for method in config.methods))
     own_encoders = tuple(modality.encoder for modality in config.modality_set.known)
 
-    def _code(*stages: str, own: typing.Iterable[str] = ()) -> str:
+    @functools.cache
+    def _code(*stages: str, own: tuple[str, ...] = ()) -> str:
         """Returns a fingerprint of all code that stages may run, the user's own classes' with it."""
         modules = imported_modules(*(f"tfmm.{stage}" for stage in stages))
         code = code_fingerprint("tfx_pipeline.components", "tfx_pipeline.preprocessing", *modules)

@@ -40,6 +40,19 @@ class Context(typing.NamedTuple):
         """Returns bool [B, L], True where target and behavior have vectors."""
         return ops.logical_and(self.target_vectors.mask[:, None], self.behavior_vectors.mask)
 
+    def compared_by(self, layer: typing.Any, **more: typing.Any) -> typing.Any:
+        """Returns what a layer, or function, makes of the target's vectors and the behaviors', with their masks."""
+        target, behaviors = self.target_vectors, self.behavior_vectors
+        return layer(
+            target.rows,
+            behaviors.rows,
+            behaviors_mask=behaviors.mask,
+            target_mask=target.mask,
+            target_scales=target.scales,
+            behaviors_scales=behaviors.scales,
+            **more,
+        )
+
     def similarity(self) -> typing.Any:
         """Returns the cosines of target and behaviors, float32 [B, L]."""
         return layers.cosine_similarity(
@@ -100,16 +113,7 @@ class SimTier(Integration):
         self.layer = layers.SimTierLayer(num_tiers, tier_output, name="simtier")
 
     def parts(self, context: Context) -> list[typing.Any]:
-        return [
-            self.layer(
-                context.target_vectors.rows,
-                context.behavior_vectors.rows,
-                behaviors_mask=context.behavior_vectors.mask,
-                target_mask=context.target_vectors.mask,
-                target_scales=context.target_vectors.scales,
-                behaviors_scales=context.behavior_vectors.scales,
-            )
-        ]
+        return [context.compared_by(self.layer)]
 
 
 class MAKE(Integration):
@@ -238,15 +242,7 @@ class BehaviorSearch(Integration):
         self.layer = layers.BehaviorSearch(num_selected, order="time", name="search")
 
     def search(self, context: Context) -> Context:
-        found = self.layer(
-            context.target_vectors.rows,
-            context.behavior_vectors.rows,
-            behaviors_mask=context.behavior_vectors.mask,
-            target_mask=context.target_vectors.mask,
-            target_scales=context.target_vectors.scales,
-            behaviors_scales=context.behavior_vectors.scales,
-            behaviors_present=context.is_behavior,
-        )
+        found = context.compared_by(self.layer, behaviors_present=context.is_behavior)
 
         def gather(values: typing.Any) -> typing.Any:
             return layers.gather_behaviors(values, found["indices"])

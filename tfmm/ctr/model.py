@@ -128,7 +128,9 @@ class CTRModel(keras.Model):
                 self.settings.attention_units, softmax=self.settings.softmax, name=f"{sequence.name}_wide_attention"
             )
             for sequence in self.feature_set.sequences
-            if sequence.din and any(layer.is_beside for layer in self._integrations_of(sequence))
+            if sequence.din and any(
+                layer.is_beside for modality in self.dims for layer in self.integrations_of(modality, sequence)
+            )
         }
         ranker = functools.partial(build_ranker, self.settings, self.feature_set, self.sizes)
         self.head = ranker("head")
@@ -160,7 +162,7 @@ class CTRModel(keras.Model):
 
         outputs = {"logit": logit_without(())}
         if training:
-            outputs |= {f"logit_without_{'_'.join(hidden)}": logit_without(hidden) for hidden in self.hidden_sets()}
+            outputs |= {_hidden_name(hidden): logit_without(hidden) for hidden in self.hidden_sets()}
         if self.id_head is not None:
             outputs["id_logit"] = self._logit(self.id_head, impressions, [], training)
             masks = [vectors_lib.take(inputs, modality, vectors_lib.TARGET).mask for modality in self.dims]
@@ -223,16 +225,12 @@ class CTRModel(keras.Model):
             return make_model.loss(outputs[name], label, counts, weight, negative_rate)
 
         result = {"loss": loss("logit", ())}
-        hidden = [loss(f"logit_without_{'_'.join(names)}", names) for names in self.hidden_sets()]
+        hidden = [loss(_hidden_name(names), names) for names in self.hidden_sets()]
         if hidden:
             result["loss_hidden"] = self.settings.hidden_weight * sum(hidden[1:], hidden[0])
         if self.id_head is not None:
             result["loss_id"] = make_model.loss(outputs["id_logit"], label, is_row, weight, negative_rate)
         return result
-
-    def _integrations_of(self, sequence: Sequence) -> list[integrations.Integration]:
-        """Returns the layers of a sequence, of all modalities."""
-        return [layer for modality in self.dims for layer in self.integrations_of(modality, sequence)]
 
     def integrations_of(self, modality: str, sequence: Sequence) -> list[integrations.Integration]:
         """Returns the layers of a modality and a sequence, in the methods' order."""
@@ -274,8 +272,8 @@ class CTRModel(keras.Model):
     def fit_vectors(self, modality: str, vectors: typing.Any) -> None:
         """Lets the methods learn from a modality's vectors, float32 [n, D], before training begins."""
         for sequence in self.feature_set.sequences:
-            for method in self.methods_of(sequence):
-                self.integrations[integration_name(method.name, modality, sequence.name)].fit_vectors(vectors)
+            for layer in self.integrations_of(modality, sequence):
+                layer.fit_vectors(vectors)
 
     def take_make(self, extractor: make_model.MAKEModel) -> None:
         """Copies pre-trained MAKE weights.
@@ -326,6 +324,11 @@ def integration_name(method: str, modality: str, sequence: str) -> str:
     'recency_image_clicks'
     """
     return f"{method.rpartition(':')[2].lower()}_{modality}_{sequence}"
+
+
+def _hidden_name(hidden: typing.Collection[str]) -> str:
+    """Returns the output with the logit as if no target had a vector in some modalities."""
+    return f"logit_without_{'_'.join(hidden)}"
 
 
 def padding_inputs(feature_set: FeatureSet, dims: typing.Mapping[str, int]) -> dict[str, typing.Any]:

@@ -24,9 +24,8 @@ try:
     from apache_beam import pvalue
     from apache_beam.metrics import Metrics
     from apache_beam.options.pipeline_options import PipelineOptions
-except ModuleNotFoundError:
-    extras.require("apache_beam", "pipeline")
-    raise
+except ModuleNotFoundError as error:
+    raise extras.MissingExtraError(extras.explain(error) or error, name=error.name) from error
 
 ROWS_PER_SHARD = 50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
 NAMESPACE = "tfmm.data"

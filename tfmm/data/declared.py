@@ -84,7 +84,7 @@ def faults(
         else:
             found += _type_faults(data_dir, feature, known)
     found += _content_faults(data_dir, modality_set, known) + _action_faults(data_dir, feature_set)
-    return found + _label_faults(data_dir, feature_set)
+    return found + _label_faults(data_dir, feature_set.label, known)
 
 
 def _content_faults(data_dir: str | pathlib.Path, modality_set: ModalitySet, known: schema.Tables) -> list[str]:
@@ -146,20 +146,17 @@ def _unreadable(parts: typing.Sequence[Part], table: str, column: str, known: sc
     return ""
 
 
-def _label_faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
+def _label_faults(data_dir: str | pathlib.Path, label: Label, known: schema.Tables) -> list[str]:
     """Returns what the data lacks of the label; that of the documented name is checked with its table."""
-    found, known, label = [], tables(feature_set), feature_set.label
+    found = []
     parts = schema.table_parts(data_dir, "impressions", known)
     names = list(dict.fromkeys(name for part in parts for name in part.schema.names))
     for name, column in label.sources.items():
         field, place = "column" if name == LABEL else name.removeprefix("sample_"), f"impressions.{column}"
         if column not in names and column != LABEL:
             found.append(f"label: column {place} must be there. Received the columns {', '.join(names)}. Name another")
-        elif column in names and name != LABEL:
-            try:
-                schema.read_table(data_dir, "impressions", [column], known)
-            except ValueError as error:
-                found.append(f"label: {error} Name a column of numbers as its {field}")
+        elif name != LABEL and (text := _unreadable(parts, "impressions", column, known)):
+            found.append(f"label: {text} Name a column of numbers as its {field}")
     if not found and label.negative_rate_column and label.column in names:
         found += _rate_faults(schema.read_table(data_dir, "impressions", list(label.sources.values()), known), label)
     return found

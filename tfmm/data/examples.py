@@ -120,9 +120,9 @@ def look_up(ids: np.ndarray, table: Columns, key: str, column: Column) -> np.nda
 
 
 def find(items: np.ndarray, sorted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Looks ids up in a sorted array: rows int64 [n], and bool [n], True where the id is there."""
+    """Looks ids of any shape up in a sorted array: rows int64, and bool, True where the id is there."""
     if not len(sorted_ids):
-        return np.zeros(len(items), np.int64), np.zeros(len(items), bool)
+        return np.zeros(items.shape, np.int64), np.zeros(items.shape, bool)
     places = np.minimum(np.searchsorted(sorted_ids, items), len(sorted_ids) - 1)
     return places, sorted_ids[places] == items
 

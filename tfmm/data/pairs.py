@@ -79,12 +79,12 @@ def build_pairs(
     wanted = [modality for modality in present if modality.is_trained]
     if not wanted:
         return {}
-    tables = schema.documented(modality_set)
+    feature_set = feature_set or FeatureSet()
+    tables = declared.tables(feature_set, modality_set)
     columns = ["item_id", *dict.fromkeys(modality.content for modality in wanted)]
     items = schema.read_table(data_dir, "items", columns, tables)
     item_ids = schema.fingerprints(items["item_id"])
-    feature_set = feature_set or FeatureSet()
-    logs = _logs(data_dir, data_config or DataConfig(), declared.tables(feature_set, modality_set))
+    logs = _logs(data_dir, data_config or DataConfig(), tables)
     sources = [
         (source, functools.cache(functools.partial(find, logs, item_ids)))
         for source, find in (

@@ -20,7 +20,7 @@ from tfmm.index import snapshot as snapshot_lib
 from tfmm.modalities import UNDECLARED, ModalitySet
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.training import examples as examples_lib
-from tfmm.training.labels import metric_weights
+from tfmm.training.labels import metric_weights, weights_of
 
 ENCODE_CHUNK = 256
 MAX_ROWS, MAX_ITEMS = 100_000, 20_000  # of a large log whole users are drawn: the fresh encoder must read their items
@@ -95,7 +95,7 @@ def probe_encoders(
                 untrained, read = probe_lib.largest_cosines(ids, vectors, *wanted)
                 known &= read
                 untrained = untrained[known]
-        counted = None if weights is None else weights[known]
+        counted = weights_of(weights, known)
         probe = probe_lib.judge(rows["label"][known], rows["user_id"][known], cosines[known], untrained, counted)
         facts["probe"] = {**probe, "rows_left_out": int((~known).sum())}
         facts["warning"] = warning(modality, probe)

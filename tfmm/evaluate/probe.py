@@ -11,6 +11,7 @@ import typing
 import numpy as np
 
 from tfmm import features, metrics
+from tfmm.data import examples
 
 CHUNK_BYTES = 64 * 2**20  # of gathered history vectors
 REPLICATES = 200  # draws of users for an interval
@@ -55,10 +56,8 @@ def largest_cosines(
 
 def places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Returns int64 places of `wanted` in the ascending `ids`; len(ids) where it is not there."""
-    if not len(ids):
-        return np.zeros(wanted.shape, np.int64)
-    places = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-    return np.where((ids[places] == wanted) & (wanted != features.PADDING), places, len(ids))
+    found, is_there = examples.find(wanted, ids)
+    return np.where(is_there & (wanted != features.PADDING), found, len(ids))
 
 
 def judge(

@@ -19,7 +19,7 @@ from tfmm import artifacts, metrics, saved_model
 from tfmm.evaluate import missing
 from tfmm.features import FeatureSet
 from tfmm.training import examples as examples_lib
-from tfmm.training.labels import metric_weights
+from tfmm.training.labels import metric_weights, weights_of
 from tfmm.training.progress import Progress, silent
 
 KIND = "evaluation"
@@ -195,7 +195,7 @@ def _metrics(
     result: dict[str, typing.Any] = {"undefined": {}}
     for suffix, chosen in (("", slice(None)), ("_new_items", is_new_item)):
         label, score, user = labels[chosen], scores[chosen], user_ids[chosen]
-        weight = None if weights is None else weights[chosen]
+        weight = weights_of(weights, chosen)
         counted = label if weight is None else label[weight > 0]
         has_rows, clicks = len(counted) > 0, int(counted.sum())
         has_classes = 0 < clicks < len(counted)

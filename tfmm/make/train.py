@@ -21,7 +21,7 @@ from tfmm.training import checkpoint as checkpoint_lib
 from tfmm.training import evaluation, loop
 from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
-from tfmm.training.labels import metric_weights, weighing
+from tfmm.training.labels import metric_weights, weighing, weights_of
 
 
 def train(
@@ -137,7 +137,7 @@ def evaluate(
         rows = item_vectors.has_vector(columns, modality)
         for block in _blocks(model, modality):
             logits = np.concatenate([output[block].numpy() for output in outputs])[:num_rows][rows]
-            counted = None if weights is None else weights[rows]
+            counted = weights_of(weights, rows)
             metrics = evaluation.ranking_metrics(columns[LABEL][rows], logits, columns["user_id"][rows], counted)
             result.update({f"{name}_{block}": value for name, value in metrics.items()})
     return result

@@ -42,6 +42,11 @@ def metric_weights(columns: typing.Mapping[str, np.ndarray], label: Label) -> np
     return np.asarray(found.get("weight", 1.0), np.float64) / np.where(columns[LABEL] == 1, 1.0, rates)
 
 
+def weights_of(weights: np.ndarray | None, rows: typing.Any) -> np.ndarray | None:
+    """Returns the weights of some rows, which a mask, places or a slice name; None where each row counts once."""
+    return None if weights is None else weights[rows]
+
+
 def check(columns: typing.Mapping[str, np.ndarray]) -> None:
     """Refuses labels, weights and rates of examples that cannot be.
 

@@ -1,13 +1,11 @@
 import datetime
-import importlib
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from tfmm import artifacts, extras, fingerprints, preprocessing
+from tfmm import artifacts, fingerprints, preprocessing
 from tfmm.config import DataConfig
 from tfmm.data import beam, examples, schema
 from tfmm.features import OUT_OF_VOCABULARY, FeatureSet
@@ -160,13 +158,6 @@ def test_an_empty_split_is_refused(tables, tmp_path, at):
     data["impressions"] = [{**row, "split": "train"} for row in data["impressions"]]
     with pytest.raises(ValueError, match="Both splits must have rows"):
         beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
-
-
-def test_without_beam_the_line_that_installs_it_is_shown(monkeypatch):
-    monkeypatch.setitem(sys.modules, "apache_beam", None)
-    monkeypatch.delitem(sys.modules, beam.__name__)
-    with pytest.raises(extras.MissingExtraError, match=r'pip install "tfmm\[pipeline\]"'):
-        importlib.import_module(beam.__name__)
 
 
 def test_a_behavior_of_a_delisted_item_stays_in_the_history(tables, tmp_path, at):
