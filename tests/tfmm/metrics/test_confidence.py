@@ -20,6 +20,7 @@ def impressions(seed, users=60):
 def test_weights_count_rows_as_often(metric):
     labels, scores, users = impressions(0)
     weights = np.random.default_rng(1).integers(0, 3, users.size)
+    weights[np.unique(users, return_index=True)[1]] = 1
     repeated = [np.repeat(column, weights) for column in (labels, scores, users)]
     expected = user_bootstrap(metric, *repeated, baseline_scores=1 - repeated[1], replicates=30)
     found = user_bootstrap(metric, labels, scores, users, baseline_scores=1 - scores, weights=weights, replicates=30)
