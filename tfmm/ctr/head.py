@@ -33,5 +33,9 @@ class Head(keras.layers.Layer):
             x = activation(dense(x))
         return ops.squeeze(self.output_layer(x), axis=-1)
 
+    def start_at(self, logit: float) -> None:
+        """Sets the bias of the output: what untrained weights give, about."""
+        self.output_layer.bias.assign([logit])
+
     def get_config(self) -> dict[str, typing.Any]:
         return {**super().get_config(), "units": list(self.units)}
