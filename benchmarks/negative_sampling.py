@@ -2,7 +2,7 @@
 
 Per seed a marketplace of its own. Its examples are joined once; then each log keeps all negatives, or about a tenth of
 them, drawn row by row: at one rate, which the run declares, or at a rate by the item's category, which a column of the
-rows says. Each log has vocabularies, MAKE and click models of its own; settings are the defaults, but batches of 64, so that
+rows says. Each log has vocabularies, MAKE and click models of its own; settings are the defaults, but batches of 64:
 the sampled log too has some hundred steps. Items are known by their true looks and words in place of encoders' vectors.
 The held-out rows, all of them, are scored by the exported models as C++ loads them. `mean` is the mean score over that
 of the full log's model, `over_click_rate` over the click rate, which the full log's model does not meet exactly either.
