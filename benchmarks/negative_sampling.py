@@ -2,10 +2,10 @@
 
 Per seed a marketplace of its own. Its examples are joined once; then each log keeps all negatives, or about a tenth of
 them, drawn row by row: at one rate, which the run declares, or at a rate by the item's category, which a column of the
-rows says. Each log has vocabularies, MAKE and click models of its own; settings are the defaults, but batches of 64:
-the sampled log too has some hundred steps. Items are known by their true looks and words in place of encoders' vectors.
-The held-out rows, all of them, are scored by the exported models as C++ loads them. `mean` is the mean score over that
-of the full log's model, `over_click_rate` over the click rate, which the full log's model does not meet exactly either.
+says. Each log has vocabularies, MAKE and click models of its own, with the default settings; items are known by their
+true looks and words in place of encoders' vectors. The held-out rows, all of them, are scored by the exported models
+as C++ loads them. `mean` is the mean score over that of the full log's model, `over_click_rate` over the click rate,
+which the full log's model does not meet exactly either.
 
     python benchmarks/negative_sampling.py
 """
@@ -37,7 +37,6 @@ from tfmm.training import examples as examples_lib
 RUN = config_lib.RunConfig(
     marketplace=config_lib.MarketplaceConfig(impressions_per_user_day=18),
     data=config_lib.DataConfig(max_behaviors=20),
-    ctr=config_lib.CTRConfig(batch_size=64),
     export=config_lib.ExportConfig(index_capacity=4096, batch_buckets=(512,), candidate_buckets=(32,)),
 )
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, by the number of seeds
