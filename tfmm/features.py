@@ -198,6 +198,11 @@ class Label:
         places = {LABEL: self.column, SAMPLE_WEIGHT: self.weight, NEGATIVE_RATE: self.negative_rate_column}
         return {name: column for name, column in places.items() if column}
 
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the log keeps only a share of the negatives."""
+        return self.negative_rate != 1.0 or bool(self.negative_rate_column)
+
     def faults(self) -> typing.Iterator[str]:
         """Yields what is wrong with it, a line each."""
         if not self.column:

@@ -34,3 +34,7 @@ class Head(Ranker):
         for dense, activation in zip(self.hidden, self.activations, strict=True):
             x = activation(dense(x))
         return ops.squeeze(self.output_layer(x), axis=-1)
+
+    def start_at(self, logit: float) -> None:
+        """Sets the bias of the output: what untrained weights give, about."""
+        self.output_layer.bias.assign([logit])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import pathlib
 import typing
 
@@ -268,6 +269,12 @@ class CTRModel(keras.Model):
                 integrations.MAKE,
             )
         }
+
+    def start_at(self, click_rate: float) -> None:
+        """Lets an untrained model score all rows by about the click rate, in (0, 1)."""
+        for head in (self.head, self.id_head):
+            if head is not None:
+                head.start_at(math.log(click_rate / (1.0 - click_rate)))
 
     def fit_vectors(self, modality: str, vectors: typing.Any) -> None:
         """Lets the methods learn from a modality's vectors, float32 [n, D], before training begins."""

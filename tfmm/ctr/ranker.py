@@ -51,3 +51,9 @@ class Ranker(keras.layers.Layer):
             float32 [B].
         """
         raise NotImplementedError(f"{type(self).__name__} must have a method `call`.")
+
+    def start_at(self, logit: float) -> None:
+        """Sets a bias so that an untrained ranker gives about this logit; one without leaves it to training.
+
+        Called once, before training, where the log keeps only a share of its negatives (`Label.negative_rate`).
+        """

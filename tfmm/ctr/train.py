@@ -25,7 +25,7 @@ from tfmm.training import checkpoint as checkpoint_lib
 from tfmm.training import evaluation, loop
 from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
-from tfmm.training.labels import metric_weights, weighing
+from tfmm.training.labels import click_rate, metric_weights, weighing
 
 BLOCK_ROWS = 4096  # rows are shuffled inside blocks of this many, in time order
 SEGMENTS = 16  # parts of an epoch, each followed by a line of the history and a checkpoint
@@ -97,6 +97,8 @@ def train(
     if extractor is not None:
         model.take_make(extractor)
         model.freeze_make(extractor.settings.epochs > 0)
+    if feature_set.label.is_sampled:  # few steps: those that bring the mean score to the click rate are saved
+        model.start_at(click_rate(train_columns, feature_set.label))
     num_rows = len(train_columns[LABEL])
     segment_rows = BLOCK_ROWS * math.ceil(num_rows / BLOCK_ROWS / SEGMENTS)
     starts = range(0, num_rows, segment_rows)

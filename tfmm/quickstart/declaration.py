@@ -7,11 +7,11 @@ import typing
 from rich import table
 
 from tfmm.config import RunConfig
-from tfmm.features import Column, Feature
+from tfmm.features import Column, Feature, Label
 
 
 def tables(config: RunConfig) -> list[table.Table]:
-    """Returns features, sequences, modalities, methods and model, embedding tables, and what a `rank` brings."""
+    """Returns features, sequences, modalities, methods and model, embedding tables, a `rank`'s inputs, the label."""
     declared = config.feature_set
     features = table.Table("feature", "role", "kind", "from", "enters as", title="Features")
     for feature in declared.features:
@@ -45,7 +45,16 @@ def tables(config: RunConfig) -> list[table.Table]:
     for column in declared.served:
         side = "user" if column.side == "user" else "candidates"
         inputs.add_row(side, column.name, _type(column), _shape(column))
-    return [features, sequences, modalities, methods, model, embeddings, inputs]
+    return [features, sequences, modalities, methods, model, embeddings, inputs, _label(declared.label)]
+
+
+def _label(label: Label) -> table.Table:
+    result = table.Table("label", "a row counts", "negatives in the log", title="Label")
+    kept = f"a share by impressions.{label.negative_rate_column}" if label.negative_rate_column else "all"
+    if label.negative_rate != 1.0:
+        kept = f"{label.negative_rate:g} of all"
+    result.add_row(f"impressions.{label.column}", f"impressions.{label.weight}" if label.weight else "once", kept)
+    return result
 
 
 def enters_as(feature: Feature) -> str:

@@ -21,7 +21,7 @@ def weighing(columns: typing.Mapping[str, typing.Any], label: Label) -> dict[str
         result["weight"] = columns[SAMPLE_WEIGHT]
     if label.negative_rate_column:
         result["negative_rate"] = columns[NEGATIVE_RATE]
-    elif label.negative_rate < 1.0:
+    elif label.is_sampled:
         result["negative_rate"] = label.negative_rate
     return result
 
@@ -45,6 +45,17 @@ def metric_weights(columns: typing.Mapping[str, np.ndarray], label: Label) -> np
 def weights_of(weights: np.ndarray | None, rows: typing.Any) -> np.ndarray | None:
     """Returns the weights of some rows, which a mask, places or a slice name; None where each row counts once."""
     return None if weights is None else weights[rows]
+
+
+def click_rate(columns: typing.Mapping[str, np.ndarray], label: Label) -> float:
+    """Returns the share of clicks among what the rows stand for, inside (0, 1) by a click and a non-click more.
+
+    >>> round(click_rate({"label": np.array([1, 0, 0])}, Label(negative_rate=0.1)), 4)  # 2 of 23
+    0.087
+    """
+    weights = metric_weights(columns, label)
+    weights = np.ones(len(columns[LABEL])) if weights is None else weights
+    return float((weights @ columns[LABEL] + 1.0) / (weights.sum() + 2.0))
 
 
 def check(columns: typing.Mapping[str, np.ndarray]) -> None:
