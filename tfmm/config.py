@@ -237,10 +237,11 @@ class RunConfig:
                 getattr(self, part)
             except ValueError as error:
                 yield str(error)
-        names = [name for sequence in self.sequences for name in sequence.columns] + [f.name for f in self.features]
-        sides = [vectors.TARGET, *(sequence.name for sequence in self.sequences)]
-        names += [n for m in self.modalities for side in sides for n in vectors.names(m.name, side)]
-        if self.modalities and (twice := [name for name, count in collections.Counter(names).items() if count > 1]):
+        columns = {f.name for f in self.features} | {name for s in self.sequences for name in s.columns}
+        modalities = dict.fromkeys(m.name for m in self.modalities or modalities_lib.DEFAULT)
+        sides = dict.fromkeys([vectors.TARGET, *(sequence.name for sequence in self.sequences)])
+        counts = collections.Counter(n for m in modalities for side in sides for n in vectors.names(m, side))
+        if twice := [name for name, count in counts.items() if count + (name in columns) > 1]:
             yield (
                 "Names of modalities, sequences and features must leave each input of the model a name of its own. "
                 f"Received twice: {', '.join(twice[:5])}."

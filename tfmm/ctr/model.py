@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import pathlib
 import typing
@@ -55,7 +54,7 @@ class CTRModel(keras.Model):
 
     Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B]. With modalities and `config.id_head`
     also `id_logit`, which is `logit` where the target has no vector in any modality. In training also
-    `logit_without_{m}` per set of modalities of `hidden_sets`: as if no target had vectors in these.
+    `hidden_name` per set of modalities of `hidden_sets`: the logit as if no target had vectors in these.
 
     Differs from the paper: the count of behaviors without a vector and whether the target has one are inputs of
     their own, beside what the methods give, so that a missing vector is never taken for similarity 0. A target
@@ -163,7 +162,7 @@ class CTRModel(keras.Model):
 
         outputs = {"logit": logit_without(())}
         if training:
-            outputs |= {_hidden_name(hidden): logit_without(hidden) for hidden in self.hidden_sets()}
+            outputs |= {hidden_name(hidden): logit_without(hidden) for hidden in self.hidden_sets()}
         if self.id_head is not None:
             outputs["id_logit"] = self._logit(self.id_head, impressions, [], training)
             masks = [vectors_lib.take(inputs, modality, vectors_lib.TARGET).mask for modality in self.dims]
@@ -190,11 +189,14 @@ class CTRModel(keras.Model):
         return logit
 
     def hidden_sets(self) -> list[tuple[str, ...]]:
-        """Returns the sets of modalities that training hides; with an `id_head` not all at once, that is its own."""
-        if self.settings.hidden_weight == 0.0:
+        """Returns the sets of modalities that training hides: each alone, and all; with an `id_head` its own are all.
+
+        Each costs a pass through methods and head, so that not every set of several is one.
+        """
+        if self.settings.hidden_weight == 0.0 or not self.dims:
             return []
-        largest = len(self.dims) - (self.id_head is not None)
-        return [names for n in range(1, largest + 1) for names in itertools.combinations(self.dims, n)]
+        sets = dict.fromkeys([*((name,) for name in self.dims), self.modalities])  # of one modality they are the same
+        return [names for names in sets if self.id_head is None or names != self.modalities]
 
     def losses(
         self,
@@ -226,7 +228,7 @@ class CTRModel(keras.Model):
             return make_model.loss(outputs[name], label, counts, weight, negative_rate)
 
         result = {"loss": loss("logit", ())}
-        hidden = [loss(_hidden_name(names), names) for names in self.hidden_sets()]
+        hidden = [loss(hidden_name(names), names) for names in self.hidden_sets()]
         if hidden:
             result["loss_hidden"] = self.settings.hidden_weight * sum(hidden[1:], hidden[0])
         if self.id_head is not None:
@@ -333,9 +335,13 @@ def integration_name(method: str, modality: str, sequence: str) -> str:
     return f"{method.rpartition(':')[2].lower()}_{modality}_{sequence}"
 
 
-def _hidden_name(hidden: typing.Collection[str]) -> str:
-    """Returns the output with the logit as if no target had a vector in some modalities."""
-    return f"logit_without_{'_'.join(hidden)}"
+def hidden_name(hidden: typing.Collection[str]) -> str:
+    """Returns the output with the logit as if no target had a vector in some modalities.
+
+    >>> hidden_name(["image", "text"])  # no name holds a +
+    'logit_without_image+text'
+    """
+    return f"logit_without_{'+'.join(hidden)}"
 
 
 def padding_inputs(feature_set: FeatureSet, dims: typing.Mapping[str, int]) -> dict[str, typing.Any]:

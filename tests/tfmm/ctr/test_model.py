@@ -142,7 +142,7 @@ def test_training_hides_what_a_missing_vector_would_hide(id_head, sets):
     for hidden in sets:
         without = {**inputs, **{f"{modality}_target_mask": np.zeros(30, bool) for modality in hidden}}
         left = np.any([without[f"{modality}_target_mask"] for modality in DIMS], axis=0) | (not id_head)
-        found = outputs[f"logit_without_{'_'.join(hidden)}"].numpy()
+        found = outputs[model_lib.hidden_name(hidden)].numpy()
         np.testing.assert_allclose(found[left], model(without)["logit"].numpy()[left], atol=1e-5)
     assert not [name for name in model(inputs) if "without" in name]
     assert build(hidden_weight=0.0).hidden_sets() == [] == build(modalities=()).hidden_sets()
@@ -364,5 +364,5 @@ def test_hiding_is_exact_whatever_the_methods(chosen):
     for hidden in model.hidden_sets():
         without = {**inputs, **{f"{modality}_target_mask": np.zeros(30, bool) for modality in hidden}}
         left = np.any([without[f"{modality}_target_mask"] for modality in DIMS], axis=0)
-        found = outputs[f"logit_without_{'_'.join(hidden)}"].numpy()
+        found = outputs[model_lib.hidden_name(hidden)].numpy()
         np.testing.assert_allclose(found[left], model(without)["logit"].numpy()[left], atol=1e-5)
