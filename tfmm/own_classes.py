@@ -70,26 +70,38 @@ def require_settings(
     """Checks that a class has the settings that a run gives it, and is given those that it needs.
 
     Args:
-        kind: the class; its settings are the arguments of its `__init__`.
+        kind: the class; its settings are the arguments of its `__init__`, and of its base classes where it hands
+            `**kwargs` on.
         settings: by name.
-        given: the arguments that are not settings.
+        given: the arguments that are not settings, which it must take.
         what: what has the settings, for messages.
     Raises:
-        ValueError: it has no such setting, or one without a default is not given.
+        ValueError: it has no such setting, or one without a default is not given, or does not take what is `given`.
     """
     if not isinstance(settings, typing.Mapping):
         raise ValueError(f"{what} must be given its settings by name. Received: {settings!r}.")
-    parameters = [
-        parameter
-        for name, parameter in inspect.signature(kind).parameters.items()
-        if name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    names = [parameter.name for parameter in parameters]
+    found = _arguments(kind)
+    if lacking := sorted(set(given) - set(found)):
+        raise ValueError(f"{what} must take {', '.join(lacking)} in its `__init__`, and hand them to its base class.")
+    names = [name for name in found if name not in given]
     if unknown := sorted(set(settings) - set(names)):
         raise ValueError(f"{what} has the settings {names}. Received: {unknown}.")
-    needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    needed = [name for name in names if found[name]]
     if missing := sorted(set(needed) - set(settings)):
         raise ValueError(f"{what} needs the settings {needed}. Missing: {missing}.")
+
+
+def _arguments(kind: type) -> dict[str, bool]:
+    """Returns the arguments of a class, each with whether it must be given, as far as its own `__init__` says."""
+    found: dict[str, bool] = {}
+    for depth, base in enumerate(base for base in kind.__mro__ if "__init__" in vars(base)):
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+        for one in parameters:
+            if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+                found.setdefault(one.name, depth == 0 and one.default is one.empty)
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return found
 
 
 def source_digest(references: typing.Iterable[str]) -> str:

@@ -10,15 +10,15 @@ import typing
 import keras
 from keras import ops
 
-from tfmm import artifacts, own_classes
+from tfmm import artifacts
 from tfmm import config as config_lib
 from tfmm import vectors as vectors_lib
 from tfmm.ctr import integrations, knowledge
-from tfmm.ctr.head import Head
+from tfmm.ctr.head import build_ranker
 from tfmm.ctr.impressions import Impressions
 from tfmm.ctr.ranker import Ranker
 from tfmm.features import FeatureSet, Sequence
-from tfmm.layers import DINAttention
+from tfmm.layers import DINAttention, MAKEBlock
 from tfmm.make import model as make_model
 
 KIND = "ctr"
@@ -116,12 +116,12 @@ class CTRModel(keras.Model):
             if sequence.din
         }
         self.integrations = {
-            integration_name(method.name, modality, sequence.name): integrations.build(
-                method, self.make_settings, dim, integration_name(method.name, modality, sequence.name)
+            (name := integrations.layer_name(method.name, modality, sequence.name)): integrations.build(
+                method, self.make_settings, dim, name
             )
             for modality, dim in self.dims.items()
             for sequence in self.feature_set.sequences
-            for method in self.methods_of(sequence)
+            for method in integrations.of_sequence(self.methods, sequence)
         }
         self.wide_attention = {
             sequence.name: DINAttention(
@@ -139,11 +139,6 @@ class CTRModel(keras.Model):
     @property
     def modalities(self) -> tuple[str, ...]:
         return tuple(self.dims)
-
-    def methods_of(self, sequence: Sequence) -> tuple[config_lib.Method, ...]:
-        """Returns the methods that read a sequence."""
-        left_out = {name for name in ("simtier", "make") if not getattr(sequence, name)}
-        return tuple(method for method in self.methods if method.name not in left_out)
 
     def build(self, input_shape: typing.Any = None) -> None:
         """Makes every weight, by one pass over a row of padding; the input shape is not needed."""
@@ -237,8 +232,8 @@ class CTRModel(keras.Model):
 
     def integrations_of(self, modality: str, sequence: Sequence) -> list[integrations.Integration]:
         """Returns the layers of a modality and a sequence, in the methods' order."""
-        names = [integration_name(method.name, modality, sequence.name) for method in self.methods_of(sequence)]
-        return [self.integrations[name] for name in names]
+        methods = integrations.of_sequence(self.methods, sequence)
+        return [self.integrations[integrations.layer_name(m.name, modality, sequence.name)] for m in methods]
 
     def get_config(self) -> dict[str, typing.Any]:
         return {
@@ -258,19 +253,17 @@ class CTRModel(keras.Model):
         target = vectors_lib.take(inputs, modality, vectors_lib.TARGET)
         behaviors = vectors_lib.take(inputs, modality, sequence)
         context = integrations.Context(None, None, None, target, behaviors, False)
-        return self.integrations[integration_name("simtier", modality, sequence)].parts(context)[0]
+        return self.integrations[integrations.layer_name("simtier", modality, sequence)].parts(context)[0]
 
-    def make_blocks(self) -> dict[str, typing.Any]:
-        """Returns the MAKE blocks by `make.model.block_name`."""
-        return {
-            make_model.block_name(modality, sequence.name): integration.block
+    def make_blocks(self) -> list[tuple[str, MAKEBlock]]:
+        """Returns the blocks of MAKE and of its subclasses, each with its `make.model.block_name`."""
+        return [
+            (make_model.block_name(modality, sequence.name), layer.block)
             for modality in self.dims
             for sequence in self.feature_set.sequences
-            if isinstance(
-                integration := self.integrations.get(integration_name("make", modality, sequence.name)),
-                integrations.MAKE,
-            )
-        }
+            for layer in self.integrations_of(modality, sequence)
+            if isinstance(layer, integrations.MAKE)
+        ]
 
     def start_at(self, click_rate: float) -> None:
         """Lets an untrained model score all rows by about the click rate, in (0, 1)."""
@@ -296,7 +289,7 @@ class CTRModel(keras.Model):
                     f"MAKE must be pre-trained on {modality!r} vectors of {dim} values. It "
                     f"knows {extractor.dims}. Pre-train it on the same index snapshot."
                 )
-        for name, block in self.make_blocks().items():
+        for name, block in self.make_blocks():
             if name not in extractor.blocks:
                 raise ValueError(
                     f"MAKE must be pre-trained on {name!r}. It knows {sorted(extractor.blocks)}. Pre-train it with "
@@ -306,33 +299,8 @@ class CTRModel(keras.Model):
 
     def freeze_make(self, is_frozen: bool = True) -> None:
         """Keeps MAKE's weights as they are in training (section 4.3), or lets them train with the rest."""
-        for block in self.make_blocks().values():
+        for _, block in self.make_blocks():
             block.trainable = not is_frozen
-
-
-def build_ranker(
-    config: config_lib.CTRConfig, feature_set: FeatureSet, sizes: typing.Mapping[str, int], name: str
-) -> Ranker:
-    """Returns the ranker that `config.model` names, or ours.
-
-    Raises:
-        ValueError: it cannot be imported, is no Ranker, or has no such settings.
-    """
-    if not config.model:
-        return Head(feature_set, sizes, config.units, name)
-    kind = own_classes.find(config.model, Ranker, "model")
-    given = ("feature_set", "sizes", "name")
-    own_classes.require_settings(kind, config.model_settings, given, f"The model {config.model!r}")
-    return kind(feature_set, sizes, name=name, **config.model_settings)
-
-
-def integration_name(method: str, modality: str, sequence: str) -> str:
-    """Returns the name of a method's layer: one of a user's own goes by its class.
-
-    >>> integration_name("my_team.methods:Recency", "image", "clicks")
-    'recency_image_clicks'
-    """
-    return f"{method.rpartition(':')[2].lower()}_{modality}_{sequence}"
 
 
 def hidden_name(hidden: typing.Collection[str]) -> str:

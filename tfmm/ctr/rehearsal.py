@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfmm import own_classes
 from tfmm import vectors as vectors_lib
 from tfmm.config import RunConfig
-from tfmm.ctr import integrations
+from tfmm.ctr import head, integrations
 from tfmm.ctr import model as model_lib
 from tfmm.features import FeatureSet
 from tfmm.vectors import Vectors
@@ -39,7 +39,7 @@ def faults(config: RunConfig) -> list[str]:
         found += _fault(method.name, functools.partial(integrations.build, method, config.make, DIM, _MODALITY))
     if config.ctr.model_settings and not config.ctr.model:
         found.append("`ctr.model_settings` are of a model of your own, which `ctr.model` names; ours has `ctr.units`")
-    found += _fault(config.ctr.model, lambda: model_lib.build_ranker(config.ctr, feature_set, sizes, _MODALITY))
+    found += _fault(config.ctr.model, lambda: head.build_ranker(config.ctr, feature_set, sizes, _MODALITY))
     own = [name for name in (config.ctr.model, *(method.name for method in config.methods)) if ":" in name]
     if own and not found:
         found = _fault(" with ".join(own), lambda: _try_model(config, sizes))
