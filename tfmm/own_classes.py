@@ -15,6 +15,11 @@ import typing
 _INSTALLED = {"site-packages", "dist-packages"}
 
 
+def is_own(reference: str) -> bool:
+    """Returns whether a name is `module:name` of a user's own, and not one of ours."""
+    return ":" in reference
+
+
 def look_here() -> None:
     """Lets modules of the current folder be imported: a command's own path does not have it."""
     if (here := os.getcwd()) not in sys.path:
@@ -107,10 +112,13 @@ def _arguments(kind: type) -> dict[str, bool]:
 def source_digest(references: typing.Iterable[str]) -> str:
     """Returns a hash of the source of classes' modules and of all that these import of the same folder.
 
-    Of an installed package, its own modules count alone. References without a `:` are of tfmm, and do not count.
+    Of an installed package, its own modules count alone. What is of tfmm does not count.
+
+    Raises:
+        ValueError: a module that cannot be found, or that is no file.
     """
     digest = hashlib.sha256()
-    for path in sorted({path for reference in references if ":" in reference for path in _sources(reference)}):
+    for path in sorted({path for reference in filter(is_own, references) for path in _sources(reference)}):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -119,10 +127,14 @@ def _sources(reference: str) -> set[pathlib.Path]:
     module = reference.partition(":")[0]
     look_here()
     importlib.invalidate_caches()
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise ValueError(f"{reference!r} must name a class of a module with source. Received: {spec}.")
-    origin = pathlib.Path(spec.origin).resolve()
+    try:
+        spec = importlib.util.find_spec(module)
+        place = None if spec is None else spec.origin
+    except ValueError:  # it is no module that was imported, but such as __main__
+        place = getattr(sys.modules[module], "__file__", None)
+    if place is None or not pathlib.Path(place).is_file():
+        raise ValueError(f"{reference!r} must name something in a module that is a file. Received: {place}.")
+    origin = pathlib.Path(place).resolve()
     root = origin.parents[module.count(".") + (origin.name == "__init__.py")]
     own_package = module.partition(".")[0] if is_installed(origin) else None
     waiting, found = [origin], set[pathlib.Path]()
@@ -131,7 +143,7 @@ def _sources(reference: str) -> set[pathlib.Path]:
         if path in found:
             continue
         found.add(path)
-        for name in _imported_names(path, root):
+        for name in _imported_names(path, root) if path.suffix == ".py" else ():
             if own_package in (None, name.partition(".")[0]):
                 waiting += _files(root, name)
     return found
