@@ -44,10 +44,10 @@ main.add_command(cli_data.run)
     help="Everything that the run writes; run again in it to go on where it stopped.",
 )
 @click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables of your own (`tfmm data schema`).")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the marketplace and of every training.")
+@click.option("--seed", type=int, help="Of the marketplace and of every training.  [default: as the run declares]")
 @run_options
 def quickstart(
-    workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int, run: str, assignments: tuple[str, ...]
+    workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int | None, run: str, assignments: tuple[str, ...]
 ) -> None:
     """Run the whole road: data, encoders, index, models, gate, server, a new item in the stream, a report."""
     from tfmm.quickstart import run as quickstart_run

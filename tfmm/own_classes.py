@@ -10,6 +10,7 @@ import inspect
 import os
 import pathlib
 import sys
+import traceback
 import typing
 
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -33,6 +34,19 @@ def is_installed(path: str | os.PathLike[str]) -> bool:
     return bool(_INSTALLED & set(place.parts)) or any(folder in place.parents for folder in known) or "<" in str(path)
 
 
+def in_words(error: Exception) -> str:
+    """Returns what an error says, with its type where that is not in what it says."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def place_of(error: Exception) -> str:
+    """Returns where in a user's code an error came from, for a message; "" where it is not from there."""
+    if isinstance(error, SyntaxError) and error.filename and not is_installed(error.filename):
+        return f" ({pathlib.Path(error.filename).name}, line {error.lineno})"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_installed(f.filename)]
+    return f" ({pathlib.Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
 def load(reference: str, noun: str) -> typing.Any:
     """Returns what `module:name` stands for, looked for in the current folder first.
 
@@ -49,7 +63,7 @@ def load(reference: str, noun: str) -> typing.Any:
     except Exception as error:  # a user's module may fail in any way
         raise ValueError(
             f"The {noun} {reference!r} must name an importable class, `module:Class`, in the current folder "
-            f"({os.getcwd()}) or on PYTHONPATH. Received: {type(error).__name__}: {error}."
+            f"({os.getcwd()}) or on PYTHONPATH. Received: {type(error).__name__}: {error}{place_of(error)}."
         ) from error
 
 

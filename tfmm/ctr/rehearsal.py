@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pathlib
-import traceback
 import typing
 
 import keras
@@ -52,18 +50,12 @@ def _fault(name: str, attempt: typing.Callable[[], object]) -> list[str]:
     try:
         attempt()
     except Exception as error:  # a user's class may fail in any way
-        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        return [(text if name and name in text else f"{name}: {text}") + _place(error)]
+        text = own_classes.in_words(error)
+        return [(text if name and name in text else f"{name}: {text}") + own_classes.place_of(error)]
     finally:
         if is_filtering:
             keras.config.enable_traceback_filtering()
     return []
-
-
-def _place(error: Exception) -> str:
-    """Returns where in a user's code an error came from, for a message; "" where it is not from there."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not own_classes.is_installed(f.filename)]
-    return f" ({pathlib.Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def _try_model(config: RunConfig, sizes: typing.Mapping[str, int]) -> None:
