@@ -15,6 +15,7 @@ import click
 
 from tfmm import __version__, cli_data
 from tfmm.cli_options import ExistingFolder, File, Folder, Group, load_config, run_options
+from tfmm.modalities import CHECKPOINTS, DEAD_LETTERS, PAIRS
 
 
 def _quiet_libraries() -> None:
@@ -43,10 +44,10 @@ main.add_command(cli_data.run)
     help="Everything that the run writes; run again in it to go on where it stopped.",
 )
 @click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables of your own (`tfmm data schema`).")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the marketplace and of every training.")
+@click.option("--seed", type=int, help="Of the marketplace and of every training.  [default: as the run declares]")
 @run_options
 def quickstart(
-    workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int, run: str, assignments: tuple[str, ...]
+    workdir: pathlib.Path, data_dir: pathlib.Path | None, seed: int | None, run: str, assignments: tuple[str, ...]
 ) -> None:
     """Run the whole road: data, encoders, index, models, gate, server, a new item in the stream, a report."""
     from tfmm.quickstart import run as quickstart_run
@@ -67,14 +68,14 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
 
     config = load_config(run, assignments)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
-    pairs_dir = output_dir / "pairs"
+    pairs_dir = output_dir / PAIRS
     pairs.build_pairs(data_dir, config.pairs, pairs_dir, config.data, config.modality_set, config.feature_set)
     for modality, settings in config.encoders(schema.modalities(data_dir, config.modality_set)).items():
         result = train.train(
             settings,
             pairs_dir / modality,
             output_dir / modality,
-            checkpoint_dir=output_dir / "checkpoints" / modality,
+            checkpoint_dir=output_dir / CHECKPOINTS / modality,
             progress=progress.lines(click.echo),
         )
         if settings.frozen:
@@ -107,7 +108,7 @@ def embed(
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = schema.modalities(data_dir, config.modality_set)
     folders = {name: str(encoders_dir / name) for name in config.encoders(names)}
-    dead_letters = snapshot_dir / "dead_letter"
+    dead_letters = snapshot_dir / DEAD_LETTERS
     beam.embed_catalog(data_dir, folders, index_path, dead_letters, modality_set=config.modality_set)
     with item_index.ItemIndex(index_path) as index:
         active = index.active_encoders()

@@ -237,10 +237,11 @@ class RunConfig:
                 getattr(self, part)
             except ValueError as error:
                 yield str(error)
-        names = [name for sequence in self.sequences for name in sequence.columns] + [f.name for f in self.features]
-        sides = [vectors.TARGET, *(sequence.name for sequence in self.sequences)]
-        names += [n for m in self.modalities for side in sides for n in vectors.names(m.name, side)]
-        if self.modalities and (twice := [name for name, count in collections.Counter(names).items() if count > 1]):
+        columns = {f.name for f in self.features} | {name for s in self.sequences for name in s.columns}
+        modalities = dict.fromkeys(m.name for m in self.modalities or modalities_lib.DEFAULT)
+        sides = dict.fromkeys([vectors.TARGET, *(sequence.name for sequence in self.sequences)])
+        counts = collections.Counter(n for m in modalities for side in sides for n in vectors.names(m, side))
+        if twice := [name for name, count in counts.items() if count + (name in columns) > 1]:
             yield (
                 "Names of modalities, sequences and features must leave each input of the model a name of its own. "
                 f"Received twice: {', '.join(twice[:5])}."
@@ -264,12 +265,20 @@ class RunConfig:
         return {m.name: m.scl_config(bases.get(m.encoder), self.seed) for m in chosen if not m.is_ready}
 
     def with_seed(self, seed: int) -> RunConfig:
-        """Returns the same run with every stage seeded with `seed`."""
-        stages = {
+        """Returns the same run with every stage seeded with `seed`, and every `seed` among settings set to it."""
+
+        def seeded(settings: typing.Any) -> typing.Any:
+            return {**settings, "seed": seed} if isinstance(settings, dict) and "seed" in settings else settings
+
+        stages: dict[str, typing.Any] = {
             field.name: dataclasses.replace(stage, seed=seed)
             for field in dataclasses.fields(self)
             if hasattr(stage := getattr(self, field.name), "seed")
         }
+        stages["ctr"] = dataclasses.replace(stages["ctr"], model_settings=seeded(self.ctr.model_settings))
+        for name in ("modalities", "methods"):
+            parts = getattr(self, name)
+            stages[name] = tuple(dataclasses.replace(part, settings=seeded(part.settings)) for part in parts)
         return dataclasses.replace(self, seed=seed, **stages)
 
 
@@ -280,7 +289,7 @@ def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
         config: the run to change.
         assignments: strings such as `"make.epochs=6"` or `"ctr.units=[64, 32]"`; values are JSON, or plain text. A
             feature, sequence, modality or method is found by its name: `"features.user_id.dim=32"`,
-            `"methods.simtier.num_tiers=10"`.
+            `"methods.simtier.num_tiers=10"`, `"methods.my_team.methods:Recency.units=8"`.
     Returns:
         A new RunConfig.
     Raises:
@@ -291,20 +300,19 @@ def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
     """
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
-        stage_name, *names, field_name = path.strip().split(".") if "." in path else ("", "")
-        _require(bool(separator and stage_name), "An override must read stage.field=value.", assignment)
+        stage_name, _, rest = path.strip().partition(".")
+        name, _, field_name = rest.rpartition(".")  # a name such as `pkg.mod:Class` has dots, and no field has
+        _require(bool(separator and stage_name and field_name), "An override must read stage.field=value.", assignment)
         stages = {field.name for field in dataclasses.fields(config)} - {"seed"}
         _require(stage_name in stages, f"The stage must be one of {sorted(stages)}.", stage_name)
         stage = getattr(config, stage_name)
         if isinstance(stage, tuple):
-            _require(len(names) == 1, f"An override of `{stage_name}` must read {stage_name}.name.field=value.", path)
+            _require(bool(name), f"An override of `{stage_name}` must read {stage_name}.name.field=value.", path)
             known = [part.name for part in stage]
-            _require(names[0] in known, f"`{stage_name}` must be one of {known}.", names[0])
-            stage = tuple(
-                _replace(part, field_name, text, path) if part.name == names[0] else part for part in stage
-            )
+            _require(name in known, f"`{stage_name}` must be one of {known}.", name)
+            stage = tuple(_replace(part, field_name, text, path) if part.name == name else part for part in stage)
         else:
-            _require(not names, "An override must read stage.field=value.", assignment)
+            _require(not name, "An override must read stage.field=value.", assignment)
             stage = _replace(stage, field_name, text, path)
         config = dataclasses.replace(config, **{stage_name: stage})
     return config
@@ -351,6 +359,7 @@ def from_dict(kind: type, values: typing.Mapping[str, typing.Any]) -> typing.Any
     >>> from_dict(MAKEConfig, to_dict(MAKEConfig(epochs=2))).epochs
     2
     """
+    _require(isinstance(values, typing.Mapping), f"{kind.__name__} must be a table of its fields.", values)
     hints = typing.get_type_hints(kind)
     arguments = {}
     for name, value in values.items():
@@ -362,9 +371,9 @@ def from_dict(kind: type, values: typing.Mapping[str, typing.Any]) -> typing.Any
             value = tuple(
                 from_dict(typing.cast(type, inner), part) if dataclasses.is_dataclass(inner) else part for part in value
             )
-        elif dataclasses.is_dataclass(hint):
+        elif dataclasses.is_dataclass(hint) or typing.get_origin(hint) is dict:
             _require(isinstance(value, typing.Mapping), f"`{name}` of {kind.__name__} must be a table.", value)
-            value = from_dict(typing.cast(type, hint), value)
+            value = from_dict(typing.cast(type, hint), value) if dataclasses.is_dataclass(hint) else value
         elif hint in (int, float, str, bool):
             value = float(value) if hint is float and type(value) is int else value
             _require(type(value) is hint, f"`{name}` of {kind.__name__} must be a {hint.__name__}.", value)

@@ -17,6 +17,9 @@ OWN = "content"  # kind of the column of an own encoder
 MAX_DIM = 1040  # of vectors: a dot of two int8 rows is a whole number below 2**24, so exact in float32, up to here
 _KINDS = {"image": "binary", "text": "string", READY: "vector"}  # of the column, by encoder
 KINDS = (*_KINDS.values(), OWN)
+NOTHING, ALL = "nothing", "all"  # what reports call the rows as they are, and those without vectors of any modality
+PAIRS, CHECKPOINTS, DEAD_LETTERS = "pairs", "checkpoints", "dead_letter"  # folders that stand beside modalities' own
+RESERVED = (NOTHING, ALL, PAIRS, CHECKPOINTS, DEAD_LETTERS)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -153,6 +156,8 @@ class Modality:
         is_own = self.encoder not in _KINDS
         if not _NAME.fullmatch(self.name):
             yield f"{name}: `name` must be lower case letters, digits and _, a letter first"
+        if self.name in RESERVED:
+            yield f"{name}: `name` must not be one of {', '.join(RESERVED)}, which folders and reports use"
         if is_own and not _REFERENCE.fullmatch(self.encoder):
             yield f"{name}: `encoder` must be one of {', '.join(_KINDS)}, or module:callable, not {self.encoder!r}"
         if self.frozen and not is_own:

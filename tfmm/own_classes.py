@@ -10,9 +10,15 @@ import inspect
 import os
 import pathlib
 import sys
+import traceback
 import typing
 
 _INSTALLED = {"site-packages", "dist-packages"}
+
+
+def is_own(reference: str) -> bool:
+    """Returns whether a name is `module:name` of a user's own, and not one of ours."""
+    return ":" in reference
 
 
 def look_here() -> None:
@@ -26,6 +32,19 @@ def is_installed(path: str | os.PathLike[str]) -> bool:
     place = pathlib.Path(path)
     known = (pathlib.Path(__file__).parent, pathlib.Path(os.__file__).parent)
     return bool(_INSTALLED & set(place.parts)) or any(folder in place.parents for folder in known) or "<" in str(path)
+
+
+def in_words(error: Exception) -> str:
+    """Returns what an error says, with its type where that is not in what it says."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+
+
+def place_of(error: Exception) -> str:
+    """Returns where in a user's code an error came from, for a message; "" where it is not from there."""
+    if isinstance(error, SyntaxError) and error.filename and not is_installed(error.filename):
+        return f" ({pathlib.Path(error.filename).name}, line {error.lineno})"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not is_installed(f.filename)]
+    return f" ({pathlib.Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def load(reference: str, noun: str) -> typing.Any:
@@ -44,7 +63,7 @@ def load(reference: str, noun: str) -> typing.Any:
     except Exception as error:  # a user's module may fail in any way
         raise ValueError(
             f"The {noun} {reference!r} must name an importable class, `module:Class`, in the current folder "
-            f"({os.getcwd()}) or on PYTHONPATH. Received: {type(error).__name__}: {error}."
+            f"({os.getcwd()}) or on PYTHONPATH. Received: {type(error).__name__}: {error}{place_of(error)}."
         ) from error
 
 
@@ -70,35 +89,50 @@ def require_settings(
     """Checks that a class has the settings that a run gives it, and is given those that it needs.
 
     Args:
-        kind: the class; its settings are the arguments of its `__init__`.
+        kind: the class; its settings are the arguments of its `__init__`, and of its base classes where it hands
+            `**kwargs` on.
         settings: by name.
-        given: the arguments that are not settings.
+        given: the arguments that are not settings, which it must take.
         what: what has the settings, for messages.
     Raises:
-        ValueError: it has no such setting, or one without a default is not given.
+        ValueError: it has no such setting, or one without a default is not given, or does not take what is `given`.
     """
     if not isinstance(settings, typing.Mapping):
         raise ValueError(f"{what} must be given its settings by name. Received: {settings!r}.")
-    parameters = [
-        parameter
-        for name, parameter in inspect.signature(kind).parameters.items()
-        if name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    names = [parameter.name for parameter in parameters]
+    found = _arguments(kind)
+    if lacking := sorted(set(given) - set(found)):
+        raise ValueError(f"{what} must take {', '.join(lacking)} in its `__init__`, and hand them to its base class.")
+    names = [name for name in found if name not in given]
     if unknown := sorted(set(settings) - set(names)):
         raise ValueError(f"{what} has the settings {names}. Received: {unknown}.")
-    needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    needed = [name for name in names if found[name]]
     if missing := sorted(set(needed) - set(settings)):
         raise ValueError(f"{what} needs the settings {needed}. Missing: {missing}.")
+
+
+def _arguments(kind: type) -> dict[str, bool]:
+    """Returns the arguments of a class, each with whether it must be given, as far as its own `__init__` says."""
+    found: dict[str, bool] = {}
+    for depth, base in enumerate(base for base in kind.__mro__ if "__init__" in vars(base)):
+        parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+        for one in parameters:
+            if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+                found.setdefault(one.name, depth == 0 and one.default is one.empty)
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return found
 
 
 def source_digest(references: typing.Iterable[str]) -> str:
     """Returns a hash of the source of classes' modules and of all that these import of the same folder.
 
-    Of an installed package, its own modules count alone. References without a `:` are of tfmm, and do not count.
+    Of an installed package, its own modules count alone. What is of tfmm does not count.
+
+    Raises:
+        ValueError: a module that cannot be found, or that is no file.
     """
     digest = hashlib.sha256()
-    for path in sorted({path for reference in references if ":" in reference for path in _sources(reference)}):
+    for path in sorted({path for reference in filter(is_own, references) for path in _sources(reference)}):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -107,10 +141,14 @@ def _sources(reference: str) -> set[pathlib.Path]:
     module = reference.partition(":")[0]
     look_here()
     importlib.invalidate_caches()
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise ValueError(f"{reference!r} must name a class of a module with source. Received: {spec}.")
-    origin = pathlib.Path(spec.origin).resolve()
+    try:
+        spec = importlib.util.find_spec(module)
+        place = None if spec is None else spec.origin
+    except ValueError:  # it is no module that was imported, but such as __main__
+        place = getattr(sys.modules[module], "__file__", None)
+    if place is None or not pathlib.Path(place).is_file():
+        raise ValueError(f"{reference!r} must name something in a module that is a file. Received: {place}.")
+    origin = pathlib.Path(place).resolve()
     root = origin.parents[module.count(".") + (origin.name == "__init__.py")]
     own_package = module.partition(".")[0] if is_installed(origin) else None
     waiting, found = [origin], set[pathlib.Path]()
@@ -119,7 +157,7 @@ def _sources(reference: str) -> set[pathlib.Path]:
         if path in found:
             continue
         found.add(path)
-        for name in _imported_names(path, root):
+        for name in _imported_names(path, root) if path.suffix == ".py" else ():
             if own_package in (None, name.partition(".")[0]):
                 waiting += _files(root, name)
     return found

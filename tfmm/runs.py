@@ -74,12 +74,12 @@ def verify(config: RunConfig) -> None:
 def _from_function(module: str, name: str) -> RunConfig:
     own_classes.look_here()
     try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        run = getattr(importlib.import_module(module), name)()
+    except Exception as error:  # a user's module may fail in any way
         raise ValueError(
-            f"The run {module}:{name} must name a function that can be imported from here. Received: {error}."
+            f"The run {module}:{name} must name a function that can be imported from here, and called without "
+            f"arguments. Received{own_classes.place_of(error)}: {own_classes.in_words(error)}"
         ) from error
-    run = function()
     if not isinstance(run, RunConfig):
         raise ValueError(f"The run {module}:{name} must return a RunConfig. Received: {type(run).__name__}.")
     return run
@@ -94,11 +94,12 @@ def _from_file(path: pathlib.Path) -> RunConfig:
         raise ValueError(f"The run {path} must be readable {path.suffix[1:].upper()}. Received: {error}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"The run {path} must hold the fields of RunConfig. Received: {type(values).__name__}.")
-    if moved := sorted(set(values.get("ctr", {})) & set(_MOVED)):
+    ctr = values.get("ctr")
+    if isinstance(ctr, dict) and (moved := sorted(set(ctr) & set(_MOVED))):
         places = ", ".join(f"ctr.{name} to {_MOVED[name]}" for name in moved)
         raise ValueError(f"The run {path} was written for an earlier version, whose settings have moved: {places}.")
     preset = values.pop(PRESET, "quickstart")
-    if preset not in presets.PRESETS:
+    if not isinstance(preset, str) or preset not in presets.PRESETS:
         raise ValueError(f"The run {path}: `{PRESET}` must be one of {list(presets.PRESETS)}. Received: {preset!r}.")
     merged = _merged(config_lib.to_dict(presets.PRESETS[preset]()), values)
     return typing.cast(RunConfig, config_lib.from_dict(RunConfig, merged))

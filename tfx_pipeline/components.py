@@ -15,7 +15,7 @@ from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 
 from tfmm import config as config_lib
 from tfmm.features import FeatureSet, Label
-from tfmm.modalities import ModalitySet
+from tfmm.modalities import DEAD_LETTERS, ModalitySet
 from tfmm.training import progress
 from tfx_pipeline import environments
 from tfx_pipeline.artifact_types import DataReport, Dataset, Encoders, IndexSnapshot, Make, Pairs
@@ -134,7 +134,7 @@ def CatalogEmbedder(
         dataset.uri,
         {name: str(pathlib.Path(encoders.uri) / name) for name in names if not declared[name].is_ready},
         index_path,
-        dead_letter_dir=str(pathlib.Path(snapshot.uri) / "dead_letter"),
+        dead_letter_dir=str(pathlib.Path(snapshot.uri) / DEAD_LETTERS),
         modality_set=declared,
     )
     with item_index.ItemIndex(index_path) as index:

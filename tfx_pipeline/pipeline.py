@@ -9,6 +9,7 @@ from tfx import v1 as tfx
 from tfmm import config as config_lib
 from tfmm import own_classes, runs
 from tfmm.data import declared, schema
+from tfmm.pretrain import frozen
 from tfx_pipeline import artifact_types, components
 from tfx_pipeline.environments import (
     PIPELINE_NAME,
@@ -91,12 +92,14 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         label=_json(config.label),
         code=_code("data"),
     )
+    encoders = config.encoders(modalities)
+    frozen_versions = {name: frozen.version(settings) for name, settings in encoders.items() if settings.frozen}
     scl = components.SCLTrainer(
         pairs=pairs.outputs["pairs"],
-        configs=json.dumps({m: config_lib.to_dict(c) for m, c in config.encoders(modalities).items()}),
+        configs=json.dumps({name: config_lib.to_dict(settings) for name, settings in encoders.items()}),
         checkpoint_dir=str(checkpoints / "scl" / _code("pretrain", own=own_encoders)),
         progress_path=progress_path,
-        code=_code("pretrain", own=own_encoders),
+        code="-".join((_code("pretrain", own=own_encoders), *frozen_versions.values())),
     )
     catalog = components.CatalogEmbedder(
         dataset=dataset,

@@ -6,7 +6,7 @@ import pytest
 
 from tfmm import config, modalities
 from tfmm.config import RunConfig, SCLConfig
-from tfmm.features import Sequence
+from tfmm.features import Feature, Sequence
 from tfmm.modalities import DEFAULT, Modality, ModalitySet
 
 TEXT = Modality("text", "text", column="title", query_column="query_text")
@@ -103,3 +103,14 @@ def test_a_run_with_modalities_survives_json_and_overrides():
 
 def test_events_name_the_default_contents_as_the_catalog_does():
     assert [modalities.event_field(name) for name in ("text", "image", "vector")] == ["title", "image", "vector"]
+
+
+@pytest.mark.parametrize("name", ["all", "nothing", "pairs", "checkpoints", "dead_letter"])
+def test_names_that_folders_and_reports_use_are_not_those_of_modalities(name):
+    assert f"modality {name!r}: `name` must not be one of" in refused(Modality(name, "vector"))
+
+
+def test_inputs_of_undeclared_modalities_have_names_of_their_own_too():
+    columns = (*RunConfig().features, Feature("image_target_mask", "user", "number"))
+    with pytest.raises(ValueError, match=r"a name of its own\. Received twice: image_target_mask"):
+        RunConfig(features=columns)

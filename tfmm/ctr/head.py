@@ -1,4 +1,4 @@
-"""Our ranker: hidden layers and the logit at the end of a click model."""
+"""Our ranker: hidden layers and the logit at the end of a click model; or the one that a run names in its place."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import typing
 import keras
 from keras import ops
 
+from tfmm import config as config_lib
+from tfmm import own_classes
 from tfmm.ctr.impressions import Impressions
 from tfmm.ctr.ranker import Ranker
 from tfmm.features import FeatureSet
@@ -38,3 +40,19 @@ class Head(Ranker):
     def start_at(self, logit: float) -> None:
         """Sets the bias of the output: what untrained weights give, about."""
         self.output_layer.bias.assign([logit])
+
+
+def build_ranker(
+    config: config_lib.CTRConfig, feature_set: FeatureSet, sizes: typing.Mapping[str, int], name: str
+) -> Ranker:
+    """Returns the ranker that `config.model` names, or ours.
+
+    Raises:
+        ValueError: it cannot be imported, is no Ranker, or has no such settings.
+    """
+    if not config.model:
+        return Head(feature_set, sizes, config.units, name)
+    kind = own_classes.find(config.model, Ranker, "model")
+    given = ("feature_set", "sizes", "name")
+    own_classes.require_settings(kind, config.model_settings, given, f"The model {config.model!r}")
+    return kind(feature_set, sizes, name=name, **config.model_settings)

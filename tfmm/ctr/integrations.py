@@ -14,6 +14,7 @@ from keras import ops
 
 from tfmm import layers, own_classes
 from tfmm.config import MAKEConfig, Method
+from tfmm.features import FeatureSet, Sequence
 from tfmm.make import model as make_model
 from tfmm.vectors import Vectors
 
@@ -290,6 +291,32 @@ def find(name: str) -> type[Integration]:
     return own_classes.find(name, Integration, "method")
 
 
+def layer_name(method: str, modality: str, sequence: str) -> str:
+    """Returns the name of a method's layer for a modality and a sequence, which no other three have.
+
+    >>> layer_name("my_team.methods:Recency", "image", "clicks")
+    'my_team.methods.Recency-image-clicks'
+    """
+    return "-".join((method.replace(":", "."), modality, sequence))
+
+
+def of_sequence(methods: typing.Iterable[Method], sequence: Sequence) -> tuple[Method, ...]:
+    """Returns the methods that read a sequence: `simtier=False` and `make=False` leave out ours and their subclasses.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    switches = ((SimTier, sequence.simtier), (MAKE, sequence.make))
+    left_out = tuple(kind for kind, is_on in switches if not is_on)
+    return tuple(method for method in methods if not issubclass(find(method.name), left_out))
+
+
+def make_sequences(methods: typing.Iterable[Method], feature_set: FeatureSet) -> tuple[str, ...]:
+    """Returns the names of the sequences that MAKE, or a subclass of it, reads: () where it has nothing to learn."""
+    kinds = [method for method in methods if issubclass(find(method.name), MAKE)]
+    return tuple(sequence.name for sequence in feature_set.sequences if of_sequence(kinds, sequence))
+
+
 def build(method: Method, make: MAKEConfig, dim: int, name: str) -> Integration:
     """Returns a method's layer for vectors of `dim` values.
 
@@ -297,10 +324,8 @@ def build(method: Method, make: MAKEConfig, dim: int, name: str) -> Integration:
         ValueError: an unknown method, a setting that it does not have, or a value that it refuses.
     """
     kind = find(method.name)
-    own_classes.require_settings(kind, method.settings, ("name", "make"), f"The method {method.name!r}")
-    settings = dict(method.settings)
-    if issubclass(kind, MAKE):
-        settings["make"] = make
-    integration = kind(name=name, **settings)
+    given: dict[str, typing.Any] = {"name": name, **({"make": make} if issubclass(kind, MAKE) else {})}
+    own_classes.require_settings(kind, method.settings, given, f"The method {method.name!r}")
+    integration = kind(**given, **method.settings)
     integration.start(dim)
     return integration

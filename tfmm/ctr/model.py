@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import pathlib
 import typing
@@ -11,15 +10,15 @@ import typing
 import keras
 from keras import ops
 
-from tfmm import artifacts, own_classes
+from tfmm import artifacts
 from tfmm import config as config_lib
 from tfmm import vectors as vectors_lib
 from tfmm.ctr import integrations, knowledge
-from tfmm.ctr.head import Head
+from tfmm.ctr.head import build_ranker
 from tfmm.ctr.impressions import Impressions
 from tfmm.ctr.ranker import Ranker
 from tfmm.features import FeatureSet, Sequence
-from tfmm.layers import DINAttention
+from tfmm.layers import DINAttention, MAKEBlock
 from tfmm.make import model as make_model
 
 KIND = "ctr"
@@ -55,7 +54,7 @@ class CTRModel(keras.Model):
 
     Returns a dict: `logit` and `score` = sigmoid(logit), float32 [B]. With modalities and `config.id_head`
     also `id_logit`, which is `logit` where the target has no vector in any modality. In training also
-    `logit_without_{m}` per set of modalities of `hidden_sets`: as if no target had vectors in these.
+    `hidden_name` per set of modalities of `hidden_sets`: the logit as if no target had vectors in these.
 
     Differs from the paper: the count of behaviors without a vector and whether the target has one are inputs of
     their own, beside what the methods give, so that a missing vector is never taken for similarity 0. A target
@@ -117,12 +116,12 @@ class CTRModel(keras.Model):
             if sequence.din
         }
         self.integrations = {
-            integration_name(method.name, modality, sequence.name): integrations.build(
-                method, self.make_settings, dim, integration_name(method.name, modality, sequence.name)
+            (name := integrations.layer_name(method.name, modality, sequence.name)): integrations.build(
+                method, self.make_settings, dim, name
             )
             for modality, dim in self.dims.items()
             for sequence in self.feature_set.sequences
-            for method in self.methods_of(sequence)
+            for method in integrations.of_sequence(self.methods, sequence)
         }
         self.wide_attention = {
             sequence.name: DINAttention(
@@ -141,11 +140,6 @@ class CTRModel(keras.Model):
     def modalities(self) -> tuple[str, ...]:
         return tuple(self.dims)
 
-    def methods_of(self, sequence: Sequence) -> tuple[config_lib.Method, ...]:
-        """Returns the methods that read a sequence."""
-        left_out = {name for name in ("simtier", "make") if not getattr(sequence, name)}
-        return tuple(method for method in self.methods if method.name not in left_out)
-
     def build(self, input_shape: typing.Any = None) -> None:
         """Makes every weight, by one pass over a row of padding; the input shape is not needed."""
         self.built = True
@@ -163,7 +157,7 @@ class CTRModel(keras.Model):
 
         outputs = {"logit": logit_without(())}
         if training:
-            outputs |= {_hidden_name(hidden): logit_without(hidden) for hidden in self.hidden_sets()}
+            outputs |= {hidden_name(hidden): logit_without(hidden) for hidden in self.hidden_sets()}
         if self.id_head is not None:
             outputs["id_logit"] = self._logit(self.id_head, impressions, [], training)
             masks = [vectors_lib.take(inputs, modality, vectors_lib.TARGET).mask for modality in self.dims]
@@ -190,11 +184,14 @@ class CTRModel(keras.Model):
         return logit
 
     def hidden_sets(self) -> list[tuple[str, ...]]:
-        """Returns the sets of modalities that training hides; with an `id_head` not all at once, that is its own."""
-        if self.settings.hidden_weight == 0.0:
+        """Returns the sets of modalities that training hides: each alone, and all; with an `id_head` its own are all.
+
+        Each costs a pass through methods and head, so that not every set of several is one.
+        """
+        if self.settings.hidden_weight == 0.0 or not self.dims:
             return []
-        largest = len(self.dims) - (self.id_head is not None)
-        return [names for n in range(1, largest + 1) for names in itertools.combinations(self.dims, n)]
+        sets = dict.fromkeys([*((name,) for name in self.dims), self.modalities])  # of one modality they are the same
+        return [names for names in sets if self.id_head is None or names != self.modalities]
 
     def losses(
         self,
@@ -226,7 +223,7 @@ class CTRModel(keras.Model):
             return make_model.loss(outputs[name], label, counts, weight, negative_rate)
 
         result = {"loss": loss("logit", ())}
-        hidden = [loss(_hidden_name(names), names) for names in self.hidden_sets()]
+        hidden = [loss(hidden_name(names), names) for names in self.hidden_sets()]
         if hidden:
             result["loss_hidden"] = self.settings.hidden_weight * sum(hidden[1:], hidden[0])
         if self.id_head is not None:
@@ -235,8 +232,8 @@ class CTRModel(keras.Model):
 
     def integrations_of(self, modality: str, sequence: Sequence) -> list[integrations.Integration]:
         """Returns the layers of a modality and a sequence, in the methods' order."""
-        names = [integration_name(method.name, modality, sequence.name) for method in self.methods_of(sequence)]
-        return [self.integrations[name] for name in names]
+        methods = integrations.of_sequence(self.methods, sequence)
+        return [self.integrations[integrations.layer_name(m.name, modality, sequence.name)] for m in methods]
 
     def get_config(self) -> dict[str, typing.Any]:
         return {
@@ -256,19 +253,17 @@ class CTRModel(keras.Model):
         target = vectors_lib.take(inputs, modality, vectors_lib.TARGET)
         behaviors = vectors_lib.take(inputs, modality, sequence)
         context = integrations.Context(None, None, None, target, behaviors, False)
-        return self.integrations[integration_name("simtier", modality, sequence)].parts(context)[0]
+        return self.integrations[integrations.layer_name("simtier", modality, sequence)].parts(context)[0]
 
-    def make_blocks(self) -> dict[str, typing.Any]:
-        """Returns the MAKE blocks by `make.model.block_name`."""
-        return {
-            make_model.block_name(modality, sequence.name): integration.block
+    def make_blocks(self) -> list[tuple[str, MAKEBlock]]:
+        """Returns the blocks of MAKE and of its subclasses, each with its `make.model.block_name`."""
+        return [
+            (make_model.block_name(modality, sequence.name), layer.block)
             for modality in self.dims
             for sequence in self.feature_set.sequences
-            if isinstance(
-                integration := self.integrations.get(integration_name("make", modality, sequence.name)),
-                integrations.MAKE,
-            )
-        }
+            for layer in self.integrations_of(modality, sequence)
+            if isinstance(layer, integrations.MAKE)
+        ]
 
     def start_at(self, click_rate: float) -> None:
         """Lets an untrained model score all rows by about the click rate, in (0, 1)."""
@@ -294,7 +289,7 @@ class CTRModel(keras.Model):
                     f"MAKE must be pre-trained on {modality!r} vectors of {dim} values. It "
                     f"knows {extractor.dims}. Pre-train it on the same index snapshot."
                 )
-        for name, block in self.make_blocks().items():
+        for name, block in self.make_blocks():
             if name not in extractor.blocks:
                 raise ValueError(
                     f"MAKE must be pre-trained on {name!r}. It knows {sorted(extractor.blocks)}. Pre-train it with "
@@ -304,38 +299,17 @@ class CTRModel(keras.Model):
 
     def freeze_make(self, is_frozen: bool = True) -> None:
         """Keeps MAKE's weights as they are in training (section 4.3), or lets them train with the rest."""
-        for block in self.make_blocks().values():
+        for _, block in self.make_blocks():
             block.trainable = not is_frozen
 
 
-def build_ranker(
-    config: config_lib.CTRConfig, feature_set: FeatureSet, sizes: typing.Mapping[str, int], name: str
-) -> Ranker:
-    """Returns the ranker that `config.model` names, or ours.
+def hidden_name(hidden: typing.Collection[str]) -> str:
+    """Returns the output with the logit as if no target had a vector in some modalities.
 
-    Raises:
-        ValueError: it cannot be imported, is no Ranker, or has no such settings.
+    >>> hidden_name(["image", "text"])  # no name holds a +
+    'logit_without_image+text'
     """
-    if not config.model:
-        return Head(feature_set, sizes, config.units, name)
-    kind = own_classes.find(config.model, Ranker, "model")
-    given = ("feature_set", "sizes", "name")
-    own_classes.require_settings(kind, config.model_settings, given, f"The model {config.model!r}")
-    return kind(feature_set, sizes, name=name, **config.model_settings)
-
-
-def integration_name(method: str, modality: str, sequence: str) -> str:
-    """Returns the name of a method's layer: one of a user's own goes by its class.
-
-    >>> integration_name("my_team.methods:Recency", "image", "clicks")
-    'recency_image_clicks'
-    """
-    return f"{method.rpartition(':')[2].lower()}_{modality}_{sequence}"
-
-
-def _hidden_name(hidden: typing.Collection[str]) -> str:
-    """Returns the output with the logit as if no target had a vector in some modalities."""
-    return f"logit_without_{'_'.join(hidden)}"
+    return f"logit_without_{'+'.join(hidden)}"
 
 
 def padding_inputs(feature_set: FeatureSet, dims: typing.Mapping[str, int]) -> dict[str, typing.Any]:

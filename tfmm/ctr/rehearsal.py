@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pathlib
-import traceback
 import typing
 
 import keras
@@ -14,7 +12,7 @@ import tensorflow as tf
 from tfmm import own_classes
 from tfmm import vectors as vectors_lib
 from tfmm.config import RunConfig
-from tfmm.ctr import integrations
+from tfmm.ctr import head, integrations
 from tfmm.ctr import model as model_lib
 from tfmm.features import FeatureSet
 from tfmm.vectors import Vectors
@@ -39,7 +37,7 @@ def faults(config: RunConfig) -> list[str]:
         found += _fault(method.name, functools.partial(integrations.build, method, config.make, DIM, _MODALITY))
     if config.ctr.model_settings and not config.ctr.model:
         found.append("`ctr.model_settings` are of a model of your own, which `ctr.model` names; ours has `ctr.units`")
-    found += _fault(config.ctr.model, lambda: model_lib.build_ranker(config.ctr, feature_set, sizes, _MODALITY))
+    found += _fault(config.ctr.model, lambda: head.build_ranker(config.ctr, feature_set, sizes, _MODALITY))
     own = [name for name in (config.ctr.model, *(method.name for method in config.methods)) if ":" in name]
     if own and not found:
         found = _fault(" with ".join(own), lambda: _try_model(config, sizes))
@@ -52,18 +50,12 @@ def _fault(name: str, attempt: typing.Callable[[], object]) -> list[str]:
     try:
         attempt()
     except Exception as error:  # a user's class may fail in any way
-        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        return [(text if name and name in text else f"{name}: {text}") + _place(error)]
+        text = own_classes.in_words(error)
+        return [(text if name and name in text else f"{name}: {text}") + own_classes.place_of(error)]
     finally:
         if is_filtering:
             keras.config.enable_traceback_filtering()
     return []
-
-
-def _place(error: Exception) -> str:
-    """Returns where in a user's code an error came from, for a message; "" where it is not from there."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not own_classes.is_installed(f.filename)]
-    return f" ({pathlib.Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def _try_model(config: RunConfig, sizes: typing.Mapping[str, int]) -> None:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfmm import artifacts, own_classes, preprocessing
 from tfmm import config as config_lib
+from tfmm.ctr import integrations
 from tfmm.ctr import model as model_lib
 from tfmm.ctr.hidden_vectors import hide_behaviors
 from tfmm.ctr.optimizer import HeldRate, TwoRateAdam
@@ -81,7 +82,7 @@ def train(
     )
 
     keras.utils.set_random_seed(config.seed)
-    uses_make = tables and any(method.name == "make" for method in methods)
+    uses_make = tables and integrations.make_sequences(methods, feature_set)
     extractor = make_model.load_model(make_dir) if make_dir is not None and uses_make else None
     model = model_lib.CTRModel(
         config,

@@ -7,6 +7,7 @@ import math
 import typing
 
 from tfmm import config as config_lib
+from tfmm.modalities import NOTHING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ def decide(
         rules.append((True, f"Scores of {candidate} with hidden vectors are not checked: {reason}"))
     else:
         sets = hidden["models"].get(candidate, {})
-        rules += [_bias_rule(candidate, name, sets[name], config.max_hidden_bias) for name in sets if name != "nothing"]
+        rules += [_bias_rule(candidate, name, sets[name], config.max_hidden_bias) for name in sets if name != NOTHING]
     reasons = tuple(text for held, text in rules if not held)
     return Verdict(not reasons, reasons, tuple(text for _, text in rules))
 

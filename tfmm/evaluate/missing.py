@@ -9,6 +9,7 @@ import numpy as np
 
 from tfmm import metrics, saved_model
 from tfmm.index import snapshot as snapshot_lib
+from tfmm.modalities import ALL, NOTHING
 from tfmm.training import examples as examples_lib
 from tfmm.training.labels import weights_of
 
@@ -27,7 +28,7 @@ def sets_of(modalities: typing.Iterable[str]) -> dict[str, tuple[str, ...]]:
     {'all': ('text',)}
     """
     names = tuple(modalities)
-    return {"all": names, **({name: (name,) for name in names} if len(names) > 1 else {})}
+    return {ALL: names, **({name: (name,) for name in names} if len(names) > 1 else {})}
 
 
 def draw_rows(num_rows: int, max_rows: int = MAX_ROWS) -> np.ndarray:
@@ -88,7 +89,7 @@ def hidden_report(
     label, user, weight = labels[chosen], user_ids[chosen], weights_of(weights, chosen)
     models = {}
     for name, values in scores.items():
-        found = {"nothing": values[chosen], **(hidden[name] or {})}
+        found = {NOTHING: values[chosen], **(hidden[name] or {})}
         models[name] = {key: figures(label, score, user, weight) for key, score in found.items()}
     left_out = {name: f"the model has no signature `{SIGNATURE}`" for name in scores if hidden[name] is None}
     return {"rows": int(chosen.sum()), "clicks": int(label.sum()), "models": models, "left_out": left_out}

@@ -6,8 +6,6 @@ import hashlib
 import itertools
 import json
 import os
-import pathlib
-import sys
 import typing
 
 import keras
@@ -16,7 +14,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfmm import config as config_lib
-from tfmm import saved_model
+from tfmm import own_classes, saved_model
 from tfmm.config import SCLConfig
 from tfmm.pretrain import images, own_encoders, texts
 
@@ -73,14 +71,18 @@ class Encoder(tf.Module):
         return {"vector": tf.where(valid[:, None], vector, tf.zeros_like(vector))}
 
     def version(self) -> str:
-        """Returns 16 hex digits that change with any weight or setting that changes a vector."""
-        settings = {
-            name: value
-            for name, value in config_lib.to_dict(self.config).items()
-            if name in ("modality", "dim", "image_size", "width", "text_buckets") or (name == "encoder" and value)
-        }
+        """Returns 16 hex digits that change with any weight, or setting that changes a vector.
+
+        One of a user's own may read any setting, so that all count, and its source with them.
+        """
+        settings, encoder = config_lib.to_dict(self.config), self.config.encoder
+        is_own = own_classes.is_own(encoder)
+        if not is_own:
+            ours = ("modality", "dim", "image_size", "width", "text_buckets", *(("encoder",) if encoder else ()))
+            settings = {name: settings[name] for name in ours}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        digest.update(source_of(self.config.encoder))
+        if is_own:
+            digest.update(own_classes.source_digest([encoder]).encode())
         for weight in self.model.get_weights():
             digest.update(np.ascontiguousarray(weight).tobytes())
         return digest.hexdigest()[:16]
@@ -183,11 +185,3 @@ def make_encoder(config: SCLConfig) -> Encoder:
             f"{type(encoder).__name__} from {name}. Derive it from Encoder, or declare the modality frozen=True."
         )
     return encoder
-
-
-def source_of(encoder: str) -> bytes:
-    """Returns the source of the module of a user's own encoder; nothing for ours."""
-    module = encoder.partition(":")[0]
-    if ":" not in encoder or (origin := getattr(sys.modules.get(module), "__file__", None)) is None:
-        return b""
-    return pathlib.Path(origin).read_bytes()

@@ -11,14 +11,15 @@ import pathlib
 import shutil
 import typing
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmm import artifacts, saved_model
-from tfmm.config import SCLConfig
+from tfmm import artifacts, own_classes, saved_model
+from tfmm.config import SCLConfig, to_dict
+from tfmm.index import encode
 from tfmm.modalities import MAX_DIM
 from tfmm.pretrain import own_encoders
-from tfmm.pretrain.encoders import source_of
 
 _PROBE = [b"probe"]
 
@@ -43,16 +44,9 @@ class FrozenEncoder(tf.Module):
         return {"vector": tf.cast(vector, tf.float32)}
 
 
-def export(config: SCLConfig, output_dir: str | os.PathLike[str]) -> dict[str, typing.Any]:
-    """Makes the encoder that `config.encoder` names and exports it.
+def make(config: SCLConfig) -> tuple[FrozenEncoder, int]:
+    """Returns the encoder that `config.encoder` names, and the number of values D of its vectors.
 
-    Its version is what the object's `version()` says, or else a hash of its variables and of its module's source.
-
-    Args:
-        config: with which the callable is called; its `modality` names the encoder.
-        output_dir: receives `encoder/` (a SavedModel, as `train.train` writes it) and `manifest.json`.
-    Returns:
-        The manifest: encoder_version, modality, dim, frozen.
     Raises:
         ValueError: the callable cannot be imported, what it returns has no `encode`, or the vectors have no usable
             shape.
@@ -65,12 +59,47 @@ def export(config: SCLConfig, output_dir: str | os.PathLike[str]) -> dict[str, t
             f"{type(module).__name__} from {config.encoder}."
         )
     encoder = FrozenEncoder(module)
+    known = {id(v.value) if isinstance(v, keras.Variable) else id(v) for v in _variables(encoder)}
+    used = encoder.encode.get_concrete_function().graph.variables
+    if unknown := sorted(variable.name for variable in used if id(variable) not in known):
+        raise ValueError(
+            f"{what} must be a tf.Module that holds the variables of its `encode`, so that they are saved. Received: "
+            f"{type(module).__name__} from {config.encoder}, of whose variables {len(unknown)} are not: "
+            f"{', '.join(unknown)}."
+        )
     shape = encoder.encode(tf.constant(_PROBE))["vector"].shape.as_list()
     if len(shape) != 2 or shape[0] != len(_PROBE) or not 0 < shape[1] <= MAX_DIM:
         raise ValueError(
             f"{what} must give [B, D] values with D in 1..{MAX_DIM}. Received: {shape} for {len(_PROBE)} content from "
             f"{config.encoder}. Project them to fewer."
         )
+    return encoder, shape[1]
+
+
+def version(config: SCLConfig) -> str:
+    """Returns the version of the encoder that `config.encoder` names: what it must be made anew by.
+
+    It is what the object's `version()` says, or else a hash of the settings, of its variables and of its source.
+
+    Raises:
+        ValueError: as `make`, or `version()` says nothing that a version can be.
+    """
+    return _version(*make(config), config)
+
+
+def export(config: SCLConfig, output_dir: str | os.PathLike[str]) -> dict[str, typing.Any]:
+    """Makes the encoder that `config.encoder` names and exports it.
+
+    Args:
+        config: with which the callable is called; its `modality` names the encoder.
+        output_dir: receives `encoder/` (a SavedModel, as `train.train` writes it) and `manifest.json`.
+    Returns:
+        The manifest: encoder_version (see `version`), modality, dim, frozen.
+    Raises:
+        ValueError: as `make` and `version`.
+    """
+    encoder, dim = make(config)
+    encoder_version = _version(encoder, dim, config)
     output_dir = pathlib.Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / artifacts.MANIFEST).unlink(missing_ok=True)
@@ -81,18 +110,28 @@ def export(config: SCLConfig, output_dir: str | os.PathLike[str]) -> dict[str, t
         "encoder",
         config,
         modality=config.modality,
-        dim=shape[1],
-        encoder_version=_version(encoder, config, shape[1]),
+        dim=dim,
+        encoder_version=encoder_version,
         frozen=True,
     )
 
 
-def _version(encoder: FrozenEncoder, config: SCLConfig, dim: int) -> str:
-    if callable(version := getattr(encoder.module, "version", None)):
-        return str(version())
-    digest = hashlib.sha256(json.dumps([config.modality, config.encoder, dim]).encode())
-    digest.update(source_of(config.encoder))
-    variables = {id(v): v for v in (*saved_model.keras_variables(encoder), *encoder.variables)}
-    for variable in variables.values():
+def _version(encoder: FrozenEncoder, dim: int, config: SCLConfig) -> str:
+    if callable(say := getattr(encoder.module, "version", None)):
+        said = say()
+        if not isinstance(said, str) or not said or said.startswith(encode.GIVEN):
+            raise ValueError(
+                f"`version()` of modality {config.modality!r}, {config.encoder}, must be a text that is not empty and "
+                f"does not begin with {encode.GIVEN!r}, as versions of ready vectors do. Received: {said!r}."
+            )
+        return said
+    digest = hashlib.sha256(json.dumps([to_dict(config), dim], sort_keys=True).encode())
+    digest.update(own_classes.source_digest([config.encoder]).encode())
+    for variable in _variables(encoder):
         digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _variables(encoder: FrozenEncoder) -> list[typing.Any]:
+    found = {id(v): v for v in (*saved_model.keras_variables(encoder), *encoder.variables)}
+    return list(found.values())

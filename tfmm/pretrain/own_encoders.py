@@ -14,21 +14,28 @@ _TRAINED, _FROZEN = ("prepare", "build_model"), ("encode",)  # methods of encode
 def make(config: SCLConfig) -> typing.Any:
     """Returns what `config.encoder` gives when it is called with `config`.
 
+    Chance is seeded by `config.seed` first: layers without seeds of their own start the same each time.
+
     Raises:
         ValueError: it cannot be imported.
     """
-    return own_classes.load(config.encoder, f"{config.modality} encoder")(config)
+    import keras  # by the time that an encoder is made, and not where declarations are checked
+
+    encoder = own_classes.load(config.encoder, f"{config.modality} encoder")
+    keras.utils.set_random_seed(config.seed)
+    return encoder(config)
 
 
 def faults(modalities: typing.Iterable[Modality]) -> list[str]:
     """Returns what is wrong with the users' own encoders of a run, a line each; it imports their modules."""
-    return [fault for modality in modalities if ":" in modality.encoder for fault in _faults(modality)]
+    return [fault for modality in modalities if own_classes.is_own(modality.encoder) for fault in _faults(modality)]
 
 
 def _faults(modality: Modality) -> list[str]:
     what = f"modality {modality.name!r}: `encoder`"
     try:
         encoder = own_classes.load(modality.encoder, f"{modality.name} encoder")
+        own_classes.source_digest([modality.encoder])
     except ValueError as error:
         return [str(error)]
     if not callable(encoder):

@@ -12,6 +12,7 @@ from rich import progress as rich_progress
 from rich import table as rich_table
 
 from tfmm.evaluate import wording
+from tfmm.modalities import NOTHING
 
 TITLES = {
     "Marketplace": "Make the marketplace",
@@ -139,7 +140,7 @@ def closing_lines(summary: typing.Mapping[str, typing.Any], report: pathlib.Path
     lines += [
         f"Target's vectors hidden ({name}): mean score / click rate {1 + found['bias']:.3f}, AUC {found['auc']:.4f}"
         for name, found in summary["hidden"].items()
-        if name != "nothing" and found["bias"] is not None and found["auc"] is not None
+        if name != NOTHING and found["bias"] is not None and found["auc"] is not None
     ]
     for modality, facts in summary["encoders"].items():
         lines += wording.describe(modality, facts)

@@ -142,7 +142,7 @@ def test_training_hides_what_a_missing_vector_would_hide(id_head, sets):
     for hidden in sets:
         without = {**inputs, **{f"{modality}_target_mask": np.zeros(30, bool) for modality in hidden}}
         left = np.any([without[f"{modality}_target_mask"] for modality in DIMS], axis=0) | (not id_head)
-        found = outputs[f"logit_without_{'_'.join(hidden)}"].numpy()
+        found = outputs[model_lib.hidden_name(hidden)].numpy()
         np.testing.assert_allclose(found[left], model(without)["logit"].numpy()[left], atol=1e-5)
     assert not [name for name in model(inputs) if "without" in name]
     assert build(hidden_weight=0.0).hidden_sets() == [] == build(modalities=()).hidden_sets()
@@ -248,7 +248,7 @@ def test_method_of_a_users_own_is_found_by_name_and_takes_its_settings(monkeypat
     monkeypatch.setitem(sys.modules, "my_team_methods", module)
     own = config_lib.Method("my_team_methods:Recency", {"scale": 3.0})
     model = build(chosen=[own])
-    assert model.integrations["recency_image_behavior"].scale == 3.0
+    assert model.integrations["my_team_methods.Recency-image-behavior"].scale == 3.0
     inputs = draw_inputs(20, seed=9)
     turned = {**inputs, "text_behavior_rows": -inputs["text_behavior_rows"]}
     assert np.abs(model(inputs)["logit"] - model(turned)["logit"]).max() > 1e-3
@@ -332,7 +332,7 @@ def test_missing_number_is_not_zero():
 
 
 def test_sequence_that_make_does_not_read_has_no_extractor():
-    assert sorted(build_rich().make_blocks()) == ["image_clicks", "text_clicks"]
+    assert sorted(name for name, _ in build_rich().make_blocks()) == ["image_clicks", "text_clicks"]
 
 
 def test_rich_model_scores_one_user_for_all_candidates_as_the_tiled_form_and_loads_equal(tmp_path):
@@ -364,5 +364,5 @@ def test_hiding_is_exact_whatever_the_methods(chosen):
     for hidden in model.hidden_sets():
         without = {**inputs, **{f"{modality}_target_mask": np.zeros(30, bool) for modality in hidden}}
         left = np.any([without[f"{modality}_target_mask"] for modality in DIMS], axis=0)
-        found = outputs[f"logit_without_{'_'.join(hidden)}"].numpy()
+        found = outputs[model_lib.hidden_name(hidden)].numpy()
         np.testing.assert_allclose(found[left], model(without)["logit"].numpy()[left], atol=1e-5)

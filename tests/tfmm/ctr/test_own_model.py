@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfmm import config as config_lib
 from tfmm import own_classes, preprocessing, presets, runs
+from tfmm.ctr import head
 from tfmm.ctr import model as model_lib
 from tfmm.ctr import train as train_lib
 from tfmm.features import FeatureSet
@@ -243,5 +244,5 @@ def test_checkpoint_of_another_source_is_not_gone_on_from(team, shop, tmp_path):
 
 
 def test_feature_set_of_a_run_reaches_the_own_model(team):
-    model = model_lib.build_ranker(config_lib.CTRConfig(model=f"{team}:Tower"), FeatureSet(), {"item_id": 5}, "head")
+    model = head.build_ranker(config_lib.CTRConfig(model=f"{team}:Tower"), FeatureSet(), {"item_id": 5}, "head")
     assert (model.feature_set, model.sizes, model.name) == (FeatureSet(), {"item_id": 5}, "head")

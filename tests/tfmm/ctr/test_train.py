@@ -74,7 +74,7 @@ def test_pretrained_make_stays_as_it_was(make_dir, trained):
     extractor, model = make_model.load_model(make_dir), model_lib.load_model(trained)
     for modality in ("image", "text"):
         name = f"{modality}_behavior"
-        assert_close(extractor.blocks[name].get_weights(), model.make_blocks()[name].get_weights(), atol=0)
+        assert_close(extractor.blocks[name].get_weights(), dict(model.make_blocks())[name].get_weights(), atol=0)
 
 
 def test_history_and_manifest_have_the_metrics(trained):
@@ -106,7 +106,7 @@ def test_without_pretraining_make_is_trained_jointly(shop, tmp_path):
     train(shop, tmp_path / "from_untrained", make_dir=tmp_path / "make")
     before = make_model.load_model(tmp_path / "make").blocks["image_behavior"].get_weights()
     for folder in ("ctr", "from_untrained"):
-        after = model_lib.load_model(tmp_path / folder).make_blocks()["image_behavior"].get_weights()
+        after = dict(model_lib.load_model(tmp_path / folder).make_blocks())["image_behavior"].get_weights()
         assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(before, after, strict=True)), folder
 
 

@@ -159,7 +159,7 @@ def test_one_score_from_trainer_to_server(road, shop):
         sees = (road.raw["behavior_item_ids"] > 0).sum(1) >= 3
         changes = np.abs(loaded("serving_default", road.raw)["score"] - pointwise)
         assert np.median(changes[sees]) > 1e-4
-    if "simtier_image_behavior" in road.model.integrations:
+    if "simtier-image-behavior" in road.model.integrations:
         check_tiers(road, features)
 
 

@@ -116,7 +116,7 @@ class Sounds(Encoder):
 def own(monkeypatch):
     """Settings of an encoder of a user's own, in a module of theirs."""
     module = types.ModuleType("sounds_team")
-    module.Sounds = Sounds
+    module.Sounds, module.__file__ = Sounds, __file__
     monkeypatch.setitem(sys.modules, "sounds_team", module)
     return SCLConfig(modality="sound", encoder="sounds_team:Sounds", dim=6)
 
