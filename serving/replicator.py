@@ -30,8 +30,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tfmm.index import item_index
 from tfmm.index import rows as rows_lib
+from tfmm.index import store
 
 _log = logging.getLogger("serving.replicator")
 _CHANNEL_OPTIONS = [
@@ -140,7 +140,7 @@ class _Follower(threading.Thread):
         super().__init__(name=f"replicator {target}", daemon=True)
         self._replicator = replicator
         self._replica = Replica(target, replicator.model_name)
-        self._index = item_index.ItemIndex(replicator.index_path)
+        self._index = store.open_store(replicator.index)
         self._versions: dict[int, dict[str, _Table]] = {}
         self._next_refresh = 0.0
         self.state = "not reached yet"
@@ -254,7 +254,7 @@ class _Follower(threading.Thread):
         rows = self._index.changes(modality, table.encoder_version, table.watermark, limit)
         return rows if len(rows) else None
 
-    def lag(self, index: item_index.ItemIndex) -> list[Lag]:
+    def lag(self, index: store.IndexStore) -> list[Lag]:
         versions = self._versions
         if not versions:
             return [Lag(self._replica.target, 0, "", 0, 0, self.state)]
@@ -278,7 +278,7 @@ class Replicator:
     """Tails an item index and keeps every replica and loaded version of a model up to date.
 
     Args:
-        index_path: the SQLite file of the item index.
+        index: the item index, a path or a URL (`tfmm.index.store.open_store`).
         targets: host:port of the replicas' gRPC; each one by itself, never a load balancer.
         model_name: the model's name there.
         poll_s: seconds between looks at the index.
@@ -288,7 +288,7 @@ class Replicator:
 
     def __init__(
         self,
-        index_path: str | pathlib.Path,
+        index: str | pathlib.Path,
         targets: typing.Sequence[str],
         model_name: str = "tfmm",
         poll_s: float = 0.005,
@@ -297,10 +297,10 @@ class Replicator:
     ):
         if not targets:
             raise ValueError("`targets` must name at least one replica as host:port. Received: none.")
-        self.index_path, self.model_name = str(index_path), model_name
+        self.index, self.model_name = str(index), model_name
         self.poll_s, self.refresh_s, self.batch_size = poll_s, refresh_s, batch_size
         self.stop_requested = threading.Event()
-        self._index = item_index.ItemIndex(index_path)
+        self._index = store.open_store(index)
         self._followers = [_Follower(self, target) for target in targets]
 
     def __enter__(self) -> Replicator:
@@ -347,7 +347,7 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--index", required=True, help="SQLite file of the item index")
+    parser.add_argument("--index", required=True, help="item index, a path or a URL")
     parser.add_argument("--target", required=True, action="append", help="host:port of a replica's gRPC; repeat it")
     parser.add_argument("--model-name", default="tfmm")
     parser.add_argument("--ready-file", type=pathlib.Path, help="JSON file written once every replica is up to date")

@@ -89,28 +89,28 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
 )
 @click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
 @click.option("--encoders", "encoders_dir", type=Folder, required=True, help="As `tfmm pretrain` wrote them.")
-@click.option("--index", "index_path", type=File, required=True, help="SQLite file of the item index.")
+@click.option("--index", "index_url", required=True, help="The item index, a path or a URL; made where missing.")
 @click.option("--snapshot", "snapshot_dir", type=Folder, required=True, help="A frozen copy for training.")
 @run_options
 def embed(
     data_dir: pathlib.Path,
     encoders_dir: pathlib.Path,
-    index_path: pathlib.Path,
+    index_url: str,
     snapshot_dir: pathlib.Path,
     run: str,
     assignments: tuple[str, ...],
 ) -> None:
     """Embed the catalog by Beam into the item index."""
     from tfmm.data import declared, schema, unread
-    from tfmm.index import beam, item_index, snapshot
+    from tfmm.index import beam, snapshot, store
 
     config = load_config(run, assignments)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = schema.modalities(data_dir, config.modality_set)
     folders = {name: str(encoders_dir / name) for name in config.encoders(names)}
     dead_letters = snapshot_dir / DEAD_LETTERS
-    beam.embed_catalog(data_dir, folders, index_path, dead_letters, modality_set=config.modality_set)
-    with item_index.ItemIndex(index_path) as index:
+    beam.embed_catalog(data_dir, folders, index_url, dead_letters, modality_set=config.modality_set)
+    with store.open_store(index_url) as index:
         active = index.active_encoders()
         versions = {name: active[name].encoder_version for name in names}
         manifest = snapshot.write_snapshot(index, snapshot_dir, versions)
@@ -270,25 +270,26 @@ def export(
 @click.option("--model-name", default="tfmm", show_default=True)
 @click.option("--port", type=int, default=8500, show_default=True, help="gRPC; 0 takes a free one.")
 @click.option("--rest-api-port", type=int, default=8501, show_default=True, help="REST; 0 takes a free one.")
-@click.option("--index", "index_path", type=File, help="Follow this item index: new items are served in seconds.")
+@click.option("--index", "index_url", help="Follow this item index, a path or a URL: new items are served in seconds.")
 def serve(
     model_base_path: pathlib.Path,
     model_name: str,
     port: int,
     rest_api_port: int,
-    index_path: pathlib.Path | None,
+    index_url: str | None,
 ) -> None:
     """Serve the newest version over TF Serving's gRPC and REST, on this machine."""
     from serving import replicator
     from serving.model_server import __main__ as model_server
+    from tfmm.index import store
 
-    if index_path is not None and port == 0:
+    if index_url is not None and port == 0:
         raise click.BadParameter("must be a fixed port where an index is followed.", param_hint="--port")
-    if index_path is not None and not index_path.is_file():
-        raise FileNotFoundError(f"{index_path} does not exist. `tfmm embed` makes the item index.")
+    if index_url is not None:
+        store.open_store(index_url, create=False).close()
     flags = [f"--model_base_path={model_base_path}", f"--model_name={model_name}", f"--port={port}",
              f"--rest_api_port={rest_api_port}"]  # fmt: skip
-    follower = replicator.Replicator(index_path, [f"127.0.0.1:{port}"], model_name) if index_path else None
+    follower = replicator.Replicator(index_url, [f"127.0.0.1:{port}"], model_name) if index_url else None
     with follower or contextlib.nullcontext():
         try:
             raise SystemExit(model_server.main(flags))
@@ -298,16 +299,16 @@ def serve(
 
 @main.command(example="tfmm stream --events run/events.sqlite --index run/items.sqlite --encoders run/encoders")
 @click.option("--events", "events_path", type=File, required=True, help="SQLite file of new item events.")
-@click.option("--index", "index_path", type=File, required=True, help="SQLite file of the item index.")
+@click.option("--index", "index_url", required=True, help="The item index, a path or a URL; made where missing.")
 @click.option(
     "--encoders", "encoders_dir", type=ExistingFolder, help="As `tfmm pretrain` wrote them; own vectors need none."
 )
-def stream(events_path: pathlib.Path, index_path: pathlib.Path, encoders_dir: pathlib.Path | None) -> None:
+def stream(events_path: pathlib.Path, index_url: str, encoders_dir: pathlib.Path | None) -> None:
     """Embed new items as their events arrive, by a streaming Beam job."""
     from serving.streaming import __main__ as streaming
 
     encoders = [] if encoders_dir is None else ["--encoders", str(encoders_dir)]
-    streaming.main(["--events", str(events_path), "--index", str(index_path), *encoders])
+    streaming.main(["--events", str(events_path), "--index", index_url, *encoders])
 
 
 if __name__ == "__main__":

@@ -126,8 +126,8 @@ def CatalogEmbedder(
 ):
     """Embeds the catalog by Beam into the item index, and takes a snapshot of it."""
     from tfmm.index import beam as index_beam
-    from tfmm.index import item_index
     from tfmm.index import snapshot as snapshot_lib
+    from tfmm.index import store
 
     declared, names = _config(ModalitySet, modality_set), json.loads(modalities)
     index_beam.embed_catalog(
@@ -137,7 +137,7 @@ def CatalogEmbedder(
         dead_letter_dir=str(pathlib.Path(snapshot.uri) / DEAD_LETTERS),
         modality_set=declared,
     )
-    with item_index.ItemIndex(index_path) as index:
+    with store.open_store(index_path) as index:
         active = index.active_encoders()
         versions = {name: active[name].encoder_version for name in names}
         snapshot_lib.write_snapshot(index, snapshot.uri, versions)

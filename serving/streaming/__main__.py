@@ -18,7 +18,7 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
         "--encoders run/encoders. Further options go to Beam, such as --runner=PortableRunner.",
     )
     parser.add_argument("--events", required=True, help="SQLite event log; made where missing")
-    parser.add_argument("--index", required=True, help="SQLite file of the item index; made where missing")
+    parser.add_argument("--index", required=True, help="item index, a path or a URL; made where missing")
     parser.add_argument(
         "--encoders",
         help="folder with one encoder per modality, as pre-training wrote them; not needed where items bring vectors",

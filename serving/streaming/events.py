@@ -13,12 +13,12 @@ import time
 import typing
 
 from tfmm import features, fingerprints
-from tfmm.index import encode, item_index
+from tfmm.index import encode, store
 from tfmm.index import rows as rows_lib
 from tfmm.modalities import DEFAULT, event_field
 
 VERSION = 1
-MAX_PAYLOAD_BYTES = item_index.MAX_LETTER_BYTES  # so that a dead letter keeps it whole
+MAX_PAYLOAD_BYTES = store.MAX_LETTER_BYTES  # so that a dead letter keeps it whole
 MAX_VALUES = rows_lib.MAX_DIM  # of a vector
 _BASE64 = "base64"  # of an object in `contents` that holds bytes
 _MAX_DIGITS = 1000  # of an integer; Python's own limit may be off, and the time grows with the square

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import traceback
 import typing
 
 from serving.streaming import embedding
-from tfmm.index import encode, item_index
+from tfmm.index import encode, store
 
 _log = logging.getLogger(__name__)
-_VALUE_ERRORS = (sqlite3.DataError, sqlite3.IntegrityError)  # the store is well, and cannot hold this value
 
 
 def ingest(
-    batch: embedding.EventBatch, encoders: typing.Sequence[encode.AnyEncoder], index: item_index.ItemIndex
+    batch: embedding.EventBatch, encoders: typing.Sequence[encode.AnyEncoder], index: store.IndexStore
 ) -> embedding.Outcome:
-    """Embeds a batch and writes what it leads to; rows, categories, dead letters and position in one transaction.
+    """Embeds a batch and writes what it leads to; rows, withdrawals, dead letters and position together.
 
     Where that fails, the events are taken one by one, and one that fails by itself becomes a dead letter: a later
     start would fail on it again, and never come to the events behind it.
@@ -25,8 +23,8 @@ def ingest(
     Returns:
         What has been written.
     Raises:
-        sqlite3.Error: the index itself fails, by a full disk, a lock or a damaged file.
         encode.EncoderError: an encoder fails on every content.
+        Exception: the index itself fails (`IndexStore.is_failing`), by a full disk, a lock or a damaged file.
             Nothing is lost by either: the source's position stays before the events that were not written.
     """
     try:
@@ -34,7 +32,7 @@ def ingest(
     except encode.EncoderError:
         raise
     except Exception as error:
-        if isinstance(error, sqlite3.Error) and not isinstance(error, _VALUE_ERRORS):
+        if index.is_failing(error):
             raise
         if len(batch.events) > 1:
             singles = [batch._replace(events=[event]) for event in batch.events]
@@ -45,20 +43,15 @@ def ingest(
         return _write(batch, embedding.Outcome([], [], [], [(event, reason)]), index)
 
 
-def _write(
-    batch: embedding.EventBatch, outcome: embedding.Outcome, index: item_index.ItemIndex
-) -> embedding.Outcome:
-    with index.transaction():
-        index.write_items(
-            [item.item_id for item in outcome.items],
-            [item.category for item in outcome.items],
-            [item.event_time_us for item in outcome.items],
+def _write(batch: embedding.EventBatch, outcome: embedding.Outcome, index: store.IndexStore) -> embedding.Outcome:
+    index.apply(
+        store.IndexBatch(
+            rows=[store.TableRows(encoder.modality, encoder.version, rows) for encoder, rows in outcome.embedded],
+            withdrawn=[store.Withdrawal(item.item_id, item.event_time_us) for item in outcome.withdrawn],
+            dead_letters=[
+                store.DeadLetter(batch.source, event.offset, reason, event.payload) for event, reason in outcome.dead
+            ],
+            positions={batch.source: batch.events[-1].offset},
         )
-        for encoder, rows in outcome.embedded:
-            index.write(encoder.modality, encoder.version, rows.ids, rows.rows, rows.scales, rows.event_times_us)
-        withdrawn = outcome.withdrawn
-        index.withdraw([item.item_id for item in withdrawn], [item.event_time_us for item in withdrawn])
-        for event, reason in outcome.dead:
-            index.write_dead_letter(batch.source, event.offset, reason, event.payload)
-        index.commit_position(batch.source, batch.events[-1].offset)
+    )
     return outcome

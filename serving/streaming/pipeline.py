@@ -18,7 +18,7 @@ from apache_beam.utils.timestamp import Duration
 from serving.streaming import embedding, event_log, ingestion
 from tfmm import artifacts
 from tfmm.index import beam as index_beam
-from tfmm.index import encode, item_index
+from tfmm.index import encode, store
 
 PIPELINE_ARGS = (
     "--runner=FnApiRunner",
@@ -52,22 +52,17 @@ class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
     short ones.
 
     Args:
-        index_path: the item index, which knows from where to read.
+        index: the item index, a path or a URL, which knows from where to read.
         poll_s: seconds between looks at an idle source.
         bundle_s: seconds until a bundle ends.
         ready_file: JSON file written at the first look, when encoders are loaded; None: none.
     """
 
-    def __init__(self, index_path: str, poll_s: float, bundle_s: float, ready_file: str | None):
-        self._index_path, self._poll_s, self._bundle_s, self._ready_file = (
-            index_path,
-            poll_s,
-            bundle_s,
-            ready_file,
-        )
+    def __init__(self, index: str, poll_s: float, bundle_s: float, ready_file: str | None):
+        self._url, self._poll_s, self._bundle_s, self._ready_file = index, poll_s, bundle_s, ready_file
 
     def initial_restriction(self, source: event_log.EventSource) -> OffsetRange:
-        with item_index.ItemIndex(self._index_path) as index:
+        with store.open_store(self._url) as index:
             return OffsetRange(index.position(source.name) + 1, _END)
 
     def create_tracker(self, restriction: OffsetRange) -> _Tracker:
@@ -108,14 +103,14 @@ class EmbedEvents(beam.DoFn):
 
     Args:
         encoder_dirs: pre-training's output folder by modality.
-        index_path: the item index.
+        index: the item index, a path or a URL.
     """
 
-    def __init__(self, encoder_dirs: typing.Mapping[str, str], index_path: str):
-        self._encoder_dirs, self._index_path = dict(encoder_dirs), index_path
+    def __init__(self, encoder_dirs: typing.Mapping[str, str], index: str):
+        self._encoder_dirs, self._url = dict(encoder_dirs), index
 
     def setup(self) -> None:
-        self._index = item_index.ItemIndex(self._index_path)
+        self._index = store.open_store(self._url)
         self._encoders = index_beam.load_encoders(self._encoder_dirs, given_dims(self._index))
         for encoder in self._encoders:
             self._index.register_encoder(encoder.modality, encoder.version, encoder.dim)
@@ -143,7 +138,7 @@ class EmbedEvents(beam.DoFn):
 def run(
     source: event_log.EventSource,
     encoders_dir: str | pathlib.Path | None,
-    index_path: str | pathlib.Path,
+    index: str | pathlib.Path,
     ready_file: str | pathlib.Path | None = None,
     poll_s: float = 0.005,
     bundle_s: float = 60.0,
@@ -158,7 +153,7 @@ def run(
         source: where events come from.
         encoders_dir: folder with one encoder per modality, as pre-training wrote them; None: there are none, and
             items bring their own vectors.
-        index_path: the SQLite file of the item index; made where missing.
+        index: the item index, a path or a URL (`tfmm.index.store.open_store`); made where missing.
         ready_file: JSON file that says when the job polls; None: none.
         poll_s: seconds between looks at an idle source.
         bundle_s: seconds until a bundle ends; take less than a second on Flink.
@@ -168,25 +163,25 @@ def run(
         Exception: the index or an encoder fails on any event. One event alone ends nothing: it becomes a dead letter.
     """
     encoder_dirs = find_encoders(encoders_dir)
-    with item_index.ItemIndex(index_path) as index:
-        if not encoder_dirs and not given_dims(index):
+    with store.open_store(index) as opened:
+        if not encoder_dirs and not given_dims(opened):
             raise ValueError(
-                f"`encoders_dir` must hold an encoder as <modality>/{artifacts.MANIFEST}, since items of {index_path} "
+                f"`encoders_dir` must hold an encoder as <modality>/{artifacts.MANIFEST}, since items of {index} "
                 f"do not bring their own vectors. Received: {encoders_dir}. Name the folder that pre-training wrote; "
                 "a quickstart leaves it at <workdir>/pipeline/SCLTrainer/encoders/<N>."
             )
-    index_path, ready = str(index_path), None if ready_file is None else str(ready_file)
+    url, ready = str(index), None if ready_file is None else str(ready_file)
     pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
     _ = (
         pipeline
         | "Source" >> beam.Create([source])
-        | "Read" >> beam.ParDo(ReadEvents(index_path, poll_s, bundle_s, ready))
-        | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, index_path))
+        | "Read" >> beam.ParDo(ReadEvents(url, poll_s, bundle_s, ready))
+        | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, url))
     )
     pipeline.run().wait_until_finish()
 
 
-def given_dims(index: item_index.ItemIndex) -> dict[str, int]:
+def given_dims(index: store.IndexStore) -> dict[str, int]:
     """Returns the dims of the vectors that items bring themselves, by modality."""
     return {
         modality: encoder.dim

@@ -8,10 +8,10 @@ import typing
 
 import pyarrow as pa
 
-from tfmm import extras, features
+from tfmm import extras
 from tfmm.data import declared, schema
 from tfmm.data.parts import Part
-from tfmm.index import encode, item_index
+from tfmm.index import encode, store
 from tfmm.modalities import UNDECLARED, ModalitySet
 
 try:
@@ -91,38 +91,24 @@ class EmbedIntoIndex(beam.DoFn):
     Args:
         encoder_dirs: pre-training's output folder by modality.
         vector_dims: dims of the items' own vectors, by modality.
-        index_path: the SQLite file of the item index.
+        index: the item index, a path or a URL (`store.open_store`).
     """
 
-    def __init__(
-        self, encoder_dirs: typing.Mapping[str, str], vector_dims: typing.Mapping[str, int], index_path: str
-    ):
-        self._encoder_dirs, self._vector_dims, self._index_path = dict(encoder_dirs), dict(vector_dims), index_path
+    def __init__(self, encoder_dirs: typing.Mapping[str, str], vector_dims: typing.Mapping[str, int], index: str):
+        self._encoder_dirs, self._vector_dims, self._url = dict(encoder_dirs), dict(vector_dims), index
 
     def setup(self) -> None:
         self._encoders = load_encoders(self._encoder_dirs, self._vector_dims)
-        self._index = item_index.ItemIndex(self._index_path)
+        self._index = store.open_store(self._url)
 
     def process(self, items: list[encode.Item]) -> typing.Iterator[encode.Rejected]:
         results = [(encoder, *encode.embed(items, encoder)) for encoder in self._encoders]
-        named = [item for item in items if item.item_id != features.PADDING]
-        with self._index.transaction():
-            self._index.write_items(
-                [item.item_id for item in named],
-                [item.category for item in named],
-                [item.event_time_us for item in named],
-            )
-            for encoder, rows, rejected, missing in results:
-                changed = self._index.write(
-                    encoder.modality, encoder.version, rows.ids, rows.rows, rows.scales, rows.event_times_us
-                )
-                for name, count in (
-                    ("embedded", len(rows)),
-                    ("changed", changed),
-                    ("rejected", len(rejected)),
-                    ("missing", missing),
-                ):
-                    beam.metrics.Metrics.counter(_METRICS, f"{encoder.modality}/{name}").inc(count)
+        tables = [store.TableRows(encoder.modality, encoder.version, rows) for encoder, rows, _, _ in results]
+        applied = self._index.apply(store.IndexBatch(rows=tables))
+        for (encoder, rows, rejected, missing), changed in zip(results, applied.rows):
+            counts = {"embedded": len(rows), "changed": changed, "rejected": len(rejected), "missing": missing}
+            for name, count in counts.items():
+                beam.metrics.Metrics.counter(_METRICS, f"{encoder.modality}/{name}").inc(count)
         for encoder, _, rejected, _ in results:
             for place, reason in rejected.items():
                 yield encode.Rejected(items[place].item_id, encoder.modality, reason)
@@ -137,7 +123,7 @@ class EmbedCatalog(beam.PTransform):
     Args:
         data_dir: the data folder, with table `items`.
         encoder_dirs: pre-training's output folder by modality; items' own vectors need none.
-        index_path: the SQLite file of the item index.
+        index: the item index, a path or a URL (`store.open_store`).
         modality_set: what the run declares.
 
     Attributes:
@@ -148,13 +134,13 @@ class EmbedCatalog(beam.PTransform):
         self,
         data_dir: str | pathlib.Path,
         encoder_dirs: typing.Mapping[str, str],
-        index_path: str | pathlib.Path,
+        index: str | pathlib.Path,
         modality_set: ModalitySet = UNDECLARED,
     ):
         super().__init__()
         self._parts, self._modalities = catalog_parts(data_dir), modality_set
         self.vector_dims = vector_dims(data_dir, modality_set)
-        self._encoder_dirs, self._index_path = dict(encoder_dirs), str(index_path)
+        self._encoder_dirs, self._url = dict(encoder_dirs), str(index)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
         return (
@@ -162,7 +148,7 @@ class EmbedCatalog(beam.PTransform):
             | "Parts" >> beam.Create(self._parts)
             | "Spread" >> beam.Reshuffle()
             | "Read" >> beam.FlatMap(read_items, self._modalities, [*self._encoder_dirs, *self.vector_dims])
-            | "Embed" >> beam.ParDo(EmbedIntoIndex(self._encoder_dirs, self.vector_dims, self._index_path))
+            | "Embed" >> beam.ParDo(EmbedIntoIndex(self._encoder_dirs, self.vector_dims, self._url))
         )
 
 
@@ -177,7 +163,7 @@ def vector_dims(data_dir: str | pathlib.Path, modality_set: ModalitySet = UNDECL
 def embed_catalog(
     data_dir: str | pathlib.Path,
     encoder_dirs: typing.Mapping[str, str],
-    index_path: str | pathlib.Path,
+    index: str | pathlib.Path,
     dead_letter_dir: str | pathlib.Path | None = None,
     pipeline_args: typing.Sequence[str] = ("--runner=FnApiRunner",),
     modality_set: ModalitySet = UNDECLARED,
@@ -190,7 +176,7 @@ def embed_catalog(
     Args:
         data_dir: the data folder.
         encoder_dirs: pre-training's output folder by modality; items' own vectors need none.
-        index_path: the SQLite file of the item index; made where missing.
+        index: the item index, a path or a URL (`store.open_store`); made where missing.
         dead_letter_dir: receives rejected contents as JSON lines, with reasons; None: they are only counted.
         pipeline_args: Beam's options.
         modality_set: what the run declares.
@@ -200,7 +186,7 @@ def embed_catalog(
     Raises:
         ValueError: nothing to embed: no encoder is named and the catalog brings no vectors.
     """
-    transform = EmbedCatalog(data_dir, encoder_dirs, index_path, modality_set)
+    transform = EmbedCatalog(data_dir, encoder_dirs, index, modality_set)
     encoders = load_encoders(encoder_dirs, transform.vector_dims)
     if not encoders:
         raise ValueError(
@@ -220,10 +206,10 @@ def embed_catalog(
         counter.key.metric.name: counter.committed
         for counter in result.metrics().query(beam.metrics.MetricsFilter().with_namespace(_METRICS))["counters"]
     }
-    with item_index.ItemIndex(index_path) as index:
+    with store.open_store(index) as opened:
         for encoder in encoders:
-            index.register_encoder(encoder.modality, encoder.version, encoder.dim)
-            index.activate(encoder.modality, encoder.version)
+            opened.register_encoder(encoder.modality, encoder.version, encoder.dim)
+            opened.activate(encoder.modality, encoder.version)
     return {
         encoder.modality: {
             name: counters.get(f"{encoder.modality}/{name}", 0)

@@ -19,6 +19,7 @@ class Database:
         path: the file; made where missing, with its folder. It must be on a local disk (write-ahead log).
         schema: SQL statements that make the tables, separated by semicolons.
         version: of the schema.
+        upgrades: by older version, the statements that lead to the next one; they run when such a file is opened.
     Raises:
         ValueError: the file has another version.
 
@@ -29,7 +30,9 @@ class Database:
     [(1,)]
     """
 
-    def __init__(self, path: str | pathlib.Path, schema: str, version: int):
+    def __init__(
+        self, path: str | pathlib.Path, schema: str, version: int, upgrades: typing.Mapping[int, str] | None = None
+    ):
         self.path = str(path)
         if self.path != ":memory:":
             pathlib.Path(self.path).parent.mkdir(parents=True, exist_ok=True)
@@ -38,16 +41,16 @@ class Database:
         self._connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None, check_same_thread=False)
         self.execute("PRAGMA journal_mode=WAL")
         self.execute("PRAGMA synchronous=FULL")
-        if self._version() == 0:
+        steps = {0: schema, **(upgrades or {})}
+        while (found := self._version()) in steps:
             with self.transaction():
-                if self._version() == 0:
-                    for statement in schema.split(";"):
+                if self._version() == found:  # else another process was faster
+                    for statement in steps[found].split(";"):
                         self.execute(statement)
-                    self.execute(f"PRAGMA user_version={version}")
-        if self._version() != version:
+                    self.execute(f"PRAGMA user_version={found + 1 if found else version}")
+        if found != version:
             raise ValueError(
-                f"{self.path} must have format {version}. Received: {self._version()}. Upgrade tfmm, or name "
-                "another file."
+                f"{self.path} must have format {version}. Received: {found}. Upgrade tfmm, or name another file."
             )
 
     def _version(self) -> int:

@@ -1,64 +1,57 @@
-"""The multimodal index table (section 5): every item's int8 embedding, as a log of changes in SQLite."""
+"""The index store in a SQLite file."""
 
 from __future__ import annotations
 
-import contextlib
+import os
 import pathlib
+import sqlite3
 import typing
 
 import numpy as np
 
-from tfmm.index import database
+from tfmm.index import database, store
 from tfmm.index import rows as rows_lib
 
-FORMAT_VERSION = 2
-MAX_LETTER_BYTES = 1 << 24  # of a dead letter's payload that are kept; a row of SQLite must stay below 10**9
-MAX_REASON = 1000  # characters of a dead letter's reason
+FORMAT_VERSION = 3
+_SCHEME = "sqlite:///"
 _SCHEMA = """
 CREATE TABLE encoders (
     encoder INTEGER PRIMARY KEY, modality TEXT NOT NULL, encoder_version TEXT NOT NULL,
-    dim INTEGER NOT NULL, active INTEGER NOT NULL, UNIQUE (modality, encoder_version));
+    dim INTEGER NOT NULL, active INTEGER NOT NULL, layout TEXT NOT NULL DEFAULT '',
+    UNIQUE (modality, encoder_version));
 CREATE TABLE embeddings (
     encoder INTEGER NOT NULL, item_id INTEGER NOT NULL, sequence INTEGER NOT NULL,
     event_time_us INTEGER NOT NULL, scale REAL NOT NULL, row BLOB NOT NULL,
     PRIMARY KEY (encoder, item_id)) WITHOUT ROWID;
 CREATE UNIQUE INDEX changes ON embeddings (encoder, sequence);
-CREATE TABLE items (
-    item_id INTEGER PRIMARY KEY, category INTEGER NOT NULL, event_time_us INTEGER NOT NULL,
-    withdrawn_at_us INTEGER);
+CREATE TABLE withdrawals (item_id INTEGER PRIMARY KEY, event_time_us INTEGER NOT NULL);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE dead_letters (
     source TEXT NOT NULL, position INTEGER NOT NULL, reason TEXT NOT NULL, payload BLOB,
     PRIMARY KEY (source, position, reason));
 INSERT INTO counters VALUES ('sequence', CAST(strftime('%s', 'now') AS INTEGER) * 1000000);
 """
+_UPGRADES = {
+    2: """
+ALTER TABLE encoders ADD COLUMN layout TEXT NOT NULL DEFAULT '';
+CREATE TABLE withdrawals (item_id INTEGER PRIMARY KEY, event_time_us INTEGER NOT NULL);
+INSERT INTO withdrawals SELECT item_id, withdrawn_at_us FROM items WHERE withdrawn_at_us IS NOT NULL;
+DROP TABLE items;
+"""
+}
 _RECORD = "item_id, row, scale, sequence, event_time_us"
+_VALUE_ERRORS = (sqlite3.DataError, sqlite3.IntegrityError)  # the file is well, and cannot hold this value
 
 
-class EncoderEntry(typing.NamedTuple):
-    """One encoder whose embeddings the index holds."""
-
-    modality: str
-    encoder_version: str
-    dim: int
-    active: bool  # the one that snapshots take
-
-
-class ItemIndex:
-    """The index in a SQLite file, shared by writers and readers in several processes.
-
-    Per encoder version there is one row for each (modality, item id). The newest event time wins, and of
-    equal ones the last written; writing the same row twice changes nothing. Only an event that is newer than its
-    withdrawal brings an item back, with any encoder. Every change takes the next sequence number, and they become
-    visible in ascending order: a reader who has seen all up to s misses nothing when it asks for those after s.
-    They start at the file's birth in microseconds since 1970, so that a model which was exported from an earlier
-    index gets all of this one.
-
-    Embeddings of two encoders are never mixed: a new encoder's rows
-    stand beside the old ones, which model versions in service still need, until `forget`.
+class ItemIndex(store.IndexStore):
+    """The index in a SQLite file, shared by writers and readers in several processes; see `store.IndexStore`.
 
     Args:
-        path: the SQLite file; made where missing. It must be on a local disk.
+        url: the file's path, with `sqlite:///` before it or without; it must be on a local disk.
+        create: makes the file where it is missing.
+    Raises:
+        FileNotFoundError: it is missing, and `create` is False.
+        ValueError: the file has a newer format; one of an older format is upgraded.
 
     >>> index = ItemIndex(":memory:")
     >>> index.write("image", "v1", [7], np.array([[3, 4]], np.int8), [0.2], [1000])
@@ -69,44 +62,44 @@ class ItemIndex:
     [[3, 4]]
     """
 
-    def __init__(self, path: str | pathlib.Path):
-        self._database = database.Database(path, _SCHEMA, FORMAT_VERSION)
+    def __init__(self, url: str | os.PathLike[str], *, create: bool = True):
+        path = os.fspath(url).removeprefix(_SCHEME)
+        if not create and not pathlib.Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist. `tfmm embed` makes the item index.")
+        self._database = database.Database(path, _SCHEMA, FORMAT_VERSION, _UPGRADES)
         self.path = self._database.path
 
-    def __enter__(self) -> ItemIndex:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @property
+    def url(self) -> str:
+        return f"{_SCHEME}{self.path}"
 
     def close(self) -> None:
         self._database.close()
 
-    def transaction(self) -> contextlib.AbstractContextManager[None]:
-        """Makes writes inside take effect together or not at all; inner transactions join the outer one."""
-        return self._database.transaction()
-
-    def reading(self) -> contextlib.AbstractContextManager[None]:
-        """Makes the reads inside see one state of the index."""
-        return self._database.reading()
-
-    # Encoders
-
-    def register_encoder(self, modality: str, encoder_version: str, dim: int) -> int:
-        """Makes room for an encoder's rows; the first of a modality is active from the start.
-
-        Returns:
-            The number by which the index names this encoder.
-        Raises:
-            ValueError: `dim` is out of range, or differs from the one registered.
-        """
-        if not 0 < dim <= rows_lib.MAX_DIM:
-            raise ValueError(
-                f"`dim` must lie in 1..{rows_lib.MAX_DIM}: similarities of int8 rows are exact up to there. "
-                f"Received: {dim}."
+    def apply(self, batch: store.IndexBatch) -> store.Applied:
+        with self._database.transaction():
+            changed = [self._write(table) for table in batch.rows]
+            withdrawn = self._withdraw(batch.withdrawn)
+            self._database.executemany("INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?)",
+                                       [store.storable(letter) for letter in batch.dead_letters])  # fmt: skip
+            self._database.executemany(
+                "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = "
+                "MAX(value, excluded.value)",
+                [(f"position:{source}", position) for source, position in batch.positions.items()],
             )
+        return store.Applied(tuple(changed), withdrawn)
+
+    def is_failing(self, error: Exception) -> bool:
+        return isinstance(error, sqlite3.Error) and not isinstance(error, _VALUE_ERRORS)
+
+    def register_encoder(self, modality: str, encoder_version: str, dim: int) -> None:
+        self._register(modality, encoder_version, dim)
+
+    def _register(self, modality: str, encoder_version: str, dim: int) -> int:
+        """Returns the number by which the file names this encoder."""
+        store.verify_dim(dim)
         if not self.has_encoder(modality, encoder_version):
-            with self.transaction():
+            with self._database.transaction():
                 is_first = all(entry.modality != modality for entry in self.encoders())
                 self._database.execute(
                     "INSERT OR IGNORE INTO encoders (modality, encoder_version, dim, active) VALUES (?, ?, ?, ?)",
@@ -121,8 +114,7 @@ class ItemIndex:
         return encoder
 
     def activate(self, modality: str, encoder_version: str) -> None:
-        """Makes snapshots take this encoder's rows, once its embedding of the catalog is complete."""
-        with self.transaction():
+        with self._database.transaction():
             self._encoder(modality, encoder_version)
             self._database.execute(
                 "UPDATE encoders SET active = (encoder_version = ?) WHERE modality = ?",
@@ -130,25 +122,15 @@ class ItemIndex:
             )
 
     def forget(self, modality: str, encoder_version: str) -> int:
-        """Deletes the rows of an encoder that no model version in service needs; returns their number."""
-        with self.transaction():
+        with self._database.transaction():
             encoder, _ = self._encoder(modality, encoder_version)
             deleted = self._database.execute("DELETE FROM embeddings WHERE encoder = ?", (encoder,)).rowcount
             self._database.execute("DELETE FROM encoders WHERE encoder = ?", (encoder,))
         return deleted
 
-    def encoders(self) -> list[EncoderEntry]:
-        """Returns the encoders, oldest first."""
+    def encoders(self) -> list[store.EncoderEntry]:
         found = self._database.fetchall("SELECT modality, encoder_version, dim, active FROM encoders ORDER BY encoder")
-        return [EncoderEntry(modality, version, dim, bool(active)) for modality, version, dim, active in found]
-
-    def active_encoders(self) -> dict[str, EncoderEntry]:
-        """Returns the active encoder of each modality."""
-        return {entry.modality: entry for entry in sorted(self.encoders()) if entry.active}
-
-    def has_encoder(self, modality: str, encoder_version: str) -> bool:
-        """Returns whether the index knows this encoder."""
-        return bool(self._find_encoder(modality, encoder_version))
+        return [store.EncoderEntry(modality, version, dim, bool(active)) for modality, version, dim, active in found]
 
     def _find_encoder(self, modality: str, encoder_version: str) -> list[tuple[int, int]]:
         return self._database.fetchall(
@@ -165,92 +147,56 @@ class ItemIndex:
             f"Received: {(modality, encoder_version)}."
         )
 
-    # Embeddings
-
-    def write(
-        self,
-        modality: str,
-        encoder_version: str,
-        ids: typing.Any,
-        rows: np.ndarray,
-        scales: typing.Any,
-        event_times_us: typing.Any,
-    ) -> int:
-        """Writes embeddings in one transaction; newest event time wins, writing twice is harmless.
-
-        Args:
-            modality: image, text or vector.
-            encoder_version: of the encoder that made the rows.
-            ids: int64 [n], fingerprints, none of them 0.
-            rows: int8 [n, D].
-            scales: float32 [n]; 1 / norm of the row, or 0 to withdraw the item.
-            event_times_us: int64 [n], microseconds since 1970.
-        Returns:
-            The number of rows that changed, each with a new sequence number.
-        Raises:
-            ValueError: shapes or dtypes that do not fit, or an id of 0.
-        """
-        ids, scales = np.asarray(ids, np.int64), np.asarray(scales, np.float32)
-        times = np.asarray(event_times_us, np.int64)
-        if rows.dtype != np.int8 or rows.ndim != 2 or not len(rows) == len(ids) == len(scales) == len(times):
-            raise ValueError(
-                f"`rows` must be int8 [n, D], with n `ids`, `scales` and `event_times_us`. Received: "
-                f"{rows.dtype} {rows.shape}, {ids.shape}, {scales.shape}, {times.shape}."
-            )
-        if not np.all(ids):
-            raise ValueError("`ids` must not hold 0, which means padding. Received: 0.")
+    def _write(self, table: store.TableRows) -> int:
+        """Writes rows of one encoder inside a transaction; returns how many changed."""
+        own = table.rows
         execute, changed = self._database.execute, 0
-        with self.transaction():
-            encoder = self.register_encoder(modality, encoder_version, rows.shape[1])
-            (sequence,) = execute("SELECT value FROM counters WHERE name = 'sequence'").fetchone()
-            for item_id, row, scale, time in zip(ids.tolist(), rows, scales.tolist(), times.tolist()):
-                withdrawn = execute("SELECT withdrawn_at_us FROM items WHERE item_id = ?", (item_id,)).fetchone()
-                if withdrawn is not None and withdrawn[0] is not None and time <= withdrawn[0]:
-                    continue
-                blob = row.tobytes()
-                old = execute(
-                    "SELECT event_time_us, scale, row FROM embeddings WHERE encoder = ? AND item_id = ?",
-                    (encoder, item_id),
-                ).fetchone()
-                if old is not None and (old[0] > time or old == (time, scale, blob)):
-                    continue
-                if old is not None and old[1:] == (scale, blob):  # the same embedding, confirmed later
-                    execute(
-                        "UPDATE embeddings SET event_time_us = ? WHERE encoder = ? AND item_id = ?",
-                        (time, encoder, item_id),
-                    )
-                    continue
-                sequence, changed = sequence + 1, changed + 1
+        encoder = self._register(table.modality, table.encoder_version, own.rows.shape[1])
+        (sequence,) = execute("SELECT value FROM counters WHERE name = 'sequence'").fetchone()
+        arrays = (own.ids.tolist(), own.rows, own.scales.tolist(), own.event_times_us.tolist())
+        for item_id, row, scale, time in zip(*arrays):
+            withdrawn = execute("SELECT event_time_us FROM withdrawals WHERE item_id = ?", (item_id,)).fetchone()
+            if withdrawn is not None and time <= withdrawn[0]:
+                continue
+            blob = row.tobytes()
+            old = execute(
+                "SELECT event_time_us, scale, row FROM embeddings WHERE encoder = ? AND item_id = ?",
+                (encoder, item_id),
+            ).fetchone()
+            if old is not None and (old[0] > time or old == (time, scale, blob)):
+                continue
+            if old is not None and old[1:] == (scale, blob):  # the same embedding, confirmed later
                 execute(
-                    "INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?, ?, ?, ?)",
-                    (encoder, item_id, sequence, time, scale, blob),
+                    "UPDATE embeddings SET event_time_us = ? WHERE encoder = ? AND item_id = ?",
+                    (time, encoder, item_id),
                 )
-            execute("UPDATE counters SET value = ? WHERE name = 'sequence'", (sequence,))
+                continue
+            sequence, changed = sequence + 1, changed + 1
+            execute(
+                "INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?, ?, ?, ?)",
+                (encoder, item_id, sequence, time, scale, blob),
+            )
+        execute("UPDATE counters SET value = ? WHERE name = 'sequence'", (sequence,))
         return changed
 
-    def withdraw(self, ids: typing.Any, event_times_us: typing.Any) -> int:
-        """Withdraws items' embeddings of every modality and encoder, later ones included.
-
-        Only an event that is newer brings an item back, so a catalog that still lists it does not.
-
-        Returns:
-            The number of rows that changed.
-        """
+    def _withdraw(self, withdrawn: typing.Sequence[store.Withdrawal]) -> int:
+        """Withdraws items inside a transaction, later encoders' rows included; returns how many rows changed."""
+        if not withdrawn:
+            return 0
+        ids, times = (np.array(column, np.int64) for column in zip(*withdrawn))
         changed = 0
-        with self.transaction():
-            for modality, encoder_version, dim, _ in self.encoders():
-                rows, scales = np.zeros([len(ids), dim], np.int8), np.zeros(len(ids), np.float32)
-                changed += self.write(modality, encoder_version, ids, rows, scales, event_times_us)
-            columns = (np.asarray(column, np.int64).tolist() for column in (ids, event_times_us))
-            self._database.executemany(
-                "INSERT INTO items VALUES (?, 0, 0, ?) ON CONFLICT (item_id) DO UPDATE SET withdrawn_at_us = "
-                "MAX(COALESCE(withdrawn_at_us, excluded.withdrawn_at_us), excluded.withdrawn_at_us)",
-                zip(*columns),
-            )
+        for modality, encoder_version, dim, _ in self.encoders():
+            nothing = np.zeros([len(ids), dim], np.int8), np.zeros(len(ids), np.float32)
+            rows = rows_lib.IndexRows(ids, *nothing, np.zeros(len(ids), np.int64), times)
+            changed += self._write(store.TableRows(modality, encoder_version, rows))
+        self._database.executemany(
+            "INSERT INTO withdrawals VALUES (?, ?) ON CONFLICT (item_id) DO UPDATE SET event_time_us = "
+            "MAX(event_time_us, excluded.event_time_us)",
+            withdrawn,
+        )
         return changed
 
     def changes(self, modality: str, encoder_version: str, after: int, limit: int = 1024) -> rows_lib.IndexRows:
-        """Returns the first `limit` changes after a sequence number, ascending, withdrawals included."""
         encoder, dim = self._encoder(modality, encoder_version)
         found = self._database.fetchall(
             f"SELECT {_RECORD} FROM embeddings WHERE encoder = ? AND sequence > ? ORDER BY sequence LIMIT ?",
@@ -258,85 +204,39 @@ class ItemIndex:
         )
         return rows_lib.from_records(found, dim)
 
-    def embeddings(self, modality: str, encoder_version: str) -> rows_lib.IndexRows:
-        """Returns every embedding that is not withdrawn, by ascending item id."""
+    def snapshot(self, encoder_versions: typing.Mapping[str, str]) -> dict[str, store.TableState]:
+        with self._database.reading():
+            return {modality: self._state(modality, version) for modality, version in encoder_versions.items()}
+
+    def _state(self, modality: str, encoder_version: str) -> store.TableState:
         encoder, dim = self._encoder(modality, encoder_version)
         parts = [rows_lib.from_records([], dim)]
-        with self._database.lock:
-            found = self._database.execute(
-                f"SELECT {_RECORD} FROM embeddings WHERE encoder = ? AND scale != 0 ORDER BY item_id",
-                (encoder,),
-            )
-            while block := found.fetchmany(65_536):
-                parts.append(rows_lib.from_records(block, dim))
-        return rows_lib.concatenate(parts)
-
-    def last_sequence(self, modality: str, encoder_version: str) -> int:
-        """Returns the sequence number of the newest change, 0 where there is none."""
-        encoder, _ = self._encoder(modality, encoder_version)
+        found = self._database.execute(
+            f"SELECT {_RECORD} FROM embeddings WHERE encoder = ? AND scale != 0 ORDER BY item_id", (encoder,)
+        )
+        while block := found.fetchmany(65_536):
+            parts.append(rows_lib.from_records(block, dim))
         ((last,),) = self._database.fetchall(
             "SELECT COALESCE(MAX(sequence), 0) FROM embeddings WHERE encoder = ?", (encoder,)
         )
-        return last
+        return store.TableState(rows_lib.concatenate(parts), last)
 
     def lag(self, modality: str, encoder_version: str, watermark: int) -> int:
-        """Returns how many changes a reader at `watermark` has not seen."""
         encoder, _ = self._encoder(modality, encoder_version)
         ((count,),) = self._database.fetchall(
             "SELECT COUNT(*) FROM embeddings WHERE encoder = ? AND sequence > ?", (encoder, watermark)
         )
         return count
 
-    # Items, positions in sources, dead letters
-
-    def write_items(self, ids: typing.Any, categories: typing.Any, event_times_us: typing.Any) -> None:
-        """Keeps items' categories (int64 [n], 0: none); newest event time wins."""
-        columns = (np.asarray(column, np.int64).tolist() for column in (ids, categories, event_times_us))
-        self._database.executemany(
-            "INSERT INTO items VALUES (?, ?, ?, NULL) ON CONFLICT (item_id) DO UPDATE SET "
-            "category = excluded.category, event_time_us = excluded.event_time_us "
-            "WHERE excluded.event_time_us >= items.event_time_us",
-            zip(*columns),
-        )
-
-    def categories(self, ids: typing.Any) -> np.ndarray:
-        """Returns the items' categories, int64 [n]; 0 where the item or its category is unknown."""
-        query = "SELECT category FROM items WHERE item_id = ?"
-        found = [self._database.fetchall(query, (item_id,)) for item_id in np.asarray(ids, np.int64).tolist()]
-        return np.array([rows[0][0] if rows else 0 for rows in found], np.int64)
-
     def position(self, source: str) -> int:
-        """Returns how far a source of events has been consumed, 0 at the start."""
         query = "SELECT value FROM counters WHERE name = ?"
         found = self._database.fetchall(query, (f"position:{source}",))
         return found[0][0] if found else 0
 
-    def commit_position(self, source: str, position: int) -> None:
-        """Moves a source's position forward, in the transaction that writes what its events led to."""
-        with self.transaction():
-            self._database.execute(
-                "INSERT INTO counters VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET "
-                "value = MAX(value, excluded.value)",
-                (f"position:{source}", position),
-            )
-
-    def write_dead_letter(self, source: str, position: int, reason: str, payload: bytes | None) -> None:
-        """Keeps an event that could not be used, with the reason.
-
-        Both always fit: what is longer than `MAX_LETTER_BYTES` or `MAX_REASON` is cut off at the end, and
-        characters that no UTF-8 can hold are escaped in the reason.
-        """
-        storable = reason[:MAX_REASON].replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode()[:MAX_REASON]
-        kept = None if payload is None else payload[:MAX_LETTER_BYTES]
-        with self.transaction():
-            self._database.execute(
-                "INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?)", (source, position, storable, kept)
-            )
-
-    def dead_letters(self, source: str | None = None) -> list[tuple[str, int, str, bytes | None]]:
-        """Returns (source, position, reason, payload) of unusable events, in the order of positions."""
-        return self._database.fetchall(
+    def dead_letters(self, source: str | None = None) -> list[store.DeadLetter]:
+        found = self._database.fetchall(
             "SELECT source, position, reason, payload FROM dead_letters WHERE ? IS NULL OR source = ? "
             "ORDER BY source, position",
             (source, source),
         )
+        return [store.DeadLetter(*letter) for letter in found]

@@ -9,7 +9,7 @@ import typing
 import numpy as np
 
 from tfmm import artifacts
-from tfmm.index import item_index
+from tfmm.index import store
 from tfmm.vectors import Vectors
 
 KIND = "index_snapshot"
@@ -62,33 +62,31 @@ class Snapshot:
         return self.tables[modality]
 
 
-def take_snapshot(index: item_index.ItemIndex, encoder_versions: typing.Mapping[str, str] | None = None) -> Snapshot:
+def take_snapshot(index: store.IndexStore, encoder_versions: typing.Mapping[str, str] | None = None) -> Snapshot:
     """Reads the index's state at one moment.
 
     Args:
         index: the item index.
         encoder_versions: encoder version by modality; None: the active one of each modality.
     """
-    with index.reading():
-        if encoder_versions is None:
-            encoder_versions = {name: entry.encoder_version for name, entry in index.active_encoders().items()}
-        tables = {}
-        for modality, version in encoder_versions.items():
-            found = index.embeddings(modality, version)
-            tables[modality] = SnapshotTable(
-                found.ids,
-                found.rows,
-                found.scales,
-                found.sequences,
-                found.rows.shape[1],
-                version,
-                index.last_sequence(modality, version),
-            )
+    if encoder_versions is None:
+        encoder_versions = {name: entry.encoder_version for name, entry in index.active_encoders().items()}
+    tables = {}
+    for modality, (found, watermark) in index.snapshot(encoder_versions).items():
+        tables[modality] = SnapshotTable(
+            found.ids,
+            found.rows,
+            found.scales,
+            found.sequences,
+            found.rows.shape[1],
+            encoder_versions[modality],
+            watermark,
+        )
     return Snapshot(tables)
 
 
 def write_snapshot(
-    index: item_index.ItemIndex,
+    index: store.IndexStore,
     output_dir: str | pathlib.Path,
     encoder_versions: typing.Mapping[str, str] | None = None,
     parents: typing.Sequence[str | pathlib.Path] = (),

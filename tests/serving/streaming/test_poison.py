@@ -187,7 +187,7 @@ def test_other_content_of_the_event_is_embedded(encoders, index):
 def test_event_that_cannot_be_written_is_a_dead_letter(encoders, index, caplog):
     with sqlite3.connect(index.path) as other:
         other.execute(
-            "CREATE TRIGGER refuse BEFORE INSERT ON items WHEN NEW.item_id = 2 "
+            "CREATE TRIGGER refuse BEFORE INSERT ON embeddings WHEN NEW.item_id = 2 "
             "BEGIN SELECT RAISE(ABORT, 'no second item'); END"
         )
     other.close()

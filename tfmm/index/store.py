@@ -1,0 +1,251 @@
+"""Where items' vectors and features are kept: one protocol for all stores, each opened by its URL."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import typing
+
+import numpy as np
+
+from tfmm.index.rows import MAX_DIM, IndexRows
+
+GROUP = "tfmm.index_stores"  # entry points of other packages: a URL's scheme = module:Class
+STORES = {"sqlite": "tfmm.index.item_index:ItemIndex"}  # by scheme; a store is its own file and a line here
+MAX_LETTER_BYTES = 1 << 24  # of a dead letter's payload that are kept
+MAX_REASON = 1000  # characters of a dead letter's reason
+S = typing.TypeVar("S")
+
+
+class EncoderEntry(typing.NamedTuple):
+    """One encoder whose rows the store holds."""
+
+    modality: str
+    encoder_version: str
+    dim: int
+    active: bool  # the one that snapshots take
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TableRows:
+    """Rows of one encoder to be written; the store gives them their sequence numbers.
+
+    Args:
+        modality: image, text, vector, or another name.
+        encoder_version: of the encoder that made the rows.
+        rows: `ids` are fingerprints, none of them 0; a scale is 1 / norm of the row, or 0 to withdraw the item;
+            `event_times_us` are microseconds since 1970.
+    Raises:
+        ValueError: shapes or dtypes that do not fit, or an id of 0.
+    """
+
+    modality: str
+    encoder_version: str
+    rows: IndexRows
+
+    def __post_init__(self) -> None:
+        ids, rows, scales, times = self.rows.ids, self.rows.rows, self.rows.scales, self.rows.event_times_us
+        if rows.dtype != np.int8 or rows.ndim != 2 or not len(rows) == len(ids) == len(scales) == len(times):
+            raise ValueError(
+                f"`rows` must be int8 [n, D], with n `ids`, `scales` and `event_times_us`. Received: "
+                f"{rows.dtype} {rows.shape}, {ids.shape}, {scales.shape}, {times.shape}."
+            )
+        if not np.all(ids):
+            raise ValueError("`ids` must not hold 0, which means padding. Received: 0.")
+
+
+class Withdrawal(typing.NamedTuple):
+    """An item that leaves every table."""
+
+    item_id: int
+    event_time_us: int
+
+
+class DeadLetter(typing.NamedTuple):
+    """An event that could not be used; of what is long, `MAX_REASON` and `MAX_LETTER_BYTES` are kept."""
+
+    source: str
+    position: int
+    reason: str
+    payload: bytes | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class IndexBatch:
+    """What takes effect together: rows first, in their order, then withdrawals."""
+
+    rows: typing.Sequence[TableRows] = ()
+    withdrawn: typing.Sequence[Withdrawal] = ()
+    dead_letters: typing.Sequence[DeadLetter] = ()
+    positions: typing.Mapping[str, int] = dataclasses.field(default_factory=dict)  # by source of events
+
+
+class Applied(typing.NamedTuple):
+    """How many rows a batch changed, each with a new sequence number."""
+
+    rows: tuple[int, ...]  # per `TableRows`
+    withdrawn: int
+
+
+class TableState(typing.NamedTuple):
+    """All rows of one encoder at one moment."""
+
+    rows: IndexRows  # that are not withdrawn, by ascending item id
+    watermark: int  # sequence number of the newest change, 0 where there is none
+
+
+class IndexStore(typing.Protocol):
+    """The multimodal index table (section 5): every item's rows, as a log of changes.
+
+    Per encoder version there is one row for each (modality, item id). The newest event time wins, and of equal ones
+    the last written; writing the same row twice changes nothing. Only an event that is newer than its withdrawal
+    brings an item back, with any encoder. Every change takes the next sequence number, and they become visible in
+    ascending order: a reader who has seen all up to s misses nothing when it asks for those after s. They start at
+    the store's birth in microseconds since 1970, so that a model which was exported from an earlier store gets all of
+    this one. What `apply` has returned from survives a crash.
+
+    Rows of two encoders are never mixed: a new encoder's stand beside the old ones, which model versions in service
+    still need, until `forget`.
+
+    A store is opened by several processes and threads at once. A class that inherits from this one has the methods
+    below that are written out. `tests/tfmm/index/test_store.py` holds every store to this.
+    """
+
+    @property
+    def url(self) -> str:
+        """What `open_store` opens it by, in this process or another of this machine."""
+
+    def apply(self, batch: IndexBatch) -> Applied:
+        """Writes all of a batch, or nothing where it fails; an unknown encoder is registered.
+
+        Raises:
+            ValueError: rows of another dim than the encoder's.
+        """
+
+    def is_failing(self, error: Exception) -> bool:
+        """Returns whether an error is the store's own, such as a full disk or a lock, and not of what it was given."""
+
+    def register_encoder(self, modality: str, encoder_version: str, dim: int) -> None:
+        """Makes room for an encoder's rows; the first of a modality is active from the start.
+
+        Raises:
+            ValueError: `dim` is out of range, or differs from the one registered.
+        """
+
+    def activate(self, modality: str, encoder_version: str) -> None:
+        """Makes snapshots take this encoder's rows, once its embedding of the catalog is complete."""
+
+    def forget(self, modality: str, encoder_version: str) -> int:
+        """Deletes the rows of an encoder that no model version in service needs; returns their number."""
+
+    def encoders(self) -> list[EncoderEntry]:
+        """Returns the encoders, oldest first."""
+
+    def changes(self, modality: str, encoder_version: str, after: int, limit: int = 1024) -> IndexRows:
+        """Returns the first `limit` changes after a sequence number, ascending, withdrawals included.
+
+        Raises:
+            ValueError: the encoder is unknown; so do the next three.
+        """
+
+    def lag(self, modality: str, encoder_version: str, watermark: int) -> int:
+        """Returns how many changes a reader at `watermark` has not seen."""
+
+    def snapshot(self, encoder_versions: typing.Mapping[str, str]) -> dict[str, TableState]:
+        """Returns the tables of encoders, given by modality, as all of them are at one moment."""
+
+    def position(self, source: str) -> int:
+        """Returns how far a source of events has been consumed, 0 at the start; it never goes back."""
+
+    def dead_letters(self, source: str | None = None) -> list[DeadLetter]:
+        """Returns unusable events, each (source, position, reason) once, by source and position."""
+
+    def close(self) -> None:
+        """Ends its connections."""
+
+    def __enter__(self: S) -> S:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def has_encoder(self, modality: str, encoder_version: str) -> bool:
+        """Returns whether the store knows this encoder."""
+        return any((found.modality, found.encoder_version) == (modality, encoder_version) for found in self.encoders())
+
+    def active_encoders(self) -> dict[str, EncoderEntry]:
+        """Returns the active encoder of each modality."""
+        return {entry.modality: entry for entry in sorted(self.encoders()) if entry.active}
+
+    def write(
+        self,
+        modality: str,
+        encoder_version: str,
+        ids: typing.Any,
+        rows: np.ndarray,
+        scales: typing.Any,
+        event_times_us: typing.Any,
+    ) -> int:
+        """Writes rows of one encoder, see `TableRows`; returns how many changed."""
+        ids, times = np.asarray(ids, np.int64), np.asarray(event_times_us, np.int64)
+        own = IndexRows(ids, rows, np.asarray(scales, np.float32), np.zeros(len(ids), np.int64), times)
+        return self.apply(IndexBatch(rows=[TableRows(modality, encoder_version, own)])).rows[0]
+
+    def withdraw(self, ids: typing.Iterable[int], event_times_us: typing.Iterable[int]) -> int:
+        """Withdraws items; returns how many rows changed."""
+        return self.apply(IndexBatch(withdrawn=[Withdrawal(*pair) for pair in zip(ids, event_times_us)])).withdrawn
+
+    def embeddings(self, modality: str, encoder_version: str) -> IndexRows:
+        """Returns every row that is not withdrawn, by ascending item id."""
+        return self.snapshot({modality: encoder_version})[modality].rows
+
+    def last_sequence(self, modality: str, encoder_version: str) -> int:
+        """Returns the sequence number of the newest change, 0 where there is none."""
+        return self.snapshot({modality: encoder_version})[modality].watermark
+
+
+def open_store(url: str | os.PathLike[str], *, create: bool = True) -> IndexStore:
+    """Opens an index store.
+
+    Args:
+        url: a plain path is a SQLite file, as `sqlite:///` before it says; so `sqlite:///items.sqlite` lies in the
+            current folder, `sqlite:////data/items.sqlite` does not. Other schemes are those of `STORES` and of entry
+            points of the group `tfmm.index_stores`.
+        create: makes the store where there is none.
+    Raises:
+        ValueError: an unknown scheme.
+        FileNotFoundError: there is no store, and `create` is False.
+
+    >>> open_store("redis://localhost")
+    Traceback (most recent call last):
+    ...
+    ValueError: The scheme of an index store's URL must be one of ['sqlite']. Received: 'redis' in 'redis://localhost'...
+    """
+    text = os.fspath(url)
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        scheme, text = "sqlite", f"sqlite:///{text}"
+    entries = {found.name: found for found in importlib.metadata.entry_points(group=GROUP)}
+    entries |= {name: importlib.metadata.EntryPoint(name, value, GROUP) for name, value in STORES.items()}
+    if scheme not in entries:
+        raise ValueError(
+            f"The scheme of an index store's URL must be one of {sorted(entries)}. Received: {scheme!r} in {text!r}. "
+            f"A store of your own is registered as an entry point of the group {GROUP!r}."
+        )
+    return entries[scheme].load()(text, create=create)
+
+
+def verify_dim(dim: int) -> None:
+    """Raises ValueError where rows of `dim` values are not for an index."""
+    if not 0 < dim <= MAX_DIM:
+        raise ValueError(
+            f"`dim` must lie in 1..{MAX_DIM}: similarities of int8 rows are exact up to there. Received: {dim}."
+        )
+
+
+def storable(letter: DeadLetter) -> DeadLetter:
+    """Returns a letter that fits: what is long is cut off, and what no UTF-8 can hold is escaped in the reason."""
+    cut = letter.reason[:MAX_REASON].replace("\0", r"\x00").encode("utf-8", "backslashreplace").decode()
+    kept = None if letter.payload is None else letter.payload[:MAX_LETTER_BYTES]
+    return letter._replace(reason=cut[:MAX_REASON], payload=kept)
