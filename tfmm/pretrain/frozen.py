@@ -4,6 +4,7 @@ difference.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from tfmm import artifacts, saved_model
 from tfmm.config import SCLConfig
 from tfmm.modalities import MAX_DIM
 from tfmm.pretrain import own_encoders
+from tfmm.pretrain.content_form import ContentForm
 from tfmm.pretrain.encoders import source_of
 
 _PROBE = [b"probe"]
@@ -83,6 +85,7 @@ def export(config: SCLConfig, output_dir: str | os.PathLike[str]) -> dict[str, t
         modality=config.modality,
         dim=shape[1],
         encoder_version=_version(encoder, config, shape[1]),
+        content_form=dataclasses.asdict(ContentForm(max_pixels=config.max_pixels)),
         frozen=True,
     )
 
