@@ -60,7 +60,7 @@ def data_check(data_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -
     from tfmm.data import checks, unread
 
     config = load_config(run, assignments)
-    report = checks.check(data_dir, config.data, config.feature_set, config.modality_set)
+    report = checks.check(data_dir, config.data, config.feature_set, config.modality_set, config.max_pixels)
     terminal = console.Console()
     terminal.print(", ".join(f"{name}: {rows:,} rows" for name, rows in report.counts.items()))
     for line in unread.in_words(report.unread):

@@ -264,6 +264,16 @@ class RunConfig:
         chosen = [self.modality_set[name] for name in names]
         return {m.name: m.scl_config(bases.get(m.encoder), self.seed) for m in chosen if not m.is_ready}
 
+    @property
+    def max_pixels(self) -> dict[str, int]:
+        """The most pixels of a picture, by column: as many as every encoder that reads the column takes."""
+        result: dict[str, int] = {}
+        for name, settings in self.encoders(m.name for m in self.modality_set.known if m.kind == "binary").items():
+            modality = self.modality_set[name]
+            for column in filter(None, (modality.content, modality.query_column)):
+                result[column] = min(settings.max_pixels, result.get(column, settings.max_pixels))
+        return result
+
     def with_seed(self, seed: int) -> RunConfig:
         """Returns the same run with every stage seeded with `seed`, and every `seed` among settings set to it."""
 

@@ -39,6 +39,7 @@ class SCLConfig:
     frozen: bool = False  # an own encoder that is used as it is: nothing is trained
     dim: int = 64  # D
     image_size: int = 32  # pixels, square; image only
+    max_pixels: int = 50_000_000  # of a picture: larger ones are refused by their header, before they are decoded
     width: int = 16  # channels of the first stage; image only
     text_buckets: int = 16_384  # hashed words and character n-grams; text only
     batch_size: int = 64  # small: steps count for more than in-batch negatives, some of which would also fit
@@ -83,7 +84,7 @@ class SCLConfig:
         require(self.weight_decay >= 0.0, "`weight_decay` must not be negative.", self.weight_decay)
         require(self.triplet_weight >= 0.0, "`triplet_weight` must not be negative.", self.triplet_weight)
         require(0.0 < self.triplet_margin <= 2.0, "`triplet_margin` must lie in (0, 2].", self.triplet_margin)
-        for name in ("batch_size", "epochs", "max_pairs_seen", "width", "text_buckets"):
+        for name in ("batch_size", "epochs", "max_pairs_seen", "max_pixels", "width", "text_buckets"):
             require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
 
 

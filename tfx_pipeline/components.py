@@ -47,6 +47,7 @@ def DataCheck(
     config: Parameter[str],
     feature_set: Parameter[str],
     modality_set: Parameter[str],
+    max_pixels: Parameter[str],
     code: Parameter[str],
     report: OutputArtifact[DataReport],
 ):
@@ -55,7 +56,7 @@ def DataCheck(
 
     data_config = _config(config_lib.DataConfig, config)
     declared = _config(FeatureSet, feature_set), _config(ModalitySet, modality_set)
-    found = checks.check(dataset.uri, data_config, *declared)
+    found = checks.check(dataset.uri, data_config, *declared, json.loads(max_pixels))
     (pathlib.Path(report.uri) / "report.json").write_text(json.dumps(dataclasses.asdict(found), default=str))
     for line in unread.in_words(found.unread):
         logging.warning("%s: %s", dataset.uri, line)

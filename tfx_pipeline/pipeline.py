@@ -81,6 +81,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         config=_json(config.data),
         feature_set=feature_set,
         modality_set=modality_set,
+        max_pixels=json.dumps(config.max_pixels),
         code=_code("data"),
     )
     pairs = components.PairBuilder(

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from tfmm import config, presets
+from tfmm import config, modalities, presets
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS.values())
@@ -96,3 +96,10 @@ def test_with_seed_reaches_every_stage_that_has_one():
 def test_constructor_refuses(kind, values, message):
     with pytest.raises(ValueError, match=message):
         kind(**values)
+
+
+def test_most_pixels_of_a_column_are_those_that_all_its_encoders_take():
+    run = config.override(config.RunConfig(), ["image.max_pixels=700"])
+    assert run.max_pixels == {"image": 700, "query_image": 700}
+    photo = modalities.Modality("photo", "image", column="image", settings={"max_pixels": 90})
+    assert dataclasses.replace(run, modalities=(*run.modality_set.known, photo)).max_pixels["image"] == 90

@@ -83,6 +83,7 @@ def check(
     config: DataConfig | None = None,
     feature_set: FeatureSet | None = None,
     modality_set: ModalitySet = UNDECLARED,
+    max_pixels: typing.Mapping[str, int] | None = None,
 ) -> CheckReport:
     """Checks every table, column and row of a data folder.
 
@@ -91,6 +92,7 @@ def check(
         config: how impressions are split and times are read; None: DataConfig().
         feature_set: what the run declares; None: the default features.
         modality_set: what the run declares.
+        max_pixels: of pictures, by column (`RunConfig.max_pixels`); None: the default of encoders.
     Returns:
         `.counts`, rows per table; `.faults`, each with `table`, `column`, `rule`, `count`, and the first
         `rows` and `values`; `.ok`, True where there is no fault; `.unread`, what lies there and is not used;
@@ -100,7 +102,7 @@ def check(
     """
     feature_set = feature_set or FeatureSet()
     tables = declared.tables(feature_set, modality_set)
-    run = _Check(pathlib.Path(data_dir), _pandera(), tables, feature_set.label)
+    run = _Check(pathlib.Path(data_dir), _pandera(), tables, feature_set.label, max_pixels or {})
     unused = unread.of_folder(data_dir, tables)
     for name, table in tables.items():
         try:
@@ -171,8 +173,16 @@ def _pandera() -> typing.Any:
 class _Check:
     """The state of one check: what was counted, what was found, ids to look references up in."""
 
-    def __init__(self, data_dir: pathlib.Path, pandera: typing.Any, tables: schema.Tables, label: Label):
+    def __init__(
+        self,
+        data_dir: pathlib.Path,
+        pandera: typing.Any,
+        tables: schema.Tables,
+        label: Label,
+        max_pixels: typing.Mapping[str, int],
+    ):
         self.data_dir, self._pandera, self._tables, self._label = data_dir, pandera, tables, label
+        self._max_pixels = max_pixels
         self.counts: dict[str, int] = {}
         self.faults: list[Fault] = []
         self._ids: dict[str, np.ndarray] = {}  # sorted fingerprints of items and searches
@@ -245,7 +255,7 @@ class _Check:
                     dims[column.name] = int(pc.mode(lengths)[0]["mode"].as_py())
         searches = self._ids.get("searches")
         own = rules.row_rules(name, self._ids.get("items"), searches, has_split, self._tables, self._label)
-        return own + rules.content_rules(name, dims, self._tables)
+        return own + rules.content_rules(name, dims, self._tables, self._max_pixels)
 
     def _readable_columns(self, name: str, parts: typing.Sequence[Part]) -> list[str]:
         columns = []

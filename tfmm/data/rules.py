@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from tfmm.data import instants, schema
 from tfmm.features import ACTIONS, NEGATIVE_RATE, SAMPLE_WEIGHT, Label
+from tfmm.modalities import SCLConfig
+from tfmm.pretrain.picture_header import num_pixels
 
 Array: typing.TypeAlias = pa.Array | pa.ChunkedArray
 UNKNOWN_ITEM = "must be in the items table"
@@ -91,14 +93,24 @@ def _label_rules(label: Label) -> typing.Iterator[Rule]:
 
 
 def content_rules(
-    name: str, dims: typing.Mapping[str, int] | None = None, tables: schema.Tables = schema.TABLES
+    name: str,
+    dims: typing.Mapping[str, int] | None = None,
+    tables: schema.Tables = schema.TABLES,
+    max_pixels: typing.Mapping[str, int] | None = None,
 ) -> list[Rule]:
-    """Returns the rules about images and vectors, which have to be opened; `dims`: of vectors, by column."""
-    rules = [
-        Rule(column.name, "must be a PNG or JPEG that can be decoded", _undecodable)
-        for column in tables[name].columns
-        if column.kind == "binary"
-    ]
+    """Returns the rules about images and vectors, which have to be opened.
+
+    Args:
+        name: the table.
+        dims: of vectors, by column.
+        tables: with the columns that a run declares.
+        max_pixels: of pictures, by column, where it is not the default of encoders.
+    """
+    rules = []
+    for picture in (column.name for column in tables[name].columns if column.kind == "binary"):
+        most = (max_pixels or {}).get(picture, SCLConfig.max_pixels)
+        rules.append(Rule(picture, f"must have at most {most:,} pixels", _larger_than(most)))
+        rules.append(Rule(picture, "must be a PNG or JPEG that can be decoded", _undecodable(most)))
     for column, dim in (dims or {}).items():
         rules += [
             Rule(column, f"must have {dim} values, as most have", _other_length(dim)),
@@ -172,8 +184,20 @@ def _unknown(known: np.ndarray) -> typing.Callable[[Array], np.ndarray]:
     return breaks
 
 
-def _undecodable(values: Array) -> np.ndarray:
-    return np.array([value is not None and not _decodes(value) for value in values.to_pylist()], bool)
+def _larger_than(max_pixels: int) -> typing.Callable[[Array], np.ndarray]:
+    def breaks(values: Array) -> np.ndarray:
+        return np.array([num_pixels(value or b"") > max_pixels for value in values.to_pylist()], bool)
+
+    return breaks
+
+
+def _undecodable(max_pixels: int) -> typing.Callable[[Array], np.ndarray]:
+    """A picture that says to be larger is not opened: opening it is what costs."""
+
+    def is_bad(image: bytes | None) -> bool:
+        return image is not None and num_pixels(image) <= max_pixels and not _decodes(image)
+
+    return lambda values: np.array([is_bad(value) for value in values.to_pylist()], bool)
 
 
 def _decodes(image: bytes) -> bool:

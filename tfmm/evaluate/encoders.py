@@ -165,7 +165,7 @@ def untrained_vectors(
             for start in range(0, len(wanted), ENCODE_CHUNK):
                 chunk = wanted[start : start + ENCODE_CHUNK]
                 values = items[column].take(pa.array(chunk)).to_pylist()
-                contents = tf.constant([value or b"" for value in values], tf.string)
+                contents = tf.constant(encoder.admit(value or b"" for value in values), tf.string)
                 vectors[places[chunk]] = encoder.encode(contents)["vector"].numpy()
     return vectors
 

@@ -11,6 +11,7 @@ import numpy as np
 from tfmm import artifacts, features
 from tfmm.index import rows as rows_lib
 from tfmm.modalities import event_field
+from tfmm.pretrain.content_form import ContentForm
 
 Content = bytes | str | typing.Sequence[float]
 MAX_TITLE_BYTES = 1 << 14  # of UTF-8; an encoder's cost grows with the longest title of a batch
@@ -91,16 +92,26 @@ class Encoder:
         modality: its name.
         dim: D.
         version: hash of its contents; rows of two versions are never compared.
+        form: of the contents that it takes; None: as they are.
         is_text: whether it reads texts.
         probe: a content that every encoder takes.
     """
 
     probe = b"probe"
 
-    def __init__(self, folder: str | pathlib.Path, modality: str, dim: int, version: str, is_text: bool = False):
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        modality: str,
+        dim: int,
+        version: str,
+        is_text: bool = False,
+        form: ContentForm | None = None,
+    ):
         import tensorflow as tf  # here, so that given vectors need none
 
         self.modality, self.dim, self.version, self.is_text = modality, dim, version, is_text
+        self.form = form or ContentForm()
         self._constant = tf.constant
         self._model = tf.saved_model.load(str(folder))  # keeps the variables alive
         self._call = self._model.signatures["serving_default"]
@@ -113,7 +124,7 @@ class Encoder:
         """
         if not contents:
             return np.zeros([0, self.dim], np.float32)
-        values = [value.encode() if isinstance(value, str) else value for value in contents]
+        values = [self.form(typing.cast("bytes | str", value)) for value in contents]
         vectors = self._call(content=self._constant(values))["vector"].numpy()
         if vectors.shape != (len(contents), self.dim):
             raise ValueError(
@@ -122,12 +133,19 @@ class Encoder:
             )
         return vectors
 
+    def refusal(self, content: Content) -> str | None:
+        """Returns why a content is not encoded, or None."""
+        if not isinstance(content, (bytes, str)):
+            return "must be text or bytes, not a list of numbers"
+        if self.is_text and (size := _size_bytes(content)) > MAX_TITLE_BYTES:
+            return f"must be at most {MAX_TITLE_BYTES} bytes of UTF-8, not {size}; shorten it"
+        return self.form.refusal(content)
+
 
 class GivenVectors:
     """Stands in for an encoder where items bring their own vectors."""
 
     probe = (0.0,)
-    is_text = False
 
     def __init__(self, dim: int, modality: str = "vector"):
         self.dim, self.modality = dim, modality
@@ -142,6 +160,10 @@ class GivenVectors:
                     row[:] = np.array(vector, np.float64)
         return result
 
+    def refusal(self, content: Content) -> str | None:
+        """Returns why a content is no vector, or None."""
+        return "must be a list of numbers, not text or bytes" if isinstance(content, (bytes, str)) else None
+
 
 AnyEncoder = Encoder | GivenVectors
 
@@ -153,12 +175,18 @@ def load_encoder(folder: str | pathlib.Path) -> Encoder:
         folder: the output folder of pre-training: `manifest.json` and the SavedModel `encoder/`.
     Raises:
         FileNotFoundError: pre-training did not finish there.
+        ValueError: it takes contents in a form that is not known here.
     """
     folder = pathlib.Path(folder)
     manifest = artifacts.read_manifest(folder)
     kind = (manifest["config"] or {}).get("encoder") or manifest["modality"]
     return Encoder(
-        folder / "encoder", manifest["modality"], manifest["dim"], manifest["encoder_version"], kind == "text"
+        folder / "encoder",
+        manifest["modality"],
+        manifest["dim"],
+        manifest["encoder_version"],
+        is_text=kind == "text",
+        form=ContentForm(**manifest.get("content_form", {})),  # of an encoder that says nothing: contents as they are
     )
 
 
@@ -191,8 +219,8 @@ def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.I
             rejected[place] = "item_id: must be neither null, 0 nor empty"
         elif content is None:
             num_missing += 1
-        elif encoder.is_text and (size := _size_bytes(content)) > MAX_TITLE_BYTES:
-            rejected[place] = f"{field}: must be at most {MAX_TITLE_BYTES} bytes of UTF-8, not {size}; shorten it"
+        elif refusal := encoder.refusal(content):
+            rejected[place] = f"{field}: {refusal}"
         else:
             present.append(place)
     contents = [typing.cast(Content, items[place].content(encoder.modality)) for place in present]
@@ -220,7 +248,7 @@ def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.I
     )
 
 
-def _size_bytes(text: typing.Any) -> int:
+def _size_bytes(text: bytes | str) -> int:
     return len(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
 
 

@@ -17,6 +17,7 @@ from tfmm import config as config_lib
 from tfmm import own_classes, saved_model
 from tfmm.config import SCLConfig
 from tfmm.pretrain import images, own_encoders, texts
+from tfmm.pretrain.content_form import NFKC_CASEFOLD, ContentForm
 
 Features = tuple[tf.Tensor, ...]
 HEAD_CHANNELS = 32
@@ -37,6 +38,15 @@ class Encoder(tf.Module):
         super().__init__()
         self.config = config
         self.model = self.build_model()
+
+    @property
+    def form(self) -> ContentForm:
+        """The form of contents that `prepare` and `encode` take."""
+        return ContentForm(max_pixels=self.config.max_pixels)
+
+    def admit(self, contents: typing.Iterable[bytes | str]) -> list[bytes]:
+        """Returns contents in the encoder's form, none of those that it refuses: b"" cannot be used."""
+        return [b"" if self.form.refusal(content) else self.form(content) for content in contents]
 
     def build_model(self) -> keras.Model:
         """Returns a new Keras model: features -> float32 [B, D], L2-normalized; seeded weights."""
@@ -71,7 +81,7 @@ class Encoder(tf.Module):
         return {"vector": tf.where(valid[:, None], vector, tf.zeros_like(vector))}
 
     def version(self) -> str:
-        """Returns 16 hex digits that change with any weight, or setting that changes a vector.
+        """Returns 16 hex digits that change with any weight, setting or reading of contents that changes a vector.
 
         One of a user's own may read any setting, so that all count, and its source with them.
         """
@@ -80,6 +90,7 @@ class Encoder(tf.Module):
         if not is_own:
             ours = ("modality", "dim", "image_size", "width", "text_buckets", *(("encoder",) if encoder else ()))
             settings = {name: settings[name] for name in ours}
+        settings |= {"text_form": self.form.text, "pictures": images.READING}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         if is_own:
             digest.update(own_classes.source_digest([encoder]).encode())
@@ -140,6 +151,10 @@ class ImageEncoder(Encoder):
 
 class TextEncoder(Encoder):
     """The weighted sum of learned vectors of hashed words, word pairs and character n-grams."""
+
+    @property
+    def form(self) -> ContentForm:
+        return ContentForm(NFKC_CASEFOLD, self.config.max_pixels)
 
     def build_model(self) -> keras.Model:
         dim = self.config.dim

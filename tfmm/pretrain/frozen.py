@@ -4,6 +4,7 @@ difference.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from tfmm.config import SCLConfig, to_dict
 from tfmm.index import encode
 from tfmm.modalities import MAX_DIM
 from tfmm.pretrain import own_encoders
+from tfmm.pretrain.content_form import ContentForm
 
 _PROBE = [b"probe"]
 
@@ -112,6 +114,7 @@ def export(config: SCLConfig, output_dir: str | os.PathLike[str]) -> dict[str, t
         modality=config.modality,
         dim=dim,
         encoder_version=encoder_version,
+        content_form=dataclasses.asdict(ContentForm(max_pixels=config.max_pixels)),
         frozen=True,
     )
 

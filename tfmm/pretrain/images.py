@@ -6,13 +6,18 @@ import math
 
 import tensorflow as tf
 
+from tfmm.pretrain import orientation
+
+READING = "upright"  # of pictures; part of an encoder's version, so that vectors of two readings are never compared
+
 
 def decode_images(contents: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes PNG, JPEG, GIF or BMP files to squares of inverted pixels, so that padding (0) is white.
 
-    Transparency is laid on white; an image that is not square is fitted inside and padded. One bad file
-    leaves the others alone: the rows are decoded inside a tf.data pipeline that drops what fails, which also
-    works in a SavedModel served from C++.
+    Transparency is laid on white; an image that is not square is fitted inside and padded; a photo is turned as its
+    EXIF orientation says. One bad file leaves the others alone: the rows are decoded inside a tf.data pipeline that
+    drops what fails, which also works in a SavedModel served from C++. Two are decoded at a time, in up to 12 bytes a
+    pixel each; `ContentForm` bounds the pixels.
 
     Args:
         contents: string [B], encoded files.
@@ -34,21 +39,29 @@ def decode_images(contents: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]
 
 
 def _decode_image(content: tf.Tensor, size: int) -> tf.Tensor:
-    image = tf.cast(tf.io.decode_image(content, channels=0, expand_animations=False), tf.float32)  # [h, w, 1..4]
+    image = tf.io.decode_image(content, channels=0, expand_animations=False)  # uint8 [h, w, 1..4]
     shape = tf.shape(image)
-    color_channels = tf.where(shape[2] >= 3, 3, 1)
-    opaque = tf.fill([shape[0], shape[1], 1], 255.0)
-    alpha = tf.concat([image[:, :, color_channels:], opaque], axis=-1)[:, :, :1] / 255.0
-    color = tf.broadcast_to(image[:, :, :color_channels], [shape[0], shape[1], 3])
-    inverted = (255.0 - color) * alpha
     # Not resize_with_pad: without antialiasing a photograph turns to noise at these sizes.
     scale = tf.cast(size, tf.float32) / tf.cast(tf.maximum(shape[0], shape[1]), tf.float32)
     fitted = tf.clip_by_value(tf.cast(tf.round(tf.cast(shape[:2], tf.float32) * scale), tf.int32), 1, size)
-    inverted = tf.cond(
-        tf.reduce_all(fitted == shape[:2]),
-        lambda: inverted,
-        lambda: tf.image.resize(inverted, fitted, antialias=True),
-    )
+
+    def shrink(values: tf.Tensor) -> tf.Tensor:  # to float32: what is large is held in one or two bytes a value
+        is_fitted = tf.reduce_all(fitted == shape[:2])
+        resize = lambda: tf.image.resize(values, fitted, antialias=True)  # noqa: E731
+        return tf.cond(is_fitted, lambda: tf.cast(values, tf.float32), resize)
+
+    def on_white() -> tf.Tensor:
+        def channel(place: tf.Tensor) -> tf.Tensor:
+            color, alpha = (tf.cast(values, tf.uint16) for values in (255 - image[:, :, place], image[:, :, -1]))
+            return shrink((color * alpha)[:, :, None])[:, :, 0] / 255.0
+
+        channels = tf.map_fn(channel, tf.range(shape[2] - 1), parallel_iterations=1, fn_output_signature=tf.float32)
+        return tf.transpose(channels, [1, 2, 0])
+
+    inverted = tf.cond(shape[2] % 2 == 0, on_white, lambda: shrink(255 - image))
+    inverted = tf.broadcast_to(inverted, tf.concat([fitted, [3]], 0))
+    inverted = orientation.turn_upright(inverted, orientation.exif_orientation(content))
+    fitted = tf.shape(inverted)[:2]
     before = (size - fitted) // 2
     after = size - fitted - before
     inverted = tf.pad(inverted, [[before[0], after[0]], [before[1], after[1]], [0, 0]])

@@ -105,10 +105,10 @@ class ContentTable:
 
     def __init__(self, encoder: Encoder, contents: list[bytes], max_prepared_bytes: int = MAX_PREPARED_BYTES) -> None:
         self.encoder = encoder
-        self._contents = contents
         chunks, valid, size = [], [], 0
         for start in range(0, len(contents), PREPARE_CHUNK):
-            features, usable = encoder.prepare(tf.constant(contents[start : start + PREPARE_CHUNK], tf.string))
+            admitted = encoder.admit(contents[start : start + PREPARE_CHUNK])
+            features, usable = encoder.prepare(tf.constant(admitted, tf.string))
             valid.append(usable.numpy())
             size += sum(feature.numpy().nbytes for feature in features)
             if size <= max_prepared_bytes:
@@ -116,7 +116,7 @@ class ContentTable:
         self.valid = np.concatenate(valid) if valid else np.zeros(0, bool)
         self.is_prepared = size <= max_prepared_bytes
         self._prepared = tuple(tf.constant(_stack(columns)) for columns in zip(*chunks)) if self.is_prepared else ()
-        self._raw = None if self.is_prepared else tf.constant(contents, tf.string)
+        self._raw = None if self.is_prepared else tf.constant(encoder.admit(contents), tf.string)
 
     def fetch(self, rows: tf.Tensor) -> Features:
         """Returns what the model takes for int64 [B] rows of the contents; works inside tf.data."""

@@ -72,6 +72,7 @@ def train(
         modality=config.modality,
         dim=config.dim,
         encoder_version=fitted.encoder.version(),
+        content_form=dataclasses.asdict(fitted.encoder.form),
         **fitted.facts,
     )
 
