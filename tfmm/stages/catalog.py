@@ -1,0 +1,41 @@
+"""The catalog's vectors in the item index, and a snapshot of them to train on."""
+
+from __future__ import annotations
+
+import pathlib
+import typing
+
+from tfmm.config import RunConfig
+from tfmm.index import beam, item_index, snapshot
+from tfmm.stages.folders import Folder
+
+DEAD_LETTERS = "dead_letter"  # folder, in the snapshot's
+
+
+def embed_catalog(
+    run: RunConfig,
+    modalities: typing.Sequence[str],
+    data_dir: Folder,
+    encoders_dir: Folder,
+    index_path: Folder,
+    snapshot_dir: Folder,
+) -> dict[str, typing.Any]:
+    """Embeds the catalog by Beam into the item index, and takes a snapshot of it.
+
+    Args:
+        run: declares the modalities.
+        modalities: those of the data.
+        data_dir: the tables.
+        encoders_dir: one encoder folder per modality that has one.
+        index_path: the item index; made where missing.
+        snapshot_dir: gets the snapshot, and the dead letters in `dead_letter/`.
+    Returns:
+        The snapshot's manifest.
+    """
+    folders = {name: str(pathlib.Path(encoders_dir) / name) for name in run.encoders(modalities)}
+    dead_letters = pathlib.Path(snapshot_dir) / DEAD_LETTERS
+    beam.embed_catalog(data_dir, folders, index_path, dead_letters, modality_set=run.modality_set)
+    with item_index.ItemIndex(index_path) as index:
+        active = index.active_encoders()
+        versions = {name: active[name].encoder_version for name in modalities}
+        return snapshot.write_snapshot(index, snapshot_dir, versions)
