@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfmm import presets, saved_model
+from tfmm import artifacts, presets, saved_model
 from tfmm.config import override
 from tfmm.data import marketplace, schema
+from tfmm.export import saved_model as export
 
 pytest.importorskip("apache_beam", reason="Beam is not installed")
 
@@ -50,9 +51,9 @@ def run(tmp_path_factory, run_commands):
         "data check tables",
         "pretrain --data tables --output encoders" + options,
         "embed --data tables --encoders encoders --index index/items.sqlite --snapshot snapshot",
-        "train --data tables --snapshot snapshot --output models" + options,
-        "evaluate --models models --output evaluation --snapshot snapshot --encoders encoders --data tables" + options,
-        "export --models models --snapshot snapshot --data tables --output serving" + options,
+        "train --data tables --snapshot snapshot --output models",
+        "evaluate --models models --output evaluation --snapshot snapshot --encoders encoders --data tables",
+        "export --models models --evaluation evaluation --output serving",
     ]
     (folder / "stdout.txt").write_text(run_commands(folder, *commands))
     return folder
@@ -64,6 +65,27 @@ def test_each_stage_leaves_its_artifact(run):
     report = json.loads((run / "evaluation" / "report.json").read_text())
     assert set(report["models"]) == {"id", "multimodal"}
     assert json.loads((run / "evaluation" / "verdict.json").read_text())["passed"] is True
+
+
+def test_the_run_travels_beside_every_artifact(run):
+    """Named once, it is what each later stage does."""
+    declared = json.loads((run / "encoders" / "run.json").read_text())
+    assert declared["marketplace"]["num_items"] == 120 and declared["gate"]["min_auc"] == 0.0
+    for folder in ("snapshot", "models", "evaluation"):
+        assert json.loads((run / folder / "run.json").read_text()) == declared, folder
+    assert json.loads((run / "models" / "make" / "manifest.json").read_text())["config"]["epochs"] == 1
+    (version,) = (run / "serving").iterdir()
+    assert export.read_manifest(version)["config"]["candidate_buckets"] == [64]  # of the preset `small`
+
+
+def test_export_ships_what_was_judged_byte_by_byte(run):
+    (version,) = (run / "serving").iterdir()
+    judged = run / "models" / "multimodal" / "Format-Serving"
+    files = sorted(path.relative_to(judged) for path in judged.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(version) for path in version.rglob("*") if path.is_file())
+    assert all((judged / file).read_bytes() == (version / file).read_bytes() for file in files)
+    verdict = json.loads((run / "evaluation" / "verdict.json").read_text())
+    assert verdict["judged"] == artifacts.digest(version)
 
 
 def test_encoders_are_reported_beside_their_untrained_selves(run):

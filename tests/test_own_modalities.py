@@ -111,10 +111,10 @@ def folder(tmp_path_factory, run_commands):
         "run show --data tables" + options,
         "data check tables" + options,
         "pretrain --data tables --output encoders" + options,
-        "embed --data tables --encoders encoders --index index/items.sqlite --snapshot snapshot" + options,
-        "train --data tables --snapshot snapshot --output models" + options,
-        "evaluate --models models --output evaluation --snapshot snapshot --encoders encoders --data tables" + options,
-        "export --models models --snapshot snapshot --data tables --output serving" + options,
+        "embed --data tables --encoders encoders --index index/items.sqlite --snapshot snapshot",
+        "train --data tables --snapshot snapshot --output models",
+        "evaluate --models models --output evaluation --snapshot snapshot --encoders encoders --data tables",
+        "export --models models --evaluation evaluation --output serving",
     )
     (folder / "stdout.txt").write_text(said)
     return folder

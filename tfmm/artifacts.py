@@ -24,6 +24,17 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def digest(folder: str | pathlib.Path) -> str:
+    """Returns a hash of all files of a folder, names and bytes: equal for a copy."""
+    total, root = hashlib.sha256(), pathlib.Path(folder)
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        total.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                total.update(chunk)
+    return total.hexdigest()
+
+
 def write_manifest(
     folder: str | pathlib.Path,
     kind: str,

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import os
 import pathlib
-import time
-import typing
 import warnings
 
 import click
 
 from tfmm import __version__, cli_data
-from tfmm.cli_options import ExistingFolder, File, Folder, Group, load_config, run_options
-from tfmm.modalities import CHECKPOINTS, DEAD_LETTERS, PAIRS
+from tfmm.cli_options import (
+    DEFAULT_RUN,
+    ExistingFolder,
+    File,
+    Folder,
+    Group,
+    later_run_options,
+    load_config,
+    run_options,
+    take_config,
+)
+from tfmm.modalities import CHECKPOINTS, PAIRS
 
 
 def _quiet_libraries() -> None:
@@ -61,27 +67,20 @@ def quickstart(
 @run_options
 def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
     """Pre-train item encoders on search query -> purchased item (SCL)."""
-    from tfmm.data import declared, pairs, schema, unread
+    from tfmm.data import declared, schema, unread
     from tfmm.evaluate import wording
-    from tfmm.pretrain import train
+    from tfmm.stages import encoders, pairs, run_file
     from tfmm.training import progress
 
     config = load_config(run, assignments)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
-    pairs_dir = output_dir / PAIRS
-    pairs.build_pairs(data_dir, config.pairs, pairs_dir, config.data, config.modality_set, config.feature_set)
-    for modality, settings in config.encoders(schema.modalities(data_dir, config.modality_set)).items():
-        result = train.train(
-            settings,
-            pairs_dir / modality,
-            output_dir / modality,
-            checkpoint_dir=output_dir / CHECKPOINTS / modality,
-            progress=progress.lines(click.echo),
-        )
-        if settings.frozen:
-            click.echo(f"{modality}: {settings.encoder} as it is, {result['dim']} values.")
-        else:
-            click.echo(f"{modality}: {wording.plan_text(result)}. {wording.accuracy_text(result)}.")
+    names = schema.modalities(data_dir, config.modality_set)
+    pairs_dir, checkpoints = output_dir / PAIRS, output_dir / CHECKPOINTS
+    with run_file.beside(config, output_dir):
+        pairs.make_pairs(config, data_dir, pairs_dir)
+        lines = progress.lines(click.echo)
+        for made in encoders.train_encoders(config, names, pairs_dir, output_dir, checkpoints, lines):
+            click.echo(wording.encoder_line(made))
 
 
 @main.command(
@@ -91,102 +90,59 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
 @click.option("--encoders", "encoders_dir", type=Folder, required=True, help="As `tfmm pretrain` wrote them.")
 @click.option("--index", "index_url", required=True, help="The item index, a path or a URL; made where missing.")
 @click.option("--snapshot", "snapshot_dir", type=Folder, required=True, help="A frozen copy for training.")
-@run_options
+@later_run_options
 def embed(
     data_dir: pathlib.Path,
     encoders_dir: pathlib.Path,
     index_url: str,
     snapshot_dir: pathlib.Path,
-    run: str,
+    run: str | None,
     assignments: tuple[str, ...],
 ) -> None:
     """Embed the catalog by Beam into the item index."""
     from tfmm.data import declared, schema, unread
-    from tfmm.index import beam, snapshot, store
+    from tfmm.stages import catalog, run_file
 
-    config = load_config(run, assignments)
+    config = take_config("encoders", encoders_dir, run, assignments, DEFAULT_RUN)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = schema.modalities(data_dir, config.modality_set)
-    folders = {name: str(encoders_dir / name) for name in config.encoders(names)}
-    dead_letters = snapshot_dir / DEAD_LETTERS
-    beam.embed_catalog(data_dir, folders, index_url, dead_letters, modality_set=config.modality_set)
-    with store.open_store(index_url) as index:
-        active = index.active_encoders()
-        versions = {name: active[name].encoder_version for name in names}
-        manifest = snapshot.write_snapshot(index, snapshot_dir, versions)
+    with run_file.beside(config, snapshot_dir):
+        manifest = catalog.embed_catalog(config, names, data_dir, encoders_dir, index_url, snapshot_dir)
     for modality, facts in manifest["modalities"].items():
         click.echo(f"{modality}: {facts['size']:,} items of dim {facts['dim']}, encoder {facts['encoder_version']}")
 
 
-@main.command(example="tfmm train --data my_tables --snapshot run/snapshot --output run/models --preset small")
+@main.command(example="tfmm train --data my_tables --snapshot run/snapshot --output run/models")
 @click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, required=True, help="As `tfmm embed` wrote it.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="Examples, MAKE and both click models.")
-@run_options
+@later_run_options
 def train(
     data_dir: pathlib.Path,
     snapshot_dir: pathlib.Path,
     output_dir: pathlib.Path,
-    run: str,
+    run: str | None,
     assignments: tuple[str, ...],
 ) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
-    from tfmm.ctr import train as ctr_train
-    from tfmm.data import beam, declared, examples, schema, unread
-    from tfmm.export import saved_model
-    from tfmm.make import train as make_train
-    from tfmm.training import progress as progress_lib
+    from tfmm.data import declared, unread
+    from tfmm.stages import click_model, examples, folders, inputs, make, run_file
+    from tfmm.training import progress
 
-    config = load_config(run, assignments)
-    feature_set = config.feature_set
-    raw, transformed, progress = output_dir / "examples", output_dir / "transformed", progress_lib.lines(click.echo)
-    unread.say(data_dir, click.echo, declared.tables(feature_set, config.modality_set))
-    names = schema.modalities(data_dir, config.modality_set)
-    if not names:
-        methods = ", ".join(method.name for method in config.methods)
-        raise ValueError(
-            f"The methods {methods} need a modality: {data_dir} must have contents in items. Received: none. Fill one "
-            "of their columns (`tfmm data schema`), or declare another."
-        )
-    beam.write_examples(data_dir, config.data, feature_set, raw)
-    examples.transform(raw, transformed)
-    train_pattern, eval_pattern = (str(transformed / f"{split}-*") for split in ("train", "eval"))
-    make_train.train(
-        config.make,
-        train_pattern,
-        eval_pattern,
-        snapshot_dir,
-        output_dir / "make",
-        feature_set,
-        checkpoint_dir=output_dir / "checkpoints" / "make",
-        progress=progress,
-    )
-    vocabulary = transformed / "vocabulary"
-    for name, modalities in (("id", ()), ("multimodal", names)):
-        own: dict[str, typing.Any] = (
-            {"snapshot_dir": snapshot_dir, "make_dir": output_dir / "make"} if modalities else {}
-        )
-        ctr_train.train(
-            config.ctr,
-            train_pattern,
-            eval_pattern,
-            vocabulary,
-            output_dir / name / "Format-TFMM",
-            feature_set,
-            modalities=modalities,
-            methods=config.methods,
-            checkpoint_dir=output_dir / "checkpoints" / name,
-            progress=progress,
-            **own,
-        )
-        saved_model.export(
-            output_dir / name / "Format-TFMM",
-            vocabulary,
-            own.get("snapshot_dir"),
-            declared.id_types(data_dir, feature_set),
-            config.export,
-            output_dir / name / "Format-Serving",
-        )
+    config = take_config("catalog", snapshot_dir, run, assignments)
+    unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
+    names = inputs.modalities_of(config, data_dir)
+    patterns, make_dir = examples.transformed_patterns(output_dir), output_dir / "make"
+    vocabulary, checkpoints = output_dir / examples.TRANSFORMED / examples.VOCABULARY, output_dir / CHECKPOINTS
+    lines = progress.lines(click.echo)
+    with run_file.beside(config, output_dir):
+        examples.make_examples(config, data_dir, output_dir)
+        make.train_make(config, patterns, snapshot_dir, make_dir, checkpoints / "make", lines)
+        for name in (folders.ID, folders.MULTIMODAL):
+            vectors = click_model.Vectors(names, snapshot_dir, make_dir) if name == folders.MULTIMODAL else None
+            click_model.train_click_model(
+                config, patterns, vocabulary, data_dir, output_dir / name, checkpoints / name, vectors, lines
+            )
 
 
 @main.command(example="tfmm evaluate --models run/models --output run/evaluation --snapshot run/snapshot")
@@ -196,7 +152,7 @@ def train(
 @click.option("--encoders", "encoders_dir", type=ExistingFolder, help="Probe them untrained too; needs --data.")
 @click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables: what untrained encoders read.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="report.json, verdict.json.")
-@run_options
+@later_run_options
 def evaluate(
     models_dir: pathlib.Path,
     in_service_dir: pathlib.Path | None,
@@ -204,65 +160,43 @@ def evaluate(
     encoders_dir: pathlib.Path | None,
     data_dir: pathlib.Path | None,
     output_dir: pathlib.Path,
-    run: str,
+    run: str | None,
     assignments: tuple[str, ...],
 ) -> None:
     """Score held-out impressions with the exported models and judge them; exit 1 where the gate refuses."""
-    from tfmm.evaluate import encoders, gate, report, wording
+    from tfmm.evaluate import wording
+    from tfmm.stages import examples, folders, judgement, run_file
 
-    models = {name: str(models_dir / name / "Format-Serving") for name in ("id", "multimodal")}
-    if in_service_dir is not None:
-        models["in_service"] = str(in_service_dir)
-    config, examples_dir = load_config(run, assignments), models_dir / "examples"
-    train_pattern, eval_pattern = (str(examples_dir / f"{split}-*") for split in ("train", "eval"))
-    probed = encoders.probe_encoders(
-        eval_pattern,
-        config.feature_set,
-        snapshot_dir,
-        data_dir,
-        encoders.encoder_folders(encoders_dir),
-        config.modality_set,
-    )
-    judged = report.evaluate(
-        models, train_pattern, eval_pattern, output_dir, config.feature_set, encoders=probed, snapshot_dir=snapshot_dir
-    )
-    verdict = gate.decide(judged, config.gate)
-    (output_dir / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2) + "\n")
+    config = take_config("models", models_dir, run, assignments)
+    with run_file.beside(config, output_dir):
+        judged, verdict = judgement.judge(
+            config,
+            {name: models_dir / name for name in (folders.ID, folders.MULTIMODAL)},
+            examples.raw_patterns(models_dir),
+            output_dir,
+            in_service_dir=in_service_dir,
+            snapshot_dir=snapshot_dir,
+            encoders_dir=encoders_dir,
+            data_dir=data_dir,
+        )
     click.echo("\n".join(wording.report_lines(judged)))
     click.echo(f"The gate {'passed' if verdict.passed else 'refused'}. {' '.join(verdict.reasons)}")
     raise SystemExit(0 if verdict.passed else 1)
 
 
-@main.command(
-    example="tfmm export --models run/models --snapshot run/snapshot --data my_tables --output run/serving/tfmm"
-)
+@main.command(example="tfmm export --models run/models --evaluation run/evaluation --output run/serving/tfmm")
 @click.option("--models", "models_dir", type=ExistingFolder, required=True, help="As `tfmm train` wrote them.")
-@click.option("--snapshot", "snapshot_dir", type=ExistingFolder, required=True, help="The index to start from.")
-@click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables: the types of ids.")
+@click.option("--evaluation", "evaluation_dir", type=ExistingFolder, help="As `tfmm evaluate` wrote it: the verdict.")
+@click.option("--unjudged", is_flag=True, help="Export a model that the gate refused, or did not see.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="A new version is made in this folder.")
-@run_options
 def export(
-    models_dir: pathlib.Path,
-    snapshot_dir: pathlib.Path,
-    data_dir: pathlib.Path,
-    output_dir: pathlib.Path,
-    run: str,
-    assignments: tuple[str, ...],
+    models_dir: pathlib.Path, evaluation_dir: pathlib.Path | None, unjudged: bool, output_dir: pathlib.Path
 ) -> None:
-    """Write the multimodal model as a new version that TF Serving loads."""
-    from tfmm.data import declared
-    from tfmm.export import saved_model
+    """Ship the multimodal model that was judged, byte by byte, as a new version that TF Serving loads."""
+    from tfmm.stages import version
 
-    version, config = output_dir / str(int(time.time())), load_config(run, assignments)
-    saved_model.export(
-        models_dir / "multimodal" / "Format-TFMM",
-        models_dir / "transformed" / "vocabulary",
-        snapshot_dir,
-        declared.id_types(data_dir, config.feature_set),
-        config.export,
-        version,
-    )
-    click.echo(f"Wrote version {version}.")
+    made = version.ship(models_dir, evaluation_dir, output_dir, unjudged)
+    click.echo(f"Wrote version {made}{', unjudged' if unjudged else ''}.")
 
 
 @main.command(example="tfmm serve --model-base-path run/serving/tfmm --rest-api-port 8501")

@@ -10,8 +10,13 @@ import click
 
 from tfmm import extras
 
+if typing.TYPE_CHECKING:
+    from tfmm.config import RunConfig
+
 Folder = click.Path(file_okay=False, path_type=pathlib.Path)
 ExistingFolder = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
+DEFAULT_RUN = "quickstart"
+_F = typing.TypeVar("_F", bound=typing.Callable[..., typing.Any])
 File = click.Path(dir_okay=False, path_type=pathlib.Path)
 
 
@@ -45,35 +50,56 @@ class Group(click.Group):
             raise click.ClickException(answer or f"{error}\n(TFMM_TRACEBACK=1 shows where.)") from error
 
 
-def run_options(function: typing.Callable) -> typing.Callable:
+def _set_option() -> typing.Callable[[_F], _F]:
+    return click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        metavar="STAGE.FIELD=VALUE",
+        help="Override one setting, checked against its stage; may be repeated.",
+    )
+
+
+def _run_option(default: str | None, meaning: str) -> typing.Callable[[_F], _F]:
+    return click.option(
+        "--run",
+        "--preset",
+        "run",
+        default=default,
+        show_default=default is not None,
+        metavar="RUN",
+        help=f"{meaning}a preset (quickstart, small, rich, paper), module:function, a .toml or .json file.",
+    )
+
+
+def run_options(function: _F) -> _F:
     """Adds `--run` and `--set`, which give `run` and `assignments`."""
-    for option in (
-        click.option(
-            "--set",
-            "assignments",
-            multiple=True,
-            metavar="STAGE.FIELD=VALUE",
-            help="Override one setting, checked against its stage; may be repeated.",
-        ),
-        click.option(
-            "--run",
-            "--preset",
-            "run",
-            default="quickstart",
-            show_default=True,
-            metavar="RUN",
-            help="The settings: a preset (quickstart, small, rich, paper), module:function, a .toml or .json file.",
-        ),
-    ):
-        function = option(function)
-    return function
+    return _run_option(DEFAULT_RUN, "The settings: ")(_set_option()(function))
 
 
-def load_config(run: str, assignments: tuple[str, ...], seed: int | None = None) -> typing.Any:
-    """Returns the RunConfig that the options name, verified; a `seed` is every stage's, unless `--set` gives others."""
+def later_run_options(function: _F) -> _F:
+    """Adds `--run` and `--set` to a stage that reads another's artifact, and with it the run that made it."""
+    meaning = "Default: the run that made what is read (its run.json). Another, if it differs in nothing that is made: "
+    return _run_option(None, meaning)(_set_option()(function))
+
+
+def load_config(run: str, assignments: tuple[str, ...], seed: int | None = None) -> RunConfig:
+    """Returns the run that the options name, verified; a `seed` is every stage's, unless `--set` gives others."""
     from tfmm import config, runs
 
     settings = runs.load(run)
     result = config.override(settings if seed is None else settings.with_seed(seed), assignments)
+    runs.verify(result)
+    return result
+
+
+def take_config(
+    stage: str, folder: pathlib.Path, run: str | None, assignments: tuple[str, ...], default: str | None = None
+) -> RunConfig:
+    """Returns the run that made an artifact, changed as the options say and verified, see `run_file.taken`."""
+    from tfmm import runs
+    from tfmm.stages import run_file
+
+    result = run_file.taken(stage, folder, run, assignments, default)
     runs.verify(result)
     return result

@@ -1,6 +1,7 @@
 """The stock `tfx` command with one more option: `tfx run create --pipeline tfx_pipeline/`."""
 
 import pathlib
+import typing
 
 import click
 from tfx.tools.cli import labels
@@ -34,7 +35,7 @@ def _register(ctx, engine: str, dsl_path: pathlib.Path) -> str:
     """Does what `tfx pipeline create` (or `update`) does; returns the name that the file gives its pipeline."""
     ctx.flags_dict[labels.ENGINE_FLAG] = engine
     ctx.flags_dict[labels.PIPELINE_DSL_PATH] = str(dsl_path)
-    handler = handler_factory.create_handler(ctx.flags_dict)
+    handler: typing.Any = handler_factory.create_handler(ctx.flags_dict)  # one that runs pipelines on this machine
     context = handler.execute_dsl(handler._get_dag_runner_patcher())
     name = context["pipeline_name"]
     handler._save_pipeline({labels.PIPELINE_NAME: name, labels.PIPELINE_ROOT: context["pipeline_root"]})
@@ -47,6 +48,7 @@ def add_pipeline_option() -> None:
     if any(parameter.name == "pipeline" for parameter in command.params):
         return
     stock = command.callback
+    assert stock is not None, "`tfx run create` must do something"
     command.params.append(
         click.Option(
             ["--pipeline"],

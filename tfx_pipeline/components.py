@@ -1,7 +1,8 @@
 """The nodes of the DAG that are ours: each calls one stage's entry in tfmm and hands over folders.
 
-`code` is a fingerprint of the source that a node runs: TFX's cache key holds a function's path, not its body.
-No postponed annotations here: TFX reads the signatures.
+`run` is the run as far as the node reads it (`run_file.part`), so that nothing else is in the cache's key; the whole
+run lies in `run_path`, and is copied beside the artifact. `code` is a fingerprint of the source that a node runs:
+TFX's cache key holds a function's path, not its body. No postponed annotations here: TFX reads the signatures.
 """
 
 import dataclasses
@@ -11,42 +12,49 @@ import pathlib
 import apache_beam as beam
 from absl import logging
 from tfx import v1 as tfx
-from tfx.dsl.component.experimental.annotations import BeamComponentParameter
 
 from tfmm import config as config_lib
-from tfmm.features import FeatureSet, Label
-from tfmm.modalities import DEAD_LETTERS, ModalitySet
+from tfmm.features import FeatureSet
+from tfmm.stages import folders, run_file
 from tfmm.training import progress
 from tfx_pipeline import environments
+from tfx_pipeline.annotations import (
+    BeamComponentParameter,
+    InputArtifact,
+    OutputArtifact,
+    Parameter,
+    beam_component,
+    component,
+)
 from tfx_pipeline.artifact_types import DataReport, Dataset, Encoders, IndexSnapshot, Make, Pairs
 
-component = tfx.dsl.components.component
-InputArtifact = tfx.dsl.components.InputArtifact
-OutputArtifact = tfx.dsl.components.OutputArtifact
-Parameter = tfx.dsl.components.Parameter
 Examples = tfx.types.standard_artifacts.Examples
 Model = tfx.types.standard_artifacts.Model
+Schema = tfx.types.standard_artifacts.Schema
 TransformGraph = tfx.types.standard_artifacts.TransformGraph
+ModelBlessing = tfx.types.standard_artifacts.ModelBlessing
+ModelEvaluation = tfx.types.standard_artifacts.ModelEvaluation
+
+VOCABULARY = "vocabulary"  # folder of a model's artifact
 
 
-def _config(kind, text):
-    return config_lib.from_dict(kind, json.loads(text))
+def _run(text: str) -> config_lib.RunConfig:
+    run: config_lib.RunConfig = config_lib.from_dict(config_lib.RunConfig, json.loads(text))
+    return run
 
 
 @component
-def Marketplace(config: Parameter[str], code: Parameter[str], dataset: OutputArtifact[Dataset]):
+def Marketplace(run: Parameter[str], code: Parameter[str], dataset: OutputArtifact[Dataset]):
     """Makes the synthetic marketplace."""
     from tfmm.data import marketplace
 
-    marketplace.generate(_config(config_lib.MarketplaceConfig, config), dataset.uri)
+    marketplace.generate(_run(run).marketplace, dataset.uri)
 
 
 @component
 def DataCheck(
     dataset: InputArtifact[Dataset],
-    config: Parameter[str],
-    feature_set: Parameter[str],
-    modality_set: Parameter[str],
+    run: Parameter[str],
     max_pixels: Parameter[str],
     code: Parameter[str],
     report: OutputArtifact[DataReport],
@@ -54,13 +62,13 @@ def DataCheck(
     """Writes down every fault of the tables and what is not read, and stops the run where leaving rows out fails."""
     from tfmm.data import checks, unread
 
-    data_config = _config(config_lib.DataConfig, config)
-    declared = _config(FeatureSet, feature_set), _config(ModalitySet, modality_set)
-    found = checks.check(dataset.uri, data_config, *declared, json.loads(max_pixels))
+    config = _run(run)
+    declared = config.feature_set, config.modality_set
+    found = checks.check(dataset.uri, config.data, *declared, json.loads(max_pixels))
     (pathlib.Path(report.uri) / "report.json").write_text(json.dumps(dataclasses.asdict(found), default=str))
     for line in unread.in_words(found.unread):
         logging.warning("%s: %s", dataset.uri, line)
-    stopping = found.stopping(data_config.max_bad_fraction)
+    stopping = found.stopping(config.data.max_bad_fraction)
     if stopping:
         raise ValueError(
             f"{dataset.uri} breaks {len(stopping)} rules of the data schema too often to leave rows out: "
@@ -73,46 +81,36 @@ def DataCheck(
 def PairBuilder(
     dataset: InputArtifact[Dataset],
     report: InputArtifact[DataReport],
-    config: Parameter[str],
-    data_config: Parameter[str],
-    modality_set: Parameter[str],
-    label: Parameter[str],
+    run: Parameter[str],
     code: Parameter[str],
     pairs: OutputArtifact[Pairs],
 ):
     """Query -> purchased item pairs from the search and purchase logs before the evaluation period."""
-    from tfmm.data import pairs as pairs_lib
+    from tfmm.stages import pairs as pairs_lib
 
-    pairs_lib.build_pairs(
-        dataset.uri,
-        _config(config_lib.PairsConfig, config),
-        pairs.uri,
-        _config(config_lib.DataConfig, data_config),
-        _config(ModalitySet, modality_set),
-        FeatureSet(label=_config(Label, label)),
-    )
+    pairs_lib.make_pairs(_run(run), dataset.uri, pairs.uri)
 
 
 @component
 def SCLTrainer(
     pairs: InputArtifact[Pairs],
-    configs: Parameter[str],
+    modalities: Parameter[str],
+    run: Parameter[str],
+    run_path: Parameter[str],
     checkpoint_dir: Parameter[str],
     progress_path: Parameter[str],
     code: Parameter[str],
     encoders: OutputArtifact[Encoders],
 ):
     """Semantic-aware contrastive pre-training of one encoder per modality."""
-    from tfmm.pretrain import train
+    from tfmm.stages import encoders as encoders_lib
 
-    for modality, config in json.loads(configs).items():
-        train.train(
-            config_lib.from_dict(config_lib.SCLConfig, config),
-            str(pathlib.Path(pairs.uri) / modality),
-            str(pathlib.Path(encoders.uri) / modality),
-            checkpoint_dir=str(pathlib.Path(checkpoint_dir) / modality),
-            progress=progress.jsonl(progress_path),
-        )
+    report = progress.jsonl(progress_path)
+    for _ in encoders_lib.train_encoders(
+        _run(run), json.loads(modalities), pairs.uri, encoders.uri, checkpoint_dir, report
+    ):
+        pass
+    run_file.copy(run_path, encoders.uri)
 
 
 @component
@@ -121,35 +119,23 @@ def CatalogEmbedder(
     encoders: InputArtifact[Encoders],
     index_path: Parameter[str],
     modalities: Parameter[str],
-    modality_set: Parameter[str],
+    run: Parameter[str],
+    run_path: Parameter[str],
     code: Parameter[str],
     snapshot: OutputArtifact[IndexSnapshot],
 ):
     """Embeds the catalog by Beam into the item index, and takes a snapshot of it."""
-    from tfmm.index import beam as index_beam
-    from tfmm.index import snapshot as snapshot_lib
-    from tfmm.index import store
+    from tfmm.stages import catalog
 
-    declared, names = _config(ModalitySet, modality_set), json.loads(modalities)
-    index_beam.embed_catalog(
-        dataset.uri,
-        {name: str(pathlib.Path(encoders.uri) / name) for name in names if not declared[name].is_ready},
-        index_path,
-        dead_letter_dir=str(pathlib.Path(snapshot.uri) / DEAD_LETTERS),
-        modality_set=declared,
-    )
-    with store.open_store(index_path) as index:
-        active = index.active_encoders()
-        versions = {name: active[name].encoder_version for name in names}
-        snapshot_lib.write_snapshot(index, snapshot.uri, versions)
+    catalog.embed_catalog(_run(run), json.loads(modalities), dataset.uri, encoders.uri, index_path, snapshot.uri)
+    run_file.copy(run_path, snapshot.uri)
 
 
-@component(use_beam=True)
+@beam_component
 def ExampleGenerator(
     dataset: InputArtifact[Dataset],
     report: InputArtifact[DataReport],
-    config: Parameter[str],
-    feature_set: Parameter[str],
+    run: Parameter[str],
     code: Parameter[str],
     examples: OutputArtifact[Examples],
     pipeline: BeamComponentParameter[beam.Pipeline] = None,
@@ -157,105 +143,47 @@ def ExampleGenerator(
     """Joins impressions with each user's earlier behaviors into tf.Examples, by Beam."""
     from tfmm.data import beam as data_beam
 
-    examples.split_names = json.dumps(["train", "eval"])
+    config = _run(run)
+    examples.split_names = json.dumps(folders.SPLITS)
     with pipeline as root:
-        declared = _config(FeatureSet, feature_set)
-        data_beam.write(root, dataset.uri, _config(config_lib.DataConfig, config), declared, examples.uri)
+        data_beam.write(root, dataset.uri, config.data, config.feature_set, examples.uri)
 
 
 @component
-def FeatureSchema(
-    feature_set: Parameter[str],
-    code: Parameter[str],
-    schema: OutputArtifact[tfx.types.standard_artifacts.Schema],
-):
+def FeatureSchema(feature_set: Parameter[str], code: Parameter[str], schema: OutputArtifact[Schema]):
     """The examples' schema, from the declared features."""
     from tensorflow_transform.tf_metadata import schema_utils
     from tfx.utils import io_utils
 
     from tfmm import preprocessing
 
-    proto = schema_utils.schema_from_feature_spec(preprocessing.raw_spec(_config(FeatureSet, feature_set)))
+    declared = config_lib.from_dict(FeatureSet, json.loads(feature_set))
+    proto = schema_utils.schema_from_feature_spec(preprocessing.raw_spec(declared))
     io_utils.write_pbtxt_file(str(pathlib.Path(schema.uri) / "schema.pbtxt"), proto)
 
 
-def _patterns(examples):
-    return [f"{examples.uri}/Split-{split}/*" for split in ("train", "eval")]
+def _patterns(examples: Examples) -> tuple[str, str]:
+    train, evaluation = (f"{examples.uri}/Split-{split}/*" for split in folders.SPLITS)
+    return train, evaluation
 
 
 @component
 def MAKETrainer(
     examples: InputArtifact[Examples],
     snapshot: InputArtifact[IndexSnapshot],
-    config: Parameter[str],
-    feature_set: Parameter[str],
+    run: Parameter[str],
+    run_path: Parameter[str],
     checkpoint_dir: Parameter[str],
     progress_path: Parameter[str],
     code: Parameter[str],
     make: OutputArtifact[Make],
 ):
     """Pre-trains the multimodal knowledge extractor on clicks, for several epochs."""
-    from tfmm.make import train
+    from tfmm.stages import make as make_lib
 
-    train_pattern, eval_pattern = _patterns(examples)
-    train.train(
-        _config(config_lib.MAKEConfig, config),
-        train_pattern,
-        eval_pattern,
-        snapshot.uri,
-        make.uri,
-        _config(FeatureSet, feature_set),
-        checkpoint_dir=checkpoint_dir,
-        progress=progress.jsonl(progress_path),
-    )
-
-
-def _train_ctr(
-    examples,
-    transform_graph,
-    dataset,
-    config,
-    export,
-    feature_set,
-    checkpoint_dir,
-    progress_path,
-    model,
-    snapshot_dir=None,
-    make_dir=None,
-    modalities="[]",
-    methods="[]",
-):
-    from tfmm.ctr import train
-    from tfmm.data import declared
-    from tfmm.export import saved_model
-    from tfx_pipeline import preprocessing
-
-    train_pattern, eval_pattern = _patterns(examples)
-    vocabulary_dir = f"{model.uri}/vocabulary"
-    preprocessing.collect(transform_graph.uri, _config(FeatureSet, feature_set), vocabulary_dir)
-    model_dir = f"{model.uri}/Format-TFMM"
-    train.train(
-        _config(config_lib.CTRConfig, config),
-        train_pattern,
-        eval_pattern,
-        vocabulary_dir,
-        model_dir,
-        _config(FeatureSet, feature_set),
-        modalities=json.loads(modalities),
-        methods=[config_lib.from_dict(config_lib.Method, method) for method in json.loads(methods)],
-        snapshot_dir=snapshot_dir,
-        make_dir=make_dir,
-        checkpoint_dir=checkpoint_dir,
-        progress=progress.jsonl(progress_path),
-    )
-    saved_model.export(
-        model_dir,
-        vocabulary_dir,
-        snapshot_dir,
-        declared.id_types(dataset.uri, _config(FeatureSet, feature_set)),
-        _config(config_lib.ExportConfig, export),
-        f"{model.uri}/Format-Serving",
-    )
+    report = progress.jsonl(progress_path)
+    make_lib.train_make(_run(run), _patterns(examples), snapshot.uri, make.uri, checkpoint_dir, report)
+    run_file.copy(run_path, make.uri)
 
 
 @component
@@ -263,26 +191,24 @@ def IDTrainer(
     examples: InputArtifact[Examples],
     transform_graph: InputArtifact[TransformGraph],
     dataset: InputArtifact[Dataset],
-    config: Parameter[str],
-    export: Parameter[str],
-    feature_set: Parameter[str],
+    run: Parameter[str],
+    run_path: Parameter[str],
     checkpoint_dir: Parameter[str],
     progress_path: Parameter[str],
     code: Parameter[str],
     model: OutputArtifact[Model],
 ):
     """Trains the ID-only twin for one epoch and exports it."""
-    _train_ctr(
-        examples,
-        transform_graph,
-        dataset,
-        config,
-        export,
-        feature_set,
-        checkpoint_dir,
-        progress_path,
-        model,
+    from tfmm.stages import click_model
+    from tfx_pipeline import preprocessing
+
+    config, vocabulary = _run(run), pathlib.Path(model.uri) / VOCABULARY
+    preprocessing.collect(transform_graph.uri, config.feature_set, vocabulary)
+    report = progress.jsonl(progress_path)
+    click_model.train_click_model(
+        config, _patterns(examples), vocabulary, dataset.uri, model.uri, checkpoint_dir, None, report
     )
+    run_file.copy(run_path, model.uri)
 
 
 @component
@@ -293,31 +219,25 @@ def MultimodalTrainer(
     snapshot: InputArtifact[IndexSnapshot],
     make: InputArtifact[Make],
     modalities: Parameter[str],
-    methods: Parameter[str],
-    config: Parameter[str],
-    export: Parameter[str],
-    feature_set: Parameter[str],
+    run: Parameter[str],
+    run_path: Parameter[str],
     checkpoint_dir: Parameter[str],
     progress_path: Parameter[str],
     code: Parameter[str],
     model: OutputArtifact[Model],
 ):
     """Trains the click model with SimTier and MAKE for one epoch and exports it with its item index."""
-    _train_ctr(
-        examples,
-        transform_graph,
-        dataset,
-        config,
-        export,
-        feature_set,
-        checkpoint_dir,
-        progress_path,
-        model,
-        snapshot.uri,
-        make.uri,
-        modalities,
-        methods,
+    from tfmm.stages import click_model
+    from tfx_pipeline import preprocessing
+
+    config, vocabulary = _run(run), pathlib.Path(model.uri) / VOCABULARY
+    preprocessing.collect(transform_graph.uri, config.feature_set, vocabulary)
+    vectors = click_model.Vectors(json.loads(modalities), snapshot.uri, make.uri)
+    report = progress.jsonl(progress_path)
+    click_model.train_click_model(
+        config, _patterns(examples), vocabulary, dataset.uri, model.uri, checkpoint_dir, vectors, report
     )
+    run_file.copy(run_path, model.uri)
 
 
 @component
@@ -329,30 +249,25 @@ def ModelGate(
     encoders: InputArtifact[Encoders],
     snapshot: InputArtifact[IndexSnapshot],
     serving_dir: Parameter[str],
-    config: Parameter[str],
-    feature_set: Parameter[str],
-    modality_set: Parameter[str],
+    run: Parameter[str],
+    run_path: Parameter[str],
     code: Parameter[str],
-    evaluation: OutputArtifact[tfx.types.standard_artifacts.ModelEvaluation],
-    blessing: OutputArtifact[tfx.types.standard_artifacts.ModelBlessing],
+    evaluation: OutputArtifact[ModelEvaluation],
+    blessing: OutputArtifact[ModelBlessing],
 ):
     """Judges the exported model against thresholds, its ID-only twin and the model in service."""
-    from tfmm.evaluate import encoders as encoders_lib
-    from tfmm.evaluate import gate, report
+    from tfmm.stages import judgement
 
-    train_pattern, eval_pattern = _patterns(examples)
-    models = {"id": f"{id_model.uri}/Format-Serving", "multimodal": f"{multimodal_model.uri}/Format-Serving"}
-    in_service = environments.newest_version(serving_dir)
-    if in_service is not None:
-        models["in_service"] = str(in_service)
-    declared, folders = _config(FeatureSet, feature_set), encoders_lib.encoder_folders(encoders.uri)
-    modalities = _config(ModalitySet, modality_set)
-    probed = encoders_lib.probe_encoders(eval_pattern, declared, snapshot.uri, dataset.uri, folders, modalities)
-    patterns = (train_pattern, eval_pattern)
-    judged = report.evaluate(
-        models, *patterns, evaluation.uri, declared, encoders=probed, snapshot_dir=snapshot.uri
+    _, verdict = judgement.judge(
+        _run(run),
+        {folders.ID: id_model.uri, folders.MULTIMODAL: multimodal_model.uri},
+        _patterns(examples),
+        evaluation.uri,
+        in_service_dir=environments.newest_version(serving_dir),
+        snapshot_dir=snapshot.uri,
+        encoders_dir=encoders.uri,
+        data_dir=dataset.uri,
     )
-    verdict = gate.decide(judged, _config(config_lib.GateConfig, config))
-    (pathlib.Path(evaluation.uri) / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2))
+    run_file.copy(run_path, evaluation.uri)
     blessing.set_int_custom_property("blessed", int(verdict.passed))
     (pathlib.Path(blessing.uri) / ("BLESSED" if verdict.passed else "NOT_BLESSED")).touch()

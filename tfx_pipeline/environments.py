@@ -9,24 +9,20 @@ The stock `tfx` command passes nothing to a pipeline file, so a run is described
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import functools
 import hashlib
-import importlib.util
 import json
 import os
 import pathlib
 import typing
 
-import tfmm
 from tfmm import config as config_lib
 from tfmm import runs
 from tfmm.data import layout, schema, unread
+from tfmm.stages import run_file
 
 PIPELINE_NAME = "tfmm"
 MODEL_NAME = "tfmm"
-_ROOT = pathlib.Path(tfmm.__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +45,17 @@ class Environment:
 
     def to_variables(self) -> dict[str, str]:
         """Writes the settings to `run.json` in the workdir; returns the variables that describe this run."""
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        run = self.workdir / "run.json"
-        run.write_text(json.dumps(config_lib.to_dict(self.config), indent=2) + "\n")
+        self.write_run()
         data = "" if self.data_dir is None else str(self.data_dir)  # "" hides one that the shell has
-        return {"TFMM_WORKDIR": str(self.workdir), "TFMM_RUN": str(run), "TFMM_DATA": data}
+        return {"TFMM_WORKDIR": str(self.workdir), "TFMM_RUN": str(self.run_path), "TFMM_DATA": data}
+
+    def write_run(self) -> None:
+        """Writes the whole run to `run.json` in the workdir; nodes copy it beside what they make."""
+        run_file.write(self.config, self.workdir)
+
+    @property
+    def run_path(self) -> pathlib.Path:
+        return self.workdir / run_file.FILE
 
     @property
     def pipeline_root(self) -> pathlib.Path:
@@ -92,60 +94,6 @@ def data_fingerprint(data_dir: pathlib.Path, tables: schema.Tables = schema.TABL
             status = os.stat(part.path)
             facts.append((os.path.relpath(part.path, data_dir), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def code_fingerprint(*packages: str) -> str:
-    """Returns a hash of the source of packages, so that TFX's cache never answers for code that has changed.
-
-    Args:
-        *packages: dotted names of modules or packages, such as `"tfmm.data"`.
-    """
-    digest = hashlib.sha256()
-    for package in packages:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise ValueError(f"`packages` must name importable modules. Received: {package!r}.")
-        origin = pathlib.Path(spec.origin)
-        is_package = origin.name == "__init__.py" and not package.endswith(".__init__")
-        files = sorted(origin.parent.rglob("*.py")) if is_package else [origin]
-        for path in files:
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def imported_modules(*packages: str) -> list[str]:
-    """Returns the modules of packages and all of tfmm's that they import, in functions too, sorted.
-
-    Args:
-        *packages: their dotted names, such as `"tfmm.make"`.
-    """
-    waiting = [path for package in packages for path in (_ROOT / package.replace(".", "/")).rglob("*.py")]
-    found: set[pathlib.Path] = set()
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += _imports(path)
-    return sorted(".".join(path.relative_to(_ROOT).with_suffix("").parts) for path in found)
-
-
-@functools.cache
-def _imports(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """Returns the files of tfmm that a file imports when it runs."""
-    names: list[str] = []
-    waiting: list[ast.AST] = [ast.parse(path.read_text("utf-8"))]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif not (isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")):
-            waiting += ast.iter_child_nodes(node)
-    parts = [name.split(".") for name in names if name.partition(".")[0] == "tfmm"]
-    places = [_ROOT.joinpath(*name[:depth]) for name in parts for depth in range(1, len(name) + 1)]
-    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
-    return tuple(file for file in files if file.is_file())
 
 
 def newest_version(serving_dir: str | pathlib.Path) -> pathlib.Path | None:

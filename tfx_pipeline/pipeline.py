@@ -7,17 +7,12 @@ import pathlib
 from tfx import v1 as tfx
 
 from tfmm import config as config_lib
-from tfmm import own_classes, runs
-from tfmm.data import declared, schema
+from tfmm import own_classes, runs, source
+from tfmm.data import declared
 from tfmm.pretrain import frozen
+from tfmm.stages import inputs, run_file
 from tfx_pipeline import artifact_types, components
-from tfx_pipeline.environments import (
-    PIPELINE_NAME,
-    Environment,
-    code_fingerprint,
-    data_fingerprint,
-    imported_modules,
-)
+from tfx_pipeline.environments import PIPELINE_NAME, Environment, data_fingerprint
 
 # Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
 LOCAL_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
@@ -25,12 +20,8 @@ LOCAL_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--dire
 MARKETPLACE_CONTENTS = ("image", "title")  # columns of its items
 
 
-def _json(config: object) -> str:
-    return json.dumps(config_lib.to_dict(config), sort_keys=True)
-
-
 def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...] = LOCAL_BEAM) -> tfx.dsl.Pipeline:
-    """Builds the DAG for the folders and settings of one environment.
+    """Builds the DAG for the folders and settings of one environment, and writes its run into the workdir.
 
     Args:
         environment: where data, index and models are, and the RunConfig.
@@ -41,25 +32,39 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         ValueError: the named data has nothing to represent an item by, or methods or model cannot be used.
     """
     config = environment.config
-    feature_set, modality_set = _json(config.feature_set), _json(config.modality_set)
+    feature_set = json.dumps(config_lib.to_dict(config.feature_set), sort_keys=True)
     runs.verify(config)
+    environment.write_run()
     own_models = (config.ctr.model, *(method.name for method in config.methods))
     own_encoders = tuple(modality.encoder for modality in config.modality_set.known)
 
     @functools.cache
-    def _code(*stages: str, own: tuple[str, ...] = ()) -> str:
-        """Returns a fingerprint of all code that stages may run, the user's own classes' with it."""
-        modules = imported_modules(*(f"tfmm.{stage}" for stage in stages))
-        code = code_fingerprint("tfx_pipeline.components", "tfx_pipeline.preprocessing", *modules)
+    def _code(*modules: str, own: tuple[str, ...] = ()) -> str:
+        """Returns a fingerprint of all code that modules run, the user's own classes' with it."""
+        wiring = ("tfx_pipeline.components", "tfx_pipeline.preprocessing")
+        code = source.fingerprint(*wiring, *source.imported_modules(*modules))
         return f"{code}-{own_classes.source_digest(own)}"
 
-    checkpoints, progress_path = environment.checkpoint_dir, str(environment.progress_path)
+    def _reads(stage: str) -> str:
+        """Returns what a stage reads of the run."""
+        return json.dumps(config_lib.to_dict(run_file.part(config, stage)), sort_keys=True)
+
+    def _training(stage: str, own: tuple[str, ...] = ()) -> dict[str, str]:
+        """Returns the parameters of a node that trains."""
+        module = "click_model" if stage.endswith("_model") else stage
+        return {
+            "run": _reads(stage),
+            "run_path": str(environment.run_path),
+            "checkpoint_dir": str(environment.checkpoint_dir / stage),
+            "progress_path": str(environment.progress_path),
+            "code": _code(f"tfmm.stages.{module}", own=own),
+        }
 
     if environment.data_dir is None:
-        source = components.Marketplace(config=_json(config.marketplace), code=_code("data"))
-        dataset, modalities = source.outputs["dataset"], config.modality_set.present(MARKETPLACE_CONTENTS.__contains__)
+        origin = components.Marketplace(run=_reads("marketplace"), code=_code("tfmm.data.marketplace"))
+        dataset, modalities = origin.outputs["dataset"], config.modality_set.present(MARKETPLACE_CONTENTS.__contains__)
     else:
-        source = tfx.dsl.Importer(
+        origin = tfx.dsl.Importer(
             source_uri=str(environment.data_dir),
             artifact_type=artifact_types.Dataset,
             custom_properties={
@@ -68,59 +73,39 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
                 )
             },
         ).with_id("Dataset")
-        dataset = source.outputs["result"]
-        modalities = schema.modalities(environment.data_dir, config.modality_set)
-        if not modalities:
-            raise ValueError(
-                f"{environment.data_dir} must have titles or images with searches or orders that teach an encoder, or "
-                "items' own vectors. Received: none. `tfmm data schema` prints the columns."
-            )
+        dataset = origin.outputs["result"]
+        modalities = inputs.modalities_of(config, environment.data_dir)
 
     check = components.DataCheck(
         dataset=dataset,
-        config=_json(config.data),
-        feature_set=feature_set,
-        modality_set=modality_set,
+        run=_reads("check"),
         max_pixels=json.dumps(config.max_pixels),
-        code=_code("data"),
+        code=_code("tfmm.data.checks"),
     )
     pairs = components.PairBuilder(
-        dataset=dataset,
-        report=check.outputs["report"],
-        config=_json(config.pairs),
-        data_config=_json(config.data),
-        modality_set=modality_set,
-        label=_json(config.label),
-        code=_code("data"),
+        dataset=dataset, report=check.outputs["report"], run=_reads("pairs"), code=_code("tfmm.stages.pairs")
     )
-    encoders = config.encoders(modalities)
-    frozen_versions = {name: frozen.version(settings) for name, settings in encoders.items() if settings.frozen}
-    scl = components.SCLTrainer(
-        pairs=pairs.outputs["pairs"],
-        configs=json.dumps({name: config_lib.to_dict(settings) for name, settings in encoders.items()}),
-        checkpoint_dir=str(checkpoints / "scl" / _code("pretrain", own=own_encoders)),
-        progress_path=progress_path,
-        code="-".join((_code("pretrain", own=own_encoders), *frozen_versions.values())),
-    )
+    training = _training("encoders", own_encoders)
+    frozen_versions = (frozen.version(settings) for settings in config.encoders(modalities).values() if settings.frozen)
+    training["code"] = "-".join((training["code"], *frozen_versions))
+    scl = components.SCLTrainer(pairs=pairs.outputs["pairs"], modalities=json.dumps(modalities), **training)
     catalog = components.CatalogEmbedder(
         dataset=dataset,
         encoders=scl.outputs["encoders"],
         index_path=str(environment.index_path),
         modalities=json.dumps(modalities),
-        modality_set=modality_set,
-        code=_code("index", own=own_encoders),
+        run=_reads("catalog"),
+        run_path=str(environment.run_path),
+        code=_code("tfmm.stages.catalog", own=own_encoders),
     )
     snapshot = catalog.outputs["snapshot"]
 
+    joined = _code("tfmm.data.beam")
     examples = components.ExampleGenerator(
-        dataset=dataset,
-        report=check.outputs["report"],
-        config=_json(config.data),
-        feature_set=feature_set,
-        code=_code("data"),
+        dataset=dataset, report=check.outputs["report"], run=_reads("examples"), code=joined
     )
     statistics = tfx.components.StatisticsGen(examples=examples.outputs["examples"])
-    feature_schema = components.FeatureSchema(feature_set=feature_set, code=_code("data"))
+    feature_schema = components.FeatureSchema(feature_set=feature_set, code=_code("tfmm.preprocessing"))
     validator = tfx.components.ExampleValidator(
         statistics=statistics.outputs["statistics"], schema=feature_schema.outputs["schema"]
     )
@@ -129,40 +114,23 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         schema=feature_schema.outputs["schema"],
         preprocessing_fn="tfx_pipeline.preprocessing.preprocessing_fn",
         disable_statistics=True,
-        custom_config={"feature_set": feature_set, "code": _code("data")},
+        custom_config={"feature_set": feature_set, "code": _code("tfmm.preprocessing")},
     )
     transformed = transform.outputs["transformed_examples"]
 
-    make = components.MAKETrainer(
-        examples=transformed,
-        snapshot=snapshot,
-        config=_json(config.make),
-        feature_set=feature_set,
-        checkpoint_dir=str(checkpoints / "make" / _code("make")),
-        progress_path=progress_path,
-        code=_code("make"),
-    )
+    make = components.MAKETrainer(examples=transformed, snapshot=snapshot, **_training("make"))
     shared = {
         "examples": transformed,
         "transform_graph": transform.outputs["transform_graph"],
         "dataset": dataset,
-        "export": _json(config.export),
-        "config": _json(config.ctr),
-        "feature_set": feature_set,
-        "progress_path": progress_path,
-        "code": _code("ctr", "export", own=own_models),
     }
-    id_trainer = components.IDTrainer(
-        checkpoint_dir=str(checkpoints / "id" / _code("ctr", "export", own=own_models)),
-        **shared,
-    )
+    id_trainer = components.IDTrainer(**shared, **_training("id_model", own_models))
     multimodal_trainer = components.MultimodalTrainer(
         snapshot=snapshot,
         modalities=json.dumps(modalities),
-        methods=json.dumps([config_lib.to_dict(method) for method in config.methods]),
         make=make.outputs["make"],
-        checkpoint_dir=str(checkpoints / "multimodal" / _code("ctr", "export", own=own_models)),
         **shared,
+        **_training("multimodal_model", own_models),
     )
 
     gate = components.ModelGate(
@@ -173,10 +141,9 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         encoders=scl.outputs["encoders"],
         snapshot=snapshot,
         serving_dir=str(environment.serving_dir),
-        config=_json(config.gate),
-        feature_set=feature_set,
-        modality_set=modality_set,
-        code=_code("evaluate"),
+        run=_reads("judgement"),
+        run_path=str(environment.run_path),
+        code=_code("tfmm.stages.judgement"),
     )
     pusher = tfx.components.Pusher(
         model=multimodal_trainer.outputs["model"],
@@ -190,7 +157,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         pipeline_name=PIPELINE_NAME,
         pipeline_root=str(environment.pipeline_root),
         components=[
-            source,
+            origin,
             check,
             pairs,
             scl,

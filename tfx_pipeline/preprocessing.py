@@ -62,8 +62,10 @@ def collect(transform_graph_dir, feature_set, output_dir):
     output, folder = tft.TFTransformOutput(str(transform_graph_dir)), pathlib.Path(output_dir)
     vocabularies = {}
     for name in feature_set.vocabularies:
-        lines = pathlib.Path(output.vocabulary_file_by_name(name)).read_text().split()
-        vocabularies[name] = np.array(lines, np.int64)
+        path = output.vocabulary_file_by_name(name)
+        if path is None:
+            raise FileNotFoundError(f"{transform_graph_dir} must hold the vocabulary {name!r}. Run Transform again.")
+        vocabularies[name] = np.array(pathlib.Path(path).read_text().split(), np.int64)
     statistics = {}
     if feature_set.numbers:
         spec = preprocessing.raw_spec(feature_set)

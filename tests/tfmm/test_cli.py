@@ -78,7 +78,7 @@ def test_check_says_what_is_not_read_and_exits_with_0(tmp_path):
     [
         ["pretrain", "--output", "out"],
         ["embed", "--encoders", "encoders", "--index", "index.sqlite", "--snapshot", "snapshot"],
-        ["train", "--snapshot", "snapshot", "--output", "out", "--set", "data.eval_fraction=0.000001"],
+        ["train", "--snapshot", "snapshot", "--output", "out", "--run", "small", "--set", "data.eval_fraction=1e-6"],
         ["quickstart", "--workdir", "run"],
     ],
 )
@@ -162,7 +162,7 @@ def test_methods_without_a_modality_are_refused_before_any_work(tmp_path):
     tables.mkdir()
     pq.write_table(pa.table({"item_id": [1, 2], "category": [1, 1]}), tables / "items.parquet")
     arguments = ["train", "--data", str(tables), "--snapshot", str(tables), "--output", str(tmp_path / "out")]
-    result = CliRunner().invoke(cli.main, arguments)
+    result = CliRunner().invoke(cli.main, [*arguments, "--run", "small"])
     assert result.exit_code == 1 and "The methods simtier, make need a modality" in result.output
     assert not (tmp_path / "out").exists()
 

@@ -52,23 +52,6 @@ def test_data_fingerprint_leaves_out_what_a_run_writes_into_the_data_folder(tmp_
     assert environments.data_fingerprint(tmp_path) == before
 
 
-def test_code_fingerprint_follows_the_source(tmp_path, monkeypatch):
-    package = tmp_path / "a_package"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "module.py").write_text("one = 1\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    before = environments.code_fingerprint("a_package")
-    assert environments.code_fingerprint("a_package.module") != before
-    (package / "module.py").write_text("one = 2\n")
-    assert environments.code_fingerprint("a_package") != before
-
-
-def test_code_fingerprint_refuses_what_cannot_be_imported():
-    with pytest.raises(ValueError, match="`packages` must name importable modules"):
-        environments.code_fingerprint("tfmm_has_no_such_package")
-
-
 def test_newest_version_is_the_highest_complete_one(tmp_path):
     assert environments.newest_version(tmp_path) is None
     for name, complete in (("9", True), ("10", True), ("11", False), ("temporary", True)):

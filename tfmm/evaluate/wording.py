@@ -17,6 +17,13 @@ def report_lines(report: typing.Mapping[str, typing.Any]) -> list[str]:
     return lines
 
 
+def encoder_line(manifest: typing.Mapping[str, typing.Any]) -> str:
+    """Returns what pre-training made of one modality."""
+    if manifest.get("frozen"):
+        return f"{manifest['modality']}: {manifest['config']['encoder']} as it is, {manifest['dim']} values."
+    return f"{manifest['modality']}: {plan_text(manifest)}. {accuracy_text(manifest)}."
+
+
 def describe(modality: str, facts: typing.Mapping[str, typing.Any]) -> list[str]:
     """Returns lines that say what `probe_encoders` found of one modality, the warning last."""
     lines = [f"{modality} encoder: {plan_text(facts)}"] if "distinct_positives" in facts else []

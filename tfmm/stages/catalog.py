@@ -1,0 +1,40 @@
+"""The catalog's vectors in the item index, and a snapshot of them to train on."""
+
+from __future__ import annotations
+
+import pathlib
+import typing
+
+from tfmm.config import RunConfig
+from tfmm.index import beam, snapshot, store
+from tfmm.modalities import DEAD_LETTERS
+from tfmm.stages.folders import Folder
+
+
+def embed_catalog(
+    run: RunConfig,
+    modalities: typing.Sequence[str],
+    data_dir: Folder,
+    encoders_dir: Folder,
+    index_url: str,
+    snapshot_dir: Folder,
+) -> dict[str, typing.Any]:
+    """Embeds the catalog by Beam into the item index, and takes a snapshot of it.
+
+    Args:
+        run: declares the modalities.
+        modalities: those of the data.
+        data_dir: the tables.
+        encoders_dir: one encoder folder per modality that has one.
+        index_url: the item index, a path or a URL; made where missing.
+        snapshot_dir: gets the snapshot, and the dead letters in `dead_letter/`.
+    Returns:
+        The snapshot's manifest.
+    """
+    folders = {name: str(pathlib.Path(encoders_dir) / name) for name in run.encoders(modalities)}
+    dead_letters = pathlib.Path(snapshot_dir) / DEAD_LETTERS
+    beam.embed_catalog(data_dir, folders, index_url, dead_letters, modality_set=run.modality_set)
+    with store.open_store(index_url) as index:
+        active = index.active_encoders()
+        versions = {name: active[name].encoder_version for name in modalities}
+        return snapshot.write_snapshot(index, snapshot_dir, versions)

@@ -1,0 +1,30 @@
+"""Impressions as examples with the model's inputs, without TFX; the DAG has Transform for the second half."""
+
+from __future__ import annotations
+
+import pathlib
+
+from tfmm.config import RunConfig
+from tfmm.data import beam, examples
+from tfmm.stages.folders import SPLITS, Folder
+
+RAW, TRANSFORMED, VOCABULARY = "examples", "transformed", "vocabulary"
+
+
+def make_examples(run: RunConfig, data_dir: Folder, output_dir: Folder) -> None:
+    """Writes `examples/`, by Beam, and `transformed/` with `vocabulary/` inside."""
+    folder = pathlib.Path(output_dir)
+    beam.write_examples(data_dir, run.data, run.feature_set, folder / RAW)
+    examples.transform(folder / RAW, folder / TRANSFORMED)
+
+
+def raw_patterns(output_dir: Folder) -> tuple[str, str]:
+    """Returns the patterns of the training and the evaluation examples, as the join made them."""
+    train, evaluation = (str(pathlib.Path(output_dir) / RAW / f"{split}-*") for split in SPLITS)
+    return train, evaluation
+
+
+def transformed_patterns(output_dir: Folder) -> tuple[str, str]:
+    """Returns the patterns of the training and the evaluation examples with the model's inputs."""
+    train, evaluation = (str(pathlib.Path(output_dir) / TRANSFORMED / f"{split}-*") for split in SPLITS)
+    return train, evaluation

@@ -1,0 +1,11 @@
+"""What the stages' files and folders are called."""
+
+from __future__ import annotations
+
+import pathlib
+
+ID, MULTIMODAL = "id", "multimodal"  # the click models: of ids alone, and with item vectors
+TRAINED, SERVING = "Format-TFMM", "Format-Serving"  # of a click model: as it was trained, and its SavedModel
+REPORT, VERDICT = "report.json", "verdict.json"  # of an evaluation
+SPLITS = ("train", "eval")
+Folder = str | pathlib.Path

@@ -1,0 +1,57 @@
+"""The exported models, scored on held-out impressions and judged by the gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import typing
+
+from tfmm import artifacts
+from tfmm.config import RunConfig
+from tfmm.evaluate import encoders, gate, report
+from tfmm.stages.folders import ID, MULTIMODAL, SERVING, VERDICT, Folder
+
+JUDGED = "judged"  # of a verdict: the digest of the SavedModel that it is about
+
+
+def judge(
+    run: RunConfig,
+    model_dirs: typing.Mapping[str, Folder],
+    patterns: tuple[str, str],
+    output_dir: Folder,
+    *,
+    in_service_dir: Folder | None = None,
+    snapshot_dir: Folder | None = None,
+    encoders_dir: Folder | None = None,
+    data_dir: Folder | None = None,
+) -> tuple[dict[str, typing.Any], gate.Verdict]:
+    """Scores held-out impressions with each exported model and judges the multimodal one.
+
+    Args:
+        run: the gate's bars, and what the examples hold.
+        model_dirs: `id` and `multimodal`, as `click_model.train_click_model` wrote them.
+        patterns: examples as the join made them, train and eval.
+        output_dir: gets `report.json`, `predictions.parquet` and `verdict.json`, which names what was judged.
+        in_service_dir: the SavedModel in service, where there is one.
+        snapshot_dir: probe its vectors.
+        encoders_dir: probe them untrained too; needs `data_dir` and `snapshot_dir`.
+        data_dir: the tables.
+    Returns:
+        The report and the verdict.
+    """
+    models = {name: str(pathlib.Path(folder) / SERVING) for name, folder in model_dirs.items()}
+    if in_service_dir is not None:
+        models["in_service"] = str(in_service_dir)
+    train_pattern, eval_pattern = patterns
+    folders = encoders.encoder_folders(encoders_dir)
+    probed = encoders.probe_encoders(
+        eval_pattern, run.feature_set, snapshot_dir, data_dir, folders, run.modality_set
+    )
+    judged = report.evaluate(
+        models, train_pattern, eval_pattern, output_dir, run.feature_set, encoders=probed, snapshot_dir=snapshot_dir
+    )
+    verdict = gate.decide(judged, run.gate, candidate=MULTIMODAL, baseline=ID)
+    said = {**dataclasses.asdict(verdict), JUDGED: artifacts.digest(models[MULTIMODAL])}
+    (pathlib.Path(output_dir) / VERDICT).write_text(json.dumps(said, indent=2) + "\n")
+    return judged, verdict

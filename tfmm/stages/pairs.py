@@ -1,0 +1,14 @@
+"""Query -> purchased item pairs, which teach the encoders."""
+
+from __future__ import annotations
+
+import typing
+
+from tfmm.config import RunConfig
+from tfmm.data import pairs as pairs_lib
+from tfmm.stages.folders import Folder
+
+
+def make_pairs(run: RunConfig, data_dir: Folder, output_dir: Folder) -> dict[str, dict[str, typing.Any]]:
+    """Builds the pairs of each modality whose encoder is trained, see `pairs.build_pairs`; returns their manifests."""
+    return pairs_lib.build_pairs(data_dir, run.pairs, output_dir, run.data, run.modality_set, run.feature_set)
