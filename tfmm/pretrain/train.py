@@ -12,11 +12,11 @@ import typing
 import numpy as np
 import tensorflow as tf
 
-from tfmm import __version__, artifacts
+from tfmm import artifacts, own_classes, source
 from tfmm.config import SCLConfig, to_dict
 from tfmm.metrics.top_n_accuracy import top_n_accuracy
 from tfmm.pretrain import frozen
-from tfmm.pretrain.encoders import Encoder, make_encoder, source_of
+from tfmm.pretrain.encoders import Encoder, make_encoder
 from tfmm.pretrain.pair_table import NONE, ContentTable, PairTable, content_hash, read_pairs
 from tfmm.pretrain.plan import make_plan
 from tfmm.pretrain.scl import SCL, Batch
@@ -103,8 +103,8 @@ def fit(
     scl = SCL(dataclasses.replace(config, memory_bank_size=plan.memory_bank_size), encoder, plan.steps)
     checkpoint = None
     if checkpoint_dir is not None:
-        code = source_of(config.encoder)
-        key = artifacts.fingerprint(to_dict(config), sizes, content_hash(train_path, heldout_path), __version__, code)
+        code = source.digest_of(__name__), own_classes.source_digest([config.encoder])
+        key = artifacts.fingerprint(to_dict(config), sizes, content_hash(train_path, heldout_path), code)
         checkpoint = Checkpoint(checkpoint_dir, key, scl.variables())
     untrained = heldout.accuracy()
     history = loop.run(
