@@ -14,8 +14,10 @@ import tensorflow as tf
 
 pytest.importorskip("tfx", reason="TFX is not installed")
 
-from tfmm.export import parity
+from tfmm import artifacts
+from tfmm.export import parity, saved_model
 from tfmm.quickstart import processes
+from tfmm.stages import folders
 from tfx_pipeline import environments
 
 KEYS = {
@@ -102,13 +104,28 @@ def test_pushed_model_scores_like_the_keras_model_through_the_loader_of_tf_servi
     examples = list(tf.data.TFRecordDataset(files, "GZIP").take(500).as_numpy_iterator())
     found = parity.check(
         environments.newest_version(road[0] / "serving" / "tfmm"),
-        pathlib.Path(outputs["MultimodalTrainer.model"]) / "Format-TFMM",
+        pathlib.Path(outputs["MultimodalTrainer.model"]) / folders.TRAINED,
         pathlib.Path(outputs["Transform.transform_graph"]) / "transform_fn" / "assets",
         outputs["CatalogEmbedder.snapshot"],
         examples,
     )
     assert found.num_rows == 500
     assert found.max_score_difference <= 1e-5
+
+
+def test_outputs_lie_where_the_guides_say(road, outputs):
+    workdir, _ = road
+    (version,) = (workdir / "serving" / "tfmm").iterdir()
+    wanted = {m: facts["encoder_version"] for m, facts in saved_model.read_manifest(version)["index"].items()}
+    found = {path.name: path / "manifest.json" for path in (workdir / "encoders").iterdir() if path.is_dir()}
+    assert {name: json.loads(path.read_text())["encoder_version"] for name, path in found.items()} == wanted
+    run = json.loads((workdir / "run.json").read_text())
+    for name in ("encoders", "snapshot", "models/make", "models/id", "models/multimodal", "evaluation"):
+        place = workdir / name
+        assert place.is_symlink() and not os.path.isabs(os.readlink(place))
+        assert json.loads((place / "run.json").read_text()) == run, name
+    verdict = json.loads((workdir / "evaluation" / folders.VERDICT).read_text())
+    assert verdict["judged"] == artifacts.digest(version)  # what was pushed
 
 
 def test_no_process_is_left(road):

@@ -23,6 +23,7 @@ from tfmm.stages import run_file
 
 PIPELINE_NAME = "tfmm"
 MODEL_NAME = "tfmm"
+ENCODERS = "encoders"  # link in the workdir, see `tfx_pipeline.published`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Environment:
     @property
     def index_path(self) -> pathlib.Path:
         return self.workdir / "index" / "items.sqlite"
+
+    @property
+    def encoders_dir(self) -> pathlib.Path:
+        """Leads to the encoders of the version in service, one folder per modality."""
+        return self.workdir / ENCODERS
 
     @property
     def serving_dir(self) -> pathlib.Path:

@@ -11,7 +11,7 @@ from absl import logging as absl_logging
 from tfx import v1 as tfx
 
 from tfmm.training import progress
-from tfx_pipeline import environments, pipeline
+from tfx_pipeline import environments, pipeline, published
 
 
 class NodeProgress(logging.Handler):
@@ -28,12 +28,13 @@ class NodeProgress(logging.Handler):
 
 
 def run() -> None:
-    """Builds the pipeline of this environment and runs it."""
+    """Builds the pipeline of this environment, runs it, and links what it made."""
     environment = environments.Environment.from_variables()
     environment.workdir.mkdir(parents=True, exist_ok=True)
     absl_logging.set_verbosity(absl_logging.INFO)
     absl_logging.get_absl_logger().addHandler(NodeProgress(progress.jsonl(environment.progress_path)))
     tfx.orchestration.LocalDagRunner().run(pipeline.create_pipeline(environment))
+    published.publish(environment)
 
 
 if __name__ == "__main__":

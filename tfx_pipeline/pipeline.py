@@ -11,7 +11,7 @@ from tfmm import own_classes, runs, source
 from tfmm.data import declared
 from tfmm.pretrain import frozen
 from tfmm.stages import inputs, run_file
-from tfx_pipeline import artifact_types, components
+from tfx_pipeline import artifact_types, components, published
 from tfx_pipeline.environments import PIPELINE_NAME, Environment, data_fingerprint
 
 # Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
@@ -29,10 +29,12 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
     Returns:
         The pipeline, for LocalDagRunner or another TFX runner.
     Raises:
-        ValueError: the named data has nothing to represent an item by, or methods or model cannot be used.
+        ValueError: the named data has nothing to represent an item by, methods or model cannot be used, or the workdir
+            has something else where links go.
     """
     config = environment.config
     feature_set = json.dumps(config_lib.to_dict(config.feature_set), sort_keys=True)
+    published.require_room(environment)
     runs.verify(config)
     environment.write_run()
     own_models = (config.ctr.model, *(method.name for method in config.methods))

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmm import artifacts, own_classes, preprocessing
+from tfmm import artifacts, own_classes, preprocessing, source
 from tfmm import config as config_lib
 from tfmm.ctr import integrations
 from tfmm.ctr import model as model_lib
@@ -129,6 +129,7 @@ def train(
     if checkpoint_dir is not None:
         key = artifacts.fingerprint(
             model.get_config(),
+            source.digest_of(__name__),
             own_classes.source_digest((config.model, *(method.name for method in methods))),
             [examples_lib.digest(columns) for columns in (train_columns, eval_columns)],
             [table.digest() for table in tables.values()],

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfmm import artifacts
+from tfmm import artifacts, source
 from tfmm import config as config_lib
 from tfmm import vectors as vectors_lib
 from tfmm.features import KEYS, LABEL, FeatureSet, Label
@@ -70,6 +70,7 @@ def train(
     checkpoint = None
     if checkpoint_dir is not None:
         key = artifacts.fingerprint(
+            source.digest_of(__name__),
             config_lib.to_dict(config),
             model.dims,
             model.sequences,

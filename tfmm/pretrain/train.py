@@ -12,7 +12,7 @@ import typing
 import numpy as np
 import tensorflow as tf
 
-from tfmm import __version__, artifacts, own_classes
+from tfmm import artifacts, own_classes, source
 from tfmm.config import SCLConfig, to_dict
 from tfmm.metrics.top_n_accuracy import top_n_accuracy
 from tfmm.pretrain import frozen
@@ -104,8 +104,8 @@ def fit(
     scl = SCL(dataclasses.replace(config, memory_bank_size=plan.memory_bank_size), encoder, plan.steps)
     checkpoint = None
     if checkpoint_dir is not None:
-        code = own_classes.source_digest([config.encoder])
-        key = artifacts.fingerprint(to_dict(config), sizes, content_hash(train_path, heldout_path), __version__, code)
+        code = source.digest_of(__name__), own_classes.source_digest([config.encoder])
+        key = artifacts.fingerprint(to_dict(config), sizes, content_hash(train_path, heldout_path), code)
         checkpoint = Checkpoint(checkpoint_dir, key, scl.variables())
     untrained = heldout.accuracy()
     history = loop.run(

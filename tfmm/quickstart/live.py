@@ -10,7 +10,6 @@ import typing
 import numpy as np
 
 from tfmm.data import declared, schema
-from tfmm.index import encode
 from tfmm.index import snapshot as snapshot_lib
 from tfmm.quickstart import processes, requests, terminal
 
@@ -33,6 +32,7 @@ def serve_and_stream(
         new_item_delay_s: from the event to the first score that uses the new item's embedding.
     Raises:
         ChildProcessError: the server or the stream ended.
+        FileNotFoundError: the encoders of the version in service are not there.
         TimeoutError: the new item was not scored with its embedding in time.
     """
     from serving import client as client_lib
@@ -42,6 +42,11 @@ def serve_and_stream(
     logs, events_path = environment.workdir / "logs", environment.workdir / "index" / "events.sqlite"
     data = environment.data_dir or pathlib.Path(outputs["Marketplace.dataset"])
     snapshot_dir = outputs["CatalogEmbedder.snapshot"]
+    if not environment.encoders_dir.is_dir():
+        raise FileNotFoundError(
+            f"{environment.encoders_dir} must lead to the encoders of the version in service. Received: none that the "
+            "runs in this workdir made. Run in another --workdir."
+        )
     lines.start("Start server and stream")
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(
@@ -69,7 +74,7 @@ def serve_and_stream(
                     "--index",
                     str(environment.index_path),
                     "--encoders",
-                    str(encoders_of(environment)),
+                    str(environment.encoders_dir),
                     "--ready-file",
                     str(logs / "stream.json"),
                 ],
@@ -101,30 +106,6 @@ def serve_and_stream(
         "rest_predict_ms": round(rest_ms, 2),
         "new_item_delay_s": round(delay_s, 3),
     }
-
-
-def encoders_of(environment: typing.Any) -> pathlib.Path:
-    """Returns the encoders whose vectors the version in service takes: after a refusal they are not the newest."""
-    from tfmm import artifacts
-    from tfmm.export import saved_model
-    from tfx_pipeline.environments import newest_version
-
-    version = newest_version(environment.serving_dir)
-    if version is None:
-        raise FileNotFoundError(f"{environment.serving_dir} must hold a version. Received: none.")
-    wanted = {m: facts["encoder_version"] for m, facts in saved_model.read_manifest(version)["index"].items()}
-    wanted = {m: found for m, found in wanted.items() if not found.startswith(encode.GIVEN)}
-    folders = sorted((environment.pipeline_root / "SCLTrainer" / "encoders").iterdir(), key=lambda f: -int(f.name))
-    for folder in folders:
-        if all(
-            (folder / modality / artifacts.MANIFEST).exists()
-            and artifacts.read_manifest(folder / modality)["encoder_version"] == encoder_version
-            for modality, encoder_version in wanted.items()
-        ):
-            return folder
-    raise FileNotFoundError(
-        f"{environment.pipeline_root} must hold the encoders of {version}: {wanted}. Run in another --workdir."
-    )
 
 
 def _score(

@@ -16,6 +16,7 @@ from rich import console as rich_console
 from tfmm import config as config_lib
 from tfmm.data import declared, schema, unread
 from tfmm.quickstart import html_report, live, processes, terminal
+from tfmm.stages import folders
 
 SUMMARY, REPORT = "summary.json", "report.html"
 
@@ -71,7 +72,7 @@ def run(
     with processes.PeakMemory() as memory, terminal.StageLines(console) as lines:
         _run_dag(environment, lines)
         outputs = environments.latest_outputs(environment.metadata_path)
-        verdict = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / "verdict.json").read_text())
+        verdict = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / folders.VERDICT).read_text())
         if environments.newest_version(environment.serving_dir) is None:
             raise GateRefused("The gate refused the model: " + "; ".join(verdict["reasons"]))
         figures = live.serve_and_stream(environment, outputs, lines)
@@ -140,7 +141,7 @@ def _summary(
     seconds: typing.Mapping[str, float],
     peak_memory_gb: float,
 ) -> dict[str, typing.Any]:
-    report = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / "report.json").read_text())
+    report = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / folders.REPORT).read_text())
     encoders = report["encoders"]
     first = encoders.get("image") or encoders.get("text") or {}
     keys = ("auc", "gauc", "logloss", "gauc_new_items")
@@ -176,8 +177,8 @@ def _write_report(
     galleries = {modality: html_report.gallery(snapshot, modality, items) for modality in snapshot.modalities}
     places = {
         "MAKE": pathlib.Path(outputs["MAKETrainer.make"]) / "history.json",
-        "ID-only": pathlib.Path(outputs["IDTrainer.model"]) / "Format-TFMM" / "history.json",
-        "SimTier + MAKE": pathlib.Path(outputs["MultimodalTrainer.model"]) / "Format-TFMM" / "history.json",
+        "ID-only": pathlib.Path(outputs["IDTrainer.model"]) / folders.TRAINED / "history.json",
+        "SimTier + MAKE": pathlib.Path(outputs["MultimodalTrainer.model"]) / folders.TRAINED / "history.json",
     }
     for place in sorted(pathlib.Path(outputs["SCLTrainer.encoders"]).glob("*/history.json")):
         places[f"SCL {place.parent.name}"] = place

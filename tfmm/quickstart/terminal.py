@@ -13,6 +13,7 @@ from rich import table as rich_table
 
 from tfmm.evaluate import wording
 from tfmm.modalities import NOTHING
+from tfmm.training import progress
 
 TITLES = {
     "Marketplace": "Make the marketplace",
@@ -106,8 +107,11 @@ class StageLines:
             elif node in self._tasks:
                 self.finish(node)
         elif self._current:
-            metrics = {name: value for name, value in event.items() if name not in ("time", "stage", "done", "total")}
-            note = f"{stage}: " + " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            known = ("time", "stage", "done", "total", progress.NOTE)
+            metrics = " ".join(f"{name} {value:.4g}" for name, value in event.items() if name not in known)
+            note = f"{stage}: {event.get(progress.NOTE) or metrics}"
+            if progress.NOTE in event and not self._console.is_terminal:
+                self._console.print(note, markup=False, highlight=False)
             self._progress.update(self._tasks[self._current], total=total or None, completed=done, note=note)
 
 

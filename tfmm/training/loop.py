@@ -46,7 +46,8 @@ def run(
         epochs: int >= 0, in all, those before a restart included.
         checkpoint: None trains without a way back.
         progress: called at most once a second with the steps done and to do (0 before the number is known),
-            and at the end of each epoch; metrics: epoch, the step's scalars, steps_per_s.
+            and at the end of each epoch; metrics: epoch, the step's scalars, steps_per_s. A note says what a
+            checkpoint gave.
         stage: name passed to `progress`.
         evaluate: int epoch -> further floats for the history, after each epoch.
     Returns:
@@ -57,9 +58,12 @@ def run(
     """
     done, history = checkpoint.restore() if checkpoint is not None else (0, [])
     history = history[:epochs]
+    steps_done = int(sum(entry["steps"] for entry in history))
+    if done and checkpoint is not None:
+        note = f"{done} of {epochs} parts were trained before, and are taken from {checkpoint.path}"
+        progress(stage, steps_done, round(steps_done * max(done, epochs) / done), note=note)
     strategy = tf.distribute.get_strategy()
     step = _distributed(step_fn, strategy)
-    steps_done = int(sum(entry["steps"] for entry in history))
     for epoch in range(done, epochs):
         dataset = dataset_for_epoch(epoch)
         steps_per_epoch = max(int(dataset.cardinality()), 0)
@@ -74,6 +78,7 @@ def run(
                     stage,
                     steps_done + len(sums),
                     epochs * steps_per_epoch,
+                    "",
                     epoch=epoch,
                     steps_per_s=len(sums) / (now - started),
                     **{k: float(v) for k, v in sums[-1].items()},
@@ -103,6 +108,7 @@ def run(
             stage,
             steps_done,
             steps_done + (epochs - epoch - 1) * len(sums),
+            "",
             epoch=epoch,
             steps_per_s=len(sums) / seconds,
             **shown,

@@ -38,6 +38,14 @@ def test_stage_lines_keep_the_seconds_of_finished_nodes_and_show_metrics():
     assert "loss 0.5" in text.getvalue()
 
 
+def test_a_note_of_a_training_is_a_line_of_a_log_file():
+    text = io.StringIO()
+    with terminal.StageLines(rich_console.Console(file=text, width=200)) as lines:
+        lines.show({"stage": "node:MAKETrainer", "done": 0, "total": 1})
+        lines.show({"stage": "make", "done": 3, "total": 4, "note": "3 of 4 parts were trained before", "time": 1.0})
+    assert "make: 3 of 4 parts were trained before\n" in text.getvalue()
+
+
 def _summary(new_items):
     models = {
         name: {"auc": auc, "gauc": auc, "logloss": 0.5, "gauc_new_items": new_items}

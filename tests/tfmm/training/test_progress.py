@@ -24,3 +24,14 @@ def test_unfinished_line_is_left_out(tmp_path):
 
 def test_silent_accepts_everything():
     assert progress.silent("a", 1, 2, loss=1.0) is None
+
+
+def test_a_note_is_written_whatever_the_interval(tmp_path):
+    said = []
+    report = progress.lines(said.append, interval_s=1000.0)
+    report("a", 1, 4, loss=1.0)
+    report("a", 2, 4, note="2 of 4 parts were trained before")
+    report("a", 3, 4, loss=1.0)
+    assert said[-1] == "a: 2 of 4 parts were trained before"
+    progress.jsonl(tmp_path / "progress.jsonl")("a", 2, 4, note="trained before")
+    assert progress.read_jsonl(tmp_path / "progress.jsonl")[0]["note"] == "trained before"
