@@ -11,6 +11,8 @@ import dataclasses
 import re
 import typing
 
+from tfmm.features import STORED
+
 LEARNED = ("image", "text")  # the encoders of our own
 READY = "vector"  # no encoder: the column holds vectors
 OWN = "content"  # kind of the column of an own encoder
@@ -19,7 +21,7 @@ _KINDS = {"image": "binary", "text": "string", READY: "vector"}  # of the column
 KINDS = (*_KINDS.values(), OWN)
 NOTHING, ALL = "nothing", "all"  # what reports call the rows as they are, and those without vectors of any modality
 PAIRS, CHECKPOINTS, DEAD_LETTERS = "pairs", "checkpoints", "dead_letter"  # folders that stand beside modalities' own
-RESERVED = (NOTHING, ALL, PAIRS, CHECKPOINTS, DEAD_LETTERS)
+RESERVED = (NOTHING, ALL, PAIRS, CHECKPOINTS, DEAD_LETTERS, STORED)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -158,7 +160,7 @@ class Modality:
         if not _NAME.fullmatch(self.name):
             yield f"{name}: `name` must be lower case letters, digits and _, a letter first"
         if self.name in RESERVED:
-            yield f"{name}: `name` must not be one of {', '.join(RESERVED)}, which folders and reports use"
+            yield f"{name}: `name` must not be one of {', '.join(RESERVED)}, which folders, tables and reports use"
         if is_own and not _REFERENCE.fullmatch(self.encoder):
             yield f"{name}: `encoder` must be one of {', '.join(_KINDS)}, or module:callable, not {self.encoder!r}"
         if self.frozen and not is_own:

@@ -22,7 +22,7 @@ def embed_catalog(
     """Embeds the catalog by Beam into the item index, and takes a snapshot of it.
 
     Args:
-        run: declares the modalities.
+        run: declares the modalities and the items' features.
         modalities: those of the data.
         data_dir: the tables.
         encoders_dir: one encoder folder per modality that has one.
@@ -33,7 +33,9 @@ def embed_catalog(
     """
     folders = {name: str(pathlib.Path(encoders_dir) / name) for name in run.encoders(modalities)}
     dead_letters = pathlib.Path(snapshot_dir) / DEAD_LETTERS
-    beam.embed_catalog(data_dir, folders, index_url, dead_letters, modality_set=run.modality_set)
+    beam.embed_catalog(
+        data_dir, folders, index_url, dead_letters, modality_set=run.modality_set, feature_set=run.feature_set
+    )
     with store.open_store(index_url) as index:
         active = index.active_encoders()
         versions = {name: active[name].encoder_version for name in modalities}
