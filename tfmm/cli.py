@@ -131,6 +131,7 @@ def train(
     assignments: tuple[str, ...],
 ) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
+    from tfmm.ctr import integrations
     from tfmm.ctr import train as ctr_train
     from tfmm.data import beam, declared, examples, schema, unread
     from tfmm.export import saved_model
@@ -158,6 +159,7 @@ def train(
         snapshot_dir,
         output_dir / "make",
         feature_set,
+        sequences=integrations.make_sequences(config.methods, feature_set),
         checkpoint_dir=output_dir / "checkpoints" / "make",
         progress=progress,
     )

@@ -188,6 +188,7 @@ def MAKETrainer(
     snapshot: InputArtifact[IndexSnapshot],
     config: Parameter[str],
     feature_set: Parameter[str],
+    sequences: Parameter[str],
     checkpoint_dir: Parameter[str],
     progress_path: Parameter[str],
     code: Parameter[str],
@@ -204,6 +205,7 @@ def MAKETrainer(
         snapshot.uri,
         make.uri,
         _config(FeatureSet, feature_set),
+        sequences=json.loads(sequences),
         checkpoint_dir=checkpoint_dir,
         progress=progress.jsonl(progress_path),
     )

@@ -8,6 +8,7 @@ from tfx import v1 as tfx
 
 from tfmm import config as config_lib
 from tfmm import own_classes, runs
+from tfmm.ctr import integrations
 from tfmm.data import declared, schema
 from tfmm.pretrain import frozen
 from tfx_pipeline import artifact_types, components
@@ -137,6 +138,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         snapshot=snapshot,
         config=_json(config.make),
         feature_set=feature_set,
+        sequences=json.dumps(integrations.make_sequences(config.methods, config.feature_set)),
         checkpoint_dir=str(checkpoints / "make" / _code("make")),
         progress_path=progress_path,
         code=_code("make"),

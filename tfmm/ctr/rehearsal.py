@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfmm import own_classes
 from tfmm import vectors as vectors_lib
-from tfmm.config import RunConfig
+from tfmm.config import Method, RunConfig
 from tfmm.ctr import head, integrations
 from tfmm.ctr import model as model_lib
 from tfmm.features import FeatureSet
@@ -34,7 +34,8 @@ def faults(config: RunConfig) -> list[str]:
     sizes = {name: min(f.num_indices or NUM_INDICES, NUM_INDICES) for name, f in feature_set.embeddings.items()}
     found = [] if config.methods else ["`methods` must name at least one way to bring item vectors in"]
     for method in config.methods:
-        found += _fault(method.name, functools.partial(integrations.build, method, config.make, DIM, _MODALITY))
+        fault = _fault(method.name, functools.partial(integrations.build, method, config.make, DIM, _MODALITY))
+        found += fault or _unread(method, feature_set)
     if config.ctr.model_settings and not config.ctr.model:
         found.append("`ctr.model_settings` are of a model of your own, which `ctr.model` names; ours has `ctr.units`")
     found += _fault(config.ctr.model, lambda: head.build_ranker(config.ctr, feature_set, sizes, _MODALITY))
@@ -42,6 +43,17 @@ def faults(config: RunConfig) -> list[str]:
     if own and not found:
         found = _fault(" with ".join(own), lambda: _try_model(config, sizes))
     return found
+
+
+def _unread(method: Method, feature_set: FeatureSet) -> list[str]:
+    """Returns that a method reads no sequence, where it is so."""
+    if any(integrations.of_sequence([method], sequence) for sequence in feature_set.sequences):
+        return []
+    switch = "make" if issubclass(integrations.find(method.name), integrations.MAKE) else "simtier"
+    return [
+        f"the method {method.name!r} reads no sequence: each says `{switch}=False`. Leave it out of `methods`, or let "
+        "it read one"
+    ]
 
 
 def _fault(name: str, attempt: typing.Callable[[], object]) -> list[str]:
