@@ -125,6 +125,7 @@ def train(
     assignments: tuple[str, ...],
 ) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
+    from tfmm.ctr import integrations
     from tfmm.data import declared, unread
     from tfmm.stages import click_model, examples, folders, inputs, make, run_file
     from tfmm.training import progress
@@ -137,7 +138,8 @@ def train(
     lines = progress.lines(click.echo)
     with run_file.beside(config, output_dir):
         examples.make_examples(config, data_dir, output_dir)
-        make.train_make(config, patterns, snapshot_dir, make_dir, checkpoints / "make", lines)
+        sequences = integrations.make_sequences(config.methods, config.feature_set)
+        make.train_make(config, sequences, patterns, snapshot_dir, make_dir, checkpoints / "make", lines)
         for name in (folders.ID, folders.MULTIMODAL):
             vectors = click_model.Vectors(names, snapshot_dir, make_dir) if name == folders.MULTIMODAL else None
             click_model.train_click_model(

@@ -237,6 +237,11 @@ class RunConfig:
                 getattr(self, part)
             except ValueError as error:
                 yield str(error)
+        if not self.sequences:
+            yield (
+                "`sequences` must declare at least one: methods compare the target with a user's behaviors, and item "
+                "vectors say nothing of clicks without. Received: none."
+            )
         columns = {f.name for f in self.features} | {name for s in self.sequences for name in s.columns}
         modalities = dict.fromkeys(m.name for m in self.modalities or modalities_lib.DEFAULT)
         sides = dict.fromkeys([vectors.TARGET, *(sequence.name for sequence in self.sequences)])

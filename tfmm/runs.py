@@ -61,7 +61,8 @@ def verify(config: RunConfig) -> None:
         ValueError: all that is wrong with them, a line each.
     """
     found = own_encoders.faults(config.modalities)
-    if (config.methods, config.ctr.model, config.ctr.model_settings) != (DEFAULT_METHODS, "", {}):
+    is_default = (config.methods, config.ctr.model, config.ctr.model_settings) == (DEFAULT_METHODS, "", {})
+    if not is_default or not all(sequence.simtier and sequence.make for sequence in config.sequences):
         from tfmm.ctr import rehearsal  # it loads TensorFlow, which what is known to be right need not
 
         found += rehearsal.faults(config)

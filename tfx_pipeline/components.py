@@ -171,6 +171,7 @@ def _patterns(examples: Examples) -> tuple[str, str]:
 def MAKETrainer(
     examples: InputArtifact[Examples],
     snapshot: InputArtifact[IndexSnapshot],
+    sequences: Parameter[str],
     run: Parameter[str],
     run_path: Parameter[str],
     checkpoint_dir: Parameter[str],
@@ -182,7 +183,7 @@ def MAKETrainer(
     from tfmm.stages import make as make_lib
 
     report = progress.jsonl(progress_path)
-    make_lib.train_make(_run(run), _patterns(examples), snapshot.uri, make.uri, checkpoint_dir, report)
+    make_lib.train_make(_run(run), json.loads(sequences), _patterns(examples), snapshot.uri, make.uri, checkpoint_dir, report)
     run_file.copy(run_path, make.uri)
 
 

@@ -8,6 +8,7 @@ from tfx import v1 as tfx
 
 from tfmm import config as config_lib
 from tfmm import own_classes, runs, source
+from tfmm.ctr import integrations
 from tfmm.data import declared
 from tfmm.pretrain import frozen
 from tfmm.stages import inputs, run_file
@@ -120,7 +121,8 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
     )
     transformed = transform.outputs["transformed_examples"]
 
-    make = components.MAKETrainer(examples=transformed, snapshot=snapshot, **_training("make"))
+    sequences = json.dumps(integrations.make_sequences(config.methods, config.feature_set))
+    make = components.MAKETrainer(examples=transformed, snapshot=snapshot, sequences=sequences, **_training("make"))
     shared = {
         "examples": transformed,
         "transform_graph": transform.outputs["transform_graph"],

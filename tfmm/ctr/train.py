@@ -82,7 +82,7 @@ def train(
     )
 
     keras.utils.set_random_seed(config.seed)
-    uses_make = tables and integrations.make_sequences(methods, feature_set)
+    uses_make = bool(tables and integrations.make_sequences(methods, feature_set))
     extractor = make_model.load_model(make_dir) if make_dir is not None and uses_make else None
     model = model_lib.CTRModel(
         config,
@@ -154,7 +154,8 @@ def train(
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "history.json").write_text(json.dumps(lines, indent=2) + "\n")
-    parents = [path for path in (snapshot_dir, make_dir) if path is not None and tables]
+    used = ((snapshot_dir, tables), (make_dir, extractor))
+    parents = [path for path, of in used if path is not None and of]
     metrics = {name: lines[-1][name] for name in ("auc", "gauc", "logloss") if lines and name in lines[-1]}
     return model_lib.save_model(model, folder, parents, metrics=metrics)
 

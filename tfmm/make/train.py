@@ -23,6 +23,8 @@ from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
 from tfmm.training.labels import metric_weights, weighing, weights_of
 
+HISTORY = "history.json"
+
 
 def train(
     config: config_lib.MAKEConfig,
@@ -33,6 +35,7 @@ def train(
     feature_set: FeatureSet,
     *,
     modalities: typing.Sequence[str] | None = None,
+    sequences: typing.Collection[str] | None = None,
     checkpoint_dir: str | pathlib.Path | None = None,
     progress: progress_lib.Progress = progress_lib.silent,
 ) -> dict[str, typing.Any]:
@@ -47,6 +50,8 @@ def train(
         output_dir: gets `make.weights.h5`, `history.json` and `manifest.json`.
         feature_set: what the examples hold; the sequences that MAKE reads get an extractor each.
         modalities: those to train; all of the snapshot where None.
+        sequences: names of those that a method reads, see `ctr.integrations.make_sequences`; of none, nothing is read
+            or trained, and the artifact says so. None: those whose `make` is True.
         checkpoint_dir: where to keep the state of each epoch, to go on from after a stop.
         progress: called with the steps done.
     Returns:
@@ -55,8 +60,13 @@ def train(
         FileNotFoundError: examples or snapshot are missing.
         ValueError: a modality is not in the snapshot, or it has no vector at all.
     """
+    if sequences is None:
+        sequences = [sequence.name for sequence in feature_set.sequences if sequence.make]
+    read = _of_sequences(feature_set, sequences)
+    folder = pathlib.Path(output_dir)
+    if not read.sequences:
+        return _write_nothing(config, folder)
     tables = item_vectors.load_vectors(snapshot_dir, modalities)
-    read = dataclasses.replace(feature_set, sequences=tuple(s for s in feature_set.sequences if s.make))
     train_columns, eval_columns = (
         _read(examples_lib.example_files(pattern), read, tables) for pattern in (train_pattern, eval_pattern)
     )
@@ -108,11 +118,25 @@ def train(
         stage="make",
         evaluate=lambda epoch: evaluate(forward, model, eval_columns, read.label),
     )
-    folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "history.json").write_text(json.dumps(history, indent=2) + "\n")
+    (folder / HISTORY).write_text(json.dumps(history, indent=2) + "\n")
     metrics = {name: value for name, value in (history[-1] if history else {}).items() if "auc" in name}
     return model_lib.save_model(model, folder, [snapshot_dir], metrics=metrics)
+
+
+def _of_sequences(feature_set: FeatureSet, names: typing.Collection[str]) -> FeatureSet:
+    """Returns the part of a feature set that some of its sequences need; without any, `sequences` is ()."""
+    kept = tuple(sequence for sequence in feature_set.sequences if sequence.name in names)
+    riding = {feature for sequence in kept for feature in sequence.features}
+    features = tuple(f for f in feature_set.features if f.role != "behavior" or f.name in riding)
+    return dataclasses.replace(feature_set, features=features, sequences=kept)
+
+
+def _write_nothing(config: config_lib.MAKEConfig, folder: pathlib.Path) -> dict[str, typing.Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / model_lib.WEIGHTS).unlink(missing_ok=True)
+    (folder / HISTORY).write_text("[]\n")
+    return artifacts.write_manifest(folder, model_lib.KIND, config, dims={}, sequences=[], metrics={})
 
 
 def evaluate(

@@ -12,19 +12,24 @@ from tfmm.training.progress import Progress, silent
 
 def train_make(
     run: RunConfig,
+    sequences: typing.Collection[str],
     patterns: tuple[str, str],
     snapshot_dir: Folder,
     output_dir: Folder,
     checkpoint_dir: Folder,
     progress: Progress = silent,
 ) -> dict[str, typing.Any]:
-    """Trains MAKE on the transformed examples of `patterns` (train, eval), see `make.train.train`."""
+    """Trains MAKE on the transformed examples of `patterns` (train, eval), see `make.train.train`.
+
+    `sequences` are those that a method of the run reads (`ctr.integrations.make_sequences`): this stage looks at no method.
+    """
     return train_lib.train(
         run.make,
         *patterns,
         snapshot_dir,
         output_dir,
         run.feature_set,
+        sequences=sequences,
         checkpoint_dir=checkpoint_dir,
         progress=progress,
     )

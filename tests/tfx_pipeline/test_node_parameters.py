@@ -1,4 +1,4 @@
-"""The keys of the cache follow encoders of a user's own: what they import, and what a frozen one says it is."""
+"""What nodes are given: keys of the cache that follow encoders of a user's own, and what MAKE is trained on."""
 
 import dataclasses
 import sys
@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("tfx", reason="TFX is not installed")
 
 from tfmm import presets
+from tfmm.config import Method
 from tfmm.modalities import Modality
 from tfx_pipeline import environments, pipeline
 
@@ -62,3 +63,13 @@ def test_edit_of_a_helper_and_new_weights_run_the_encoders_anew_and_no_click_mod
     assert codes["SCLTrainer"][0] == codes["SCLTrainer"][1] and len(set(codes["SCLTrainer"])) == 3
     for name in ("PairBuilder", "ExampleGenerator", "MAKETrainer", "IDTrainer"):
         assert len(set(codes[name])) == 1, name
+
+
+def test_make_is_told_which_sequences_methods_read(tmp_path):
+    found = {}
+    for methods in (("simtier", "make"), ("simtier",)):
+        run = dataclasses.replace(presets.small(), methods=tuple(Method(name) for name in methods))
+        nodes = pipeline.create_pipeline(environments.Environment(tmp_path, None, run)).components
+        (make,) = (node for node in nodes if node.id == "MAKETrainer")
+        found[methods[-1]] = make.exec_properties["sequences"]
+    assert found == {"make": '["behavior"]', "simtier": "[]"}
