@@ -182,8 +182,8 @@ def MAKETrainer(
     """Pre-trains the multimodal knowledge extractor on clicks, for several epochs."""
     from tfmm.stages import make as make_lib
 
-    report = progress.jsonl(progress_path)
-    make_lib.train_make(_run(run), json.loads(sequences), _patterns(examples), snapshot.uri, make.uri, checkpoint_dir, report)
+    own, report = json.loads(sequences), progress.jsonl(progress_path)
+    make_lib.train_make(_run(run), own, _patterns(examples), snapshot.uri, make.uri, checkpoint_dir, report)
     run_file.copy(run_path, make.uri)
 
 

@@ -21,7 +21,7 @@ def train_make(
 ) -> dict[str, typing.Any]:
     """Trains MAKE on the transformed examples of `patterns` (train, eval), see `make.train.train`.
 
-    `sequences` are those that a method of the run reads (`ctr.integrations.make_sequences`): this stage looks at no method.
+    `sequences` are those that a method of the run reads (`ctr.integrations.make_sequences`); no method is looked at.
     """
     return train_lib.train(
         run.make,
