@@ -134,6 +134,7 @@ def train(
     from tfmm.data import beam, declared, examples, schema, unread
     from tfmm.export import saved_model
     from tfmm.make import train as make_train
+    from tfmm.training import examples as training_examples
     from tfmm.training import progress as progress_lib
 
     config = load_config(run, assignments)
@@ -149,7 +150,7 @@ def train(
         )
     beam.write_examples(data_dir, config.data, feature_set, raw)
     examples.transform(raw, transformed)
-    train_pattern, eval_pattern = (str(transformed / f"{split}-*") for split in ("train", "eval"))
+    train_pattern, eval_pattern = (training_examples.split_pattern(transformed, split) for split in ("train", "eval"))
     make_train.train(
         config.make,
         train_pattern,
@@ -208,12 +209,13 @@ def evaluate(
 ) -> None:
     """Score held-out impressions with the exported models and judge them; exit 1 where the gate refuses."""
     from tfmm.evaluate import encoders, gate, report, wording
+    from tfmm.training import examples
 
     models = {name: str(models_dir / name / "Format-Serving") for name in ("id", "multimodal")}
     if in_service_dir is not None:
         models["in_service"] = str(in_service_dir)
     config, examples_dir = load_config(run, assignments), models_dir / "examples"
-    train_pattern, eval_pattern = (str(examples_dir / f"{split}-*") for split in ("train", "eval"))
+    train_pattern, eval_pattern = (examples.split_pattern(examples_dir, split) for split in ("train", "eval"))
     probed = encoders.probe_encoders(
         eval_pattern,
         config.feature_set,

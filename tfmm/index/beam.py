@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import typing
 
 import pyarrow as pa
 
-from tfmm import extras, features
+from tfmm import extras, features, plain_paths
 from tfmm.data import declared, schema
 from tfmm.data.parts import Part
 from tfmm.index import encode, item_index
@@ -208,14 +209,13 @@ def embed_catalog(
         )
     pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
     rejected = pipeline | transform
-    if dead_letter_dir is not None:
-        (
-            rejected
-            | "ToJSON" >> beam.Map(_to_json)
-            | "DeadLetters" >> beam.io.WriteToText(str(pathlib.Path(dead_letter_dir) / "embedding"), ".jsonl")
-        )
-    result = pipeline.run()
-    result.wait_until_finish()
+    with contextlib.ExitStack() as stack:
+        if dead_letter_dir is not None:
+            pathlib.Path(dead_letter_dir).mkdir(parents=True, exist_ok=True)
+            prefix = stack.enter_context(plain_paths.plain(dead_letter_dir)) + "/embedding"
+            rejected | "ToJSON" >> beam.Map(_to_json) | "DeadLetters" >> beam.io.WriteToText(prefix, ".jsonl")
+        result = pipeline.run()
+        result.wait_until_finish()
     counters = {
         counter.key.metric.name: counter.committed
         for counter in result.metrics().query(beam.metrics.MetricsFilter().with_namespace(_METRICS))["counters"]

@@ -8,7 +8,7 @@ import typing
 
 import numpy as np
 
-from tfmm import artifacts, features
+from tfmm import artifacts, features, plain_paths
 from tfmm.index import rows as rows_lib
 from tfmm.modalities import event_field
 from tfmm.pretrain.content_form import ContentForm
@@ -113,7 +113,8 @@ class Encoder:
         self.modality, self.dim, self.version, self.is_text = modality, dim, version, is_text
         self.form = form or ContentForm()
         self._constant = tf.constant
-        self._model = tf.saved_model.load(str(folder))  # keeps the variables alive
+        with plain_paths.plain(folder) as path:
+            self._model = tf.saved_model.load(path)  # keeps the variables alive
         self._call = self._model.signatures["serving_default"]
 
     def __call__(self, contents: typing.Sequence[Content]) -> np.ndarray:
