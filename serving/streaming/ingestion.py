@@ -30,7 +30,7 @@ def ingest(
             Nothing is lost by either: the source's position stays before the events that were not written.
     """
     try:
-        return _write(batch, embedding.embed_events(batch.events, encoders), index)
+        return _write(batch, embedding.embed_events(batch.events, encoders, index.catalog.id_types()), index)
     except encode.EncoderError:
         raise
     except Exception as error:
@@ -54,11 +54,15 @@ def _write(
             [item.category for item in outcome.items],
             [item.event_time_us for item in outcome.items],
         )
+        older: set[int] = set()
+        withdrawn = [item.item_id for item in outcome.withdrawn], [item.event_time_us for item in outcome.withdrawn]
         for encoder, rows in outcome.embedded:
             index.write(encoder.modality, encoder.version, rows.ids, rows.rows, rows.scales, rows.event_times_us)
-        withdrawn = outcome.withdrawn
-        index.withdraw([item.item_id for item in withdrawn], [item.event_time_us for item in withdrawn])
+            for ids, times in ((rows.ids, rows.event_times_us), withdrawn):
+                is_older = index.is_older(encoder.modality, encoder.version, ids, times)
+                older |= {i for i, passed_over in zip(map(int, ids), is_older) if passed_over}
+        index.withdraw(*withdrawn)
         for event, reason in outcome.dead:
             index.write_dead_letter(batch.source, event.offset, reason, event.payload)
         index.commit_position(batch.source, batch.events[-1].offset)
-    return outcome
+    return outcome._replace(older=sorted(older))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
+import time
 import typing
 
+import numpy as np
 import pyarrow as pa
 
-from tfmm import extras, features, plain_paths
+from tfmm import extras, features, fingerprints, plain_paths
 from tfmm.data import declared, schema
 from tfmm.data.parts import Part
-from tfmm.index import encode, item_index
+from tfmm.index import catalog_memory, encode, item_index
 from tfmm.modalities import UNDECLARED, ModalitySet
 
 try:
@@ -48,13 +51,16 @@ def read_items(
     columns = {name: modalities[name].content for name in sorted(names)}
     wanted = list(dict.fromkeys(["item_id", "category", "created_at", *columns.values()]))
     table = schema.read_part(part.part, "items", wanted, part.row_group, schema.documented(modalities))
+    now_us = time.time_ns() // 1000
+    written_us = min(now_us, os.stat(part.part.path).st_mtime_ns // 1000)
     for start in range(0, table.num_rows, batch_size):
         rows = table.slice(start, batch_size)
         ids, categories = (schema.fingerprints(rows[name]).tolist() for name in ("item_id", "category"))
-        times = [max(0, time) for time in schema.microseconds(rows["created_at"]).tolist()]
+        times = schema.microseconds(rows["created_at"]).tolist()
+        times = [time if 0 <= time <= now_us else 0 for time in times]  # what is yet to come tells no age
         contents = [_contents(rows[column]) for column in columns.values()]
         yield [
-            encode.Item(item_id, category, time, dict(zip(columns, values)))
+            encode.Item(item_id, category, time, dict(zip(columns, values)), written_us)
             for item_id, category, time, *values in zip(ids, categories, times, *contents)
         ]
 
@@ -108,14 +114,14 @@ class EmbedIntoIndex(beam.DoFn):
         results = [(encoder, *encode.embed(items, encoder)) for encoder in self._encoders]
         named = [item for item in items if item.item_id != features.PADDING]
         with self._index.transaction():
-            self._index.write_items(
-                [item.item_id for item in named],
-                [item.category for item in named],
-                [item.event_time_us for item in named],
-            )
+            ids, categories = [item.item_id for item in named], [item.category for item in named]
+            self._index.write_items(ids, categories, self._times(named, catalog_memory.FACTS, ids, categories))
             for encoder, rows, rejected, missing in results:
+                number = self._index.register_encoder(encoder.modality, encoder.version, encoder.dim)
+                contents = fingerprints.fingerprint([row.tobytes() for row in rows.rows])
+                times = self._times(named, number, rows.ids, contents)
                 changed = self._index.write(
-                    encoder.modality, encoder.version, rows.ids, rows.rows, rows.scales, rows.event_times_us
+                    encoder.modality, encoder.version, rows.ids, rows.rows, rows.scales, times
                 )
                 for name, count in (
                     ("embedded", len(rows)),
@@ -127,6 +133,14 @@ class EmbedIntoIndex(beam.DoFn):
         for encoder, _, rejected, _ in results:
             for place, reason in rejected.items():
                 yield encode.Rejected(items[place].item_id, encoder.modality, reason)
+
+    def _times(
+        self, items: typing.Sequence[encode.Item], encoder: int, ids: typing.Any, contents: typing.Any
+    ) -> np.ndarray:
+        """Returns from when on contents count, int64 [n]: what the catalog has changed, from when it was written."""
+        news = self._index.catalog.news(encoder, ids, contents)
+        times = {item.item_id: (item.event_time_us, max(item.event_time_us, item.catalog_time_us)) for item in items}
+        return np.array([times[i][int(new)] for i, new in zip(np.asarray(ids, np.int64).tolist(), news)], np.int64)
 
     def teardown(self) -> None:
         self._index.close()
@@ -186,7 +200,8 @@ def embed_catalog(
     """Embeds the whole catalog into the item index and makes its encoders the active ones.
 
     Running it again changes only what changed in the catalog; items of the same encoders that came by the stream
-    stay.
+    stay. Where the stream has touched an item, a row counts that is not what the catalog said the last time, from the
+    time on at which its file was written; an item that was withdrawn stays so.
 
     Args:
         data_dir: the data folder.
@@ -199,7 +214,8 @@ def embed_catalog(
         By modality, the number of items `embedded`, of those `changed` in the index, `rejected` and `missing`
         (without content).
     Raises:
-        ValueError: nothing to embed: no encoder is named and the catalog brings no vectors.
+        ValueError: nothing to embed: no encoder is named and the catalog brings no vectors; or the index holds ids of
+            another type.
     """
     transform = EmbedCatalog(data_dir, encoder_dirs, index_path, modality_set)
     encoders = load_encoders(encoder_dirs, transform.vector_dims)
@@ -207,6 +223,8 @@ def embed_catalog(
         raise ValueError(
             f"`encoder_dirs` must name an encoder, since items of {data_dir} bring no vectors. Received: none."
         )
+    with item_index.ItemIndex(index_path) as index:
+        index.catalog.keep_id_types(schema.item_id_types(data_dir))
     pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
     rejected = pipeline | transform
     with contextlib.ExitStack() as stack:

@@ -74,6 +74,7 @@ class Item:
     category: int = 0  # fingerprint; 0: none
     event_time_us: int = 0
     contents: typing.Mapping[str, Content | None] = dataclasses.field(default_factory=dict)  # by modality
+    catalog_time_us: int = 0  # when the catalog that says so was written; 0: an event says so
 
     def content(self, modality: str) -> Content | None:
         """Returns its content; None where there is none, or nothing in it."""

@@ -8,7 +8,7 @@ import typing
 
 import numpy as np
 
-from tfmm.index import database
+from tfmm.index import catalog_memory, database
 from tfmm.index import rows as rows_lib
 
 FORMAT_VERSION = 2
@@ -60,6 +60,9 @@ class ItemIndex:
     Args:
         path: the SQLite file; made where missing. It must be on a local disk.
 
+    Attributes:
+        catalog: what it remembers of the catalog.
+
     >>> index = ItemIndex(":memory:")
     >>> index.write("image", "v1", [7], np.array([[3, 4]], np.int8), [0.2], [1000])
     1
@@ -72,6 +75,7 @@ class ItemIndex:
     def __init__(self, path: str | pathlib.Path):
         self._database = database.Database(path, _SCHEMA, FORMAT_VERSION)
         self.path = self._database.path
+        self.catalog = catalog_memory.CatalogMemory(self._database)
 
     def __enter__(self) -> ItemIndex:
         return self
@@ -135,6 +139,7 @@ class ItemIndex:
             encoder, _ = self._encoder(modality, encoder_version)
             deleted = self._database.execute("DELETE FROM embeddings WHERE encoder = ?", (encoder,)).rowcount
             self._database.execute("DELETE FROM encoders WHERE encoder = ?", (encoder,))
+            self.catalog.forget(encoder)
         return deleted
 
     def encoders(self) -> list[EncoderEntry]:
@@ -227,6 +232,17 @@ class ItemIndex:
                 )
             execute("UPDATE counters SET value = ? WHERE name = 'sequence'", (sequence,))
         return changed
+
+    def is_older(self, modality: str, encoder_version: str, ids: typing.Any, event_times_us: typing.Any) -> np.ndarray:
+        """Tells, bool [n], of which items the index knows something newer than these times: `write` leaves them out."""
+        query = (
+            "SELECT 1 FROM embeddings WHERE encoder = ? AND item_id = ? AND event_time_us > ? "
+            "UNION ALL SELECT 1 FROM items WHERE item_id = ? AND withdrawn_at_us > ?"
+        )
+        encoder, _ = self._encoder(modality, encoder_version)
+        columns = (np.asarray(column, np.int64).tolist() for column in (ids, event_times_us))
+        found = [self._database.fetchall(query, (encoder, i, time, i, time)) for i, time in zip(*columns)]
+        return np.array([bool(newer) for newer in found], bool)
 
     def withdraw(self, ids: typing.Any, event_times_us: typing.Any) -> int:
         """Withdraws items' embeddings of every modality and encoder, later ones included.
