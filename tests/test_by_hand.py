@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,8 @@ SMALL = [
     "text.epochs=1",
     "make.epochs=1",
 ]
+NAME = "run[v2]"  # that is no pattern
+FOLDERS = "tables|encoders|index/|snapshot|models|evaluation|serving"
 # This small, it is only run.
 GATE = ["gate.min_auc=0.0", "gate.min_gauc=0.0", "gate.min_gain_over_id=-1.0", "gate.max_hidden_bias=1.0"]
 
@@ -43,7 +46,8 @@ def with_string_ids(source: pathlib.Path, target: pathlib.Path) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, run_commands):
     """The folder in which every stage's command has run."""
-    folder = tmp_path_factory.mktemp("by_hand")
+    folder = tmp_path_factory.mktemp("by_hand") / NAME
+    folder.mkdir()
     marketplace.generate(override(presets.small(), SMALL).marketplace, folder / "numbers")
     with_string_ids(folder / "numbers", folder / "tables")
     options = " --preset small " + " ".join(f"--set {assignment}" for assignment in (*SMALL, *GATE))
@@ -55,7 +59,8 @@ def run(tmp_path_factory, run_commands):
         "evaluate --models models --output evaluation --snapshot snapshot --encoders encoders --data tables",
         "export --models models --evaluation evaluation --output serving",
     ]
-    (folder / "stdout.txt").write_text(run_commands(folder, *commands))
+    named = [re.sub(f"(?<= )({FOLDERS})\\b", f"{NAME}/\\1", command) for command in commands]
+    (folder / "stdout.txt").write_text(run_commands(folder.parent, *named))
     return folder
 
 

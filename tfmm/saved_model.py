@@ -11,6 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmm import plain_paths
+
 SERVE_TAG = tf.saved_model.SERVING
 
 
@@ -106,10 +108,8 @@ class LoadedModel:
         config.gpu_options.allow_growth = True
         self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
-            with self.session.graph.as_default():
-                self.meta_graph = tf.compat.v1.saved_model.loader.load(
-                    self.session, [SERVE_TAG], os.fspath(model_dir)
-                )
+            with self.session.graph.as_default(), plain_paths.plain(model_dir) as path:
+                self.meta_graph = tf.compat.v1.saved_model.loader.load(self.session, [SERVE_TAG], path)
         except Exception:
             self.session.close()
             raise

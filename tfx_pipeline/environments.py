@@ -17,7 +17,7 @@ import pathlib
 import typing
 
 from tfmm import config as config_lib
-from tfmm import runs
+from tfmm import plain_paths, runs
 from tfmm.data import layout, schema, unread
 from tfmm.stages import run_file
 
@@ -28,11 +28,23 @@ ENCODERS = "encoders"  # link in the workdir, see `tfx_pipeline.published`
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """The folders and the settings of one run."""
+    """The folders and the settings of one run.
+
+    Raises:
+        ValueError: TFX would take the workdir for a pattern.
+    """
 
     workdir: pathlib.Path
     data_dir: pathlib.Path | None
     config: config_lib.RunConfig
+
+    def __post_init__(self) -> None:
+        if plain_paths.is_pattern(self.workdir):
+            raise ValueError(
+                f"The workdir must have none of {' '.join(plain_paths.PATTERN)} in its path: TFX takes such names for "
+                f"patterns. Received: {self.workdir}. Name another folder; stages by hand (`tfmm pretrain`, `tfmm "
+                "embed`, `tfmm train`) take any."
+            )
 
     @classmethod
     def from_variables(cls, variables: typing.Mapping[str, str] = os.environ) -> Environment:

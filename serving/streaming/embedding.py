@@ -27,12 +27,14 @@ class Outcome(typing.NamedTuple):
     withdrawn: list[encode.Item]
     embedded: list[tuple[encode.AnyEncoder, rows_lib.IndexRows]]
     dead: list[tuple[event_log.Event, str]]  # with the reason
+    older: typing.Sequence[int] = ()  # ids of items of which the index knows something newer: not taken
 
 
 def embed_events(
     batch: typing.Sequence[event_log.Event],
     encoders: typing.Sequence[encode.AnyEncoder],
     layouts: typing.Sequence[Layout] = (),
+    id_types: typing.Mapping[str, str] | None = None,
 ) -> Outcome:
     """Parses events, and embeds their items with every encoder whose content they bring.
 
@@ -40,13 +42,18 @@ def embed_events(
         batch: in order.
         encoders: of the index.
         layouts: of the features that the index keeps, the active one last.
+        id_types: of the catalog, as far as they are known; see `events.parse_events`.
 
+    Args:
+        batch: events.
+        encoders: of the index.
+        id_types: of the catalog, as far as they are known; see `events.parse_events`.
     Raises:
         encode.EncoderError: an encoder fails on every content.
     """
     parsed: list[tuple[event_log.Event, events.NewItem]] = []
     dead: list[tuple[event_log.Event, str]] = []
-    for event, result in zip(batch, events.parse_events([event.payload for event in batch])):
+    for event, result in zip(batch, events.parse_events([event.payload for event in batch], id_types)):
         if isinstance(result, events.EventError):
             dead.append((event, str(result)))
         else:

@@ -21,6 +21,9 @@ VERSION = 1
 MAX_PAYLOAD_BYTES = store.MAX_LETTER_BYTES  # so that a dead letter keeps it whole
 MAX_VALUES = rows_lib.MAX_DIM  # of a vector
 _BASE64 = "base64"  # of an object in `contents` that holds bytes
+MAX_AHEAD_US = 86_400_000_000  # of a producer's clock before ours: what lies later would block all that follows
+_UNITS_US = {"seconds": 1e6, "milliseconds": 1e3, "nanoseconds": 1e-3}
+_FIRST_US = 1e15  # 2001: a time before it that is one after it in another unit was meant in that one
 _MAX_DIGITS = 1000  # of an integer; Python's own limit may be off, and the time grows with the square
 _NAMED = {event_field(modality.name): modality for modality in DEFAULT}  # fields with the content of one modality
 _FIELDS = ("version", "item_id", "category", "features", *_NAMED, "contents", "event_time_us", "withdrawn")
@@ -92,8 +95,14 @@ def _to_json(content: encode.Content) -> typing.Any:
     return content if isinstance(content, str) else [float(value) for value in content]
 
 
-def parse_events(payloads: typing.Sequence[bytes]) -> list[NewItem | EventError]:
+def parse_events(
+    payloads: typing.Sequence[bytes], id_types: typing.Mapping[str, str] | None = None
+) -> list[NewItem | EventError]:
     """Reads and checks events; an event that cannot be used comes as the reason why.
+
+    Args:
+        payloads: of events.
+        id_types: "int64" or "string" by field, as far as the catalog's are known; others are taken in both.
 
     >>> good, bad = parse_events([make_event(7, title="red shoe", event_time_us=1), b"?"])
     >>> good.item.contents, str(bad)
@@ -102,7 +111,7 @@ def parse_events(payloads: typing.Sequence[bytes]) -> list[NewItem | EventError]
     results: list[NewItem | EventError] = []
     for payload in payloads:
         try:
-            results.append(_parse(payload))
+            results.append(_parse(payload, id_types or {}))
         except EventError as error:
             results.append(error)
     good = [result for result in results if isinstance(result, NewItem)]
@@ -115,7 +124,7 @@ def parse_events(payloads: typing.Sequence[bytes]) -> list[NewItem | EventError]
     ]
 
 
-def _parse(payload: bytes) -> NewItem:
+def _parse(payload: bytes, id_types: typing.Mapping[str, str]) -> NewItem:
     """Returns an event whose ids are still as in the catalog."""
     event = _read_json(payload)
     version = event.get("version")
@@ -123,17 +132,15 @@ def _parse(payload: bytes) -> NewItem:
         raise EventError(f"version: must be {VERSION}, not {shorten(version)}")
     if unknown := sorted(set(event) - set(_FIELDS)):
         raise EventError(f"unknown fields: {', '.join(unknown)[:200]}; an event has {', '.join(_FIELDS)}")
-    time_us = event.get("event_time_us")
-    if time_us is None or not is_integer(time_us) or not 0 <= time_us < 1 << 63:
-        raise EventError(f"event_time_us: must be microseconds since 1970, not {shorten(time_us)}")
-    item_id = _id(event, "item_id")
+    time_us = _time_us(event.get("event_time_us"))
+    item_id = _id(event, "item_id", id_types)
     if item_id in (None, "", features.PADDING):
         raise EventError(f"item_id: must be neither missing, 0 nor empty, not {item_id!r}")
     withdrawn = event.get("withdrawn", False)
     if not isinstance(withdrawn, bool):
         raise EventError(f"withdrawn: must be true or false, not {shorten(withdrawn)}")
     item = encode.Item(item_id, time_us, _contents(event))  # type: ignore[arg-type]
-    found = _features(event)
+    found = _features(event, id_types)
     if not withdrawn and not any(item.contents.values()) and not event.get("features"):
         raise EventError(f"no content: none of {', '.join(_NAMED)} and contents is given, nor features")
     return NewItem(item, withdrawn, found)
@@ -204,16 +211,36 @@ def is_integer(value: typing.Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _id(event: dict[str, typing.Any], field: str) -> int | str | None:
+def _time_us(value: typing.Any) -> int:
+    if not is_integer(value) or not 0 <= value < 1 << 63:
+        raise EventError(f"event_time_us: must be microseconds since 1970, not {shorten(value)}")
+    last_us = time.time_ns() // 1000 + MAX_AHEAD_US
+    if not _FIRST_US <= value <= last_us:
+        for unit, factor in _UNITS_US.items():
+            if _FIRST_US <= value * factor <= last_us:
+                raise EventError(f"event_time_us: must be microseconds since 1970, not {value}, which is {unit}")
+    if value > last_us:
+        raise EventError(
+            f"event_time_us: must be at most {MAX_AHEAD_US // 3_600_000_000} hours from now, not {value}, which is "
+            f"{(value - last_us + MAX_AHEAD_US) // 86_400_000_000:,} days ahead; no later change would be taken"
+        )
+    return value
+
+
+def _id(event: dict[str, typing.Any], field: str, id_types: typing.Mapping[str, str]) -> int | str | None:
     value = event.get(field)
+    kind = "string" if isinstance(value, str) else "int64"
+    if (isinstance(value, str) or is_integer(value)) and id_types.get(field, kind) != kind:
+        wanted = {"int64": "an integer", "string": "a string"}[id_types[field]]
+        raise EventError(f"{field}: must be {wanted}, as in the catalog, not {shorten(value)}")
     if not (value is None or isinstance(value, str) or (is_integer(value) and -(1 << 63) <= value < 1 << 63)):
         raise EventError(f"{field}: must be a 64-bit integer or a string, not {shorten(value)}")
     return unicode_text(field, value) if isinstance(value, str) else value
 
 
-def _features(event: dict[str, typing.Any]) -> dict[str, typing.Any]:
+def _features(event: dict[str, typing.Any], id_types: typing.Mapping[str, str]) -> dict[str, typing.Any]:
     """Returns the features of an event by column; what they hold is checked where their types are known."""
-    category, given = _id(event, "category"), event.get("features")
+    category, given = _id(event, "category", id_types), event.get("features")
     if given is None:
         given = {}
     if not isinstance(given, dict):

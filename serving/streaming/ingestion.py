@@ -32,7 +32,7 @@ def ingest(
             Nothing is lost by either: the source's position stays before the events that were not written.
     """
     try:
-        return _write(batch, embedding.embed_events(batch.events, encoders, layouts), index)
+        return _write(batch, embedding.embed_events(batch.events, encoders, layouts, index.id_types()), index)
     except encode.EncoderError:
         raise
     except Exception as error:
@@ -48,7 +48,7 @@ def ingest(
 
 
 def _write(batch: embedding.EventBatch, outcome: embedding.Outcome, index: store.IndexStore) -> embedding.Outcome:
-    index.apply(
+    applied = index.apply(
         store.IndexBatch(
             rows=[
                 *(store.TableRows(encoder.modality, encoder.version, rows) for encoder, rows in outcome.embedded),
@@ -61,4 +61,4 @@ def _write(batch: embedding.EventBatch, outcome: embedding.Outcome, index: store
             positions={batch.source: batch.events[-1].offset},
         )
     )
-    return outcome
+    return outcome._replace(older=applied.older)

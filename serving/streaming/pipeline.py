@@ -119,15 +119,17 @@ class EmbedEvents(beam.DoFn):
     def process(self, batch: embedding.EventBatch) -> None:
         outcome = ingestion.ingest(batch, self._encoders, self._index, item_features.layouts(self._index))
         items, withdrawn = outcome.items, outcome.withdrawn
-        for name, count in (("events", len(batch.events)), ("dead_letters", len(outcome.dead))):
+        events, dead, older = len(batch.events), len(outcome.dead), len(outcome.older)
+        for name, count in (("events", events), ("dead_letters", dead), ("older", older)):
             beam.metrics.Metrics.counter(_METRICS, name).inc(count)
         newest_us = max((item.event_time_us for item in [*items, *withdrawn]), default=0)
         logging.info(
-            "offset %d: %d items, %d withdrawn, %d dead letters, the newest %.0f ms old",
+            "offset %d: %d items, %d withdrawn, %d dead letters, %d older than what is known, the newest %.0f ms old",
             batch.events[-1].offset,
             len(items),
             len(withdrawn),
-            len(outcome.dead),
+            dead,
+            older,
             (time.time_ns() // 1000 - newest_us) / 1000,
         )
 

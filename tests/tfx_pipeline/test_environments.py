@@ -90,3 +90,8 @@ def test_latest_outputs_are_those_of_the_last_run_even_if_the_cache_gave_them(tm
 def test_data_of_the_shell_is_hidden_from_a_run_without_data(tmp_path):
     variables = environments.Environment(tmp_path, None, presets.small()).to_variables()
     assert environments.Environment.from_variables({"TFMM_DATA": "/elsewhere", **variables}).data_dir is None
+
+
+def test_workdir_that_tfx_takes_for_a_pattern_is_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match=r"none of \* \? \[ \\ in its path.*run\[v2\]. Name another folder"):
+        environments.Environment.from_variables({"TFMM_WORKDIR": str(tmp_path / "run[v2]")})

@@ -11,7 +11,7 @@ import typing
 import numpy as np
 import pyarrow as pa
 
-from tfmm import artifacts, extras
+from tfmm import artifacts, extras, plain_paths
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
@@ -135,9 +135,11 @@ def run(
     """Runs `write` in this process; returns the counts of train, eval and dead_letter rows."""
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
     pipeline = beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", "--direct_num_workers=1"]))
-    write(pipeline, data_dir, config, feature_set, output_dir, prefix="{split}")
-    result = pipeline.run()
-    result.wait_until_finish()
+    pathlib.Path(output_dir).mkdir(parents=True, exist_ok=True)
+    with plain_paths.plain(output_dir) as folder:
+        write(pipeline, data_dir, config, feature_set, folder, prefix="{split}")
+        result = pipeline.run()
+        result.wait_until_finish()
     counters = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(NAMESPACE))["counters"]
     counts = {"train": 0, "eval": 0, "dead_letter": 0}
     for counter in counters:

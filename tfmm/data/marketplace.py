@@ -50,7 +50,7 @@ def generate(config: MarketplaceConfig, output_dir: str | pathlib.Path) -> dict[
     Returns:
         The manifest: rows per table, click-through rate, and more.
     """
-    folder = pathlib.Path(output_dir)
+    folder = pathlib.Path(output_dir).absolute()  # pyarrow takes other relative names for URIs
     (folder / "truth").mkdir(parents=True, exist_ok=True)
     rng_catalog, rng_taste, rng_past, rng_week, rng_pictures, rng_missing, rng_rich = map(
         np.random.default_rng, np.random.SeedSequence(config.seed).spawn(7)

@@ -38,7 +38,7 @@ def convert(src: str | pathlib.Path, dst: str | pathlib.Path) -> dict[str, typin
     Raises:
         FileNotFoundError: a file of `src` is missing.
     """
-    source, folder = pathlib.Path(src), pathlib.Path(dst)
+    source, folder = pathlib.Path(src), pathlib.Path(dst).absolute()  # pyarrow takes others for URIs
     items, raw, bought, shown = (
         _read(source, name, columns)
         for name, columns in (

@@ -300,6 +300,7 @@ def _write(
     contents: pa.ChunkedArray,
     item_ids: np.ndarray,
 ) -> None:
+    folder = folder.absolute()  # pyarrow takes other relative names for URIs
     folder.mkdir(parents=True, exist_ok=True)
     query_sizes, sizes = _sizes(queries), _sizes(contents)
     for split, links in splits.items():

@@ -358,3 +358,15 @@ def id_types(data_dir: str | pathlib.Path) -> dict[str, str]:
                 received = f"{found[key]} elsewhere, {kind} in {part.path}"
                 raise ValueError(f"`{column}` must have {rule}. Received: {received}.")
     return {key: found.get(key, "int64") for key in ("user_id", "item_id", "category")}
+
+
+def item_id_types(data_dir: str | pathlib.Path) -> dict[str, str]:
+    """Returns the types of the catalog's ids, `item_id` and `category`: "int64" or "string"; none of what it lacks."""
+    result = {}
+    for part in table_parts(data_dir, "items"):
+        for name in ("item_id", "category"):
+            if name in part.schema.names and name not in result:
+                kind = conform(part.schema.empty_table().select([name]), "items", [name])[name].type
+                if not pa.types.is_null(kind):
+                    result[name] = "int64" if pa.types.is_integer(kind) else "string"
+    return result

@@ -41,7 +41,7 @@ def convert(src: str | pathlib.Path, dst: str | pathlib.Path) -> dict[str, typin
     Raises:
         FileNotFoundError: a file of `src` is missing.
     """
-    source, folder = pathlib.Path(src), pathlib.Path(dst)
+    source, folder = pathlib.Path(src), pathlib.Path(dst).absolute()  # pyarrow takes others for URIs
     impressions = _impressions(source)
     behaviors, categories = _behaviors(source)
     left_out = {}

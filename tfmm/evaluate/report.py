@@ -81,7 +81,7 @@ def evaluate(
         report["missing"] = missing.missing_report(
             snapshot_dir, scores, rows["label"], rows["user_id"], rows["item_id"], weights
         )
-    folder = pathlib.Path(output_dir)
+    folder = pathlib.Path(output_dir).absolute()  # pyarrow takes other relative names for URIs
     folder.mkdir(parents=True, exist_ok=True)
     table = {
         **rows,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pathlib
+import time
 import typing
 
+import numpy as np
 import pyarrow as pa
 
-from tfmm import extras
+from tfmm import extras, plain_paths
 from tfmm.data import declared, schema
 from tfmm.data.parts import Part
 from tfmm.features import STORED, FeatureSet
@@ -61,17 +65,20 @@ def read_items(
     """Yields a row group's items in batches, with contents and features."""
     table = schema.read_part(part.part, "items", reading.columns, part.row_group, reading.tables)
     layout = reading.layout
+    now_us = time.time_ns() // 1000
+    written_us = min(now_us, os.stat(part.part.path).st_mtime_ns // 1000)
     for start in range(0, table.num_rows, batch_size):
         rows = table.slice(start, batch_size)
         ids = schema.fingerprints(rows["item_id"]).tolist()
-        times = [max(0, time) for time in schema.microseconds(rows["created_at"]).tolist()]
+        times = schema.microseconds(rows["created_at"]).tolist()
+        times = [time if 0 <= time <= now_us else 0 for time in times]  # what is yet to come tells no age
         contents = [_contents(rows[column]) for column in reading.contents.values()]
         packed: list[tuple[item_features.Packed, ...]] = [()] * len(ids)
         if layout.features:
             values = {f.name: declared.values(rows[f.column], f) for f in layout.features}
             packed = [(item_features.Packed(layout.version, row),) for row in layout.pack(values)]
         yield [
-            encode.Item(item_id, time, dict(zip(reading.contents, values)), features)
+            encode.Item(item_id, time, dict(zip(reading.contents, values)), features, written_us)
             for item_id, time, features, *values in zip(ids, times, packed, *contents)
         ]
 
@@ -121,7 +128,11 @@ class EmbedIntoIndex(beam.DoFn):
 
     def process(self, items: list[encode.Item]) -> typing.Iterator[encode.Rejected]:
         results = [(encoder, *encode.embed(items, encoder)) for encoder in self._encoders]
-        tables = [store.TableRows(encoder.modality, encoder.version, rows) for encoder, rows, _, _ in results]
+        written = {item.item_id: item.catalog_time_us for item in items}
+        tables = [
+            store.TableRows(encoder.modality, encoder.version, rows, None, _times(written, rows.ids))
+            for encoder, rows, _, _ in results
+        ]
         applied = self._index.apply(store.IndexBatch(rows=[*tables, *encode.feature_rows(items)]))
         for (encoder, rows, rejected, missing), changed in zip(results, applied.rows):
             counts = {"embedded": len(rows), "changed": changed, "rejected": len(rejected), "missing": missing}
@@ -133,6 +144,10 @@ class EmbedIntoIndex(beam.DoFn):
 
     def teardown(self) -> None:
         self._index.close()
+
+
+def _times(times: typing.Mapping[int, int], ids: np.ndarray) -> np.ndarray:
+    return np.array([times[item_id] for item_id in ids.tolist()], np.int64)
 
 
 class EmbedCatalog(beam.PTransform):
@@ -209,7 +224,8 @@ def embed_catalog(
     """Embeds the whole catalog into the item index, items' features with it, and makes its encoders the active ones.
 
     Running it again changes only what changed in the catalog; items of the same encoders that came by the stream
-    stay.
+    stay. Where the stream has touched an item, a row counts that is not what the catalog said the last time, from the
+    time on at which its file was written; an item that was withdrawn stays so.
 
     Args:
         data_dir: the data folder.
@@ -223,7 +239,7 @@ def embed_catalog(
         (without content).
     Raises:
         ValueError: nothing to embed: no encoder is named and the catalog brings no vectors; or it lacks the column of a
-            declared feature.
+            declared feature; or the index holds ids of another type.
     """
     transform = EmbedCatalog(data_dir, encoder_dirs, index, modality_set, feature_set)
     encoders = load_encoders(encoder_dirs, transform.vector_dims)
@@ -232,19 +248,19 @@ def embed_catalog(
             f"`encoder_dirs` must name an encoder, since items of {data_dir} bring no vectors. Received: none."
         )
     layout = transform.layout
-    if layout.features:
-        with store.open_store(index) as opened:
+    with store.open_store(index) as opened:
+        opened.keep_id_types(schema.item_id_types(data_dir))
+        if layout.features:
             opened.register_encoder(STORED, layout.version, layout.dim, layout.text)
     pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
     rejected = pipeline | transform
-    if dead_letter_dir is not None:
-        (
-            rejected
-            | "ToJSON" >> beam.Map(_to_json)
-            | "DeadLetters" >> beam.io.WriteToText(str(pathlib.Path(dead_letter_dir) / "embedding"), ".jsonl")
-        )
-    result = pipeline.run()
-    result.wait_until_finish()
+    with contextlib.ExitStack() as stack:
+        if dead_letter_dir is not None:
+            pathlib.Path(dead_letter_dir).mkdir(parents=True, exist_ok=True)
+            prefix = stack.enter_context(plain_paths.plain(dead_letter_dir)) + "/embedding"
+            rejected | "ToJSON" >> beam.Map(_to_json) | "DeadLetters" >> beam.io.WriteToText(prefix, ".jsonl")
+        result = pipeline.run()
+        result.wait_until_finish()
     counters = {
         counter.key.metric.name: counter.committed
         for counter in result.metrics().query(beam.metrics.MetricsFilter().with_namespace(_METRICS))["counters"]

@@ -8,7 +8,7 @@ import typing
 
 import numpy as np
 
-from tfmm import artifacts, features
+from tfmm import artifacts, features, plain_paths
 from tfmm.index import item_features, store
 from tfmm.index import rows as rows_lib
 from tfmm.modalities import event_field
@@ -75,6 +75,7 @@ class Item:
     event_time_us: int = 0
     contents: typing.Mapping[str, Content | None] = dataclasses.field(default_factory=dict)  # by modality
     features: tuple[item_features.Packed, ...] = ()  # a row per layout
+    catalog_time_us: int = 0  # when the catalog that says so was written; 0: an event says so
 
     def content(self, modality: str) -> Content | None:
         """Returns its content; None where there is none, or nothing in it."""
@@ -114,7 +115,8 @@ class Encoder:
         self.modality, self.dim, self.version, self.is_text = modality, dim, version, is_text
         self.form = form or ContentForm()
         self._constant = tf.constant
-        self._model = tf.saved_model.load(str(folder))  # keeps the variables alive
+        with plain_paths.plain(folder) as path:
+            self._model = tf.saved_model.load(path)  # keeps the variables alive
         self._call = self._model.signatures["serving_default"]
 
     def __call__(self, contents: typing.Sequence[Content]) -> np.ndarray:
@@ -265,7 +267,8 @@ def feature_rows(items: typing.Sequence[Item]) -> list[store.TableRows]:
             np.array([item.event_time_us for item, _ in own], np.int64),
         )
         given = [np.ones(len(packed.row), bool) if packed.given is None else packed.given for _, packed in own]
-        result.append(store.TableRows(features.STORED, version, rows, np.stack(given)))
+        catalog_times_us = np.array([item.catalog_time_us for item, _ in own], np.int64)
+        result.append(store.TableRows(features.STORED, version, rows, np.stack(given), catalog_times_us))
     return result
 
 

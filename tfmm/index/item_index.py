@@ -9,7 +9,7 @@ import typing
 
 import numpy as np
 
-from tfmm.index import database, store
+from tfmm.index import catalog_memory, database, store
 from tfmm.index import rows as rows_lib
 
 FORMAT_VERSION = 3
@@ -68,6 +68,7 @@ class ItemIndex(store.IndexStore):
             raise FileNotFoundError(f"{path} does not exist. `tfmm embed` makes the item index.")
         self._database = database.Database(path, _SCHEMA, FORMAT_VERSION, _UPGRADES)
         self.path = self._database.path
+        self._catalog = catalog_memory.CatalogMemory(self._database)
 
     @property
     def url(self) -> str:
@@ -77,9 +78,10 @@ class ItemIndex(store.IndexStore):
         self._database.close()
 
     def apply(self, batch: store.IndexBatch) -> store.Applied:
+        older: set[int] = set()
         with self._database.transaction():
-            changed = [self._write(table) for table in batch.rows]
-            withdrawn = self._withdraw(batch.withdrawn)
+            changed = [self._write(table, older) for table in batch.rows]
+            withdrawn = self._withdraw(batch.withdrawn, older)
             self._database.executemany("INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?)",
                                        [store.storable(letter) for letter in batch.dead_letters])  # fmt: skip
             self._database.executemany(
@@ -87,7 +89,7 @@ class ItemIndex(store.IndexStore):
                 "MAX(value, excluded.value)",
                 [(f"position:{source}", position) for source, position in batch.positions.items()],
             )
-        return store.Applied(tuple(changed), withdrawn)
+        return store.Applied(tuple(changed), withdrawn, tuple(sorted(older)))
 
     def is_failing(self, error: Exception) -> bool:
         return isinstance(error, sqlite3.Error) and not isinstance(error, _VALUE_ERRORS)
@@ -127,6 +129,7 @@ class ItemIndex(store.IndexStore):
             encoder, _ = self._encoder(modality, encoder_version)
             deleted = self._database.execute("DELETE FROM embeddings WHERE encoder = ?", (encoder,)).rowcount
             self._database.execute("DELETE FROM encoders WHERE encoder = ?", (encoder,))
+            self._catalog.forget(encoder)
         return deleted
 
     def encoders(self) -> list[store.EncoderEntry]:
@@ -149,17 +152,19 @@ class ItemIndex(store.IndexStore):
             f"Received: {(modality, encoder_version)}."
         )
 
-    def _write(self, table: store.TableRows) -> int:
-        """Writes rows of one encoder inside a transaction; returns how many changed."""
+    def _write(self, table: store.TableRows, older: set[int]) -> int:
+        """Writes rows of one encoder inside a transaction; returns how many changed, and adds to `older`."""
         own = table.rows
         execute, changed = self._database.execute, 0
         encoder = self._register(table.modality, table.encoder_version, own.rows.shape[1])
         (sequence,) = execute("SELECT value FROM counters WHERE name = 'sequence'").fetchone()
         given = [None] * len(own) if table.given is None else table.given
-        arrays = (own.ids.tolist(), own.rows, own.scales.tolist(), own.event_times_us.tolist(), given)
+        times = self._catalog.times(encoder, own, table.catalog_times_us)
+        arrays = (own.ids.tolist(), own.rows, own.scales.tolist(), times.tolist(), given)
         for item_id, row, scale, time, is_given in zip(*arrays):
             withdrawn = execute("SELECT event_time_us FROM withdrawals WHERE item_id = ?", (item_id,)).fetchone()
             if withdrawn is not None and time <= withdrawn[0]:
+                older |= {item_id} if time < withdrawn[0] else set()
                 continue
             old = execute(
                 "SELECT event_time_us, scale, row FROM embeddings WHERE encoder = ? AND item_id = ?",
@@ -169,6 +174,7 @@ class ItemIndex(store.IndexStore):
                 row = np.where(is_given, row, np.frombuffer(old[2], np.int8))
             blob = row.tobytes()
             if old is not None and (old[0] > time or old == (time, scale, blob)):
+                older |= {item_id} if old[0] > time else set()
                 continue
             if old is not None and old[1:] == (scale, blob):  # the same embedding, confirmed later
                 execute(
@@ -184,7 +190,7 @@ class ItemIndex(store.IndexStore):
         execute("UPDATE counters SET value = ? WHERE name = 'sequence'", (sequence,))
         return changed
 
-    def _withdraw(self, withdrawn: typing.Sequence[store.Withdrawal]) -> int:
+    def _withdraw(self, withdrawn: typing.Sequence[store.Withdrawal], older: set[int]) -> int:
         """Withdraws items inside a transaction, later encoders' rows included; returns how many rows changed."""
         if not withdrawn:
             return 0
@@ -193,7 +199,7 @@ class ItemIndex(store.IndexStore):
         for modality, encoder_version, dim, *_ in self.encoders():
             nothing = np.zeros([len(ids), dim], np.int8), np.zeros(len(ids), np.float32)
             rows = rows_lib.IndexRows(ids, *nothing, np.zeros(len(ids), np.int64), times)
-            changed += self._write(store.TableRows(modality, encoder_version, rows))
+            changed += self._write(store.TableRows(modality, encoder_version, rows), older)
         self._database.executemany(
             "INSERT INTO withdrawals VALUES (?, ?) ON CONFLICT (item_id) DO UPDATE SET event_time_us = "
             "MAX(event_time_us, excluded.event_time_us)",
@@ -237,6 +243,12 @@ class ItemIndex(store.IndexStore):
         query = "SELECT value FROM counters WHERE name = ?"
         found = self._database.fetchall(query, (f"position:{source}",))
         return found[0][0] if found else 0
+
+    def id_types(self) -> dict[str, str]:
+        return self._catalog.id_types()
+
+    def keep_id_types(self, types: typing.Mapping[str, str]) -> None:
+        self._catalog.keep_id_types(types)
 
     def dead_letters(self, source: str | None = None) -> list[store.DeadLetter]:
         found = self._database.fetchall(

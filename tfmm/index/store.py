@@ -38,6 +38,9 @@ class TableRows:
         rows: `ids` are fingerprints, none of them 0; a scale is 1 / norm of the row, or 0 to withdraw the item;
             `event_times_us` are microseconds since 1970.
         given: bool [n, D], False where an item's older value stays, if it has one; None: all are given.
+        catalog_times_us: int64 [n], when the catalog that says so was written, 0 where an event says so; None: all are
+            of events. What the catalog says of an item counts from its event time on; where that is not what it said
+            the last time, from when it was written on.
     Raises:
         ValueError: shapes or dtypes that do not fit, or an id of 0.
     """
@@ -46,6 +49,7 @@ class TableRows:
     encoder_version: str
     rows: IndexRows
     given: np.ndarray | None = None
+    catalog_times_us: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         ids, rows, scales, times = self.rows.ids, self.rows.rows, self.rows.scales, self.rows.event_times_us
@@ -93,6 +97,7 @@ class Applied(typing.NamedTuple):
 
     rows: tuple[int, ...]  # per `TableRows`
     withdrawn: int
+    older: tuple[int, ...] = ()  # ids of items of which the store knows something newer: passed over, in part or whole
 
 
 class TableState(typing.NamedTuple):
@@ -164,6 +169,16 @@ class IndexStore(typing.Protocol):
 
     def position(self, source: str) -> int:
         """Returns how far a source of events has been consumed, 0 at the start; it never goes back."""
+
+    def id_types(self) -> dict[str, str]:
+        """Returns "int64" or "string" by field (`item_id`, `category`), as far as a catalog told them."""
+
+    def keep_id_types(self, types: typing.Mapping[str, str]) -> None:
+        """Remembers the types of the catalog's ids.
+
+        Raises:
+            ValueError: the store holds ids of another type.
+        """
 
     def dead_letters(self, source: str | None = None) -> list[DeadLetter]:
         """Returns unusable events, each (source, position, reason) once, by source and position."""

@@ -7,6 +7,7 @@ import pathlib
 from tfmm.config import RunConfig
 from tfmm.data import beam, examples
 from tfmm.stages.folders import SPLITS, Folder
+from tfmm.training.examples import split_pattern
 
 RAW, TRANSFORMED, VOCABULARY = "examples", "transformed", "vocabulary"
 
@@ -20,11 +21,11 @@ def make_examples(run: RunConfig, data_dir: Folder, output_dir: Folder) -> None:
 
 def raw_patterns(output_dir: Folder) -> tuple[str, str]:
     """Returns the patterns of the training and the evaluation examples, as the join made them."""
-    train, evaluation = (str(pathlib.Path(output_dir) / RAW / f"{split}-*") for split in SPLITS)
+    train, evaluation = (split_pattern(pathlib.Path(output_dir) / RAW, split) for split in SPLITS)
     return train, evaluation
 
 
 def transformed_patterns(output_dir: Folder) -> tuple[str, str]:
     """Returns the patterns of the training and the evaluation examples with the model's inputs."""
-    train, evaluation = (str(pathlib.Path(output_dir) / TRANSFORMED / f"{split}-*") for split in SPLITS)
+    train, evaluation = (split_pattern(pathlib.Path(output_dir) / TRANSFORMED, split) for split in SPLITS)
     return train, evaluation

@@ -34,10 +34,19 @@ def example_files(pattern: Patterns) -> list[str]:
         if not found:
             raise FileNotFoundError(
                 f"No example file matches {os.fspath(one)!r}. Build the examples first, or name "
-                "their folder with a pattern such as 'examples/train-*.gz'."
+                "their folder with a pattern such as 'examples/train-*.gz'; in a pattern, `[[]` stands for `[`."
             )
         files += found
     return sorted(set(files))
+
+
+def split_pattern(folder: str | os.PathLike[str], split: str) -> str:
+    """Returns the pattern that names the files of a split in a folder, whatever the folder is called.
+
+    >>> split_pattern("run[v2]/examples", "train")
+    'run[[]v2]/examples/train-*'
+    """
+    return f"{glob.escape(os.fspath(folder))}/{split}-*"
 
 
 def open_records(files: typing.Sequence[str]) -> tf.data.Dataset:

@@ -5,6 +5,7 @@ import collections
 import gc
 import json
 import random
+import time
 
 import hypothesis
 import hypothesis.strategies as st
@@ -19,6 +20,7 @@ from tfmm.index import encode, item_index
 from tfmm.pretrain import encoders as pretrain_encoders
 
 BEFORE, AFTER = 7_777_777_777_001, 7_777_777_777_002  # neighbors; no drawn event has these ids
+NEWEST_US = time.time_ns() // 1000 + events.MAX_AHEAD_US // 2  # of neighbors, so that no event is newer
 PICTURE = tf.io.encode_png(tf.cast(tf.reshape(tf.range(32 * 32 * 3) % 251, [32, 32, 3]), tf.uint8)).numpy()
 REAL = (
     events.make_event(7, category=2, title="red canvas shoe", event_time_us=1),
@@ -98,7 +100,7 @@ def encoders(tmp_path_factory):
 
 
 def neighbor(item_id):
-    return events.make_event(item_id, title="a neighbor", vector=[1, 0], event_time_us=(1 << 63) - 1)
+    return events.make_event(item_id, title="a neighbor", vector=[1, 0], event_time_us=NEWEST_US)
 
 
 def take(payloads, source, encoders, index):

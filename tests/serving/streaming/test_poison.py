@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ def test_what_only_looks_odd_is_embedded(encoders, index):
     batch = make_batch(
         b"\xef\xbb\xbf" + good(1, title="with a byte order mark"),
         *(good(n, title=title, category=-(1 << 63)) for n, title in enumerate(titles, 2)),
-        good(1 << 62, event_time_us=(1 << 63) - 1),
+        good(1 << 62, event_time_us=time.time_ns() // 1000 + events.MAX_AHEAD_US - 10**7),
         good(8, title=None, image=b"bytes\0\0"),
         good(9, title=None, vector=[10**300, 1e300]).replace(b"1e+300", b"1"),
     )

@@ -32,8 +32,8 @@ class PickledStore(store.IndexStore):
     def _read(self):
         if self._path.exists():
             return pickle.loads(self._path.read_bytes())
-        return {"encoders": [], "rows": {}, "withdrawn": {}, "positions": {}, "letters": {},
-                "sequence": int(time.time()) * 1_000_000}  # fmt: skip
+        return {"encoders": [], "rows": {}, "withdrawn": {}, "positions": {}, "letters": {}, "catalog": {},
+                "id_types": {}, "sequence": int(time.time()) * 1_000_000}  # fmt: skip
 
     @contextlib.contextmanager
     def _writing(self):
@@ -46,20 +46,21 @@ class PickledStore(store.IndexStore):
             new.replace(self._path)
 
     def apply(self, batch):
+        older = set()
         with self._writing() as state:
-            changed = tuple(_write(state, table) for table in batch.rows)
+            changed = tuple(_write(state, table, older) for table in batch.rows)
             withdrawn = 0
             for item_id, event_time_us in batch.withdrawn:
                 one = np.array([item_id]), np.zeros(1, np.float32), np.zeros(1, np.int64), np.array([event_time_us])
                 for entry in state["encoders"]:
                     rows = rows_lib.IndexRows(one[0], np.zeros([1, entry.dim], np.int8), *one[1:])
-                    withdrawn += _write(state, store.TableRows(entry.modality, entry.encoder_version, rows))
+                    withdrawn += _write(state, store.TableRows(entry.modality, entry.encoder_version, rows), older)
                 state["withdrawn"][item_id] = max(event_time_us, state["withdrawn"].get(item_id, 0))
             for letter in map(store.storable, batch.dead_letters):
                 state["letters"][letter[:3]] = letter.payload
             for source, position in batch.positions.items():
                 state["positions"][source] = max(position, state["positions"].get(source, 0))
-        return store.Applied(changed, withdrawn)
+        return store.Applied(changed, withdrawn, tuple(sorted(older)))
 
     def register_encoder(self, modality, encoder_version, dim, layout=""):
         with self._writing() as state:
@@ -76,6 +77,7 @@ class PickledStore(store.IndexStore):
     def forget(self, modality, encoder_version):
         with self._writing() as state:
             state["encoders"].remove(_entry(state, modality, encoder_version))
+            state["catalog"].pop((modality, encoder_version), None)
             return len(state["rows"].pop((modality, encoder_version)))
 
     def encoders(self):
@@ -100,6 +102,18 @@ class PickledStore(store.IndexStore):
 
     def position(self, source):
         return self._read()["positions"].get(source, 0)
+
+    def id_types(self):
+        return self._read()["id_types"]
+
+    def keep_id_types(self, types):
+        with self._writing() as state:
+            for field, kind in types.items():
+                if state["id_types"].setdefault(field, kind) != kind:
+                    raise ValueError(
+                        f"`{field}` of the catalog must be {state['id_types'][field]}, as in {self._path}. Received: "
+                        f"{kind}. Write it in that type, or name another index."
+                    )
 
     def dead_letters(self, source=None):
         letters = [store.DeadLetter(*key, payload) for key, payload in self._read()["letters"].items()]
@@ -131,17 +145,25 @@ def _records(state, modality, encoder_version):
     return [(item_id, *record) for item_id, record in state["rows"][modality, encoder_version].items()], dim
 
 
-def _write(state, table):
+def _write(state, table, older):
     own, changed = table.rows, 0
     _register(state, table.modality, table.encoder_version, own.rows.shape[1])
     rows = state["rows"][table.modality, table.encoder_version]
     given = np.ones(own.rows.shape, bool) if table.given is None else table.given
-    for item_id, row, scale, event_time_us, is_given in zip(
-        own.ids.tolist(), own.rows, own.scales.tolist(), own.event_times_us.tolist(), given
+    catalog_times_us = [0] * len(own) if table.catalog_times_us is None else table.catalog_times_us.tolist()
+    said = state["catalog"].setdefault((table.modality, table.encoder_version), {})
+    for item_id, row, scale, event_time_us, is_given, catalog_time_us in zip(
+        own.ids.tolist(), own.rows, own.scales.tolist(), own.event_times_us.tolist(), given, catalog_times_us
     ):
         old = rows.get(item_id)
+        if catalog_time_us:
+            last, said[item_id] = said.get(item_id), row.tobytes()
+            if last not in (None, said[item_id]) and (old is None or old[1]):
+                event_time_us = max(event_time_us, catalog_time_us)
         if old and old[1]:
             row = np.where(is_given, row, np.frombuffer(old[0], np.int8))
+        known_us = max(state["withdrawn"].get(item_id, -1), old[3] if old else -1)
+        older |= {item_id} if event_time_us < known_us else set()
         if event_time_us <= state["withdrawn"].get(item_id, -1) or (old and old[3] > event_time_us):
             continue
         if old and old[:2] == (row.tobytes(), scale):

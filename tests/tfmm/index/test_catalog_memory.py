@@ -1,0 +1,128 @@
+"""What a later `embed` takes of a catalog whose items the stream has touched."""
+
+import os
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tfmm import fingerprints
+from tfmm.features import STORED, FeatureSet
+from tfmm.index import beam, encode, item_features, item_index
+
+DAY_US = 86_400_000_000
+NOW_US = time.time_ns() // 1000
+SHOE, HAT = 7, 8
+GIVEN = encode.GivenVectors(2)
+OLD, NEW, STREAM = [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """Writes the catalog, embeds it, and says what the index then holds."""
+
+    class Shop:
+        path = tmp_path / "index.sqlite"
+
+        def embed(self, shoe=OLD, created_us=NOW_US - 9 * DAY_US, written_us=NOW_US, category="shoes"):
+            table = pa.table({
+                "item_id": [SHOE, HAT],
+                "vector": [shoe, OLD],
+                "category": [category, "hats"],
+                "created_at": pa.array([created_us] * 2, pa.timestamp("us")),
+            })  # fmt: skip
+            file = tmp_path / "items.parquet"
+            pq.write_table(table, file)
+            os.utime(file, ns=(written_us * 1000, written_us * 1000))
+            return beam.embed_catalog(tmp_path, {}, self.path)["vector"]["changed"]
+
+        def event(self, time_us, withdrawn=False):
+            with item_index.ItemIndex(self.path) as index:
+                rows, scales = encode.quantize([STREAM])
+                if withdrawn:
+                    index.withdraw([SHOE], [time_us])
+                else:
+                    index.write(GIVEN.modality, GIVEN.version, [SHOE], rows, scales, [time_us])
+
+        def shoe(self):
+            with item_index.ItemIndex(self.path) as index:
+                rows = index.embeddings(GIVEN.modality, GIVEN.version)
+                return [row for item, row in zip(rows.ids.tolist(), rows.rows.tolist()) if item == SHOE]
+
+        def category(self):
+            with item_index.ItemIndex(self.path) as index:
+                entry = index.active_features()
+                rows = index.embeddings(STORED, entry.encoder_version)
+                layout = item_features.Layout.of(FeatureSet(), {"category": "string"})
+                return layout.unpack(rows.rows[rows.ids == SHOE])["category"][0]
+
+    return Shop()
+
+
+def test_stream_stays_where_the_catalog_says_what_it_said(shop):
+    shop.embed()
+    shop.event(NOW_US - DAY_US)
+    assert shop.embed() == 0
+    assert shop.shoe() == [[127, 127]]
+
+
+def test_correction_in_the_catalog_is_taken_after_the_stream_touched_the_item(shop):
+    shop.embed()
+    shop.event(NOW_US - DAY_US)
+    assert shop.embed(NEW) == 1
+    assert shop.shoe() == [[0, 127]]
+    assert shop.embed(NEW) == 0
+    shop.event(NOW_US + 1)
+    assert shop.shoe() == [[127, 127]]
+
+
+def test_event_that_is_newer_than_the_corrected_file_stays(shop):
+    shop.embed()
+    shop.event(NOW_US - DAY_US)
+    assert shop.embed(NEW, written_us=NOW_US - 2 * DAY_US) == 0
+    assert shop.shoe() == [[127, 127]]
+
+
+def test_withdrawn_item_stays_so_whatever_the_catalog_says(shop):
+    shop.embed()
+    shop.event(NOW_US - DAY_US, withdrawn=True)
+    shop.embed(NEW)
+    assert shop.shoe() == []
+
+
+@pytest.mark.parametrize("created_us", [NOW_US + 365 * DAY_US, 253_370_764_800_000_000, -5])
+def test_time_to_come_in_the_catalog_blocks_no_update(shop, created_us):
+    shop.embed(created_us=created_us)
+    shop.event(NOW_US - DAY_US)
+    assert shop.shoe() == [[127, 127]]
+    assert shop.embed(created_us=created_us) == 0
+    shop.event(NOW_US, withdrawn=True)
+    assert shop.shoe() == []
+
+
+def test_corrected_feature_is_taken_too(shop):
+    shop.embed()
+    assert shop.category() == fingerprints.fingerprint(["shoes"])[0]
+    with item_index.ItemIndex(shop.path) as index:  # as an event says it
+        layout = index.active_features().encoder_version
+        row = item_features.Layout.of(FeatureSet(), {"category": "string"}).pack({"category": np.array([99])})
+        index.write(STORED, layout, [SHOE], row, [1], [NOW_US - DAY_US])
+    shop.embed()
+    assert shop.category() == 99
+    shop.embed(category="boots")
+    assert shop.category() == fingerprints.fingerprint(["boots"])[0]
+
+
+def test_catalog_tells_the_types_of_its_ids(shop):
+    shop.embed()
+    with item_index.ItemIndex(shop.path) as index:
+        assert index.id_types() == {"item_id": "int64", "category": "string"}
+
+
+def test_forgotten_encoder_takes_its_memory_along(shop):
+    shop.embed()
+    with item_index.ItemIndex(shop.path) as index:
+        index.forget(GIVEN.modality, GIVEN.version)
+    assert shop.embed() == 2
