@@ -38,6 +38,15 @@ def test_stage_lines_keep_the_seconds_of_finished_nodes_and_show_metrics():
     assert "loss 0.5" in text.getvalue()
 
 
+def test_a_stage_has_the_name_that_it_is_given():
+    text = io.StringIO()
+    console = rich_console.Console(file=text, width=160)
+    with terminal.StageLines(console, {"MultimodalTrainer": "Train SimScore"}) as lines:
+        for done in (0, 1):
+            lines.show({"stage": "node:MultimodalTrainer", "done": done, "total": 1})
+    assert text.getvalue().startswith("Train SimScore ")
+
+
 def _summary(new_items):
     models = {
         name: {"auc": auc, "gauc": auc, "logloss": 0.5, "gauc_new_items": new_items}
@@ -45,6 +54,8 @@ def _summary(new_items):
     }
     return {
         **models,
+        "methods": "SimScore + my_team.methods:Best",
+        "model": "my_team.models:Tower",
         "encoders": {
             "image": {
                 "acc_at_1": 0.4,
@@ -95,6 +106,8 @@ def test_result_table_shows_differences(tmp_path):
         console.print(line)
     assert "+0.0500" in text.getvalue()
     said = " ".join(text.getvalue().split())
+    assert "ID-only against SimScore + my_team.methods:Best, scored by my_team.models:Tower, on held-out" in said
+    assert "SimTier" not in said and "MAKE" not in said
     assert "image encoder: Acc@1 0.400 (untrained 0.100, chance 0.005), Acc@5 0.700" in said
     assert "image encoder: 1,700 distinct positives, no memory bank; 8 epochs of 4,288 pairs, 536 steps of 64" in said
     assert "over 900 held-out pairs of 200 items" in said
