@@ -300,6 +300,16 @@ def layer_name(method: str, modality: str, sequence: str) -> str:
     return "-".join((method.replace(":", "."), modality, sequence))
 
 
+def in_words(methods: typing.Iterable[Method]) -> str:
+    """Returns the names of methods for people, ours by their classes.
+
+    >>> in_words([Method("simtier"), Method("make"), Method("my_team.methods:Recency")])
+    'SimTier + MAKE + my_team.methods:Recency'
+    """
+    names = (method.name for method in methods)
+    return " + ".join(INTEGRATIONS[name].__name__ if name in INTEGRATIONS else name for name in names)
+
+
 def of_sequence(methods: typing.Iterable[Method], sequence: Sequence) -> tuple[Method, ...]:
     """Returns the methods that read a sequence: `simtier=False` and `make=False` leave out ours and their subclasses.
 

@@ -14,6 +14,7 @@ import typing
 from rich import console as rich_console
 
 from tfmm import config as config_lib
+from tfmm.ctr import integrations
 from tfmm.data import declared, schema, unread
 from tfmm.quickstart import html_report, live, processes, terminal
 from tfmm.stages import folders
@@ -69,7 +70,9 @@ def run(
     tables = declared.tables(config.feature_set, config.modality_set)
     if data_dir is not None:
         unread.say(data_dir, lambda line: console.print(line, style="yellow", markup=False, highlight=False), tables)
-    with processes.PeakMemory() as memory, terminal.StageLines(console) as lines:
+    methods = integrations.in_words(config.methods)
+    titles = {"MultimodalTrainer": f"Train {methods}"}
+    with processes.PeakMemory() as memory, terminal.StageLines(console, titles) as lines:
         _run_dag(environment, lines)
         outputs = environments.latest_outputs(environment.metadata_path)
         verdict = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / folders.VERDICT).read_text())
@@ -79,6 +82,7 @@ def run(
     seconds = _stage_seconds(environment.progress_path, lines.seconds)
     data = environment.data_dir or pathlib.Path(outputs["Marketplace.dataset"])
     summary = _summary(data, tables, outputs, verdict, figures, seconds, memory.gb)
+    summary |= {"methods": methods, "model": config.ctr.model}
     summary["total_seconds"] = round(time.monotonic() - started, 1)
     _write_report(environment.workdir / REPORT, data, outputs, summary, verdict)
     (environment.workdir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
@@ -143,7 +147,7 @@ def _summary(
 ) -> dict[str, typing.Any]:
     report = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / folders.REPORT).read_text())
     encoders = report["encoders"]
-    first = encoders.get("image") or encoders.get("text") or {}
+    first: dict[str, typing.Any] = next((facts for facts in encoders.values() if "acc_at_1" in facts), {})
     keys = ("auc", "gauc", "logloss", "gauc_new_items")
     return {
         "data": {
@@ -178,7 +182,7 @@ def _write_report(
     places = {
         "MAKE": pathlib.Path(outputs["MAKETrainer.make"]) / "history.json",
         "ID-only": pathlib.Path(outputs["IDTrainer.model"]) / folders.TRAINED / "history.json",
-        "SimTier + MAKE": pathlib.Path(outputs["MultimodalTrainer.model"]) / folders.TRAINED / "history.json",
+        summary["methods"]: pathlib.Path(outputs["MultimodalTrainer.model"]) / folders.TRAINED / "history.json",
     }
     for place in sorted(pathlib.Path(outputs["SCLTrainer.encoders"]).glob("*/history.json")):
         places[f"SCL {place.parent.name}"] = place

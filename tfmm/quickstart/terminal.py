@@ -29,7 +29,7 @@ TITLES = {
     "Transform": "Transform",
     "MAKETrainer": "Pre-train MAKE",
     "IDTrainer": "Train the ID-only model",
-    "MultimodalTrainer": "Train SimTier + MAKE",
+    "MultimodalTrainer": "Train the multimodal model",
     "ModelGate": "Evaluate and judge",
     "Pusher": "Push",
 }
@@ -59,9 +59,11 @@ class StageLines:
 
     Args:
         console: where to draw.
+        titles: of stages, where they differ from `TITLES`.
     """
 
-    def __init__(self, console: rich_console.Console) -> None:
+    def __init__(self, console: rich_console.Console, titles: typing.Mapping[str, str] | None = None) -> None:
+        self._titles = {**TITLES, **(titles or {})}
         self._progress = rich_progress.Progress(
             rich_progress.SpinnerColumn(finished_text="[green]✓"),
             rich_progress.TextColumn("{task.description}", table_column=rich_table.Column(min_width=29, no_wrap=True)),
@@ -87,7 +89,7 @@ class StageLines:
     def start(self, stage: str) -> None:
         self._current = stage
         self._started[stage] = time.monotonic()
-        self._tasks[stage] = self._progress.add_task(TITLES.get(stage, stage), total=None, note="")
+        self._tasks[stage] = self._progress.add_task(self._titles.get(stage, stage), total=None, note="")
 
     def finish(self, stage: str, note: str | None = None) -> None:
         self.seconds[stage] = time.monotonic() - self._started[stage]
@@ -95,7 +97,7 @@ class StageLines:
         if note is not None:
             self._progress.update(self._tasks[stage], note=note)
         if not self._console.is_terminal:
-            self._console.print(f"{TITLES.get(stage, stage):<30}{self.seconds[stage]:7.1f} s  {note or ''}")
+            self._console.print(f"{self._titles.get(stage, stage):<30}{self.seconds[stage]:7.1f} s  {note or ''}")
 
     def show(self, event: typing.Mapping[str, typing.Any]) -> None:
         """Takes one event of the progress file."""
@@ -117,7 +119,8 @@ class StageLines:
 
 def result_table(summary: typing.Mapping[str, typing.Any]) -> rich_table.Table:
     """Builds the closing table: both models, their difference, and the serving figures."""
-    table = rich_table.Table(title="ID-only against SimTier + MAKE, on held-out impressions")
+    model = f", scored by {summary['model']}" if summary["model"] else ""
+    table = rich_table.Table(title=f"ID-only against {summary['methods']}{model}, on held-out impressions")
     for name in ("", "ID-only", "multimodal", "difference"):
         table.add_column(name, justify="left" if not name else "right")
     for key, title in (

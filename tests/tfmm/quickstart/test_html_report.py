@@ -40,6 +40,8 @@ def test_report_is_one_escaped_file(tmp_path):
     models = {name: {"auc": 0.6, "gauc": 0.6, "logloss": 0.5, "gauc_new_items": None} for name in ("id", "multimodal")}
     summary = {
         **models,
+        "methods": "SimScore + my_team:Best",
+        "model": "",
         "encoders": {"text": {"probe": {"gauc": None}, "warning": "<it> is no better"}},
         "grpc_predict_ms": 3.0,
         "rest_predict_ms": 4.0,
@@ -60,6 +62,7 @@ def test_report_is_one_escaped_file(tmp_path):
     )
     text = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;red" in text and "<b>red" not in text
+    assert "<th>SimScore + my_team:Best</th>" in text and "SimTier" not in text and "scored by" not in text
     assert 'class="worse">Warning: &lt;it&gt; is no better' in text
     assert "data:image/png;base64,iVBORw" in text
     assert "refused the multimodal model: AUC is 0.5" in text

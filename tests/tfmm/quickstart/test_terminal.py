@@ -46,6 +46,15 @@ def test_a_note_of_a_training_is_a_line_of_a_log_file():
     assert "make: 3 of 4 parts were trained before\n" in text.getvalue()
 
 
+def test_a_stage_has_the_name_that_it_is_given():
+    text = io.StringIO()
+    console = rich_console.Console(file=text, width=160)
+    with terminal.StageLines(console, {"MultimodalTrainer": "Train SimScore"}) as lines:
+        for done in (0, 1):
+            lines.show({"stage": "node:MultimodalTrainer", "done": done, "total": 1})
+    assert text.getvalue().startswith("Train SimScore ")
+
+
 def _summary(new_items):
     models = {
         name: {"auc": auc, "gauc": auc, "logloss": 0.5, "gauc_new_items": new_items}
@@ -53,6 +62,8 @@ def _summary(new_items):
     }
     return {
         **models,
+        "methods": "SimScore + my_team.methods:Best",
+        "model": "my_team.models:Tower",
         "encoders": {
             "image": {
                 "acc_at_1": 0.4,
@@ -103,6 +114,8 @@ def test_result_table_shows_differences(tmp_path):
         console.print(line)
     assert "+0.0500" in text.getvalue()
     said = " ".join(text.getvalue().split())
+    assert "ID-only against SimScore + my_team.methods:Best, scored by my_team.models:Tower, on held-out" in said
+    assert "SimTier" not in said and "MAKE" not in said
     assert "image encoder: Acc@1 0.400 (untrained 0.100, chance 0.005), Acc@5 0.700" in said
     assert "image encoder: 1,700 distinct positives, no memory bank; 8 epochs of 4,288 pairs, 536 steps of 64" in said
     assert "over 900 held-out pairs of 200 items" in said
