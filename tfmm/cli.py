@@ -108,7 +108,13 @@ def embed(
     names = schema.modalities(data_dir, config.modality_set)
     folders = {name: str(encoders_dir / name) for name in config.encoders(names)}
     dead_letters = snapshot_dir / "dead_letter"
-    beam.embed_catalog(data_dir, folders, index_path, dead_letters, modality_set=config.modality_set)
+    most = config.data.max_bad_fraction
+    counts = beam.embed_catalog(
+        data_dir, folders, index_path, dead_letters, modality_set=config.modality_set, max_bad_fraction=most
+    )
+    for modality, count in counts.items():
+        if rejected := count["rejected"]:
+            click.echo(f"left out: {rejected:,} contents of {modality}; {dead_letters} has each with its reason")
     with item_index.ItemIndex(index_path) as index:
         active = index.active_encoders()
         versions = {name: active[name].encoder_version for name in names}
@@ -131,7 +137,7 @@ def train(
 ) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
     from tfmm.ctr import train as ctr_train
-    from tfmm.data import beam, declared, examples, schema, unread
+    from tfmm.data import beam, declared, examples, left_out, schema, unread
     from tfmm.export import saved_model
     from tfmm.make import train as make_train
     from tfmm.training import examples as training_examples
@@ -149,6 +155,8 @@ def train(
             "of their columns (`tfmm data schema`), or declare another."
         )
     beam.write_examples(data_dir, config.data, feature_set, raw)
+    for line in left_out.in_words(left_out.read(raw)):
+        click.echo(line)
     examples.transform(raw, transformed)
     train_pattern, eval_pattern = (training_examples.split_pattern(transformed, split) for split in ("train", "eval"))
     make_train.train(

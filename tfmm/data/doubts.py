@@ -73,8 +73,8 @@ def _doubled(users: np.ndarray, items: np.ndarray, shown_at: np.ndarray) -> typi
     again &= (shown_at != instants.NULL) & (users != 0) & (items != 0)
     if count := int(again.sum()):
         yield (
-            f"impressions repeat user, item and time of an earlier row: were they logged twice? Each counts. ({count:,} "
-            f"of {_rows(again)})."
+            f"impressions repeat user, item and time of an earlier row: were they logged twice? Each counts. "
+            f"({count:,} of {_rows(again)})."
         )
 
 
@@ -89,8 +89,8 @@ def _before_creation(
     early = known & (created_at[places] != instants.NULL) & (latest < created_at[places])
     if count := int(early.sum()):
         yield (
-            f"impressions are earlier than `created_at` of their items: is it when these were last changed? ({count:,} of "
-            f"{_rows(early)})."
+            f"impressions are earlier than `created_at` of their items: is it when these were last changed? "
+            f"({count:,} of {_rows(early)})."
         )
 
 
@@ -105,9 +105,9 @@ def _mixed_splits(splits: typing.Any, shown_at: np.ndarray) -> typing.Iterator[s
     late = in_train & (shown_at >= first)
     if count := int(late.sum()):
         yield (
-            f"impressions.split is no cut in time: {count:,} of {int(in_train.sum()):,} train rows are not earlier than "
-            f"the first eval row ({np.datetime64(first, 'us')}). Encoders learn from pairs before that time alone, and "
-            "the model is judged on times that it has seen."
+            f"impressions.split is no cut in time: {count:,} of {int(in_train.sum()):,} train rows are not earlier "
+            f"than the first eval row ({np.datetime64(first, 'us')}). Encoders learn from pairs before that time, "
+            "and the model is judged on times that it has seen."
         )
 
 

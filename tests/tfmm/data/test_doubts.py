@@ -34,10 +34,10 @@ def test_sound_times_are_not_doubted(tables):
 def test_times_of_1970_and_of_the_future_are_noted_with_their_rows(tables):
     odd = [shown(timestamp=datetime.datetime(1970, 1, 1, 0, 0, 1)), shown(timestamp=datetime.datetime(2124, 3, 4))]
     assert notes(tables, data(odd)) == [
-        "impressions.timestamp lies before 1995: is 0 written for a time that is missing, or another unit? (1 of 22 rows, "
-        "first rows 20).",
-        "impressions.timestamp lies in the future: is another unit, or a date for `never`, written? (1 of 22 rows, first "
-        "rows 21).",
+        "impressions.timestamp lies before 1995: is 0 written for a time that is missing, or another unit? (1 of 22 "
+        "rows, first rows 20).",
+        "impressions.timestamp lies in the future: is another unit, or a date for `never`, written? (1 of 22 rows, "
+        "first rows 21).",
     ]
 
 
@@ -45,8 +45,8 @@ def test_end_of_days_as_created_at_is_read_and_noted(tables):
     rows = data(created_at=datetime.datetime(9999, 12, 31))
     report = checks.check(tables(**rows))
     assert report.ok
-    assert "items.created_at lies in the future: is another unit, or a date for `never`, written? (1 of 1 rows, first " \
-        "rows 0)." in report.notes  # fmt: skip
+    text = "items.created_at lies in the future: is another unit, or a date for `never`, written? (1 of 1 rows, "
+    assert text + "first rows 0)." in report.notes
 
 
 def test_time_that_is_a_fault_is_not_doubted_too(tables):
