@@ -107,7 +107,7 @@ def embed(
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = schema.modalities(data_dir, config.modality_set)
     with run_file.beside(config, snapshot_dir):
-        manifest = catalog.embed_catalog(config, names, data_dir, encoders_dir, index_url, snapshot_dir)
+        manifest = catalog.embed_catalog(config, names, data_dir, encoders_dir, index_url, snapshot_dir, click.echo)
     for modality, facts in manifest["modalities"].items():
         click.echo(f"{modality}: {facts['size']:,} items of dim {facts['dim']}, encoder {facts['encoder_version']}")
 
@@ -137,7 +137,7 @@ def train(
     vocabulary, checkpoints = output_dir / examples.TRANSFORMED / examples.VOCABULARY, output_dir / CHECKPOINTS
     lines = progress.lines(click.echo)
     with run_file.beside(config, output_dir):
-        examples.make_examples(config, data_dir, output_dir)
+        examples.make_examples(config, data_dir, output_dir, click.echo)
         sequences = integrations.make_sequences(config.methods, config.feature_set)
         make.train_make(config, sequences, patterns, snapshot_dir, make_dir, checkpoints / "make", lines)
         for name in (folders.ID, folders.MULTIMODAL):

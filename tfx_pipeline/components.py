@@ -127,7 +127,8 @@ def CatalogEmbedder(
     """Embeds the catalog by Beam into the item index, and takes a snapshot of it."""
     from tfmm.stages import catalog
 
-    catalog.embed_catalog(_run(run), json.loads(modalities), dataset.uri, encoders.uri, index_path, snapshot.uri)
+    names, say = json.loads(modalities), logging.warning
+    catalog.embed_catalog(_run(run), names, dataset.uri, encoders.uri, index_path, snapshot.uri, say)
     run_file.copy(run_path, snapshot.uri)
 
 

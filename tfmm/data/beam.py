@@ -15,7 +15,7 @@ from tfmm import artifacts, extras, plain_paths
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import declared, examples, instants, rules, schema, times
+from tfmm.data import declared, examples, instants, left_out, rules, schema, times
 from tfmm.data.parts import Part
 from tfmm.features import ACTIONS, LABEL, Feature, FeatureSet
 
@@ -158,13 +158,14 @@ def write_examples(
     Returns:
         The manifest: counts `train`, `eval` and `dead_letter`, and the `feature_set`.
     Raises:
-        ValueError: a split came out empty.
+        ValueError: a split came out empty, or a rule leaves out more than `config.max_bad_fraction` of a table's rows.
     """
     folder = pathlib.Path(output_dir)
     escaped = glob.escape(str(folder))
     for stale in glob.glob(f"{escaped}/*.tfrecord.gz") + glob.glob(f"{escaped}/dead_letter-*.parquet"):
         pathlib.Path(stale).unlink()
     counts = run(data_dir, config, feature_set, folder)
+    left_out.refuse_many(left_out.read(folder), data_dir, config.max_bad_fraction, declared.tables(feature_set))
     if not counts["train"] or not counts["eval"]:
         raise ValueError(
             f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "

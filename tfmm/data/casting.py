@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 
 from tfmm.data import instants
@@ -53,6 +54,7 @@ def cast(array: pa.ChunkedArray, name: str, kind_name: str, table: str) -> pa.Ch
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise pa.ArrowInvalid(f"{kind} is no id type")
             return array.cast(pa.string())
+        array = _of_any_length(array)
         if kind_name == "ids":
             return _cast_lists(array)
         if kind_name == "number":
@@ -72,6 +74,22 @@ def cast(array: pa.ChunkedArray, name: str, kind_name: str, table: str) -> pa.Ch
         raise ValueError(
             f"Column {name!r} of table {table!r} must be {KIND_TEXT[kind_name]}. Received: {kind} ({error})."
         ) from error
+
+
+def _of_any_length(array: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns lists of one fixed length, as NumPy, Polars and Lance write vectors, as lists; others as they are."""
+    kind = array.type
+    if not pa.types.is_fixed_size_list(kind):
+        return array
+
+    def as_lists(chunk: pa.FixedSizeListArray) -> pa.ListArray:
+        is_null = chunk.is_null().to_numpy(zero_copy_only=False)
+        lengths = np.where(is_null, 0, kind.list_size)
+        ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        offsets = pa.array(ends, mask=np.append(is_null, False))  # a null offset is a null list
+        return pa.ListArray.from_arrays(offsets, chunk.drop_null().flatten())
+
+    return pa.chunked_array([as_lists(chunk) for chunk in array.chunks], pa.list_(kind.value_type))
 
 
 def _cast_lists(array: pa.ChunkedArray) -> pa.ChunkedArray:

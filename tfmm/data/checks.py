@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 
 from tfmm import extras
 from tfmm.config import DataConfig
-from tfmm.data import declared, examples, instants, rules, schema, times, unread
+from tfmm.data import declared, doubts, examples, instants, rules, schema, times, unread
 from tfmm.data.layout import Unread
 from tfmm.data.parts import LayoutError, Part
 from tfmm.features import FeatureSet, Label
 from tfmm.modalities import UNDECLARED, ModalitySet
 
 SHOWN = 5  # rows and values that a fault quotes
+MAX_REASON = 2000  # characters of an error
 
 
 UNIQUE = "must be unique"
@@ -53,7 +54,7 @@ class CheckReport:
     counts: dict[str, int]
     faults: tuple[Fault, ...]
     unread: tuple[Unread, ...] = ()  # what lies in the folder and is not read
-    notes: tuple[str, ...] = ()  # columns that tell times coarsely, and what follows; see `tfmm.data.times`
+    notes: tuple[str, ...] = ()  # coarse times and what follows (`tfmm.data.times`), doubtful ones (`tfmm.data.doubts`)
 
     @property
     def ok(self) -> bool:
@@ -185,6 +186,7 @@ class _Check:
         self._max_pixels = max_pixels
         self.counts: dict[str, int] = {}
         self.faults: list[Fault] = []
+        self._columns: dict[str, list[str]] = {}  # that can be read
         self._ids: dict[str, np.ndarray] = {}  # sorted fingerprints of items and searches
 
     def add(
@@ -200,7 +202,7 @@ class _Check:
 
     def check_table(self, name: str, parts: typing.Sequence[Part]) -> None:
         self.counts[name] = sum(sum(part.row_groups) for part in parts)
-        columns = self._readable_columns(name, parts)
+        columns = self._columns[name] = self._readable_columns(name, parts)
         if not self.counts[name] and self._tables[name].required:
             self.add(name, "", "must have rows", 1)
         self._check_unique(name, columns)
@@ -264,7 +266,8 @@ class _Check:
             missing = [path for path, names in stored.items() if column.name not in names]
             if column.required and missing:
                 rule = f"must be a column ({schema.kind_text(column)})"
-                self.add(name, column.name, rule, len(missing), values=missing[:SHOWN])
+                received = [f"{path} with {', '.join(stored[path]) or 'no columns'}" for path in missing[:SHOWN]]
+                self.add(name, column.name, rule, len(missing), values=map(ValueError, received))
             elif len(missing) < len(parts):
                 try:
                     schema.read_table(self.data_dir, name, [column.name], self._tables)
@@ -341,9 +344,12 @@ class _Check:
     def notes(self, config: DataConfig) -> tuple[str, ...]:
         unreadable = {(fault.table, fault.column) for fault in self.faults if not fault.rows}
         names = [n for n in self.counts if n in times.COLUMNS and (n, times.COLUMNS[n]) not in unreadable]
-        return times.notes(times.resolutions(self.data_dir, config.time_zone, names))
+        seen = times.resolutions(self.data_dir, config.time_zone, names)
+        return times.notes(seen) + doubts.notes(self.data_dir, seen, self._tables, self._columns)
 
 
 def _quote(value: typing.Any) -> str:
+    """Returns a value of the data, cut, or whole what an error says."""
     text = f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    most = MAX_REASON if isinstance(value, Exception) else 60
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -95,6 +95,8 @@ class Part:
             raise
         except (pa.ArrowException, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if "Expected all lists to be of size" in reason:  # Arrow below 13
+                reason += ". This Arrow cannot read nulls among lists of one fixed length: write them as lists."
             raise LayoutError(f"{self.path} must be readable Parquet. Received: {reason}") from error
 
 

@@ -220,6 +220,7 @@ def embed_catalog(
     pipeline_args: typing.Sequence[str] = ("--runner=FnApiRunner",),
     modality_set: ModalitySet = UNDECLARED,
     feature_set: FeatureSet = DECLARED,
+    max_bad_fraction: float = 1.0,
 ) -> dict[str, dict[str, int]]:
     """Embeds the whole catalog into the item index, items' features with it, and makes its encoders the active ones.
 
@@ -234,12 +235,14 @@ def embed_catalog(
         dead_letter_dir: receives rejected contents as JSON lines, with reasons; None: they are only counted.
         pipeline_args: Beam's options.
         modality_set, feature_set: what the run declares.
+        max_bad_fraction: of a modality's contents that may be rejected.
     Returns:
         By modality, the number of items `embedded`, of those `changed` in the index, `rejected` and `missing`
         (without content).
     Raises:
         ValueError: nothing to embed: no encoder is named and the catalog brings no vectors; or it lacks the column of a
-            declared feature; or the index holds ids of another type.
+            declared feature; or the index holds ids of another type; or too many contents are rejected: then the
+            encoders in use stay the active ones.
     """
     transform = EmbedCatalog(data_dir, encoder_dirs, index, modality_set, feature_set)
     encoders = load_encoders(encoder_dirs, transform.vector_dims)
@@ -265,19 +268,37 @@ def embed_catalog(
         counter.key.metric.name: counter.committed
         for counter in result.metrics().query(beam.metrics.MetricsFilter().with_namespace(_METRICS))["counters"]
     }
-    with store.open_store(index) as opened:
-        for encoder in encoders:
-            opened.register_encoder(encoder.modality, encoder.version, encoder.dim)
-            opened.activate(encoder.modality, encoder.version)
-        if layout.features:
-            opened.activate(STORED, layout.version)
-    return {
+    counts = {
         encoder.modality: {
             name: counters.get(f"{encoder.modality}/{name}", 0)
             for name in ("embedded", "changed", "rejected", "missing")
         }
         for encoder in encoders
     }
+    _refuse_many(counts, max_bad_fraction, dead_letter_dir)
+    with store.open_store(index) as opened:
+        for encoder in encoders:
+            opened.register_encoder(encoder.modality, encoder.version, encoder.dim)
+            opened.activate(encoder.modality, encoder.version)
+        if layout.features:
+            opened.activate(STORED, layout.version)
+    return counts
+
+
+def _refuse_many(
+    counts: dict[str, dict[str, int]], max_bad_fraction: float, dead_letter_dir: str | pathlib.Path | None
+) -> None:
+    many = []
+    for modality, count in counts.items():
+        total = count["embedded"] + count["rejected"]
+        if count["rejected"] > max_bad_fraction * total:
+            many.append(f"{count['rejected']:,} of {total:,} contents of {modality}")
+    if many:
+        where = "" if dead_letter_dir is None else f" {dead_letter_dir} has each with its reason."
+        raise ValueError(
+            f"At most {max_bad_fraction:g} of the contents (`data.max_bad_fraction`) may fail to be embedded. "
+            f"Received: {'; '.join(many)}.{where}"
+        )
 
 
 def _to_json(rejected: encode.Rejected) -> str:

@@ -18,6 +18,7 @@ def embed_catalog(
     encoders_dir: Folder,
     index_url: str,
     snapshot_dir: Folder,
+    say: typing.Callable[[str], object],
 ) -> dict[str, typing.Any]:
     """Embeds the catalog by Beam into the item index, and takes a snapshot of it.
 
@@ -28,14 +29,24 @@ def embed_catalog(
         encoders_dir: one encoder folder per modality that has one.
         index_url: the item index, a path or a URL; made where missing.
         snapshot_dir: gets the snapshot, and the dead letters in `dead_letter/`.
+        say: is told how many contents were left out, and where they lie.
     Returns:
         The snapshot's manifest.
     """
     folders = {name: str(pathlib.Path(encoders_dir) / name) for name in run.encoders(modalities)}
     dead_letters = pathlib.Path(snapshot_dir) / DEAD_LETTERS
-    beam.embed_catalog(
-        data_dir, folders, index_url, dead_letters, modality_set=run.modality_set, feature_set=run.feature_set
+    counts = beam.embed_catalog(
+        data_dir,
+        folders,
+        index_url,
+        dead_letters,
+        modality_set=run.modality_set,
+        feature_set=run.feature_set,
+        max_bad_fraction=run.data.max_bad_fraction,
     )
+    for modality, count in counts.items():
+        if rejected := count["rejected"]:
+            say(f"left out: {rejected:,} contents of {modality}; {dead_letters} has each with its reason")
     with store.open_store(index_url) as index:
         active = index.active_encoders()
         versions = {name: active[name].encoder_version for name in modalities}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import pathlib
+import typing
 
 from tfmm.config import RunConfig
-from tfmm.data import beam, examples
+from tfmm.data import beam, examples, left_out
 from tfmm.stages.folders import SPLITS, Folder
 from tfmm.training.examples import split_pattern
 
 RAW, TRANSFORMED, VOCABULARY = "examples", "transformed", "vocabulary"
 
 
-def make_examples(run: RunConfig, data_dir: Folder, output_dir: Folder) -> None:
-    """Writes `examples/`, by Beam, and `transformed/` with `vocabulary/` inside."""
+def make_examples(
+    run: RunConfig, data_dir: Folder, output_dir: Folder, say: typing.Callable[[str], object]
+) -> None:
+    """Writes `examples/`, by Beam, and `transformed/` with `vocabulary/` inside; says which rows were left out."""
     folder = pathlib.Path(output_dir)
     beam.write_examples(data_dir, run.data, run.feature_set, folder / RAW)
+    for line in left_out.in_words(left_out.read(folder / RAW)):
+        say(line)
     examples.transform(folder / RAW, folder / TRANSFORMED)
 
 

@@ -37,7 +37,7 @@ STAGES = {
     "check": Stage((*_EXAMPLES, "modalities")),
     "pairs": Stage(("pairs", "data", "modalities", "label")),
     "encoders": Stage(("image", "text", "modalities", "seed"), ("pairs",)),
-    "catalog": Stage(("modalities", "features", "sequences"), ("encoders",)),
+    "catalog": Stage(("modalities", "features", "sequences", "data"), ("encoders",)),
     "examples": Stage(_EXAMPLES),
     "make": Stage(("make", *_EXAMPLES), ("catalog", "examples")),
     "id_model": Stage(("ctr", "export", *_EXAMPLES), ("examples",)),

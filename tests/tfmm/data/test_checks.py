@@ -242,7 +242,7 @@ def test_a_required_column_that_one_part_lacks_is_named_with_the_part(tables, at
     pq.write_table(pa.table({"user_id": [1]}), folder / "impressions" / "part-1.parquet")
     found = faults(checks.check(folder))
     fault = found["impressions", "label", "must be a column (int64)"]
-    assert (fault.count, fault.values) == (1, ("impressions/part-1.parquet",))
+    assert (fault.count, fault.values) == (1, ("impressions/part-1.parquet with user_id",))
 
 
 def test_what_is_not_read_is_reported_and_is_no_fault(tables, at):

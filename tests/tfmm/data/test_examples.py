@@ -1,3 +1,4 @@
+import dataclasses
 import datetime
 
 import numpy as np
@@ -138,7 +139,8 @@ def test_bad_rows_become_dead_letters_with_a_reason(tables, tmp_path, at):
         {**good, "timestamp": None, "label": None},
     ]
     data["behaviors"] += [{**data["behaviors"][0], "action": "stare"}]
-    manifest = beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
+    config = dataclasses.replace(L3, max_bad_fraction=0.5)
+    manifest = beam.write_examples(tables(**data), config, FEATURES, tmp_path / "out")
     assert (manifest["train"] + manifest["eval"], manifest["dead_letter"]) == (8, 6)
     letters = pq.read_table(next((tmp_path / "out").glob("dead_letter-*.parquet"))).to_pylist()
     reasons = {(letter["table"], letter["row"]): letter["reason"] for letter in letters}

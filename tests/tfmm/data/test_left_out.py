@@ -1,0 +1,36 @@
+"""Rows that the job of examples leaves out: counted by reason, and refused where they are too many."""
+
+import pytest
+
+from tfmm.config import DataConfig
+from tfmm.data import beam, left_out
+from tfmm.features import FeatureSet
+
+FEATURES = FeatureSet().resolved(3, 1)
+REASON = "`action` must be one of click, cart, favorite, purchase"
+
+
+@pytest.fixture
+def folder(tables, at):
+    """20 impressions, and 10 behaviors of which 3 have no action that is known."""
+    return tables(
+        items=[{"item_id": 1, "title": "t", "category": 1}],
+        behaviors=[
+            {"user_id": 1, "item_id": 1, "timestamp": at(n), "action": "view" if n < 3 else "click"} for n in range(10)
+        ],
+        impressions=[{"user_id": 1, "item_id": 1, "timestamp": at(30 + n), "label": n % 2} for n in range(20)],
+    )
+
+
+def test_what_is_left_out_is_counted_by_reason(folder, tmp_path):
+    beam.write_examples(folder, DataConfig(max_bad_fraction=0.3), FEATURES, tmp_path / "out")
+    counts = left_out.read(tmp_path / "out")
+    assert dict(counts) == {("behaviors", REASON): 3}
+    assert left_out.in_words(counts) == [f"left out: 3 rows of behaviors: {REASON}"]
+
+
+def test_more_than_the_limit_is_refused_as_in_the_pipeline(folder, tmp_path):
+    text = r"breaks rules too often.*behaviors `action` must be one of .* \(3 of 10\).*`data.max_bad_fraction`, now 0.2"
+    with pytest.raises(ValueError, match=text):
+        beam.write_examples(folder, DataConfig(max_bad_fraction=0.2), FEATURES, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()

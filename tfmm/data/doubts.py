@@ -1,0 +1,116 @@
+"""What is no fault of any row, but makes one doubt the times of a data folder: said in notes, and stops nothing."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+import typing
+
+import numpy as np
+import pyarrow.compute as pc
+
+from tfmm.data import behaviors as behaviors_lib
+from tfmm.data import instants, schema, times
+
+FIRST_YEAR_US = 788_918_400_000_000  # 1995: there were no logs of shops before
+AHEAD_US = instants.DAY_US  # of a clock that is ahead, or of another zone
+SHOWN = 5  # rows that a note names
+
+
+def notes(
+    data_dir: str | pathlib.Path,
+    seen: typing.Mapping[str, times.Resolution],
+    tables: schema.Tables,
+    columns: typing.Mapping[str, typing.Collection[str]],
+) -> tuple[str, ...]:
+    """Says which rows have times that can hardly be meant, and where impressions contradict each other.
+
+    Args:
+        data_dir: the data folder.
+        seen: of the tables with times.
+        tables: with the columns that a run declares.
+        columns: by table, those that can be read.
+    """
+    found: list[str] = []
+    bounds = {name: times.read_bounds(data_dir, name, one) for name, one in seen.items()}
+    for name, (earliest, _) in bounds.items():
+        found += _odd_years(f"{name}.{times.COLUMNS[name]}", earliest)
+    if "impressions" not in bounds or not {"user_id", "item_id"} <= set(columns["impressions"]):
+        return tuple(found)
+
+    def read(name: str, column: str) -> typing.Any:
+        return schema.read_table(data_dir, name, [column], tables)[column]
+
+    earliest, latest = bounds["impressions"]
+    items = schema.fingerprints(read("impressions", "item_id"))
+    if seen["impressions"].unit <= times.SECOND:
+        users = schema.fingerprints(read("impressions", "user_id"))
+        found += _doubled(users, items, earliest)
+    if "items" in bounds and "item_id" in columns["items"]:
+        found += _before_creation(items, latest, schema.fingerprints(read("items", "item_id")), bounds["items"][0])
+    if "split" in columns["impressions"]:
+        found += _mixed_splits(read("impressions", "split"), earliest)
+    return tuple(found)
+
+
+def _odd_years(place: str, earliest: np.ndarray) -> typing.Iterator[str]:
+    is_known = (earliest > instants.FIRST_US) & (earliest < instants.LAST_US)  # others are faults
+    last_us = time.time_ns() // 1000 + AHEAD_US
+    for odd, text in (
+        (earliest < FIRST_YEAR_US, "before 1995: is 0 written for a time that is missing, or another unit"),
+        (earliest > last_us, "in the future: is another unit, or a date for `never`, written"),
+    ):
+        if count := int((odd & is_known).sum()):
+            yield f"{place} lies {text}? ({count:,} of {_rows(odd & is_known)})."
+
+
+def _doubled(users: np.ndarray, items: np.ndarray, shown_at: np.ndarray) -> typing.Iterator[str]:
+    """Compares 64-bit hashes of user, item and time."""
+    keys = behaviors_lib.tie_break(users, items, shown_at)
+    order = np.argsort(keys, kind="stable")
+    again = np.zeros(len(keys), bool)
+    again[order[1:]] = keys[order[1:]] == keys[order[:-1]]
+    again &= (shown_at != instants.NULL) & (users != 0) & (items != 0)
+    if count := int(again.sum()):
+        yield (
+            f"impressions repeat user, item and time of an earlier row: were they logged twice? Each counts. "
+            f"({count:,} of {_rows(again)})."
+        )
+
+
+def _before_creation(
+    shown: np.ndarray, latest: np.ndarray, items: np.ndarray, created_at: np.ndarray
+) -> typing.Iterator[str]:
+    if not len(items) or len(items) != len(created_at):  # files without the column
+        return
+    order = np.argsort(items, kind="stable")
+    places = order[np.minimum(np.searchsorted(items[order], shown), len(items) - 1)]
+    known = (items[places] == shown) & (shown != 0) & (latest != instants.NULL)
+    early = known & (created_at[places] != instants.NULL) & (latest < created_at[places])
+    if count := int(early.sum()):
+        yield (
+            f"impressions are earlier than `created_at` of their items: is it when these were last changed? "
+            f"({count:,} of {_rows(early)})."
+        )
+
+
+def _mixed_splits(splits: typing.Any, shown_at: np.ndarray) -> typing.Iterator[str]:
+    is_known = shown_at != instants.NULL
+    in_eval, in_train = (
+        np.asarray(pc.fill_null(pc.equal(splits, split), False)).astype(bool) & is_known for split in ("eval", "train")
+    )
+    if not in_eval.any() or not in_train.any():
+        return
+    first = int(shown_at[in_eval].min())
+    late = in_train & (shown_at >= first)
+    if count := int(late.sum()):
+        yield (
+            f"impressions.split is no cut in time: {count:,} of {int(in_train.sum()):,} train rows are not earlier "
+            f"than the first eval row ({np.datetime64(first, 'us')}). Encoders learn from pairs before that time, "
+            "and the model is judged on times that it has seen."
+        )
+
+
+def _rows(chosen: np.ndarray) -> str:
+    places = np.flatnonzero(chosen)[:SHOWN].tolist()
+    return f"{len(chosen):,} rows, first rows {', '.join(map(str, places))}"
