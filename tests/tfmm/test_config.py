@@ -96,3 +96,9 @@ def test_with_seed_reaches_every_stage_that_has_one():
 def test_constructor_refuses(kind, values, message):
     with pytest.raises(ValueError, match=message):
         kind(**values)
+
+
+@pytest.mark.parametrize("assignment", ["text.image_size=64", "text.width=3", "image.text_buckets=9"])
+def test_a_setting_that_its_encoder_never_reads_is_refused(assignment):
+    with pytest.raises(ValueError, match=r"must be a setting that the encoder reads\. Received: '\w+'"):
+        config.override(config.RunConfig(), [assignment])

@@ -103,3 +103,8 @@ def test_a_run_with_modalities_survives_json_and_overrides():
 
 def test_events_name_the_default_contents_as_the_catalog_does():
     assert [modalities.event_field(name) for name in ("text", "image", "vector")] == ["title", "image", "vector"]
+
+
+def test_a_setting_that_its_encoder_never_reads_is_refused():
+    with pytest.raises(ValueError, match="'title': `settings` of the text encoder hold no width"):
+        ModalitySet((Modality("title", "text", settings={"width": 3, "dim": 8}),))
