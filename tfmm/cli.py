@@ -58,6 +58,11 @@ def quickstart(
     """Run the whole road: data, encoders, index, models, gate, server, a new item in the stream, a report."""
     from tfmm.quickstart import run as quickstart_run
 
+    unread = [assignment for assignment in assignments if assignment.startswith("marketplace.")]
+    if data_dir is not None and unread:
+        raise ValueError(
+            f"The marketplace's settings must be left out where --data stands in its place. Received: {', '.join(unread)}."
+        )
     raise SystemExit(quickstart_run.main(workdir, data_dir, load_config(run, assignments, seed)))
 
 

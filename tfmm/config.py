@@ -133,6 +133,8 @@ class CTRConfig:
     units: tuple[int, ...] = (128, 64)
     learning_rate: float = 2e-3  # dense weights
     embedding_learning_rate: float = 2e-2
+    block_rows: int = 4_096  # rows are shuffled inside blocks of this many, in time order
+    segments: int = 16  # parts of an epoch, each followed by a line of the history and a checkpoint
     decay_from: float = 0.5  # share of the steps after which the dense rate falls to 0 in a line; 1: it never falls
     id_head: bool = True  # a target without any vector is scored by a head that learned every row from ids alone
     hidden_weight: float = 0.3  # of the loss of each row with the target's vectors hidden, per set of modalities
@@ -141,6 +143,8 @@ class CTRConfig:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "`epochs` must be at least 1.", self.epochs)
+        for name in ("block_rows", "segments"):
+            _require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
         _require(len(self.units) >= 1, "`units` must name at least one hidden layer.", self.units)
         _require(
             self.embedding_learning_rate > 0.0,
@@ -338,6 +342,8 @@ def _replace(stage: typing.Any, field_name: str, text: str, path: str) -> typing
     if isinstance(stage, Method) or (isinstance(stage, Modality) and field_name not in fields):
         return dataclasses.replace(stage, settings={**stage.settings, field_name: _json(text)})  # its class knows them
     _require(field_name in fields, f"`{path.rpartition('.')[0]}` has the fields {sorted(fields)}.", field_name)
+    is_read = not (isinstance(stage, SCLConfig) and modalities_lib.unread(stage.modality, [field_name]))
+    _require(is_read, f"`{path}` must be a setting that the encoder reads.", field_name)
     current = getattr(stage, field_name)
     value = _json(text) if current is None else _parse(text.strip(), type(current), path)
     return dataclasses.replace(stage, **{field_name: value})

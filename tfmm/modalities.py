@@ -22,6 +22,10 @@ KINDS = (*_KINDS.values(), OWN)
 NOTHING, ALL = "nothing", "all"  # what reports call the rows as they are, and those without vectors of any modality
 PAIRS, CHECKPOINTS, DEAD_LETTERS = "pairs", "checkpoints", "dead_letter"  # folders that stand beside modalities' own
 RESERVED = (NOTHING, ALL, PAIRS, CHECKPOINTS, DEAD_LETTERS, STORED)
+_ALONE = {  # settings that one encoder of ours reads, and no other
+    "image": ("image_size", "max_pixels", "width", "stages", "head_channels"),
+    "text": ("text_buckets", "token_dropout"),
+}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -30,6 +34,16 @@ def require(holds: bool, rule: str, value: object) -> None:
     """Raises ValueError with the rule and the value where it does not hold."""
     if not holds:
         raise ValueError(f"{rule} Received: {value!r}.")
+
+
+def unread(encoder: str, settings: typing.Iterable[str]) -> list[str]:
+    """Returns the settings that an encoder of ours would not read, sorted; of one of a user's own, none is known.
+
+    >>> unread("text", ["dim", "width"])
+    ['width']
+    """
+    others = {name for kind, names in _ALONE.items() if kind != encoder for name in names}
+    return sorted(others & set(settings)) if encoder in _ALONE else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +57,15 @@ class SCLConfig:
     image_size: int = 32  # pixels, square; image only
     max_pixels: int = 50_000_000  # of a picture: larger ones are refused by their header, before they are decoded
     width: int = 16  # channels of the first stage; image only
+    stages: int = 3  # of the ResNet, each of twice the channels at half the size; image only
+    head_channels: int = 32  # of its last convolution; image only
     text_buckets: int = 16_384  # hashed words and character n-grams; text only
     batch_size: int = 64  # small: steps count for more than in-batch negatives, some of which would also fit
     epochs: int = 8  # the most; fewer, down to one, where they would see more than `max_pairs_seen`
     max_pairs_seen: int = 450_000  # by all epochs together; one epoch of more pairs ends there
     learning_rate: float = 2e-3
+    warm_up_steps: int = 100  # at most, and at most a tenth of all
+    final_learning_rate: float = 0.02  # share of the learning rate that is left at the end of the cosine
     weight_decay: float = 1e-4
     memory_bank_size: int = 196_800  # K at most, as in the paper; 0: no bank
     memory_bank_share: float = 0.01  # K at most, per distinct positive item: a bank must not hold what also fits
@@ -57,6 +75,7 @@ class SCLConfig:
     triplet_weight: float = 1.0
     triplet_margin: float = 0.2  # cosine
     augment: bool = False  # worth its time in long runs on few pairs whose queries look like the items
+    token_dropout: float = 0.1  # share of a text's tokens that `augment` leaves out; text only
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,7 +105,11 @@ class SCLConfig:
         require(self.weight_decay >= 0.0, "`weight_decay` must not be negative.", self.weight_decay)
         require(self.triplet_weight >= 0.0, "`triplet_weight` must not be negative.", self.triplet_weight)
         require(0.0 < self.triplet_margin <= 2.0, "`triplet_margin` must lie in (0, 2].", self.triplet_margin)
-        for name in ("batch_size", "epochs", "max_pairs_seen", "max_pixels", "width", "text_buckets"):
+        require(self.warm_up_steps >= 0, "`warm_up_steps` must not be negative.", self.warm_up_steps)
+        for name in ("final_learning_rate", "token_dropout"):
+            require(0.0 <= getattr(self, name) < 1.0, f"`{name}` must lie in [0, 1).", getattr(self, name))
+        counts = ("batch_size", "epochs", "max_pairs_seen", "max_pixels", "width", "stages", "head_channels")
+        for name in (*counts, "text_buckets"):
             require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
 
 
@@ -175,6 +198,8 @@ class Modality:
         known = {field.name for field in dataclasses.fields(SCLConfig)} - {"modality", "encoder", "frozen"}
         if unknown := sorted(set(self.settings) - known):
             yield f"{name}: `settings` must be among {', '.join(sorted(known))}, not {', '.join(unknown)}"
+        elif found := unread(self.encoder, self.settings):
+            yield f"{name}: `settings` of the {self.encoder} encoder hold no {', '.join(found)}"
         elif not self.is_ready:
             try:
                 self.scl_config()

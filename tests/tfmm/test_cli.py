@@ -173,3 +173,10 @@ def test_a_run_that_names_what_is_not_there_is_refused_before_any_work(tmp_path,
     result = CliRunner().invoke(cli.main, ["pretrain", "--data", ".", "--output", "out", "--run", "run.json"])
     assert result.exit_code == 1 and "encoder 'no_such_team:Audio' must name an importable class" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_the_marketplace_are_refused_beside_data_of_ones_own(tmp_path):
+    arguments = ["quickstart", "--data", str(tmp_path), "--workdir", str(tmp_path / "run")]
+    result = CliRunner().invoke(cli.main, [*arguments, "--set", "marketplace.num_users=9"])
+    assert result.exit_code == 1 and "must be left out where --data stands in its place" in result.output
+    assert not (tmp_path / "run").exists()

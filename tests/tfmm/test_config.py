@@ -103,3 +103,9 @@ def test_most_pixels_of_a_column_are_those_that_all_its_encoders_take():
     assert run.max_pixels == {"image": 700, "query_image": 700}
     photo = modalities.Modality("photo", "image", column="image", settings={"max_pixels": 90})
     assert dataclasses.replace(run, modalities=(*run.modality_set.known, photo)).max_pixels["image"] == 90
+
+
+@pytest.mark.parametrize("assignment", ["text.image_size=64", "text.width=3", "image.text_buckets=9"])
+def test_a_setting_that_its_encoder_never_reads_is_refused(assignment):
+    with pytest.raises(ValueError, match=r"must be a setting that the encoder reads\. Received: '\w+'"):
+        config.override(config.RunConfig(), [assignment])

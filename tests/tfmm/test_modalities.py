@@ -114,3 +114,8 @@ def test_inputs_of_undeclared_modalities_have_names_of_their_own_too():
     columns = (*RunConfig().features, Feature("image_target_mask", "user", "number"))
     with pytest.raises(ValueError, match=r"a name of its own\. Received twice: image_target_mask"):
         RunConfig(features=columns)
+
+
+def test_a_setting_that_its_encoder_never_reads_is_refused():
+    with pytest.raises(ValueError, match="'title': `settings` of the text encoder hold no width"):
+        ModalitySet((Modality("title", "text", settings={"width": 3, "dim": 8}),))

@@ -28,9 +28,6 @@ from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
 from tfmm.training.labels import click_rate, metric_weights, weighing
 
-BLOCK_ROWS = 4096  # rows are shuffled inside blocks of this many, in time order
-SEGMENTS = 16  # parts of an epoch, each followed by a line of the history and a checkpoint
-
 
 def train(
     config: config_lib.CTRConfig,
@@ -63,7 +60,7 @@ def train(
         make_dir: pre-trained MAKE blocks, which stay frozen. None, or blocks trained for 0 epochs: MAKE is
             trained jointly with the rest.
         make_config: the shape of MAKE blocks where `make_dir` is None.
-        checkpoint_dir: where to keep the state, 16 times per epoch, to go on from after a stop.
+        checkpoint_dir: where to keep the state, `segments` times per epoch, to go on from after a stop.
         progress: called with the steps done.
     Returns:
         The manifest; `metrics` has AUC, GAUC and LogLoss on the evaluation rows.
@@ -101,7 +98,7 @@ def train(
     if feature_set.label.is_sampled:  # few steps: those that bring the mean score to the click rate are saved
         model.start_at(click_rate(train_columns, feature_set.label))
     num_rows = len(train_columns[LABEL])
-    segment_rows = BLOCK_ROWS * math.ceil(num_rows / BLOCK_ROWS / SEGMENTS)
+    segment_rows = config.block_rows * math.ceil(num_rows / config.block_rows / config.segments)
     starts = range(0, num_rows, segment_rows)
     steps = sum(math.ceil(min(segment_rows, num_rows - start) / config.batch_size) for start in starts)
     rate = HeldRate(config.learning_rate, config.epochs * steps, config.decay_from)
@@ -117,7 +114,8 @@ def train(
 
     def segment_data(segment: int) -> tf.data.Dataset:
         start = starts[segment % len(starts)]
-        order = examples_lib.blocked_order(min(segment_rows, num_rows - start), BLOCK_ROWS, config.seed, segment)
+        block_rows, seed = config.block_rows, config.seed
+        order = examples_lib.blocked_order(min(segment_rows, num_rows - start), block_rows, seed, segment)
         rows = {name: values[start + order] for name, values in train_columns.items()}
         rows = hide_behaviors(rows, config, list(tables), feature_set, segment)
         return examples_lib.dataset(rows, np.arange(len(order)), config.batch_size)

@@ -20,7 +20,6 @@ from tfmm.evaluate import missing
 from tfmm.features import FeatureSet
 from tfmm.training import examples as examples_lib
 from tfmm.training.labels import metric_weights, weights_of
-from tfmm.training.progress import Progress, silent
 
 KIND = "evaluation"
 NUM_GROUPS = 8  # of items, by how often training showed them (section 6.3.3)
@@ -39,7 +38,6 @@ def evaluate(
     baseline: str = "id",
     encoders: typing.Mapping[str, typing.Any] | None = None,
     snapshot_dir: Folder | None = None,
-    progress: Progress = silent,
 ) -> dict[str, typing.Any]:
     """Scores the evaluation rows with each exported model and reports how they compare.
 
@@ -54,7 +52,6 @@ def evaluate(
         encoders: what `encoders.probe_encoders` found; it stands in the report as it is.
         snapshot_dir: the index snapshot that the models were trained with; where given, the report says what they
             score on rows whose target lacks vectors.
-        progress: called with the rows scored.
     Returns:
         The report, see `compare`, with `encoders`; with `hidden`: the scores with the target's vectors hidden (see
         `missing.hidden_report`); and `missing` where `snapshot_dir` is given (see `missing.missing_report`).
@@ -68,11 +65,10 @@ def evaluate(
     shown = examples_lib.read_columns(examples_lib.example_files(train_pattern), feature_set, ("item_id",))["item_id"]
     scores, hidden = {}, {}
     chosen = missing.draw_rows(len(rows["label"]))
-    for i, (name, folder) in enumerate(models.items()):
+    for name, folder in models.items():
         with saved_model.load_session(folder) as loaded:
             scores[name] = _score(loaded, folder, eval_files)["score"]
             hidden[name] = missing.score_hidden(loaded, eval_files, chosen)
-        progress("evaluate", (i + 1) * len(shown), len(models) * len(shown))
     counts = metrics.item_frequencies(shown, rows["item_id"])
     report = compare(scores, rows["label"], rows["user_id"], rows["item_id"], counts, baseline, weights)
     report["encoders"] = dict(encoders or {})

@@ -20,8 +20,6 @@ from tfmm.pretrain import images, own_encoders, texts
 from tfmm.pretrain.content_form import NFKC_CASEFOLD, ContentForm
 
 Features = tuple[tf.Tensor, ...]
-HEAD_CHANNELS = 32
-STAGES = 3
 
 
 class Encoder(tf.Module):
@@ -106,8 +104,8 @@ class Encoder(tf.Module):
 class ImageEncoder(Encoder):
     """A small pre-activation ResNet with a flat head: where in the picture something is counts.
 
-    Three stages of one basic block each, of `width`, 2 `width` and 4 `width` channels; then 1x1 convolution
-    to 32, flatten, dense to D.
+    `stages` of one basic block each, of `width`, 2 `width`, 4 `width` ... channels; then 1x1 convolution to
+    `head_channels`, flatten, dense to D.
     """
 
     def build_model(self) -> keras.Model:
@@ -126,12 +124,12 @@ class ImageEncoder(Encoder):
         size, width = self.config.image_size, self.config.width
         pixels = keras.Input((size, size, 3), name="pixels")
         x = conv(pixels, width, 3, 2)
-        for stage in range(STAGES):
+        for stage in range(self.config.stages):
             channels, strides = width * 2**stage, 1 if stage == 0 else 2
             y = activate(x)
             shortcut = x if x.shape[-1] == channels and strides == 1 else conv(y, channels, 1, strides)
             x = keras.layers.Add()([shortcut, conv(activate(conv(y, channels, 3, strides)), channels, 3)])
-        x = activate(conv(activate(x), HEAD_CHANNELS, 1))
+        x = activate(conv(activate(x), self.config.head_channels, 1))
         x = keras.layers.Dense(self.config.dim, kernel_initializer=keras.initializers.GlorotUniform(next(seeds)))(
             keras.layers.Flatten()(x)
         )
@@ -174,11 +172,8 @@ class TextEncoder(Encoder):
 
     def augment(self, features: Features, seed: tf.Tensor) -> Features:
         tokens, weights = features
-        kept = tf.random.stateless_uniform(tf.shape(weights), seed) >= TOKEN_DROPOUT
+        kept = tf.random.stateless_uniform(tf.shape(weights), seed) >= self.config.token_dropout
         return tokens, weights * tf.cast(kept, tf.float32)
-
-
-TOKEN_DROPOUT = 0.1
 
 
 KINDS: dict[str, typing.Callable[[SCLConfig], Encoder]] = {"image": ImageEncoder, "text": TextEncoder}

@@ -20,9 +20,6 @@ from tfmm.pretrain.encoders import Encoder, Features
 from tfmm.pretrain.memory_bank import MemoryBank
 from tfmm.training import loop
 
-WARM_UP_STEPS = 100
-FINAL_LEARNING_RATE = 0.02  # share of the learning rate left at the end of the cosine
-
 
 class Batch(typing.NamedTuple):
     """One step's pairs.
@@ -142,11 +139,11 @@ class SCL:
 
 def make_optimizer(config: SCLConfig, total_steps: int) -> keras.optimizers.Optimizer:
     """Returns AdamW with a warm-up and a cosine decay of the learning rate."""
-    warm_up = min(WARM_UP_STEPS, total_steps // 10)
+    warm_up = min(config.warm_up_steps, total_steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(
-        config.learning_rate * (FINAL_LEARNING_RATE if warm_up else 1.0),
+        config.learning_rate * (config.final_learning_rate if warm_up else 1.0),
         max(total_steps - warm_up, 1),
-        alpha=FINAL_LEARNING_RATE,
+        alpha=config.final_learning_rate,
         warmup_target=config.learning_rate if warm_up else None,
         warmup_steps=warm_up,
     )

@@ -18,6 +18,7 @@ from tfmm.ctr import integrations
 from tfmm.data import declared, schema, unread
 from tfmm.quickstart import html_report, live, processes, terminal
 from tfmm.stages import folders
+from tfmm.training import progress
 
 SUMMARY, REPORT = "summary.json", "report.html"
 
@@ -124,8 +125,7 @@ def _stage_seconds(progress_path: pathlib.Path, own: typing.Mapping[str, float])
     """Returns the seconds of each stage; a node that the cache answered keeps the time of its real run."""
     begun: dict[str, float] = {}
     seconds: dict[str, float] = {}
-    for line in progress_path.read_text().splitlines():
-        event = json.loads(line)
+    for event in progress.read_jsonl(progress_path):
         node = event["stage"].removeprefix("node:")
         if node == event["stage"]:
             continue
@@ -160,7 +160,7 @@ def _summary(
         **{name: {key: report["models"][name][key] for key in keys} for name in ("id", "multimodal")},
         "hidden": report["hidden"]["models"]["multimodal"],
         "missing": report["missing"],
-        "gate": dict(verdict),
+        "gate": {name: verdict[name] for name in ("passed", "reasons", "checks")},
         **figures,
         "stages": dict(seconds),
         "peak_memory_gb": round(peak_memory_gb, 2),

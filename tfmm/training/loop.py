@@ -33,10 +33,10 @@ def run(
 ) -> list[dict[str, float]]:
     """Trains for `epochs` epochs, going on after those that the checkpoint holds.
 
-    A resumed run ends like an uninterrupted one if `dataset_for_epoch` depends on its argument alone (seed
-    shuffles and augmentation with `epoch_seed`) and the checkpoint names every variable that a step changes.
-    To train on several devices call it, and create the variables, inside `strategy.scope()`: each dataset's
-    batch is the global one and is split, and the step's gradients must go through `apply_gradients`.
+    A resumed run ends like an uninterrupted one if `dataset_for_epoch` depends on its argument alone (draw
+    shuffles and augmentation from `np.random.default_rng((seed, epoch))`) and the checkpoint names every variable that
+    a step changes. To train on several devices call it, and create the variables, inside `strategy.scope()`: each
+    dataset's batch is the global one and is split, and the step's gradients must go through `apply_gradients`.
 
     Args:
         step_fn: takes one element of the dataset, updates variables, returns float [] tensors by name. It is
@@ -78,7 +78,7 @@ def run(
                     stage,
                     steps_done + len(sums),
                     epochs * steps_per_epoch,
-                    "",
+                    note="",
                     epoch=epoch,
                     steps_per_s=len(sums) / (now - started),
                     **{k: float(v) for k, v in sums[-1].items()},
@@ -108,7 +108,7 @@ def run(
             stage,
             steps_done,
             steps_done + (epochs - epoch - 1) * len(sums),
-            "",
+            note="",
             epoch=epoch,
             steps_per_s=len(sums) / seconds,
             **shown,
@@ -138,15 +138,6 @@ def apply_gradients(
         optimizer.apply_gradients(
             [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
         )
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Returns a seed in [0, 2^31) for one epoch of one run; neighboring seeds and epochs share nothing.
-
-    >>> epoch_seed(0, 0) == epoch_seed(0, 0) != epoch_seed(0, 1) != epoch_seed(1, 0)
-    True
-    """
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]) & 0x7FFFFFFF
 
 
 def _distributed(step_fn: StepFn, strategy: tf.distribute.Strategy) -> typing.Callable[[typing.Any], dict]:

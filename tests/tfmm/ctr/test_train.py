@@ -24,7 +24,8 @@ class Stop(Exception):
 
 
 def train(shop, output_dir, modalities=("image", "text"), seed=0, epochs=1, snapshot=True, **arguments):
-    config = config_lib.CTRConfig(seed=seed, epochs=epochs, **SMALL)
+    own = {name: arguments.pop(name) for name in ("block_rows", "segments") if name in arguments}
+    config = config_lib.CTRConfig(seed=seed, epochs=epochs, **SMALL, **own)
     return train_lib.train(
         config,
         shop.train,
@@ -112,10 +113,8 @@ def test_without_pretraining_make_is_trained_jointly(shop, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("modalities", [(), ("image", "text")])
-def test_resumed_run_equals_an_uninterrupted_one(shop, make_dir, tmp_path, monkeypatch, modalities):
-    monkeypatch.setattr(train_lib, "BLOCK_ROWS", 256)  # 12 segments
-    monkeypatch.setattr(train_lib, "SEGMENTS", 12)
-    own = {"modalities": modalities, "make_dir": make_dir}
+def test_resumed_run_equals_an_uninterrupted_one(shop, make_dir, tmp_path, modalities):
+    own = {"modalities": modalities, "make_dir": make_dir, "block_rows": 256, "segments": 12}
     train(shop, tmp_path / "whole", **own)
     segments = []
 

@@ -36,7 +36,7 @@ def make_run(folder=None, key="k", seed=0, stop_in_epoch=None):
         if epoch == stop_in_epoch:
             raise KeyboardInterrupt
         data = tf.data.Dataset.from_tensor_slices((x, y))
-        return data.shuffle(ROWS, seed=loop.epoch_seed(seed, epoch)).batch(8, drop_remainder=True)
+        return data.shuffle(ROWS, seed=1000 * seed + epoch).batch(8, drop_remainder=True)
 
     def step(batch):
         inputs, labels = batch
