@@ -112,7 +112,15 @@ def newest_behaviors(
 
 
 def first_values(values: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns the first `count` of multi-valued ids, int64 [B, W] -> [B, count], padded with 0."""
+    """Returns the first `count` of multi-valued ids, int64 [B, W] -> [B, count], padded with 0.
+
+    A missing one counts for nothing, wherever it stands, as in the catalog.
+
+    >>> first_values(tf.constant([[0, 7, 0, 8, 9]]), 2).numpy().tolist()
+    [[7, 8]]
+    """
+    order = tf.argsort(tf.cast(values == PADDING, tf.int32), axis=1, stable=True)
+    values = tf.gather(values, order, batch_dims=1)
     padded = tf.pad(values, [[0, 0], [0, count]])[:, :count]
     return tf.ensure_shape(padded, [values.shape[0], count])
 
