@@ -53,7 +53,7 @@ class CheckReport:
     counts: dict[str, int]
     faults: tuple[Fault, ...]
     unread: tuple[Unread, ...] = ()  # what lies in the folder and is not read
-    notes: tuple[str, ...] = ()  # columns that tell times coarsely, and what follows; see `tfmm.data.times`
+    notes: tuple[str, ...] = ()  # columns that tell times coarsely, and ids that stand for missing
 
     @property
     def ok(self) -> bool:
@@ -176,6 +176,7 @@ class _Check:
         self.counts: dict[str, int] = {}
         self.faults: list[Fault] = []
         self._ids: dict[str, np.ndarray] = {}  # sorted fingerprints of items and searches
+        self._zeros: collections.Counter[str] = collections.Counter()  # ids of 0 or "" that are no keys, by column
 
     def add(
         self,
@@ -199,6 +200,7 @@ class _Check:
         for part in parts:
             for group in range(len(part.row_groups)):
                 table = schema.read_part(part, name, columns, group, self._tables)
+                self._count_zeros(name, table)
                 for column, text, row, value in self._failures(name, table, column_rules):
                     found.setdefault((column, text), []).append((first + row, value))
                 first += table.num_rows
@@ -212,6 +214,11 @@ class _Check:
                     [row for row, _ in cases[:SHOWN]],
                     [value for _, value in cases[:SHOWN]],
                 )
+
+    def _count_zeros(self, name: str, table: pa.Table) -> None:
+        for column in self._tables[name].columns:
+            if column.kind == "id" and not column.is_key and column.name in table.column_names:
+                self._zeros[f"{name}.{column.name}"] += int(rules.is_zero(table[column.name]).sum())
 
     def _failures(
         self,
@@ -331,7 +338,12 @@ class _Check:
     def notes(self, config: DataConfig) -> tuple[str, ...]:
         unreadable = {(fault.table, fault.column) for fault in self.faults if not fault.rows}
         names = [n for n in self.counts if n in times.COLUMNS and (n, times.COLUMNS[n]) not in unreadable]
-        return times.notes(times.resolutions(self.data_dir, config.time_zone, names))
+        zeros = [
+            f'{place} is 0 or "" in {count:,} rows, which stands for missing.'
+            for place, count in self._zeros.items()
+            if count
+        ]
+        return (*times.notes(times.resolutions(self.data_dir, config.time_zone, names)), *zeros)
 
 
 def _quote(value: typing.Any) -> str:

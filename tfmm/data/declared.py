@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfmm import modalities
-from tfmm.data import casting, schema
+from tfmm.data import casting, instants, schema, times
 from tfmm.data.parts import Part
 from tfmm.data.schema import Column, Table
 from tfmm.features import ACTIONS, AGE, KEYS, LABEL, NEGATIVE_RATE, PADDING, SAMPLE_WEIGHT, Feature, FeatureSet, Label
@@ -38,7 +38,7 @@ def tables(feature_set: FeatureSet, modality_set: ModalitySet = UNDECLARED) -> d
             continue
         table = result[feature.table]
         if all(column.name != feature.column for column in table.columns):
-            column = Column(feature.column, _KINDS[feature.kind], f"feature {feature.name!r}")
+            column = Column(feature.column, _KINDS[feature.kind], f"feature {feature.name!r}", is_key=False)
             result[table.name] = dataclasses.replace(table, columns=(*table.columns, column))
     return result
 
@@ -224,17 +224,36 @@ def _id_type(data_dir: str | pathlib.Path, feature: Feature, known: schema.Table
 
 
 def values(column: pa.ChunkedArray, feature: Feature) -> np.ndarray:
-    """Returns a declared column as examples hold it: int64 or float32 [n], or int64 [n, M] of multi-valued ids."""
+    """Returns a declared column as examples hold it: int64 or float32 [n], or int64 [n, M] of multi-valued ids.
+
+    Times are read as they are stored, see `instants_of`.
+    """
     if feature.kind == "id":
         return schema.fingerprints(column)
     if feature.kind == "ids":
         return _first_ids(column, feature.max_values)
-    if feature.kind == "time":
-        microseconds = schema.microseconds(column)
-        return np.where(microseconds == np.iinfo(np.int64).min, PADDING, microseconds)
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan, np.float32)
-    return column.cast(pa.float32()).to_numpy().astype(np.float32)
+    numbers = column.cast(pa.float32()).to_numpy().astype(np.float32)
+    return np.where(np.isfinite(numbers), numbers, np.float32(np.nan))
+
+
+def instants_of(part: Part, name: str, row_group: int, feature: Feature, seen: times.Seen) -> np.ndarray:
+    """Returns a declared column of times as examples hold it: the earliest instants, int64 [n] microseconds.
+
+    Args:
+        part, name, row_group: of the table.
+        feature: of kind `time`.
+        seen: of impressions at least, whose zone is that of all times that name none.
+    """
+    if feature.column not in part.schema.names:
+        return np.full(part.row_groups[row_group], PADDING, np.int64)
+    stored = times.read_stored(part, name, row_group, feature.column)
+    is_known = name in seen and times.COLUMNS[name] == feature.column
+    resolution = seen[name] if is_known else times.Resolution(seen["impressions"].time_zone)
+    earliest, _ = times.bounds(stored, resolution)
+    told = schema.microseconds(instants.to_timestamps(stored))
+    return np.where((told >= instants.FIRST_US) & (told <= instants.LAST_US), earliest, PADDING)
 
 
 def _first_ids(column: pa.ChunkedArray, count: int) -> np.ndarray:
