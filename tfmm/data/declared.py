@@ -15,7 +15,8 @@ from tfmm import modalities
 from tfmm.data import casting, instants, schema, times
 from tfmm.data.parts import Part
 from tfmm.data.schema import Column, Table
-from tfmm.features import ACTIONS, AGE, KEYS, LABEL, NEGATIVE_RATE, PADDING, SAMPLE_WEIGHT, Feature, FeatureSet, Label
+from tfmm.features import ACTIONS, AGE, KEYS, LABEL, PADDING, Feature, FeatureSet, Label
+from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
 from tfmm.modalities import MAX_DIM, UNDECLARED, ModalitySet
 
 USERS = Table("users", "what is known of users", (Column("user_id", "id", "unique", required=True),), required=True)

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from tfmm.data import instants, schema
-from tfmm.features import ACTIONS, NEGATIVE_RATE, SAMPLE_WEIGHT, Label
+from tfmm.features import ACTIONS, Label
+from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
 
 Array: typing.TypeAlias = pa.Array | pa.ChunkedArray
 UNKNOWN_ITEM = "must be in the items table"
