@@ -67,6 +67,7 @@ def faults(
 ) -> list[str]:
     """Returns what the data lacks of a declaration, a line each, by headers, and by actions and contents."""
     found, known = [], tables(feature_set, modality_set)
+    kinds: dict[str, str] = {}
     for feature in feature_set.features:
         if feature.source == f"behaviors.{AGE}":
             continue
@@ -82,8 +83,15 @@ def faults(
                     f"{name}: column {place} must be there. Received the columns {names}. Name another `source`, or "
                     "leave the feature out"
                 )
-        else:
-            found += _type_faults(data_dir, feature, known)
+        elif wrong := _type_faults(data_dir, feature, known):
+            found += wrong
+        elif stored := _id_kinds(data_dir, feature, known):
+            kinds[feature.name] = stored[0]
+            if len(stored) > 1 and feature.name not in KEYS:  # keys are compared over all tables
+                found.append(f"{name}: {place} must have ids of one type in all files. Received: int64 and string")
+            if text := _serving_fault(feature, stored[0]):
+                found.append(f"{name}: {text}, as {place} is")
+    found += _mixed(kinds, feature_set)
     found += _content_faults(data_dir, modality_set, known) + _action_faults(data_dir, feature_set)
     return found + _label_faults(data_dir, feature_set.label, known)
 
@@ -199,29 +207,50 @@ def id_types(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> dict[str,
     """
     documented, known = schema.id_types(data_dir), tables(feature_set)
     result: dict[str, str] = {}
-    of_vocabulary: dict[str, str] = {}
     for feature in feature_set.features:
-        if feature.kind not in ("id", "ids"):
-            continue
-        kind = documented.get(feature.name) or _id_type(data_dir, feature, known)
-        result[feature.name] = kind
-        if of_vocabulary.setdefault(feature.embedding, kind) != kind:
-            raise ValueError(
-                f"Features of vocabulary {feature.embedding!r} must have ids of one type. Received: "
-                f"{of_vocabulary[feature.embedding]} and {kind}, of {feature.name!r}."
-            )
+        if feature.name in KEYS:
+            result[feature.name] = documented[feature.name]
+        elif feature.kind in ("id", "ids"):
+            result[feature.name] = (*_id_kinds(data_dir, feature, known), "int64")[0]
+    if found := _mixed(result, feature_set):
+        raise ValueError("\n".join(f"{text}." for text in found))
     return result
 
 
-def _id_type(data_dir: str | pathlib.Path, feature: Feature, known: schema.Tables) -> str:
-    for part in schema.table_parts(data_dir, feature.table, known):
+def _id_kinds(data_dir: str | pathlib.Path, feature: Feature, known: schema.Tables) -> list[str]:
+    """Returns the types that the files have of a feature's ids, sorted; none where it is no id, or all are null."""
+    found = set()
+    for part in schema.table_parts(data_dir, feature.table, known) if feature.kind in ("id", "ids") else ():
         if feature.column in part.schema.names:
             empty = part.schema.empty_table().select([feature.column])
             kind = schema.conform(empty, feature.table, [feature.column], known)[feature.column].type
             kind = kind.value_type if pa.types.is_list(kind) else kind
             if not pa.types.is_null(kind):
-                return "int64" if pa.types.is_integer(kind) else "string"
-    return "int64"
+                found.add("int64" if pa.types.is_integer(kind) else "string")
+    return sorted(found)
+
+
+def _mixed(kinds: typing.Mapping[str, str], feature_set: FeatureSet) -> list[str]:
+    """Returns which vocabularies would hold ids of both types, which have nothing in common."""
+    found, of_vocabulary = [], {}
+    for feature in feature_set.features:
+        if feature.name in kinds:
+            first = of_vocabulary.setdefault(feature.embedding, kinds[feature.name])
+            if first != kinds[feature.name]:
+                found.append(
+                    f"Features of vocabulary {feature.embedding!r} must have ids of one type. Received: {first} and "
+                    f"{kinds[feature.name]}, of {feature.name!r}"
+                )
+    return found
+
+
+def _serving_fault(feature: Feature, kind: str) -> str:
+    """Returns why an id that stands for a feature in service is none of the data's; "" where it may be."""
+    value = feature.serving_value
+    given = "string" if isinstance(value, str) else "int64"
+    if not value or given == kind:  # 0 and "" are missing in both
+        return ""
+    return f"`serving_value` must be of type {kind}, not {value!r}"
 
 
 def values(column: pa.ChunkedArray, feature: Feature) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 
 from tfmm import preprocessing
 from tfmm.config import DataConfig
-from tfmm.data import beam, checks, examples
+from tfmm.data import beam, checks, declared, examples
 from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet, Sequence
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
@@ -65,19 +65,19 @@ def us(time):
 
 @pytest.mark.parametrize("name", ["row", "latest", "is_eval", "action", "order_line"])
 def test_features_have_any_name_that_the_join_may_use_itself(folder, tmp_path, name):
-    declared = declare(Feature(name, "context", "number"), Feature(f"own_{name}", "behavior", "number",
+    features = declare(Feature(name, "context", "number"), Feature(f"own_{name}", "behavior", "number",
                        source=f"behaviors.dwell_{name}"), riding=[f"own_{name}"])  # fmt: skip
     shown, dwell = np.arange(ROWS) * 10.0 + 5, [100.0 + i for i in range(6)]
     data = folder(impressions={name: shown}, behaviors={f"dwell_{name}": dwell})
-    found, dead_letters = built(data, declared, tmp_path / "out")
+    found, dead_letters = built(data, features, tmp_path / "out")
     assert found[name].tolist() == shown.tolist() and dead_letters == 0
     assert found[f"acts_own_{name}"][0].tolist()[:2] == [103.0, 100.0]  # of user 1, oldest first
 
 
 @pytest.mark.parametrize("name", ["row", "latest", "is_eval", "action", "order_line"])
 def test_so_have_those_of_behaviors(folder, tmp_path, name):
-    declared = declare(Feature(name, "behavior", "number", source="behaviors.dwell"), riding=[name])
-    found, _ = built(folder(behaviors={"dwell": [100.0 + i for i in range(6)]}), declared, tmp_path / "out")
+    features = declare(Feature(name, "behavior", "number", source="behaviors.dwell"), riding=[name])
+    found, _ = built(folder(behaviors={"dwell": [100.0 + i for i in range(6)]}), features, tmp_path / "out")
     assert found[f"acts_{name}"][0].tolist()[:2] == [103.0, 100.0]
     assert found["acts_item_id"][0].tolist() == [4, 1, 0, 0]
 
@@ -134,14 +134,14 @@ def folder_without(data, *names):
 
 @pytest.mark.parametrize("dates", [False, True], ids=["times", "dates"])
 def test_the_hour_of_an_impression_is_that_of_its_time(folder, tmp_path, dates):
-    declared = declare(Feature("hour", "context", "time", source="impressions.timestamp"))
+    features = declare(Feature("hour", "context", "time", source="impressions.timestamp"))
     more = {"impressions": {"timestamp": pa.array([START.date()] * ROWS)}} if dates else {}
     data = folder(**more)
     if dates:
         table = pq.read_table(data / "impressions.parquet")
         split = pa.array(["train"] * 6 + ["eval"] * 6)
         pq.write_table(table.append_column("split", split), data / "impressions.parquet")
-    found, _ = built(data, declared, tmp_path / "out", time_zone="America/Sao_Paulo")
+    found, _ = built(data, features, tmp_path / "out", time_zone="America/Sao_Paulo")
     np.testing.assert_array_equal(found["hour"], found["timestamp"])
     assert found["hour"][0] == us(datetime.datetime(2024, 6, 5, 3 if dates else 15, tzinfo=datetime.timezone.utc))
 
@@ -153,19 +153,19 @@ def test_an_id_of_zero_or_nothing_is_missing_and_the_row_stays(folder, tmp_path,
     def column(name, rows):
         return {name: [ids[i % 2] for i in range(rows)]}
 
-    declared = declare(
+    features = declare(
         Feature("page", "context"), Feature("city", "user"), Feature("brand", "item"), Feature("shelf", "behavior"),
         riding=["shelf"],
     )  # fmt: skip
     data = folder(impressions=column("page", ROWS), users=column("city", 3), items=column("brand", 4),
                   behaviors=column("shelf", 6))  # fmt: skip
-    found, dead_letters = built(data, declared, tmp_path / "out")
+    found, dead_letters = built(data, features, tmp_path / "out")
     assert dead_letters == 0 and len(found["page"]) == ROWS
     assert (found["page"] == 0).tolist() == [True, False] * (ROWS // 2)
     assert (found["city"] == 0).tolist() == [user != 2 for user in found["user_id"].tolist()]
     assert (found["brand"] == 0).tolist() == [item % 2 == 1 for item in found["item_id"].tolist()]
     assert (found["acts_shelf"][0] != 0).tolist() == [True, False, False, False]
-    report = checks.check(data, DataConfig(max_behaviors=4), declared)
+    report = checks.check(data, DataConfig(max_behaviors=4), features)
     assert report.ok, report.faults
     notes = {'impressions.page is 0 or "" in 6 rows, which stands for missing.',
              'users.city is 0 or "" in 2 rows, which stands for missing.'}  # fmt: skip
@@ -173,10 +173,48 @@ def test_an_id_of_zero_or_nothing_is_missing_and_the_row_stays(folder, tmp_path,
 
 
 def test_a_number_that_is_not_finite_is_missing(folder, tmp_path):
-    declared = declare(Feature("price", "item", "number"), Feature("load", "context", "number"), riding=["price"])
+    features = declare(Feature("price", "item", "number"), Feature("load", "context", "number"), riding=["price"])
     loads = [float("inf"), float("-inf"), float("nan"), None, 1e300, 2.0] * 2
     data = folder(items={"price": [1.0, float("inf"), 3.0, None]}, impressions={"load": loads})
-    found, _ = built(data, declared, tmp_path / "out")
+    found, _ = built(data, features, tmp_path / "out")
     np.testing.assert_array_equal(found["load"], [*[np.nan] * 5, 2.0] * 2)
     np.testing.assert_array_equal(np.isfinite(found["price"]), np.isin(found["item_id"], [1, 3]))
     np.testing.assert_array_equal(np.isfinite(found["acts_price"]), np.isin(found["acts_item_id"], [1, 3]))
+
+
+@pytest.mark.parametrize(("values", "served", "kind"), [([1, 2], "home", "int64"), (["a", "b"], 7, "string")])
+def test_serving_value_of_another_type_than_the_data_is_refused(folder, values, served, kind):
+    """It would be an id that nobody has."""
+    data = folder(impressions={"page": [values[i % 2] for i in range(ROWS)]})
+    (fault,) = declared.faults(data, declare(Feature("page", "context", serving_value=served)))
+    assert fault == (
+        f"feature 'page': `serving_value` must be of type {kind}, not {served!r}, as impressions.page is"
+    )
+    for fine in (values[0], 0, ""):
+        assert not declared.faults(data, declare(Feature("page", "context", serving_value=fine)))
+
+
+def test_ids_of_one_vocabulary_have_one_type_and_it_is_said_with_all_else(folder):
+    data = folder(users={"liked": ["a", "b", "c"]}, items={"brand": [1, 2, 3, 4]})
+    features = declare(Feature("brand", "item"), Feature("liked", "user", vocabulary="brand"), Feature("city", "user"))
+    first, second = declared.faults(data, features)
+    assert first.startswith("feature 'city': column users.city must be there")
+    assert second.startswith("Features of vocabulary 'brand' must have ids of one type. Received: int64 and string")
+
+
+def test_ids_of_one_column_have_one_type_in_all_files(folder):
+    data = folder(items={"brand": [1, 2, 3, 4]})
+    table = pq.read_table(data / "items.parquet")
+    (data / "items.parquet").unlink()
+    (data / "items").mkdir()
+    texts = table.column("brand").cast(pa.string())
+    pq.write_table(table.slice(0, 2), data / "items" / "a.parquet")
+    pq.write_table(table.set_column(3, "brand", texts).slice(2), data / "items" / "b.parquet")
+    (fault,) = declared.faults(data, declare(Feature("brand", "item")))
+    assert fault == "feature 'brand': items.brand must have ids of one type in all files. Received: int64 and string"
+
+
+def test_the_type_of_an_id_is_that_of_its_own_source(folder):
+    data = folder(impressions={"aisle": ["x"] * ROWS})
+    category = Feature("category", "item", source="impressions.aisle")
+    assert declared.id_types(data, FeatureSet((*DEFAULT_FEATURES[:2], category), ()))["category"] == "string"
