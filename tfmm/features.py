@@ -9,20 +9,16 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import re
 import typing
+
+from tfmm import declared_values
+from tfmm.declared_values import COLUMN_RULE, NAME_RULE, SERVING_RULES
+from tfmm.labels import DEFAULT_LABEL, FIELDS, KEYS, LABEL, Label
 
 PADDING = 0  # id and index of padding and of a missing value
 OUT_OF_VOCABULARY = 1  # index of an id that the vocabulary lacks
 NUM_SPECIAL = 2  # indices before the vocabulary's own
-LABEL = "label"
-SAMPLE_WEIGHT = "sample_weight"  # of an example, where the label declares one
-NEGATIVE_RATE = "negative_rate"
-KEYS = ("user_id", "item_id")  # every example has them: the join, the vectors and GAUC go by them
 ACTIONS = ("click", "cart", "favorite", "purchase")
-_RESERVED = ("timestamp", LABEL, SAMPLE_WEIGHT, NEGATIVE_RATE, "split", "examples", "modality", "scales", "sequences",
-             "encoder_version")  # fmt: skip
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TABLES = {  # where a feature of a role may come from; the first is where it is looked for
     "user": ("users", "impressions"),
     "item": ("items", "impressions"),
@@ -33,6 +29,8 @@ ROLES = tuple(_TABLES)
 KINDS = ("id", "ids", "number", "boolean", "time")
 SCALINGS = ("standard", "log", "quantiles")
 PARTS = {"hour": 24, "weekday": 7}
+STATISTICS_SUFFIX = "_statistics"  # of a number's name: the column and file that hold what scales it
+MAX_TABLE_BYTES = 16 * 2**30  # of a declared embedding table: it lies in memory, thrice in training
 AGE = "age"  # the source of a behavior's age: seconds from the behavior to the impression
 STORED = "item_features"  # the table of the index, beside those of modalities, that keeps the items' features
 
@@ -46,9 +44,10 @@ class Feature:
 
     - `id`: an integer or string; an embedding by vocabulary, or by hash buckets. 0, "" or null is missing.
     - `ids`: a list of these, such as tags; the mean of their embeddings. An empty list or null is missing.
-    - `number`: a float; `scaling` says what becomes of it. NaN or null is missing, which is a state of its own.
+    - `number`: a float; `scaling` says what becomes of it. Null and what is not finite are missing, a state of its own.
     - `boolean`: true or false, 1 or 0 in a request; NaN or null is missing.
-    - `time`: a timestamp; an embedding of its hour or weekday, UTC. Null is missing (0 in a request).
+    - `time`: a timestamp or date; an embedding of the hour or weekday of its instant, UTC. Null is missing (0 in a
+      request). What names no zone is read on the clocks of `data.time_zone`.
     """
 
     name: str
@@ -88,6 +87,11 @@ class Feature:
         return self.vocabulary or self.name
 
     @property
+    def statistics(self) -> str:
+        """The name of the column and file that hold what scales a number."""
+        return self.name + STATISTICS_SUFFIX
+
+    @property
     def num_indices(self) -> int | None:
         """Rows of its embedding table; None where the vocabulary says."""
         if self.kind in ("id", "ids"):
@@ -97,8 +101,8 @@ class Feature:
     def faults(self) -> typing.Iterator[str]:
         """Yields what is wrong with it, a line each."""
         name = f"feature {self.name!r}"
-        if not _NAME.fullmatch(self.name) or self.name in _RESERVED:
-            yield f"{name}: `name` must be lower case letters, digits and _, and none of {', '.join(_RESERVED)}"
+        if not declared_values.is_column(self.name):
+            yield f"{name}: `name` must be {COLUMN_RULE}"
         for field, allowed in (("role", ROLES), ("kind", KINDS), ("scaling", SCALINGS), ("part", tuple(PARTS))):
             if getattr(self, field) not in allowed:
                 yield f"{name}: `{field}` must be one of {', '.join(allowed)}, not {getattr(self, field)!r}"
@@ -117,10 +121,23 @@ class Feature:
             yield f"{name}: the age of a behavior is a number of seconds, so `kind` must be 'number'"
         if self.vocabulary and self.kind not in ("id", "ids"):
             yield f"{name}: only ids have a `vocabulary`; {self.kind} has none"
+        elif self.vocabulary and not declared_values.is_name(self.vocabulary):
+            yield f"{name}: `vocabulary` must be {NAME_RULE}, not {self.vocabulary!r}"
         if self.serving_value is not None and (self.role == "behavior" or self.name in KEYS or self.kind == "ids"):
             yield f"{name}: `serving_value` is for single values of users, items and contexts, not for this one"
-        if self.name in KEYS and (self.kind != "id" or self.role != self.name.removesuffix("_id")):
-            yield f"{name}: must be of kind 'id' and role {self.name.removesuffix('_id')!r}"
+        elif self.serving_value is not None and not declared_values.can_serve(self.serving_value, self.kind):
+            yield f"{name}: `serving_value` must be {SERVING_RULES.get(self.kind)}, not {self.serving_value!r}"
+        if self.name in KEYS:
+            role = self.name.removesuffix("_id")
+            if (self.kind, self.role, self.column) != ("id", role, self.name):
+                yield f"{name}: must be of kind 'id' and role {role!r}, from a column {self.name!r}"
+        if self.is_embedded and self.kind in KINDS and self.num_indices and self.dim >= 1:
+            size = 4 * self.dim * self.num_indices
+            if size > MAX_TABLE_BYTES:
+                yield (
+                    f"{name}: an embedding table must take at most {MAX_TABLE_BYTES / 2**30:.0f} GiB, not "
+                    f"{size / 1e12:.1f} TB. Lower `dim`, `num_buckets` or `num_quantiles`"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +153,9 @@ class Sequence:
     simtier: bool = True
     make: bool = True
 
+    def __post_init__(self) -> None:
+        declared_values.with_tuples(self)
+
     @property
     def columns(self) -> tuple[str, ...]:
         return self.column_names or tuple(f"{self.name}_{feature}" for feature in self.features)
@@ -148,8 +168,8 @@ class Sequence:
     def faults(self, known: typing.Mapping[str, Feature]) -> typing.Iterator[str]:
         """Yields what is wrong with it, a line each; `known` are the declared features by name."""
         name = f"sequence {self.name!r}"
-        if not _NAME.fullmatch(self.name) or self.name == "target":
-            yield f"{name}: `name` must be lower case letters, digits and _, and not 'target'"
+        if not declared_values.is_name(self.name) or self.name == "target":
+            yield f"{name}: `name` must be {NAME_RULE}, and not 'target'"
         if unknown := sorted(set(self.actions) - set(ACTIONS)):
             yield f"{name}: `actions` must be among {', '.join(ACTIONS)}, not {', '.join(unknown)}"
         if self.length < 0:
@@ -158,6 +178,8 @@ class Sequence:
             yield f"{name}: `features` must hold 'item_id', by which vectors are found"
         if self.column_names and len(self.column_names) != len(self.features):
             yield f"{name}: `column_names` must name one per feature, {len(self.features)} in all"
+        if wrong := [repr(column) for column in self.columns if not declared_values.is_column(column)]:
+            yield f"{name}: `column_names` must be {COLUMN_RULE}, not {', '.join(wrong)}"
         for feature in self.features:
             if feature not in known:
                 yield f"{name}: `features` must be declared; {feature!r} is not"
@@ -165,6 +187,12 @@ class Sequence:
                 yield f"{name}: `features` must be single values of items or behaviors; {feature!r} is not"
             elif known[feature].role == "item" and feature != "item_id" and known[feature].table == "impressions":
                 yield f"{name}: {feature!r} comes from impressions, which say nothing of a behavior's item"
+            elif known[feature].serving_value is not None:
+                place = f"{known[feature].table}.{known[feature].column}"
+                yield (
+                    f"{name}: {feature!r} has a `serving_value`, so it is known of no behavior in service. Leave it "
+                    f"out, or declare another feature with source {place!r} and without it"
+                )
 
 
 DEFAULT_FEATURES = (
@@ -177,50 +205,6 @@ DEFAULT_SEQUENCES = (
         "behavior", features=("item_id", "category"), column_names=("behavior_item_ids", "behavior_categories")
     ),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Label:
-    """What a click model learns from each impression, how much it counts, and which share of the negatives is logged.
-
-    A log that keeps each negative with probability r shows odds of a click that are 1/r times too high, so training
-    compares `logit - log(r)` with the label, and the logit itself, which is served, is that of the whole log (King
-    and Zeng, 2001). In metrics a negative counts as 1/r rows. Weights multiply both.
-    """
-
-    column: str = LABEL  # of impressions: 1 clicked, 0 not
-    weight: str = ""  # column of impressions: how often a row counts, a finite number of at least 0; "": once
-    negative_rate: float = 1.0  # share of the negatives that the log keeps, in (0, 1]
-    negative_rate_column: str = ""  # column of impressions: the share by row; of a click, that of negatives like it
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """The columns of examples that say it, each with the column of impressions that it comes from."""
-        places = {LABEL: self.column, SAMPLE_WEIGHT: self.weight, NEGATIVE_RATE: self.negative_rate_column}
-        return {name: column for name, column in places.items() if column}
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether the log keeps only a share of the negatives."""
-        return self.negative_rate != 1.0 or bool(self.negative_rate_column)
-
-    def faults(self) -> typing.Iterator[str]:
-        """Yields what is wrong with it, a line each."""
-        if not self.column:
-            yield "label: `column` must name a column of impressions"
-        if not 0.0 < self.negative_rate <= 1.0:
-            yield f"label: `negative_rate` must lie in (0, 1], a share such as 0.1, not {self.negative_rate}"
-        if self.negative_rate != 1.0 and self.negative_rate_column:
-            yield (
-                "label: either `negative_rate`, one for all rows, or `negative_rate_column`, not both; "
-                f"{self.negative_rate} and {self.negative_rate_column!r} are given"
-            )
-        for column, count in collections.Counter((*self.sources.values(), *KEYS, "timestamp", "split")).items():
-            if count > 1:
-                yield f"label: `column`, `weight`, `negative_rate_column` must be columns of their own, not {column!r}"
-
-
-DEFAULT_LABEL = Label()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,12 +329,19 @@ class FeatureSet:
         return tuple(f for f in self.features if f.table == table and f.source != f"behaviors.{AGE}")
 
     def _faults(self) -> typing.Iterator[str]:
+        parts: dict[str, typing.Any] = {"label": self.label}
+        parts |= {f"feature {f.name!r}": f for f in self.features} | {f"sequence {s.name!r}": s for s in self.sequences}
+        if wrong := [f"{name}: {text}" for name, part in parts.items() for text in declared_values.faults(part)]:
+            yield from wrong  # the other rules are about values of these types
+            return
         known = {feature.name: feature for feature in self.features}
         yield from self.label.faults()
         for feature in self.features:
             yield from feature.faults()
-            if feature.role in ROLES and (feature.table, feature.column) == ("impressions", self.label.column):
-                yield f"feature {feature.name!r}: reads the label, {feature.source}, which no request knows"
+            for own, column in self.label.sources.items():
+                if feature.role in ROLES and (feature.table, feature.column) == ("impressions", column):
+                    what = "the label" if own == LABEL else f"the label's `{FIELDS[own]}`"
+                    yield f"feature {feature.name!r}: reads {what}, impressions.{column}, which no request knows"
         for key in KEYS:
             if key not in known:
                 yield f"`features` must declare {key!r}, by which tables and vectors are joined"
@@ -362,6 +353,7 @@ class FeatureSet:
         for name, count in collections.Counter(names).items():
             if count > 1:
                 yield f"names of features and of sequences' columns must differ; {name!r} stands {count} times"
+        yield from self._derived_faults(set(names), known)
         for name, count in collections.Counter(s.name for s in self.sequences).items():
             if count > 1:
                 yield f"names of sequences must differ; {name!r} stands {count} times"
@@ -374,8 +366,29 @@ class FeatureSet:
             if feature.is_embedded:
                 first = shared.setdefault(feature.embedding, feature)
                 fields = ("dim", "min_count", "num_buckets")
-                if any(getattr(first, field) != getattr(feature, field) for field in fields):
+                if first is not feature and not {first.kind, feature.kind} <= {"id", "ids"}:
+                    yield (
+                        f"features {first.name!r} and {feature.name!r} share {feature.embedding!r}, so both must be "
+                        "ids. Name another `vocabulary`"
+                    )
+                elif any(getattr(first, field) != getattr(feature, field) for field in fields):
                     yield (
                         f"features {first.name!r} and {feature.name!r} share {feature.embedding!r}, so `dim`, "
                         "`min_count` and `num_buckets` must be the same"
                     )
+
+    def _derived_faults(self, names: set[str], known: typing.Mapping[str, Feature]) -> typing.Iterator[str]:
+        """Yields where what derives from a name, such as an input of the model, is called as something else is."""
+        places = {name: [f"the column {name!r}"] for name in names}
+        own = [Column(f.name, f) for f in self.features if f.role != "behavior"]
+        riding = [Column(n, known[f], s) for s in self.sequences for f, n in zip(s.features, s.columns) if f in known]
+        for column in (*own, *riding):
+            places.setdefault(column.input, []).append(f"the model's input of {column.name!r}")
+        for feature in self.numbers:
+            places.setdefault(feature.statistics, []).append(f"what scales {feature.name!r}")
+        for feature in self.features:
+            if feature.vocabulary in {number.statistics for number in self.numbers}:
+                places[feature.vocabulary].append(f"the vocabulary of {feature.name!r}")
+        for name, found in places.items():
+            if len(dict.fromkeys(found)) > 1:
+                yield f"{name!r} must name one thing, not {' and '.join(dict.fromkeys(found))}. Rename one"

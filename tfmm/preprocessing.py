@@ -13,11 +13,10 @@ import typing
 import numpy as np
 import tensorflow as tf
 
-from tfmm.features import LABEL, NUM_SPECIAL, PADDING, PARTS, Column, Feature, FeatureSet
+from tfmm.features import LABEL, NUM_SPECIAL, PADDING, PARTS, STATISTICS_SUFFIX, Column, Feature, FeatureSet
 
 Lookup = typing.Callable[[tf.Tensor], tf.Tensor]
 Tensors = dict[str, tf.Tensor]
-STATISTICS_SUFFIX = "_statistics"
 _HOUR_US = 3_600_000_000
 _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from serving.streaming.events import EventError, is_integer, shorten, unicode_text
 from tfmm.data import declared
-from tfmm.features import Feature
+from tfmm.features import PADDING, Feature
 from tfmm.index.item_features import Layout, Packed
 
 _log = logging.getLogger(__name__)
-_TYPES = {"number": pa.float64(), "boolean": pa.bool_(), "time": pa.timestamp("us")}
+_TYPES = {"number": pa.float64(), "boolean": pa.bool_()}
 _ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
 _WORDS = {"int64": "a 64-bit integer", "string": "text"}
 _LARGEST = float(np.finfo(np.float32).max)
@@ -121,6 +121,8 @@ def _id(value: typing.Any, name: str, id_type: str) -> int | str:
 
 def _column(values: list[typing.Any], feature: Feature, layout: Layout) -> np.ndarray:
     """Returns values by the rules that read the catalog."""
+    if feature.kind == "time":
+        return np.array([PADDING if value is None else value for value in values], np.int64)
     kind = _TYPES.get(feature.kind) or _ID_TYPES[layout.id_types[feature.name]]
     array = pa.array(values, pa.list_(kind) if feature.kind == "ids" else kind)
     return declared.values(pa.chunked_array([array]), feature)

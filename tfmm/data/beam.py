@@ -17,7 +17,7 @@ from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.data import declared, examples, instants, left_out, rules, schema, times
 from tfmm.data.parts import Part
-from tfmm.features import ACTIONS, LABEL, Feature, FeatureSet
+from tfmm.features import ACTIONS, KEYS, LABEL, Feature, FeatureSet
 
 try:
     import apache_beam as beam
@@ -31,6 +31,7 @@ ROWS_PER_SHARD = 50_000  # impressions; a shard's users, their behaviors and the
 NAMESPACE = "tfmm.data"
 _LOG = logging.getLogger(__name__)
 _BASE = ("user_id", "item_id", "timestamp", "label")  # of an impression, whatever a run declares
+_ROW, _IS_EVAL = "_row", "_is_eval"  # see `examples.LATEST`
 _COLUMNS = {  # what the join itself needs of each table
     "impressions": ("user_id", "item_id", "timestamp", "split"),  # and the label's
     "behaviors": ("user_id", "item_id", "timestamp", "action", "order_line"),
@@ -77,7 +78,7 @@ class BuildExamples(beam.PTransform):
         catalog = (
             root
             | "ListItems" >> beam.Create(_row_groups(self._data_dir, ["items"], tables))
-            | "ReadItems" >> beam.Map(_read_catalog, self._features)
+            | "ReadItems" >> beam.Map(_read_catalog, self._features, seen)
         )
         read = (
             root
@@ -190,13 +191,18 @@ def _row_groups(
 
 
 def _read(
-    name: str, part: Part, group: int, feature_set: FeatureSet
+    name: str, part: Part, group: int, feature_set: FeatureSet, seen: times.Seen
 ) -> tuple[pa.Table, examples.Columns]:
     """Returns a row group in the declared types, and the features that come from it, by name."""
     labels = feature_set.label.sources if name == "impressions" else {}
     wanted = declared.columns_of(name, (*_COLUMNS[name], *labels.values()), feature_set)
     table = schema.read_part(part, name, wanted, group, declared.tables(feature_set))
-    columns = {f.name: declared.values(table[f.column], f) for f in feature_set.of_table(name)}
+    columns = {
+        f.name: declared.instants_of(part, name, group, f, seen)
+        if f.kind == "time"
+        else declared.values(table[f.column], f)
+        for f in feature_set.of_table(name)
+    }
     return table, columns | {own: _label_values(table[column], own) for own, column in labels.items()}
 
 
@@ -207,9 +213,11 @@ def _label_values(column: pa.ChunkedArray, name: str) -> np.ndarray:
     return column.fill_null(0).to_numpy()
 
 
-def _read_catalog(element: tuple[str, Part, int, int], feature_set: FeatureSet) -> examples.Columns:
+def _read_catalog(
+    element: tuple[str, Part, int, int], feature_set: FeatureSet, seen: times.Seen
+) -> examples.Columns:
     name, part, group, _ = element
-    table, columns = _read(name, part, group, feature_set)
+    table, columns = _read(name, part, group, feature_set, seen)
     return columns | {"item_id": schema.fingerprints(table["item_id"])}
 
 
@@ -246,7 +254,7 @@ class _ReadLogs(beam.DoFn):
         num_shards: int,
         has_behaviors: bool,
         has_split: bool,
-        seen: dict[str, times.Resolution],
+        seen: times.Seen,
         feature_set: FeatureSet,
     ):
         self._num_shards, self._has_behaviors, self._has_split = num_shards, has_behaviors, has_split
@@ -257,7 +265,7 @@ class _ReadLogs(beam.DoFn):
 
     def process(self, element: tuple[str, Part, int, int]) -> typing.Iterator[typing.Any]:
         name, part, group, first = element
-        table, columns = _read(name, part, group, self._features)
+        table, columns = _read(name, part, group, self._features, self._seen)
         own_rules = rules.row_rules(
             name, has_split=self._has_split, tables=declared.tables(self._features), label=self._features.label
         )
@@ -269,13 +277,13 @@ class _ReadLogs(beam.DoFn):
         if name != "users":
             columns["item_id"] = schema.fingerprints(table["item_id"])
             stored = times.read_stored(part, name, group)
-            columns["timestamp"], columns["latest"] = times.bounds(stored, self._seen[name])
+            columns["timestamp"], columns[examples.LATEST] = times.bounds(stored, self._seen[name])
         if name == "impressions":
-            columns["row"] = rows
-            columns["is_eval"] = np.asarray(pa.compute.equal(table["split"], "eval").fill_null(False).to_numpy(), bool)
+            columns[_ROW] = rows
+            columns[_IS_EVAL] = np.asarray(pa.compute.equal(table["split"], "eval").fill_null(False).to_numpy(), bool)
         elif name == "behaviors":
-            columns["action"] = declared.action_places(table["action"])
-            columns["order_line"] = table["order_line"].fill_null(0).to_numpy()
+            columns[examples.ACTION] = declared.action_places(table["action"])
+            columns[examples.ORDER_LINE] = table["order_line"].fill_null(0).to_numpy()
         shards = behaviors_lib.tie_break(columns["user_id"]) % np.uint64(self._num_shards)
         for shard in np.unique(shards[~bad]).tolist():
             kept = ~bad & (shards == shard)
@@ -283,8 +291,8 @@ class _ReadLogs(beam.DoFn):
             yield shard, (name, own)
             if name == "impressions" and not self._has_behaviors:
                 clicked = own["label"] == 1
-                acts = {key: own[key][clicked] for key in ("user_id", "item_id", "timestamp", "latest")}
-                acts["action"] = np.full(int(clicked.sum()), ACTIONS.index("click"))
+                acts = {key: own[key][clicked] for key in (*KEYS, "timestamp", examples.LATEST)}
+                acts[examples.ACTION] = np.full(int(clicked.sum()), ACTIONS.index("click"))
                 yield shard, ("behaviors", acts)
 
 
@@ -309,8 +317,8 @@ class _JoinShard(beam.DoFn):
         shown = pa.table({name: impressions[name] for name in _BASE})
         bad, reasons = rules.broken(shown, rules.row_rules("impressions", item_ids=catalog["item_id"]))
         self._counters["dead_letter"].inc(int(bad.sum()))
-        yield from _dead_letters(shown, "impressions", impressions["row"], bad, reasons)
-        is_eval = impressions["is_eval"] if self._first_eval is None else impressions["timestamp"] >= self._first_eval
+        yield from _dead_letters(shown, "impressions", impressions[_ROW], bad, reasons)
+        is_eval = impressions[_IS_EVAL] if self._first_eval is None else impressions["timestamp"] >= self._first_eval
         for split, rows in (("train", ~bad & ~is_eval), ("eval", ~bad & is_eval)):
             chosen = {name: values[rows] for name, values in impressions.items()}
             built = examples.build(chosen, behaviors, catalog, users, self._features)
@@ -324,7 +332,7 @@ class _JoinShard(beam.DoFn):
 
     def _nothing(self) -> examples.Columns:
         own = {f.name: _empty(f) for f in self._features.of_table("behaviors")}
-        return own | {name: np.zeros(0, np.int64) for name in ("user_id", "item_id", "timestamp", "action")}
+        return own | {name: np.zeros(0, np.int64) for name in (*KEYS, "timestamp", examples.ACTION)}
 
 
 def _empty(feature: Feature) -> np.ndarray:

@@ -54,7 +54,7 @@ class CheckReport:
     counts: dict[str, int]
     faults: tuple[Fault, ...]
     unread: tuple[Unread, ...] = ()  # what lies in the folder and is not read
-    notes: tuple[str, ...] = ()  # coarse times and what follows (`tfmm.data.times`), doubtful ones (`tfmm.data.doubts`)
+    notes: tuple[str, ...] = ()  # coarse times and what follows (`data.times`), doubtful ones (`data.doubts`), ids of 0
 
     @property
     def ok(self) -> bool:
@@ -188,6 +188,7 @@ class _Check:
         self.faults: list[Fault] = []
         self._columns: dict[str, list[str]] = {}  # that can be read
         self._ids: dict[str, np.ndarray] = {}  # sorted fingerprints of items and searches
+        self._zeros: collections.Counter[str] = collections.Counter()  # ids of 0 or "" that are no keys, by column
 
     def add(
         self,
@@ -211,6 +212,7 @@ class _Check:
         for part in parts:
             for group in range(len(part.row_groups)):
                 table = schema.read_part(part, name, columns, group, self._tables)
+                self._count_zeros(name, table)
                 for column, text, row, value in self._failures(name, table, column_rules):
                     found.setdefault((column, text), []).append((first + row, value))
                 first += table.num_rows
@@ -224,6 +226,11 @@ class _Check:
                     [row for row, _ in cases[:SHOWN]],
                     [value for _, value in cases[:SHOWN]],
                 )
+
+    def _count_zeros(self, name: str, table: pa.Table) -> None:
+        for column in self._tables[name].columns:
+            if column.kind == "id" and not column.is_key and column.name in table.column_names:
+                self._zeros[f"{name}.{column.name}"] += int(rules.is_zero(table[column.name]).sum())
 
     def _failures(
         self,
@@ -345,7 +352,12 @@ class _Check:
         unreadable = {(fault.table, fault.column) for fault in self.faults if not fault.rows}
         names = [n for n in self.counts if n in times.COLUMNS and (n, times.COLUMNS[n]) not in unreadable]
         seen = times.resolutions(self.data_dir, config.time_zone, names)
-        return times.notes(seen) + doubts.notes(self.data_dir, seen, self._tables, self._columns)
+        zeros = [
+            f'{place} is 0 or "" in {count:,} rows, which stands for missing.'
+            for place, count in self._zeros.items()
+            if count
+        ]
+        return (*times.notes(seen), *doubts.notes(self.data_dir, seen, self._tables, self._columns), *zeros)
 
 
 def _quote(value: typing.Any) -> str:

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfmm import modalities
-from tfmm.data import casting, schema
+from tfmm.data import casting, instants, schema, times
 from tfmm.data.parts import Part
 from tfmm.data.schema import Column, Table
-from tfmm.features import ACTIONS, AGE, KEYS, LABEL, NEGATIVE_RATE, PADDING, SAMPLE_WEIGHT, Feature, FeatureSet, Label
+from tfmm.features import ACTIONS, AGE, KEYS, LABEL, PADDING, Feature, FeatureSet, Label
+from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
 from tfmm.modalities import MAX_DIM, UNDECLARED, ModalitySet
 
 USERS = Table("users", "what is known of users", (Column("user_id", "id", "unique", required=True),), required=True)
@@ -38,7 +39,7 @@ def tables(feature_set: FeatureSet, modality_set: ModalitySet = UNDECLARED) -> d
             continue
         table = result[feature.table]
         if all(column.name != feature.column for column in table.columns):
-            column = Column(feature.column, _KINDS[feature.kind], f"feature {feature.name!r}")
+            column = Column(feature.column, _KINDS[feature.kind], f"feature {feature.name!r}", is_key=False)
             result[table.name] = dataclasses.replace(table, columns=(*table.columns, column))
     return result
 
@@ -66,6 +67,7 @@ def faults(
 ) -> list[str]:
     """Returns what the data lacks of a declaration, a line each, by headers, and by actions and contents."""
     found, known = [], tables(feature_set, modality_set)
+    kinds: dict[str, str] = {}
     for feature in feature_set.features:
         if feature.source == f"behaviors.{AGE}":
             continue
@@ -81,8 +83,15 @@ def faults(
                     f"{name}: column {place} must be there. Received the columns {names}. Name another `source`, or "
                     "leave the feature out"
                 )
-        else:
-            found += _type_faults(data_dir, feature, known)
+        elif wrong := _type_faults(data_dir, feature, known):
+            found += wrong
+        elif stored := _id_kinds(data_dir, feature, known):
+            kinds[feature.name] = stored[0]
+            if len(stored) > 1 and feature.name not in KEYS:  # keys are compared over all tables
+                found.append(f"{name}: {place} must have ids of one type in all files. Received: int64 and string")
+            if text := _serving_fault(feature, stored[0]):
+                found.append(f"{name}: {text}, as {place} is")
+    found += _mixed(kinds, feature_set)
     found += _content_faults(data_dir, modality_set, known) + _action_faults(data_dir, feature_set)
     return found + _label_faults(data_dir, feature_set.label, known)
 
@@ -198,43 +207,84 @@ def id_types(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> dict[str,
     """
     documented, known = schema.id_types(data_dir), tables(feature_set)
     result: dict[str, str] = {}
-    of_vocabulary: dict[str, str] = {}
     for feature in feature_set.features:
-        if feature.kind not in ("id", "ids"):
-            continue
-        kind = documented.get(feature.name) or _id_type(data_dir, feature, known)
-        result[feature.name] = kind
-        if of_vocabulary.setdefault(feature.embedding, kind) != kind:
-            raise ValueError(
-                f"Features of vocabulary {feature.embedding!r} must have ids of one type. Received: "
-                f"{of_vocabulary[feature.embedding]} and {kind}, of {feature.name!r}."
-            )
+        if feature.name in KEYS:
+            result[feature.name] = documented[feature.name]
+        elif feature.kind in ("id", "ids"):
+            result[feature.name] = (*_id_kinds(data_dir, feature, known), "int64")[0]
+    if found := _mixed(result, feature_set):
+        raise ValueError("\n".join(f"{text}." for text in found))
     return result
 
 
-def _id_type(data_dir: str | pathlib.Path, feature: Feature, known: schema.Tables) -> str:
-    for part in schema.table_parts(data_dir, feature.table, known):
+def _id_kinds(data_dir: str | pathlib.Path, feature: Feature, known: schema.Tables) -> list[str]:
+    """Returns the types that the files have of a feature's ids, sorted; none where it is no id, or all are null."""
+    found = set()
+    for part in schema.table_parts(data_dir, feature.table, known) if feature.kind in ("id", "ids") else ():
         if feature.column in part.schema.names:
             empty = part.schema.empty_table().select([feature.column])
             kind = schema.conform(empty, feature.table, [feature.column], known)[feature.column].type
             kind = kind.value_type if pa.types.is_list(kind) else kind
             if not pa.types.is_null(kind):
-                return "int64" if pa.types.is_integer(kind) else "string"
-    return "int64"
+                found.add("int64" if pa.types.is_integer(kind) else "string")
+    return sorted(found)
+
+
+def _mixed(kinds: typing.Mapping[str, str], feature_set: FeatureSet) -> list[str]:
+    """Returns which vocabularies would hold ids of both types, which have nothing in common."""
+    found: list[str] = []
+    of_vocabulary: dict[str, str] = {}
+    for feature in feature_set.features:
+        if feature.name in kinds:
+            first = of_vocabulary.setdefault(feature.embedding, kinds[feature.name])
+            if first != kinds[feature.name]:
+                found.append(
+                    f"Features of vocabulary {feature.embedding!r} must have ids of one type. Received: {first} and "
+                    f"{kinds[feature.name]}, of {feature.name!r}"
+                )
+    return found
+
+
+def _serving_fault(feature: Feature, kind: str) -> str:
+    """Returns why an id that stands for a feature in service is none of the data's; "" where it may be."""
+    value = feature.serving_value
+    given = "string" if isinstance(value, str) else "int64"
+    if not value or given == kind:  # 0 and "" are missing in both
+        return ""
+    return f"`serving_value` must be of type {kind}, not {value!r}"
 
 
 def values(column: pa.ChunkedArray, feature: Feature) -> np.ndarray:
-    """Returns a declared column as examples hold it: int64 or float32 [n], or int64 [n, M] of multi-valued ids."""
+    """Returns a declared column as examples hold it: int64 or float32 [n], or int64 [n, M] of multi-valued ids.
+
+    Times are read as they are stored, see `instants_of`.
+    """
     if feature.kind == "id":
         return schema.fingerprints(column)
     if feature.kind == "ids":
         return _first_ids(column, feature.max_values)
-    if feature.kind == "time":
-        microseconds = schema.microseconds(column)
-        return np.where(microseconds == np.iinfo(np.int64).min, PADDING, microseconds)
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan, np.float32)
-    return column.cast(pa.float32()).to_numpy().astype(np.float32)
+    numbers = column.cast(pa.float32()).to_numpy().astype(np.float32)
+    return np.where(np.isfinite(numbers), numbers, np.float32(np.nan))
+
+
+def instants_of(part: Part, name: str, row_group: int, feature: Feature, seen: times.Seen) -> np.ndarray:
+    """Returns a declared column of times as examples hold it: the earliest instants, int64 [n] microseconds.
+
+    Args:
+        part, name, row_group: of the table.
+        feature: of kind `time`.
+        seen: of impressions at least, whose zone is that of all times that name none.
+    """
+    if feature.column not in part.schema.names:
+        return np.full(part.row_groups[row_group], PADDING, np.int64)
+    stored = times.read_stored(part, name, row_group, feature.column)
+    is_known = name in seen and times.COLUMNS[name] == feature.column
+    resolution = seen[name] if is_known else times.Resolution(seen["impressions"].time_zone)
+    earliest, _ = times.bounds(stored, resolution)
+    told = schema.microseconds(instants.to_timestamps(stored))
+    return np.where((told >= instants.FIRST_US) & (told <= instants.LAST_US), earliest, PADDING)
 
 
 def _first_ids(column: pa.ChunkedArray, count: int) -> np.ndarray:

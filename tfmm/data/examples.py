@@ -19,6 +19,8 @@ _BATCH = 1024
 _GZIP = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
 _SECOND_US = 1_000_000
 Columns = dict[str, np.ndarray]
+# What the join itself knows of a behavior, beside features by name; no declared name begins so.
+LATEST, ACTION, ORDER_LINE = "_latest", "_action", "_order_line"
 
 
 def eval_start(times: np.ndarray, eval_fraction: float) -> int:
@@ -45,8 +47,8 @@ def build(
         impressions: `user_id`, `item_id`, `timestamp` (the earliest instant), `label`: int64 [B]; float32 [B] of
             what else the label declares; and, as all of these, a column per declared feature of its table, by the
             feature's name.
-        behaviors: `user_id`, `item_id`, `timestamp`, `action` (place in `features.ACTIONS`): int64 [n], in any order;
-            perhaps `order_line`; perhaps `latest`, until when each may have happened (`tfmm.data.times`), else that
+        behaviors: `user_id`, `item_id`, `timestamp`, `_action` (place in `features.ACTIONS`): int64 [n], in any order;
+            perhaps `_order_line`; perhaps `_latest`, until when each may have happened (`tfmm.data.times`), else that
             is `timestamp`.
         catalog: `item_id`: int64 [m], ascending.
         users: `user_id`: int64 [k], ascending.
@@ -77,13 +79,13 @@ def _history(
     shown: Columns, behaviors: Columns, catalog: Columns, sequence: Sequence, columns: typing.Sequence[Column]
 ) -> Columns:
     """Returns a sequence's columns [B, L] for sorted impressions."""
-    latest = behaviors.get("latest", behaviors["timestamp"])
+    latest = behaviors.get(LATEST, behaviors["timestamp"])
     sorting = behaviors_lib.sort_behaviors(
-        behaviors["user_id"], behaviors["timestamp"], behaviors["item_id"], behaviors.get("order_line"), latest
+        behaviors["user_id"], behaviors["timestamp"], behaviors["item_id"], behaviors.get(ORDER_LINE), latest
     )
     if sequence.actions:
         places = [ACTIONS.index(action) for action in sequence.actions]
-        sorting = sorting[np.isin(behaviors["action"][sorting], places)]
+        sorting = sorting[np.isin(behaviors[ACTION][sorting], places)]
     acts = {name: values[sorting] for name, values in behaviors.items()}
     rows, mask = behaviors_lib.histories(
         shown["user_id"], shown["timestamp"], acts["user_id"], latest[sorting], sequence.length

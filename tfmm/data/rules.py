@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from tfmm.data import instants, schema
-from tfmm.features import ACTIONS, NEGATIVE_RATE, SAMPLE_WEIGHT, Label
+from tfmm.features import ACTIONS, Label
+from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
 from tfmm.modalities import SCLConfig
 from tfmm.pretrain.picture_header import num_pixels
 
@@ -58,8 +59,8 @@ def row_rules(
     for column in tables[name].columns:
         if column.required:
             rules.append(Rule(column.name, "must not be null", _null))
-        if column.kind == "id":
-            rules.append(Rule(column.name, "must not be 0 or empty", _zero))
+        if column.kind == "id" and column.is_key:
+            rules.append(Rule(column.name, "must not be 0 or empty", is_zero))
         if column.kind == "timestamp":
             rules.append(Rule(column.name, OUTSIDE_YEARS, _outside_years))
     if name == "impressions":
@@ -74,7 +75,7 @@ def row_rules(
         ("trigger_item_id", "items", item_ids, UNKNOWN_ITEM),
         ("search_id", "searches", search_ids, "must be in the searches table"),
     ):
-        is_here = any(column.name == referring for column in tables[name].columns)
+        is_here = any(column.name == referring and column.is_key for column in tables[name].columns)
         if ids is not None and name != table and is_here:
             rules.append(Rule(referring, text, _unknown(ids)))
     return rules
@@ -139,7 +140,8 @@ def _null(values: Array) -> np.ndarray:
     return _mask(pc.is_null(values))
 
 
-def _zero(values: Array) -> np.ndarray:
+def is_zero(values: Array) -> np.ndarray:
+    """Returns where an id column says 0 or "", which stand for padding, bool [n]; not where it is null."""
     return (schema.fingerprints(values) == 0) & ~_null(values)
 
 

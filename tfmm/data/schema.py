@@ -29,6 +29,7 @@ class Column:
     kind: str  # id, string, binary (a picture), vector, content (of an own encoder), timestamp or integer
     meaning: str
     required: bool = False  # the column must exist and hold no null
+    is_key: bool = True  # of an id: it names a row or refers to one, so 0 and "" are refused; else they are missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def documented(modality_set: ModalitySet) -> dict[str, Table]:
                 "items",
                 (Column("item_id", "id", "unique", required=True),),
                 (
-                    Column("category", "id", "leaf category"),
+                    Column("category", "id", "leaf category", is_key=False),
                     Column("created_at", "timestamp", "when the item entered the catalog, UTC"),
                 ),
             ),

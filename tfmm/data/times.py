@@ -35,6 +35,9 @@ class Resolution:
     coarser: tuple[int, ...] = ()  # units of which the rows hold too many whole ones for chance
 
 
+Seen = typing.Mapping[str, Resolution]  # by table
+
+
 def resolutions(
     data_dir: str | pathlib.Path, time_zone: str = "UTC", names: typing.Iterable[str] = ("impressions", "behaviors")
 ) -> dict[str, Resolution]:
@@ -113,9 +116,10 @@ def _are_one_begin(places: set[int], unit: int) -> bool:
     return len(places) == 1 or (unit == DAY and is_pair)
 
 
-def read_stored(part: Part, name: str, row_group: int) -> pa.ChunkedArray:
-    """Reads the time column of a table's row group as it is stored, in the type that says how exact it is."""
-    times = part.read([COLUMNS[name]], row_group)[COLUMNS[name]]
+def read_stored(part: Part, name: str, row_group: int, column: str = "") -> pa.ChunkedArray:
+    """Reads a column of times of a row group as it is stored, in the type that says how exact it is; "": COLUMNS'."""
+    column = column or COLUMNS[name]
+    times = part.read([column], row_group)[column]
     return times.cast(times.type.value_type) if pa.types.is_dictionary(times.type) else times
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tfmm import extras, plain_paths
-from tfmm.data import declared, schema
+from tfmm.data import declared, schema, times
 from tfmm.data.parts import Part
 from tfmm.features import STORED, FeatureSet
 from tfmm.index import encode, item_features, store
@@ -52,6 +52,7 @@ class Reading(typing.NamedTuple):
     tables: schema.Tables
     contents: dict[str, str]  # column by modality
     layout: item_features.Layout
+    seen: times.Seen  # of impressions, whose zone is that of all times that name none; {} where there are no times
 
     @property
     def columns(self) -> list[str]:
@@ -67,19 +68,29 @@ def read_items(
     layout = reading.layout
     now_us = time.time_ns() // 1000
     written_us = min(now_us, os.stat(part.part.path).st_mtime_ns // 1000)
+    instants = {
+        f.name: declared.instants_of(part.part, "items", part.row_group, f, reading.seen)
+        for f in layout.features
+        if f.kind == "time"
+    }
     for start in range(0, table.num_rows, batch_size):
         rows = table.slice(start, batch_size)
         ids = schema.fingerprints(rows["item_id"]).tolist()
-        times = schema.microseconds(rows["created_at"]).tolist()
-        times = [time if 0 <= time <= now_us else 0 for time in times]  # what is yet to come tells no age
+        created = schema.microseconds(rows["created_at"]).tolist()
+        created = [time if 0 <= time <= now_us else 0 for time in created]  # what is yet to come tells no age
         contents = [_contents(rows[column]) for column in reading.contents.values()]
         packed: list[tuple[item_features.Packed, ...]] = [()] * len(ids)
         if layout.features:
-            values = {f.name: declared.values(rows[f.column], f) for f in layout.features}
+            values = {
+                f.name: instants[f.name][start : start + batch_size]
+                if f.kind == "time"
+                else declared.values(rows[f.column], f)
+                for f in layout.features
+            }
             packed = [(item_features.Packed(layout.version, row),) for row in layout.pack(values)]
         yield [
             encode.Item(item_id, time, dict(zip(reading.contents, values)), features, written_us)
-            for item_id, time, features, *values in zip(ids, times, packed, *contents)
+            for item_id, time, features, *values in zip(ids, created, packed, *contents)
         ]
 
 
@@ -158,6 +169,7 @@ class EmbedCatalog(beam.PTransform):
         encoder_dirs: pre-training's output folder by modality; items' own vectors need none.
         index: the item index, a path or a URL (`store.open_store`).
         modality_set, feature_set: what the run declares.
+        time_zone: of features' times whose column names none.
 
     Attributes:
         vector_dims: dims of the items' own vectors, by modality.
@@ -173,6 +185,7 @@ class EmbedCatalog(beam.PTransform):
         index: str | pathlib.Path,
         modality_set: ModalitySet = UNDECLARED,
         feature_set: FeatureSet = DECLARED,
+        time_zone: str = "UTC",
     ):
         super().__init__()
         tables = declared.tables(feature_set, modality_set)
@@ -181,7 +194,7 @@ class EmbedCatalog(beam.PTransform):
         self.layout = item_features.Layout.of(feature_set, declared.id_types(data_dir, feature_set))
         _require_columns(self._parts, self.layout)
         contents = {name: modality_set[name].content for name in sorted({*encoder_dirs, *self.vector_dims})}
-        self._reading = Reading(tables, contents, self.layout)
+        self._reading = Reading(tables, contents, self.layout, _seen(data_dir, self.layout, time_zone))
         self._encoder_dirs, self._url = dict(encoder_dirs), str(index)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
@@ -192,6 +205,13 @@ class EmbedCatalog(beam.PTransform):
             | "Read" >> beam.FlatMap(read_items, self._reading)
             | "Embed" >> beam.ParDo(EmbedIntoIndex(self._encoder_dirs, self.vector_dims, self._url))
         )
+
+
+def _seen(data_dir: str | pathlib.Path, layout: item_features.Layout, time_zone: str) -> times.Seen:
+    """Returns the clocks of the catalog's times, as the join of impressions reads them."""
+    if all(feature.kind != "time" for feature in layout.features):
+        return {}
+    return {"impressions": times.Resolution(time_zone)} | times.resolutions(data_dir, time_zone, ["impressions"])
 
 
 def _require_columns(parts: typing.Sequence[CatalogPart], layout: item_features.Layout) -> None:
@@ -221,6 +241,7 @@ def embed_catalog(
     modality_set: ModalitySet = UNDECLARED,
     feature_set: FeatureSet = DECLARED,
     max_bad_fraction: float = 1.0,
+    time_zone: str = "UTC",
 ) -> dict[str, dict[str, int]]:
     """Embeds the whole catalog into the item index, items' features with it, and makes its encoders the active ones.
 
@@ -236,6 +257,7 @@ def embed_catalog(
         pipeline_args: Beam's options.
         modality_set, feature_set: what the run declares.
         max_bad_fraction: of a modality's contents that may be rejected.
+        time_zone: IANA name, of features' times whose column names none.
     Returns:
         By modality, the number of items `embedded`, of those `changed` in the index, `rejected` and `missing`
         (without content).
@@ -244,7 +266,7 @@ def embed_catalog(
             declared feature; or the index holds ids of another type; or too many contents are rejected: then the
             encoders in use stay the active ones.
     """
-    transform = EmbedCatalog(data_dir, encoder_dirs, index, modality_set, feature_set)
+    transform = EmbedCatalog(data_dir, encoder_dirs, index, modality_set, feature_set, time_zone)
     encoders = load_encoders(encoder_dirs, transform.vector_dims)
     if not encoders:
         raise ValueError(

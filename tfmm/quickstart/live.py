@@ -137,8 +137,9 @@ def _score(
 
     lines.start("Predict by gRPC and REST")
     feature_set = environment.config.feature_set
-    user = requests.busiest_user(data, feature_set)
-    candidates = requests.first_items(data, feature_set, CANDIDATES)
+    time_zone = environment.config.data.time_zone
+    user = requests.busiest_user(data, feature_set, time_zone)
+    candidates = requests.first_items(data, feature_set, CANDIDATES, time_zone)
     grpc_ms, grpc_scores = _median_ms(lambda: client.rank(user, candidates))
     rest_ms, rest_scores = _median_ms(lambda: client.rank_rest(user, candidates))
     difference = float(np.max(np.abs(grpc_scores - rest_scores)))

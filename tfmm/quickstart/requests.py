@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import pathlib
 import typing
 
@@ -10,59 +9,82 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfmm.data import declared, schema
+from tfmm.data import declared, schema, times
 from tfmm.features import AGE, Column, Feature, FeatureSet, Sequence
 
 Values = dict[str, typing.Any]
-_EPOCH = datetime.datetime(1970, 1, 1)
+_INSTANT = "_instant_"  # begins no declared column
 
 
-def busiest_user(data: pathlib.Path, feature_set: FeatureSet) -> Values:
-    """Returns the user side of a request: the user with most behaviors, as its newest rows describe it."""
-    behaviors = _behaviors(data, feature_set)
+def busiest_user(data: pathlib.Path, feature_set: FeatureSet, time_zone: str) -> Values:
+    """Returns the user side of a request: the user with most behaviors, as its newest rows describe it.
+
+    Args:
+        data: the tables.
+        feature_set: what a request brings.
+        time_zone: of times that name none, see `DataConfig`.
+    """
+    behaviors = _behaviors(data, feature_set, time_zone)
     counts = behaviors["user_id"].value_counts()
     user = counts.field("values")[int(np.argmax(counts.field("counts").to_numpy()))]
     own = behaviors.filter(pc.equal(behaviors["user_id"], user)).sort_by("timestamp")
-    items = _by_id(schema.read_table(data, "items", tables=declared.tables(feature_set)), "item_id")
-    rows = {name: _newest_row(data, name, user, feature_set) for name in ("users", "impressions")}
+    items = _by_id(_read(data, "items", feature_set, time_zone), "item_id")
+    rows = {name: _newest_row(data, name, user, feature_set, time_zone) for name in ("users", "impressions")}
     result: Values = {"user_id": user.as_py()}
     for column in feature_set.served:
         if column.sequence is not None:
             result[column.name] = _ride(column, column.sequence, own, items)
         elif column.side == "user" and column.name != "user_id":
-            result[column.name] = _plain(rows[column.feature.table].get(column.feature.column), column.feature)
+            result[column.name] = _value(rows[column.feature.table], column.feature)
     return result
 
 
-def first_items(data: pathlib.Path, feature_set: FeatureSet, count: int) -> Values:
+def first_items(data: pathlib.Path, feature_set: FeatureSet, count: int, time_zone: str) -> Values:
     """Returns the candidate side of a request: the catalog's first items."""
-    items = schema.read_table(data, "items", tables=declared.tables(feature_set)).slice(0, count).to_pylist()
-    return candidates_of(feature_set, items)
+    return candidates_of(feature_set, _read(data, "items", feature_set, time_zone).slice(0, count).to_pylist())
 
 
 def candidates_of(feature_set: FeatureSet, items: typing.Sequence[typing.Mapping[str, typing.Any]]) -> Values:
     """Returns the candidate side of a request for rows of the catalog; what they lack is missing."""
     return {
-        column.name: [_plain(item.get(column.feature.column), column.feature) for item in items]
+        column.name: [_value(item, column.feature) for item in items]
         for column in feature_set.served
         if column.side == "item"
     }
 
 
-def _behaviors(data: pathlib.Path, feature_set: FeatureSet) -> pa.Table:
+def _read(data: pathlib.Path, name: str, feature_set: FeatureSet, time_zone: str) -> pa.Table:
+    """Reads a table with the instants of its declared times, int64 microseconds under the feature's name."""
+    tables = declared.tables(feature_set)
+    table = schema.read_table(data, name, tables=tables)
+    seen = times.resolutions(data, time_zone)
+    for feature in feature_set.of_table(name):
+        if feature.kind == "time":
+            found = [
+                declared.instants_of(part, name, group, feature, seen)
+                for part in schema.table_parts(data, name, tables)
+                for group in range(len(part.row_groups))
+            ]
+            table = table.append_column(_INSTANT + feature.name, pa.array(np.concatenate(found)))
+    return table
+
+
+def _behaviors(data: pathlib.Path, feature_set: FeatureSet, time_zone: str) -> pa.Table:
     if schema.has_table(data, "behaviors"):
-        return schema.read_table(data, "behaviors", tables=declared.tables(feature_set))
+        return _read(data, "behaviors", feature_set, time_zone)
     label = feature_set.label.column
     columns = ["user_id", "item_id", "timestamp", label]
     shown = schema.read_table(data, "impressions", columns, declared.tables(feature_set))
     return shown.filter(pc.equal(shown[label], 1))
 
 
-def _newest_row(data: pathlib.Path, name: str, user: typing.Any, feature_set: FeatureSet) -> Values:
+def _newest_row(
+    data: pathlib.Path, name: str, user: typing.Any, feature_set: FeatureSet, time_zone: str
+) -> Values:
     tables = declared.tables(feature_set)
     if not feature_set.of_table(name) or not schema.has_table(data, name, tables):
         return {}
-    table = schema.read_table(data, name, tables=tables)
+    table = _read(data, name, feature_set, time_zone)
     own = table.filter(pc.equal(table["user_id"], user))
     if "timestamp" in own.column_names:
         own = own.sort_by("timestamp")
@@ -81,14 +103,13 @@ def _ride(column: Column, sequence: Sequence, own: pa.Table, items: typing.Mappi
     if feature.name == "item_id":
         return [row["item_id"] for row in rows]
     if feature.role == "item":
-        return [_plain(items.get(row["item_id"], {}).get(feature.column), feature) for row in rows]
+        return [_value(items.get(row["item_id"], {}), feature) for row in rows]
     if feature.column == AGE:
         return [(rows[-1]["timestamp"] - row["timestamp"]).total_seconds() for row in rows]
-    return [_plain(row.get(feature.column), feature) for row in rows]
+    return [_value(row, feature) for row in rows]
 
 
-def _plain(value: typing.Any, feature: Feature) -> typing.Any:
-    """Returns a table's value as a request has it."""
-    if isinstance(value, datetime.datetime):
-        return (value.replace(tzinfo=None) - _EPOCH) // datetime.timedelta(microseconds=1)
+def _value(row: typing.Mapping[str, typing.Any], feature: Feature) -> typing.Any:
+    """Returns a feature of a table's row as a request has it."""
+    value = row.get(_INSTANT + feature.name if feature.kind == "time" else feature.column)
     return float(value) if value is not None and feature.kind == "number" else value

@@ -43,6 +43,7 @@ def embed_catalog(
         modality_set=run.modality_set,
         feature_set=run.feature_set,
         max_bad_fraction=run.data.max_bad_fraction,
+        time_zone=run.data.time_zone,
     )
     for modality, count in counts.items():
         if rejected := count["rejected"]:

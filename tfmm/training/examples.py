@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tfmm import preprocessing
 from tfmm.data import behaviors
-from tfmm.features import LABEL, NEGATIVE_RATE, SAMPLE_WEIGHT, FeatureSet
+from tfmm.features import LABEL, FeatureSet
+from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
 from tfmm.training import labels
 
 IS_ROW = "is_row"  # of a batch: False where it is filled up

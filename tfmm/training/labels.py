@@ -6,7 +6,7 @@ import typing
 
 import numpy as np
 
-from tfmm.features import LABEL, NEGATIVE_RATE, SAMPLE_WEIGHT, Label
+from tfmm.labels import LABEL, NEGATIVE_RATE, SAMPLE_WEIGHT, Label
 
 
 def weighing(columns: typing.Mapping[str, typing.Any], label: Label) -> dict[str, typing.Any]:

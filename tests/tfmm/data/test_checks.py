@@ -62,7 +62,6 @@ CASES = [
     ("items", {"vector": [1.0, float("inf")]}, "vector", "must hold finite numbers only", 1),
     ("items", {"vector": [1.0, None]}, "vector", "must hold finite numbers only", 1),
     ("items", {"vector": [0.0, 0.0]}, "vector", "must not be all zeros", 1),
-    ("items", {"category": 0}, "category", "must not be 0 or empty", 1),
     ("searches", {"search_id": None}, "search_id", "must not be null", 1),
     ("searches", {"query_image": CORRUPT}, "query_image", "must be a PNG or JPEG that can be decoded", 1),
     ("behaviors", {"item_id": 77}, "item_id", "must be in the items table", 1),

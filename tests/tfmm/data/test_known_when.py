@@ -235,7 +235,7 @@ def by_functions(folder, config, _):
             "user_id": table["user_id"].to_numpy(),
             "item_id": table["item_id"].to_numpy(),
             "timestamp": earliest,
-            "latest": latest,
+            examples.LATEST: latest,
         }
     shown = columns["impressions"]
     labels = schema.read_table(folder, "impressions", ["label"])["label"].to_numpy()

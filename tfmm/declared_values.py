@@ -1,0 +1,72 @@
+"""The values in a declaration: names that a column may have, types of fields, what may stand for a feature in service.
+
+A file and a caller may give anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import keyword
+import re
+import typing
+
+from tfmm.labels import LABEL, NEGATIVE_RATE, SAMPLE_WEIGHT
+
+RESERVED = ("timestamp", LABEL, SAMPLE_WEIGHT, NEGATIVE_RATE, "split", "examples", "modality", "scales", "sequences",
+            "encoder_version", "self")  # fmt: skip
+NAME_RULE = "lower case letters, digits and _"
+COLUMN_RULE = f"{NAME_RULE}, no word of Python, and none of {', '.join(RESERVED)}"
+SERVING_RULES = {  # what a `serving_value` must be, by kind
+    "id": "an integer or a string, as its ids are",
+    "number": "a finite number",
+    "boolean": "true or false, 1 or 0",
+    "time": "a whole number of microseconds since 1970",
+}
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_MAX_FLOAT, _MAX_INT = 2.0**128 - 2.0**104, 2**63 - 1  # float32, int64
+_STRINGS = "tuple[str, ...]"
+_CHECKED = ("str", "int", "float", "bool", _STRINGS)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text obeys NAME_RULE."""
+    return bool(_NAME.fullmatch(text))
+
+
+def is_column(text: str) -> bool:
+    """Whether a column may be called so, in a signature too: COLUMN_RULE."""
+    return is_name(text) and text not in RESERVED and not keyword.iskeyword(text)
+
+
+def can_serve(value: typing.Any, kind: str) -> bool:
+    """Whether a value obeys SERVING_RULES; an id's type is compared with the data's."""
+    if kind not in SERVING_RULES:
+        return True  # what is wrong is the kind
+    if kind == "boolean":
+        return type(value) in (bool, int, float) and value in (0, 1)
+    if kind == "number":
+        return type(value) in (int, float) and -_MAX_FLOAT <= value <= _MAX_FLOAT
+    return (type(value) is int and -_MAX_INT <= value <= _MAX_INT) or (type(value) is str and kind == "id")
+
+
+def faults(value: typing.Any) -> typing.Iterator[str]:
+    """Yields which fields of a dataclass hold another type than is annotated, a phrase each; a float may be an int.
+
+    Only `str`, `int`, `float`, `bool` and `tuple[str, ...]` are looked at, written so.
+    """
+    for field in dataclasses.fields(value):
+        given = getattr(value, field.name)
+        if field.type not in _CHECKED:
+            continue
+        if field.type == _STRINGS:
+            if not (isinstance(given, tuple) and all(type(part) is str for part in given)):
+                yield f"`{field.name}` must be a tuple of strings, not {given!r}"
+        elif type(given).__name__ != field.type and not (field.type == "float" and type(given) is int):
+            yield f"`{field.name}` must be of type {field.type}, not {given!r}"
+
+
+def with_tuples(value: typing.Any) -> None:
+    """Makes lists in the fields of a frozen dataclass tuples, as they are once a run was written and read."""
+    for field in dataclasses.fields(value):
+        if isinstance(given := getattr(value, field.name), list):
+            object.__setattr__(value, field.name, tuple(given))
