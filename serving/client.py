@@ -5,6 +5,7 @@ with RankingClient("127.0.0.1:8500", "http://127.0.0.1:8501") as client:
         user={"user_id": 7, "behavior_item_ids": [3, 5], "behavior_categories": [1, 1]},
         candidates={"item_id": [11, 12], "category": [1, 2]},
     )
+    scores = client.rank({"user_id": 7, "behavior_item_ids": [3, 5]}, {"item_id": [11, 12]})  # categories as indexed
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class RankingClient:
         self._predictions = prediction_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._inputs: dict[str, Input] | None = None
+        self._optional: set[str] = set()  # inputs that the server looks up where they are left out
 
     def rank(
         self,
@@ -66,6 +68,9 @@ class RankingClient:
         version: int | None = None,
     ) -> np.ndarray:
         """Scores candidate items for one user.
+
+        Items' features, of candidates and behaviors, may be left out where the model's index holds them: the server
+        looks them up by item id. Those that are given count in their place.
 
         Args:
             user: by name, the features of the user and of the request, one value each (a list, where the feature is
@@ -78,8 +83,8 @@ class RankingClient:
             ValueError: a feature is missing or unknown, of another type, or lengths differ.
             PredictError: the server refuses, or does not answer in time.
         """
-        inputs = self._rank_inputs(user, candidates)
-        return self.predict(inputs, "rank", version=version, outputs=("score",))["score"]
+        signature, inputs = self._rank_request(user, candidates)
+        return self.predict(inputs, signature, version=version, outputs=("score",))["score"]
 
     def rank_rest(
         self,
@@ -89,8 +94,8 @@ class RankingClient:
         version: int | None = None,
     ) -> np.ndarray:
         """As `rank`, over REST."""
-        inputs = self._rank_inputs(user, candidates)
-        return self.predict_rest(inputs, "rank", version=version)["score"].astype(np.float32)
+        signature, inputs = self._rank_request(user, candidates)
+        return self.predict_rest(inputs, signature, version=version)["score"].astype(np.float32)
 
     def top(
         self,
@@ -165,16 +170,17 @@ class RankingClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _rank_inputs(
+    def _rank_request(
         self, user: typing.Mapping[str, Value], candidates: typing.Mapping[str, typing.Iterable[Value]]
-    ) -> dict[str, np.ndarray]:
+    ) -> tuple[str, dict[str, np.ndarray]]:
+        """Returns the signature for what a caller gives, and its inputs; what is left out is empty, or not in it."""
         if self._inputs is None:
-            self._inputs = self._find_inputs("rank")
+            self._inputs, self._optional = self._find_inputs()
         for side, given, wanted in (
             ("user", user, {name for name, found in self._inputs.items() if found.is_user}),
             ("candidates", candidates, {name for name, found in self._inputs.items() if not found.is_user}),
         ):
-            if missing := sorted(wanted - set(given)):
+            if missing := sorted(wanted - self._optional - set(given)):
                 raise ValueError(f"`{side}` must have {sorted(wanted)}, as the model was exported. Missing: {missing}.")
             if unknown := sorted(set(given) - wanted):
                 raise ValueError(f"`{side}` must have {sorted(wanted)} and no others. Received: {unknown}.")
@@ -184,20 +190,29 @@ class RankingClient:
         for name in candidates:
             if len(inputs[name]) != count:
                 raise ValueError(f"`{name}` must have {count} entries. Received: {len(inputs[name])}.")
-        return inputs
+        left_out = self._optional - set(inputs)
+        if left_out and left_out == self._optional:
+            return "rank_ids", inputs
+        for name in self._optional & set(candidates):
+            inputs[name] = _with_a_place(inputs[name], self._inputs[name])
+        for name in left_out:
+            inputs[name] = as_tensor([[]] if self._inputs[name].is_list else [], self._inputs[name], name)
+        return "rank", inputs
 
-    def _find_inputs(self, signature: str) -> dict[str, Input]:
-        """Asks the server for the inputs of a signature."""
+    def _find_inputs(self) -> tuple[dict[str, Input], set[str]]:
+        """Asks the server for the inputs of `rank`, and which of them `rank_ids` does without."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = self._model_name
         response = self._call(self._predictions.GetModelMetadata, request)
         signatures = get_model_metadata_pb2.SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)
         found = {}
-        for name, info in signatures.signature_def[signature].inputs.items():
+        for name, info in signatures.signature_def["rank"].inputs.items():
             shape = [dim.size for dim in info.tensor_shape.dim]
             found[name] = Input(tf.as_dtype(info.dtype).as_numpy_dtype, len(shape) == 2, shape[0] == 1)
-        return found
+        if "rank_ids" not in signatures.signature_def:
+            return found, set()
+        return found, set(found) - set(signatures.signature_def["rank_ids"].inputs)
 
     def _call(self, method: typing.Callable[..., T], request: typing.Any) -> T:
         try:
@@ -250,6 +265,13 @@ def as_tensor(rows: typing.Sequence[Value], wanted: Input, name: str = "values")
     length = max((len(row) for row in lists), default=0)
     flat = _as_row([value for row in lists for value in (*row, *[None] * (length - len(row)))], wanted, name)
     return flat.reshape(len(lists), length)
+
+
+def _with_a_place(values: np.ndarray, wanted: Input) -> np.ndarray:
+    """Returns lists with room for a value at least: an input without any is one that is left out."""
+    if not wanted.is_list or values.shape[1]:
+        return values
+    return as_tensor([[None]] * len(values), wanted)
 
 
 def _as_row(values: typing.Sequence[Value], wanted: Input, name: str) -> np.ndarray:

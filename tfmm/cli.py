@@ -108,7 +108,9 @@ def embed(
     names = schema.modalities(data_dir, config.modality_set)
     folders = {name: str(encoders_dir / name) for name in config.encoders(names)}
     dead_letters = snapshot_dir / "dead_letter"
-    beam.embed_catalog(data_dir, folders, index_url, dead_letters, modality_set=config.modality_set)
+    beam.embed_catalog(
+        data_dir, folders, index_url, dead_letters, modality_set=config.modality_set, feature_set=config.feature_set
+    )
     with store.open_store(index_url) as index:
         active = index.active_encoders()
         versions = {name: active[name].encoder_version for name in names}

@@ -34,6 +34,7 @@ KINDS = ("id", "ids", "number", "boolean", "time")
 SCALINGS = ("standard", "log", "quantiles")
 PARTS = {"hour": 24, "weekday": 7}
 AGE = "age"  # the source of a behavior's age: seconds from the behavior to the impression
+STORED = "item_features"  # the table of the index, beside those of modalities, that keeps the items' features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,6 +308,12 @@ class FeatureSet:
     def served(self) -> tuple[Column, ...]:
         """The columns that a request brings."""
         return tuple(column for column in self.columns if column.is_served)
+
+    @property
+    def stored(self) -> tuple[Feature, ...]:
+        """The item features that the catalog brings: the index keeps them, so that a request may leave them out."""
+        own = (f for f in self.features if f.role == "item" and f.table == "items" and f.name not in KEYS)
+        return tuple(feature for feature in own if feature.serving_value is None)
 
     @property
     def vocabularies(self) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ import dataclasses
 import re
 import typing
 
+from tfmm.features import STORED
+
 LEARNED = ("image", "text")  # the encoders of our own
 READY = "vector"  # no encoder: the column holds vectors
 OWN = "content"  # kind of the column of an own encoder
@@ -151,8 +153,8 @@ class Modality:
         """Yields what is wrong with it, a line each."""
         name = f"modality {self.name!r}"
         is_own = self.encoder not in _KINDS
-        if not _NAME.fullmatch(self.name):
-            yield f"{name}: `name` must be lower case letters, digits and _, a letter first"
+        if not _NAME.fullmatch(self.name) or self.name == STORED:
+            yield f"{name}: `name` must be lower case letters, digits and _, a letter first, and not {STORED}"
         if is_own and not _REFERENCE.fullmatch(self.encoder):
             yield f"{name}: `encoder` must be one of {', '.join(_KINDS)}, or module:callable, not {self.encoder!r}"
         if self.frozen and not is_own:

@@ -121,6 +121,7 @@ def CatalogEmbedder(
     index_path: Parameter[str],
     modalities: Parameter[str],
     modality_set: Parameter[str],
+    feature_set: Parameter[str],
     code: Parameter[str],
     snapshot: OutputArtifact[IndexSnapshot],
 ):
@@ -136,6 +137,7 @@ def CatalogEmbedder(
         index_path,
         dead_letter_dir=str(pathlib.Path(snapshot.uri) / "dead_letter"),
         modality_set=declared,
+        feature_set=_config(FeatureSet, feature_set),
     )
     with store.open_store(index_path) as index:
         active = index.active_encoders()

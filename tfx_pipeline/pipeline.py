@@ -104,6 +104,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         index_path=str(environment.index_path),
         modalities=json.dumps(modalities),
         modality_set=modality_set,
+        feature_set=feature_set,
         code=_code("index", own=own_encoders),
     )
     snapshot = catalog.outputs["snapshot"]

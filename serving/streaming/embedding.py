@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import typing
 
-from serving.streaming import event_log, events
+from serving.streaming import event_log, events, item_features
 from tfmm.index import encode
 from tfmm.index import rows as rows_lib
+from tfmm.index.item_features import Layout
 from tfmm.modalities import event_field
 
 
@@ -21,14 +23,23 @@ class EventBatch(typing.NamedTuple):
 class Outcome(typing.NamedTuple):
     """What the index takes for a batch of events."""
 
-    items: list[encode.Item]  # with an embedding or without
+    items: list[encode.Item]  # with features, with an embedding or without
     withdrawn: list[encode.Item]
     embedded: list[tuple[encode.AnyEncoder, rows_lib.IndexRows]]
     dead: list[tuple[event_log.Event, str]]  # with the reason
 
 
-def embed_events(batch: typing.Sequence[event_log.Event], encoders: typing.Sequence[encode.AnyEncoder]) -> Outcome:
-    """Parses events and embeds their items with every encoder whose content they bring.
+def embed_events(
+    batch: typing.Sequence[event_log.Event],
+    encoders: typing.Sequence[encode.AnyEncoder],
+    layouts: typing.Sequence[Layout] = (),
+) -> Outcome:
+    """Parses events, and embeds their items with every encoder whose content they bring.
+
+    Args:
+        batch: in order.
+        encoders: of the index.
+        layouts: of the features that the index keeps, the active one last.
 
     Raises:
         encode.EncoderError: an encoder fails on every content.
@@ -40,7 +51,14 @@ def embed_events(batch: typing.Sequence[event_log.Event], encoders: typing.Seque
             dead.append((event, str(result)))
         else:
             parsed.append((event, result))
-    new = [(event, result.item) for event, result in parsed if not result.is_withdrawn]
+    new: list[tuple[event_log.Event, encode.Item]] = []
+    arriving = [(event, result) for event, result in parsed if not result.is_withdrawn]
+    rows_of_features = item_features.pack([result.features for _, result in arriving], layouts)
+    for (event, result), packed in zip(arriving, rows_of_features):
+        if isinstance(packed, events.EventError):
+            dead.append((event, str(packed)))
+        else:
+            new.append((event, dataclasses.replace(result.item, features=packed)))
     embedded = []
     for encoder in encoders:
         rows, reasons, _ = encode.embed([item for _, item in new], encoder)
@@ -49,7 +67,7 @@ def embed_events(batch: typing.Sequence[event_log.Event], encoders: typing.Seque
     taken = sorted(event_field(encoder.modality) for encoder in encoders)
     for event, item in new:
         brought = sorted(event_field(modality) for modality in item.contents if item.content(modality) is not None)
-        if not set(brought) & set(taken):
+        if not set(brought) & set(taken) and not (item.features and not brought):
             reason = "no content that this index embeds: it takes {}, the event brings {}"
             dead.append((event, reason.format(", ".join(taken), ", ".join(brought))))
     return Outcome(
@@ -69,5 +87,5 @@ def warm_up(encoders: typing.Sequence[encode.AnyEncoder]) -> None:
     """Makes the first event as fast as later ones."""
     learned = [encoder.modality for encoder in encoders if not isinstance(encoder, encode.GivenVectors)]
     contents = dict.fromkeys(learned, b"warm-up")
-    payload = events.make_event("warm-up", contents=contents, category="warm-up")
+    payload = events.make_event("warm-up", contents=contents)
     embed_events([event_log.Event(0, payload)], encoders)

@@ -23,7 +23,7 @@ MAX_VALUES = rows_lib.MAX_DIM  # of a vector
 _BASE64 = "base64"  # of an object in `contents` that holds bytes
 _MAX_DIGITS = 1000  # of an integer; Python's own limit may be off, and the time grows with the square
 _NAMED = {event_field(modality.name): modality for modality in DEFAULT}  # fields with the content of one modality
-_FIELDS = ("version", "item_id", "category", *_NAMED, "contents", "event_time_us", "withdrawn")
+_FIELDS = ("version", "item_id", "category", "features", *_NAMED, "contents", "event_time_us", "withdrawn")
 
 
 class EventError(ValueError):
@@ -33,8 +33,9 @@ class EventError(ValueError):
 class NewItem(typing.NamedTuple):
     """A parsed event."""
 
-    item: encode.Item
+    item: encode.Item  # without features, whose types the index knows
     is_withdrawn: bool
+    features: dict[str, typing.Any]  # by column of the catalog, as they stand in JSON
 
 
 def make_event(
@@ -45,6 +46,7 @@ def make_event(
     image: bytes | None = None,
     vector: typing.Sequence[float] | None = None,
     contents: typing.Mapping[str, encode.Content | None] | None = None,
+    features: typing.Mapping[str, typing.Any] | None = None,
     event_time_us: int | None = None,
     withdrawn: bool = False,
 ) -> bytes:
@@ -52,11 +54,13 @@ def make_event(
 
     Args:
         item_id: as in the catalog.
-        category: as in the catalog; None: none.
+        category: as in the catalog; None: not said. The same as `features={"category": ...}`.
         title: text content.
         image: encoded PNG or JPEG; base64 in the event.
         vector: the item's own embedding, where the catalog brings them.
         contents: of declared modalities by name: text, bytes (base64 in the event) or a vector.
+        features: of declared item features by column of the catalog: ids, lists of ids, numbers, booleans, or times
+            in microseconds since 1970; None: it has none. A column that is not there keeps the value that it has.
         event_time_us: when the item entered or changed, microseconds since 1970; None: now.
         withdrawn: the item leaves the index.
 
@@ -71,10 +75,15 @@ def make_event(
         "image": None if image is None else base64.b64encode(image).decode(),
         "vector": None if vector is None else [float(value) for value in vector],
         "contents": {name: _to_json(value) for name, value in (contents or {}).items() if value is not None} or None,
+        "features": {name: _no_nan(value) for name, value in (features or {}).items()} or None,
         "event_time_us": time.time_ns() // 1000 if event_time_us is None else event_time_us,
         "withdrawn": withdrawn or None,
     }
     return json.dumps({name: value for name, value in event.items() if value is not None}).encode()
+
+
+def _no_nan(value: typing.Any) -> typing.Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _to_json(content: encode.Content) -> typing.Any:
@@ -97,13 +106,11 @@ def parse_events(payloads: typing.Sequence[bytes]) -> list[NewItem | EventError]
         except EventError as error:
             results.append(error)
     good = [result for result in results if isinstance(result, NewItem)]
-    ids, categories = (
-        iter(_fingerprints([getattr(new.item, field) for new in good])) for field in ("item_id", "category")
-    )
+    ids = iter(_fingerprints([new.item.item_id for new in good]))
     return [
         new
         if isinstance(new, EventError)
-        else new._replace(item=dataclasses.replace(new.item, item_id=next(ids), category=next(categories)))
+        else new._replace(item=dataclasses.replace(new.item, item_id=next(ids)))
         for new in results
     ]
 
@@ -112,23 +119,24 @@ def _parse(payload: bytes) -> NewItem:
     """Returns an event whose ids are still as in the catalog."""
     event = _read_json(payload)
     version = event.get("version")
-    if not _is_integer(version) or version != VERSION:
-        raise EventError(f"version: must be {VERSION}, not {_SHORT.repr(version)}")
+    if not is_integer(version) or version != VERSION:
+        raise EventError(f"version: must be {VERSION}, not {shorten(version)}")
     if unknown := sorted(set(event) - set(_FIELDS)):
         raise EventError(f"unknown fields: {', '.join(unknown)[:200]}; an event has {', '.join(_FIELDS)}")
     time_us = event.get("event_time_us")
-    if time_us is None or not _is_integer(time_us) or not 0 <= time_us < 1 << 63:
-        raise EventError(f"event_time_us: must be microseconds since 1970, not {_SHORT.repr(time_us)}")
+    if time_us is None or not is_integer(time_us) or not 0 <= time_us < 1 << 63:
+        raise EventError(f"event_time_us: must be microseconds since 1970, not {shorten(time_us)}")
     item_id = _id(event, "item_id")
     if item_id in (None, "", features.PADDING):
         raise EventError(f"item_id: must be neither missing, 0 nor empty, not {item_id!r}")
     withdrawn = event.get("withdrawn", False)
     if not isinstance(withdrawn, bool):
-        raise EventError(f"withdrawn: must be true or false, not {_SHORT.repr(withdrawn)}")
-    item = encode.Item(item_id, _id(event, "category"), time_us, _contents(event))  # type: ignore[arg-type]
-    if not withdrawn and not any(item.contents.values()):
-        raise EventError(f"no content: none of {', '.join(_NAMED)} and contents is given")
-    return NewItem(item, withdrawn)
+        raise EventError(f"withdrawn: must be true or false, not {shorten(withdrawn)}")
+    item = encode.Item(item_id, time_us, _contents(event))  # type: ignore[arg-type]
+    found = _features(event)
+    if not withdrawn and not any(item.contents.values()) and not event.get("features"):
+        raise EventError(f"no content: none of {', '.join(_NAMED)} and contents is given, nor features")
+    return NewItem(item, withdrawn, found)
 
 
 def _read_json(payload: bytes) -> dict[str, typing.Any]:
@@ -154,7 +162,7 @@ def _read_json(payload: bytes) -> dict[str, typing.Any]:
     except ValueError as error:
         raise EventError(f"not JSON: {error}") from error
     if not isinstance(event, dict):
-        raise EventError(f"not a JSON object: {_SHORT.repr(event)}")
+        raise EventError(f"not a JSON object: {shorten(event)}")
     return event
 
 
@@ -181,20 +189,40 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 _SHORT.maxlevel = 3
 
 
+def shorten(value: typing.Any) -> str:
+    """Returns a value as reasons show it."""
+    return _SHORT.repr(value)
+
+
 def _fingerprints(ids: typing.Sequence[int | str | None]) -> list[int]:
     texts = iter(fingerprints.fingerprint([value for value in ids if isinstance(value, str)]).tolist())
     return [next(texts) if isinstance(value, str) else value or features.PADDING for value in ids]
 
 
-def _is_integer(value: typing.Any) -> bool:
+def is_integer(value: typing.Any) -> bool:
+    """Returns whether a value of JSON is an integer, which true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _id(event: dict[str, typing.Any], field: str) -> int | str | None:
     value = event.get(field)
-    if not (value is None or isinstance(value, str) or (_is_integer(value) and -(1 << 63) <= value < 1 << 63)):
-        raise EventError(f"{field}: must be a 64-bit integer or a string, not {_SHORT.repr(value)}")
-    return _unicode(field, value) if isinstance(value, str) else value
+    if not (value is None or isinstance(value, str) or (is_integer(value) and -(1 << 63) <= value < 1 << 63)):
+        raise EventError(f"{field}: must be a 64-bit integer or a string, not {shorten(value)}")
+    return unicode_text(field, value) if isinstance(value, str) else value
+
+
+def _features(event: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """Returns the features of an event by column; what they hold is checked where their types are known."""
+    category, given = _id(event, "category"), event.get("features")
+    if given is None:
+        given = {}
+    if not isinstance(given, dict):
+        raise EventError(f"features: must be an object of values by column, not {shorten(given)}")
+    if category is None:
+        return given
+    if "category" in given:
+        raise EventError("features.category: must not stand beside category, which is the same")
+    return {**given, "category": category}
 
 
 def _contents(event: dict[str, typing.Any]) -> dict[str, encode.Content]:
@@ -206,36 +234,36 @@ def _contents(event: dict[str, typing.Any]) -> dict[str, encode.Content]:
     if (given := event.get("contents")) is None:
         return result
     if not isinstance(given, dict):
-        raise EventError(f"contents: must be an object of contents by modality, not {_SHORT.repr(given)}")
+        raise EventError(f"contents: must be an object of contents by modality, not {shorten(given)}")
     for name, value in given.items():
         if value is None:
             continue
         field = f"contents.{name[:100]}"
         if name in result:
             raise EventError(f"{field}: must not stand beside {event_field(name)}, which is the same content")
-        result[_unicode("contents", name)] = _content(field, value)
+        result[unicode_text("contents", name)] = _content(field, value)
     return result
 
 
 def _content(field: str, value: typing.Any) -> encode.Content:
     if isinstance(value, str):
-        return _unicode(field, value)
+        return unicode_text(field, value)
     if isinstance(value, list):
         return _vector(field, value)
     if isinstance(value, dict) and list(value) == [_BASE64]:
         return _bytes(field, value[_BASE64])
     raise EventError(
-        f'{field}: must be text, {{"{_BASE64}": ...}} or a list of numbers, not {_SHORT.repr(value)}'
+        f'{field}: must be text, {{"{_BASE64}": ...}} or a list of numbers, not {shorten(value)}'
     )
 
 
 def _title(field: str, value: typing.Any) -> str:
     if not isinstance(value, str):
         raise EventError(f"{field}: must be text, not {type(value).__name__}")
-    return _unicode(field, value)
+    return unicode_text(field, value)
 
 
-def _unicode(field: str, text: str) -> str:
+def unicode_text(field: str, text: str) -> str:
     """Returns a text that UTF-8 can hold; JSON's escapes can also spell half a pair of surrogates."""
     try:
         text.encode()
@@ -255,8 +283,8 @@ def _bytes(field: str, value: typing.Any) -> bytes:
 
 
 def _vector(field: str, value: typing.Any) -> list[float]:
-    if not isinstance(value, list) or not all(isinstance(v, float) or _is_integer(v) for v in value):
-        raise EventError(f"{field}: must be a list of numbers, not {_SHORT.repr(value)}")
+    if not isinstance(value, list) or not all(isinstance(v, float) or is_integer(v) for v in value):
+        raise EventError(f"{field}: must be a list of numbers, not {shorten(value)}")
     if len(value) > MAX_VALUES:
         raise EventError(f"{field}: must have at most {MAX_VALUES} values, not {len(value)}")
     try:
@@ -264,7 +292,7 @@ def _vector(field: str, value: typing.Any) -> list[float]:
     except OverflowError as error:
         raise EventError(f"{field}: must be finite: {error}") from error
     if not all(map(math.isfinite, vector)):
-        raise EventError(f"{field}: must be finite, not {_SHORT.repr(value)}")
+        raise EventError(f"{field}: must be finite, not {shorten(value)}")
     return vector
 
 

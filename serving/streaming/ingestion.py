@@ -8,12 +8,16 @@ import typing
 
 from serving.streaming import embedding
 from tfmm.index import encode, store
+from tfmm.index.item_features import Layout
 
 _log = logging.getLogger(__name__)
 
 
 def ingest(
-    batch: embedding.EventBatch, encoders: typing.Sequence[encode.AnyEncoder], index: store.IndexStore
+    batch: embedding.EventBatch,
+    encoders: typing.Sequence[encode.AnyEncoder],
+    index: store.IndexStore,
+    layouts: typing.Sequence[Layout] = (),
 ) -> embedding.Outcome:
     """Embeds a batch and writes what it leads to; rows, withdrawals, dead letters and position together.
 
@@ -28,7 +32,7 @@ def ingest(
             Nothing is lost by either: the source's position stays before the events that were not written.
     """
     try:
-        return _write(batch, embedding.embed_events(batch.events, encoders), index)
+        return _write(batch, embedding.embed_events(batch.events, encoders, layouts), index)
     except encode.EncoderError:
         raise
     except Exception as error:
@@ -36,7 +40,7 @@ def ingest(
             raise
         if len(batch.events) > 1:
             singles = [batch._replace(events=[event]) for event in batch.events]
-            return embedding.concatenate([ingest(single, encoders, index) for single in singles])
+            return embedding.concatenate([ingest(single, encoders, index, layouts) for single in singles])
         (event,) = batch.events
         _log.exception("offset %d of %s becomes a dead letter", event.offset, batch.source)
         reason = "the event fails: " + "".join(traceback.format_exception_only(type(error), error)).strip()
@@ -46,7 +50,10 @@ def ingest(
 def _write(batch: embedding.EventBatch, outcome: embedding.Outcome, index: store.IndexStore) -> embedding.Outcome:
     index.apply(
         store.IndexBatch(
-            rows=[store.TableRows(encoder.modality, encoder.version, rows) for encoder, rows in outcome.embedded],
+            rows=[
+                *(store.TableRows(encoder.modality, encoder.version, rows) for encoder, rows in outcome.embedded),
+                *encode.feature_rows(outcome.items),
+            ],
             withdrawn=[store.Withdrawal(item.item_id, item.event_time_us) for item in outcome.withdrawn],
             dead_letters=[
                 store.DeadLetter(batch.source, event.offset, reason, event.payload) for event, reason in outcome.dead

@@ -18,7 +18,7 @@ from apache_beam.utils.timestamp import Duration
 from serving.streaming import embedding, event_log, ingestion
 from tfmm import artifacts
 from tfmm.index import beam as index_beam
-from tfmm.index import encode, store
+from tfmm.index import encode, item_features, store
 
 PIPELINE_ARGS = (
     "--runner=FnApiRunner",
@@ -117,7 +117,7 @@ class EmbedEvents(beam.DoFn):
         embedding.warm_up(self._encoders)
 
     def process(self, batch: embedding.EventBatch) -> None:
-        outcome = ingestion.ingest(batch, self._encoders, self._index)
+        outcome = ingestion.ingest(batch, self._encoders, self._index, item_features.layouts(self._index))
         items, withdrawn = outcome.items, outcome.withdrawn
         for name, count in (("events", len(batch.events)), ("dead_letters", len(outcome.dead))):
             beam.metrics.Metrics.counter(_METRICS, name).inc(count)

@@ -99,18 +99,22 @@ def draw_new_item(config: MarketplaceConfig, number: int, created_at_us: int) ->
         number: 0.. ; gives the item and its id.
         created_at_us: microseconds since 1970.
     Returns:
-        item_id, title, image (PNG bytes), category and created_at (us).
+        item_id, title, image (PNG bytes), category and created_at (us); of a rich one also brand, price and tags.
     """
     rng = np.random.default_rng((config.seed, 1, number))
     look, words = _draw_items(1, rng)
     offset = config.num_items + config.num_days * config.new_items_per_day + number
-    return {
+    item = {
         "item_id": FIRST_ITEM_ID + offset,
         "title": wording.titles(words, rng)[0],
         "image": encode_png(drawing.draw_catalog(look, config.image_size, rng))[0],
         "category": int(words.noun[0]) + 1,
         "created_at": created_at_us,
     }
+    if not config.rich:
+        return item
+    columns = pa.table(planted.draw(0, len(drawing.SHAPES), words.brand, rng).items())
+    return {**item, **columns.to_pylist()[0]}
 
 
 def encode_png(pictures: np.ndarray) -> list[bytes]:

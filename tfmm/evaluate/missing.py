@@ -8,6 +8,7 @@ import typing
 import numpy as np
 
 from tfmm import metrics, saved_model
+from tfmm.features import STORED
 from tfmm.index import snapshot as snapshot_lib
 from tfmm.training import examples as examples_lib
 from tfmm.training.labels import weights_of
@@ -53,7 +54,7 @@ def score_hidden(
     if SIGNATURE not in loaded.signatures:
         return None
     names = loaded("index_status", {}, ("modality",))["modality"]
-    sets = sets_of(sorted(name.decode() for name in names.tolist()))
+    sets = sets_of(sorted({name.decode() for name in names.tolist()} - {STORED}))
     parts: dict[str, list[np.ndarray]] = {name: [] for name in sets}
     start = 0
     for batch in examples_lib.open_records(files).batch(batch_size).as_numpy_iterator():

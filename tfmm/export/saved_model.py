@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import pathlib
@@ -13,13 +14,14 @@ from tfmm import config as config_lib
 from tfmm import saved_model as saved_model_lib
 from tfmm.ctr import model as model_lib
 from tfmm.export import serving_module, warmup
-from tfmm.index import graph_table, snapshot
+from tfmm.index import graph_table, item_features, snapshot
 
 KIND = "saved_model"
 EXTRA = "assets.extra"  # TF Serving leaves this folder alone
 ROOM = 1.25  # of the snapshot's size, where the configured capacity is smaller
 
 Path = str | pathlib.Path
+_log = logging.getLogger(__name__)
 
 
 def export(
@@ -33,7 +35,8 @@ def export(
     """Writes a version folder: signatures, index tables, warm-up requests and a manifest.
 
     The folder appears at once when it is complete, so that a server that watches its parent never sees a part.
-    A snapshot larger than `config.index_capacity` gets a table with a quarter more room than it needs.
+    A snapshot larger than `config.index_capacity` gets a table with a quarter more room than it needs. Item features
+    that the snapshot holds are looked up where a request leaves them out; those that it lacks are named in the log.
 
     Args:
         model_dir: the click model, see `ctr.train.train`.
@@ -51,7 +54,9 @@ def export(
     model = model_lib.load_model(model_dir)
     preprocessor = _preprocessor(vocabulary_dir, model)
     tables = _tables(model, snapshot_dir, config)
-    module = serving_module.ServingModule(model, preprocessor, tables, id_types, config)
+    features = _features(model, snapshot_dir if tables else None, id_types, config)
+    looked_up = () if features is None else features.names
+    module = serving_module.ServingModule(model, preprocessor, tables, id_types, config, features)
     functions = module.signatures()
     target = pathlib.Path(output_dir)
     building = target.parent / f".building-{target.name}-{os.getpid()}"
@@ -59,7 +64,9 @@ def export(
     try:
         saved_model_lib.save(module, functions, building)
         (building / EXTRA).mkdir(exist_ok=True)
-        num_warmup = warmup.write(building / EXTRA / warmup.FILE, model.feature_set, id_types, config)
+        num_warmup = warmup.write(
+            building / EXTRA / warmup.FILE, model.feature_set, id_types, config, looked_up
+        )
         manifest = artifacts.write_manifest(
             building / EXTRA,
             KIND,
@@ -69,15 +76,8 @@ def export(
             id_types=dict(id_types),
             feature_set=config_lib.to_dict(model.feature_set),
             warmup_requests=num_warmup,
-            index={
-                name: {
-                    "dim": table.dim,
-                    "capacity": table.capacity,
-                    "encoder_version": table.encoder_version,
-                    "watermark": int(table.status()["watermark"]),
-                }
-                for name, table in tables.items()
-            },
+            index={name: _facts(table) for name, table in tables.items()},
+            item_features=None if features is None else {"names": list(looked_up), **_facts(features.table)},
         )
         if target.exists():
             shutil.rmtree(target)
@@ -85,6 +85,15 @@ def export(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return manifest
+
+
+def _facts(table: graph_table.GraphTable) -> dict[str, typing.Any]:
+    return {
+        "dim": table.dim,
+        "capacity": table.capacity,
+        "encoder_version": table.encoder_version,
+        "watermark": int(table.status()["watermark"]),
+    }
 
 
 def read_manifest(version_dir: Path) -> dict[str, typing.Any]:
@@ -125,6 +134,31 @@ def _tables(
                 f"The snapshot's {modality} rows must have {model.dims[modality]} values, as the model was "
                 f"trained with. Received: {table.dim}."
             )
-        capacity = max(config.index_capacity, math.ceil(ROOM * len(table)))
+        capacity = _capacity(config, table)
         tables[modality] = graph_table.GraphTable(modality, table, table.dim, capacity, table.encoder_version)
     return tables
+
+
+def _capacity(config: config_lib.ExportConfig, table: snapshot.SnapshotTable) -> int:
+    return max(config.index_capacity, math.ceil(ROOM * len(table)))
+
+
+def _features(
+    model: model_lib.CTRModel,
+    snapshot_dir: Path | None,
+    id_types: typing.Mapping[str, str],
+    config: config_lib.ExportConfig,
+) -> graph_table.FeatureTable | None:
+    """Returns the table of the item features that the model takes and the snapshot holds, if there are any."""
+    wanted = item_features.Layout.of(model.feature_set, id_types)
+    found = None if snapshot_dir is None else snapshot.load_snapshot(snapshot_dir).features
+    names = () if found is None else wanted.common(found.layout)
+    lacking = [feature.name for feature in wanted.features if feature.name not in names]
+    if lacking and snapshot_dir is not None:
+        _log.warning(
+            "%s holds no %s of items as the model takes them, so requests must bring them. Embed the catalog again "
+            "with the model's run, and export.", snapshot_dir, ", ".join(lacking),
+        )  # fmt: skip
+    if found is None or not names:
+        return None
+    return graph_table.FeatureTable(found, names, _capacity(config, found.table))

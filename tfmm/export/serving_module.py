@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 
 import tensorflow as tf
@@ -11,6 +12,7 @@ from tfmm import preprocessing
 from tfmm import vectors as vectors_lib
 from tfmm.ctr import model as model_lib
 from tfmm.export import signatures
+from tfmm.features import STORED
 from tfmm.index import graph_table, item_vectors
 
 Tensors = dict[str, tf.Tensor]
@@ -25,6 +27,7 @@ class ServingModule(tf.Module):
         tables: the index table per modality of the model.
         id_types: "int64" or "string" per feature of ids: what callers send.
         config: buckets, and whether the core is compiled with XLA.
+        features: the items' features by item id; None: requests bring them all.
     """
 
     def __init__(
@@ -34,9 +37,11 @@ class ServingModule(tf.Module):
         tables: typing.Mapping[str, graph_table.GraphTable],
         id_types: typing.Mapping[str, str],
         config: config_lib.ExportConfig,
+        features: graph_table.FeatureTable | None = None,
     ) -> None:
         super().__init__(name="serving")
         self.model = model
+        self.features = features
         self.tables = dict(tables)
         self.vocabularies = list(preprocessor.resources.values())
         self._preprocessor = preprocessor
@@ -44,6 +49,7 @@ class ServingModule(tf.Module):
         self._config = config
         self._feature_set = model.feature_set
         self._sequences = {s.name: signatures.columns_of(self._feature_set, s) for s in self._feature_set.sequences}
+        self._looked_up = {} if features is None else signatures.stored_columns(self._feature_set, features.names)
         self._core_pointwise = self._core(None)
         self._core_rank = self._core(1)
 
@@ -82,6 +88,11 @@ class ServingModule(tf.Module):
                 self.score_rank, signatures.raw_specs(self._feature_set, self._id_types, 1)
             ),
         }
+        if self.features is not None:
+            specs = signatures.raw_specs(self._feature_set, self._id_types, 1)
+            left_out = {column.name for columns in self._looked_up.values() for column in columns}
+            ids_alone = {name: spec for name, spec in specs.items() if name not in left_out}
+            result[signatures.RANK_IDS] = _concrete(self.score_rank, ids_alone)
         if self.tables:
             vectors = dict(pointwise)
             for modality, table in self.tables.items():
@@ -133,11 +144,24 @@ class ServingModule(tf.Module):
         return tf.io.parse_example(examples, spec)
 
     def score_rank(self, **raw: tf.Tensor) -> Tensors:
-        """Scores C candidates for one user; the user's side is looked up once."""
+        """Scores C candidates for one user; the user's side is looked up once, and what is left out of items' features.
+
+        A feature is left out where it is not in the signature, or empty beside items.
+        """
+        if self.features is not None:
+            raw = self._completed(raw, self.features)
         with tf.control_dependencies(self._require_users(raw, "user_id") + self._require_candidates(raw)):
             rows = self._fit({name: tf.identity(tensor) for name, tensor in raw.items()})
         user = self._preprocessor(self._of_side(rows, "user")) | self._behavior_vectors(rows)
         return self._rank(self._of_side(rows, "item"), user, looks_up=True)
+
+    def _completed(self, raw: Tensors, features: graph_table.FeatureTable) -> Tensors:
+        """Returns a request's columns, ids as fingerprints, with what it leaves out of items' features looked up."""
+        result = signatures.as_fingerprints(raw)
+        for ids, columns in self._looked_up.items():
+            look_up = functools.partial(features.lookup, result[ids])
+            result |= signatures.completed(columns, result, look_up)
+        return result
 
     def score_vectors(self, **inputs: tf.Tensor) -> Tensors:
         """Scores with the vectors of the caller; a user side of one row serves all candidates.
@@ -172,7 +196,8 @@ class ServingModule(tf.Module):
     def upsert(self, modality: tf.Tensor, item_ids: tf.Tensor, rows: tf.Tensor, scales: tf.Tensor,
                sequences: tf.Tensor, encoder_version: tf.Tensor) -> Tensors:  # fmt: skip
         """Writes embeddings into the table of `modality`, see GraphTable.upsert for the statuses."""
-        names = sorted(self.tables)
+        tables = self._written()
+        names = sorted(tables)
         matches = tf.equal(tf.constant(names), modality)
         known = tf.debugging.Assert(
             tf.reduce_any(matches), [f"`modality` must be one of {names}. Received:", modality]
@@ -180,7 +205,7 @@ class ServingModule(tf.Module):
 
         def write(name: str) -> typing.Callable[[], tf.Tensor]:
             def branch() -> tf.Tensor:
-                table = self.tables[name]
+                table = tables[name]
                 fits = tf.debugging.assert_equal(
                     tf.shape(rows)[1], table.dim, f"`rows` of {name} must have {table.dim} values."
                 )
@@ -194,10 +219,15 @@ class ServingModule(tf.Module):
             chosen = tf.argmax(tf.cast(matches, tf.int32), output_type=tf.int32)
             return {"statuses": tf.switch_case(chosen, [write(name) for name in names])}
 
+    def _written(self) -> dict[str, graph_table.GraphTable]:
+        """Returns the tables that upserts write: of each modality, and of items' features."""
+        return self.tables | ({} if self.features is None else {STORED: self.features.table})
+
     def status(self) -> Tensors:
         """Returns per modality, in one order: watermark, size, capacity int64 [M], encoder_version [M]."""
-        names = sorted(self.tables)
-        parts = [self.tables[name].status() for name in names]
+        tables = self._written()
+        names = sorted(tables)
+        parts = [tables[name].status() for name in names]
         return {"modality": tf.constant(names)} | {key: tf.stack([p[key] for p in parts]) for key in parts[0]}
 
     def _require_users(self, raw: typing.Mapping[str, tf.Tensor], like: str) -> list[tf.Operation]:

@@ -13,6 +13,7 @@ POINTWISE = "serving_default"
 EXAMPLES = "serve_examples"
 HIDDEN = "serve_examples_hidden"
 RANK = "rank"
+RANK_IDS = "rank_ids"
 VECTORS = "score_vectors"
 UPSERT = "upsert_items"
 STATUS = "index_status"
@@ -111,7 +112,15 @@ def newest_behaviors(
 
 
 def first_values(values: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns the first `count` of multi-valued ids, int64 [B, W] -> [B, count], padded with 0."""
+    """Returns the first `count` of multi-valued ids, int64 [B, W] -> [B, count], padded with 0.
+
+    A missing one counts for nothing, wherever it stands, as in the catalog.
+
+    >>> first_values(tf.constant([[0, 7, 0, 8, 9]]), 2).numpy().tolist()
+    [[7, 8]]
+    """
+    order = tf.argsort(tf.cast(values == PADDING, tf.int32), axis=1, stable=True)
+    values = tf.gather(values, order, batch_dims=1)
     padded = tf.pad(values, [[0, 0], [0, count]])[:, :count]
     return tf.ensure_shape(padded, [values.shape[0], count])
 
@@ -134,6 +143,47 @@ def served_value(column: Column) -> float | int | None:
 def columns_of(feature_set: FeatureSet, sequence: Sequence) -> tuple[Column, ...]:
     """Returns a sequence's columns."""
     return tuple(c for c in feature_set.columns if c.sequence is not None and c.sequence.name == sequence.name)
+
+
+def stored_columns(feature_set: FeatureSet, names: typing.Collection[str]) -> dict[str, list[Column]]:
+    """Returns the columns with some features of items, by the column that says of which items.
+
+    >>> {ids: [c.name for c in columns] for ids, columns in stored_columns(FeatureSet(), ["category"]).items()}
+    {'item_id': ['category'], 'behavior_item_ids': ['behavior_categories']}
+    """
+    result: dict[str, list[Column]] = {}
+    for column in feature_set.served:
+        if column.feature.name in names:
+            result.setdefault("item_id" if column.sequence is None else column.sequence.item_ids, []).append(column)
+    return result
+
+
+def completed(
+    columns: typing.Sequence[Column],
+    given: typing.Mapping[str, tf.Tensor],
+    look_up: typing.Callable[[], dict[str, tf.Tensor]],
+) -> dict[str, tf.Tensor]:
+    """Returns columns of items' features as given; those that are empty, or not given at all, looked up.
+
+    Args:
+        columns: of the same items.
+        given: by column; one that has values is taken as it is.
+        look_up: gives the items' values by feature; it is called where something is left out only.
+    """
+    brought = {column.name: given[column.name] for column in columns if column.name in given}
+    if not brought:
+        found = look_up()
+        return {column.name: found[column.feature.name] for column in columns}
+    is_empty = {name: tf.equal(tf.size(values), 0) for name, values in brought.items()}
+
+    def complete() -> dict[str, tf.Tensor]:
+        found = look_up()
+        return {
+            c.name: tf.cond(is_empty[c.name], lambda c=c: found[c.feature.name], lambda c=c: brought[c.name])
+            for c in columns
+        }
+
+    return tf.cond(tf.reduce_any(tf.stack(list(is_empty.values()))), complete, lambda: dict(brought))
 
 
 def require_rows(tensors: typing.Mapping[str, tf.Tensor], like: str, axis: int = 0) -> list[tf.Operation]:

@@ -18,21 +18,34 @@ _FILLER: dict[tf.DType, typing.Any] = {tf.int64: 1, tf.float32: 1.0, tf.string: 
 
 
 def requests(
-    feature_set: FeatureSet, id_types: typing.Mapping[str, str], config: config_lib.ExportConfig
+    feature_set: FeatureSet,
+    id_types: typing.Mapping[str, str],
+    config: config_lib.ExportConfig,
+    looked_up: typing.Sequence[str] = (),
 ) -> list[tuple[str, dict[str, np.ndarray]]]:
     """Returns (signature, inputs) per bucket of the two signatures that users wait for; never an upsert.
 
-    `serve_examples` and `score_vectors` run the cores that these compile.
+    `serve_examples`, `score_vectors` and `rank_ids` run the cores that these compile; of `rank_ids`, which users wait
+    for as well, there is one more.
+
+    Args:
+        feature_set, id_types, config: as exported.
+        looked_up: the item features that `rank_ids` looks up; (): there is no such signature.
     """
     result = []
-    for signature, num_users, buckets in (
+    wanted: list[tuple[str, int | None, typing.Sequence[int]]] = [
         (signatures.POINTWISE, None, config.batch_buckets),
         (signatures.RANK, 1, config.candidate_buckets),
-    ):
+    ]
+    if looked_up:
+        wanted.append((signatures.RANK_IDS, 1, config.candidate_buckets[:1]))
+    for signature, num_users, buckets in wanted:
         specs = signatures.raw_specs(feature_set, id_types, num_users)
         for size in buckets:
             inputs = {}
             for column in feature_set.served:
+                if signature == signatures.RANK_IDS and column.feature.name in looked_up:
+                    continue
                 spec = specs[column.name]
                 shape = [spec.shape[0] or size, *column.shape]
                 dtype = object if spec.dtype == tf.string else spec.dtype.as_numpy_dtype
@@ -46,6 +59,7 @@ def write(
     feature_set: FeatureSet,
     id_types: typing.Mapping[str, str],
     config: config_lib.ExportConfig,
+    looked_up: typing.Sequence[str] = (),
 ) -> int:
     """Writes the requests as the TFRecord of PredictionLog that TF Serving replays before a version serves.
 
@@ -55,7 +69,7 @@ def write(
         MissingExtraError: tensorflow-serving-api is not installed.
     """
     logs = extras.require("tensorflow_serving.apis.prediction_log_pb2", "serving")
-    records = requests(feature_set, id_types, config)
+    records = requests(feature_set, id_types, config, looked_up)
     with tf.io.TFRecordWriter(os.fspath(path)) as writer:
         for signature, inputs in records:
             log = logs.PredictionLog()

@@ -11,7 +11,8 @@ import pyarrow as pa
 from tfmm import extras
 from tfmm.data import declared, schema
 from tfmm.data.parts import Part
-from tfmm.index import encode, store
+from tfmm.features import STORED, FeatureSet
+from tfmm.index import encode, item_features, store
 from tfmm.modalities import UNDECLARED, ModalitySet
 
 try:
@@ -21,6 +22,7 @@ except ModuleNotFoundError as error:
     raise extras.MissingExtraError(extras.explain(error) or error, name=error.name) from error
 
 BATCH_SIZE = 64
+DECLARED = FeatureSet()
 _METRICS = "item_index"
 
 
@@ -31,30 +33,46 @@ class CatalogPart(typing.NamedTuple):
     row_group: int
 
 
-def catalog_parts(data_dir: str | pathlib.Path) -> list[CatalogPart]:
+def catalog_parts(data_dir: str | pathlib.Path, tables: schema.Tables | None = None) -> list[CatalogPart]:
     """Returns the row groups of the catalog's files."""
     return [
         CatalogPart(part, group)
-        for part in schema.table_parts(data_dir, "items")
+        for part in schema.table_parts(data_dir, "items", tables)
         for group in range(len(part.row_groups))
     ]
 
 
+class Reading(typing.NamedTuple):
+    """What is read of the catalog."""
+
+    tables: schema.Tables
+    contents: dict[str, str]  # column by modality
+    layout: item_features.Layout
+
+    @property
+    def columns(self) -> list[str]:
+        own = [feature.column for feature in self.layout.features]
+        return list(dict.fromkeys(["item_id", "created_at", *own, *self.contents.values()]))
+
+
 def read_items(
-    part: CatalogPart, modalities: ModalitySet, names: typing.Collection[str], batch_size: int = BATCH_SIZE
+    part: CatalogPart, reading: Reading, batch_size: int = BATCH_SIZE
 ) -> typing.Iterator[list[encode.Item]]:
-    """Yields a row group's items in batches, with the contents of the modalities named only."""
-    columns = {name: modalities[name].content for name in sorted(names)}
-    wanted = list(dict.fromkeys(["item_id", "category", "created_at", *columns.values()]))
-    table = schema.read_part(part.part, "items", wanted, part.row_group, schema.documented(modalities))
+    """Yields a row group's items in batches, with contents and features."""
+    table = schema.read_part(part.part, "items", reading.columns, part.row_group, reading.tables)
+    layout = reading.layout
     for start in range(0, table.num_rows, batch_size):
         rows = table.slice(start, batch_size)
-        ids, categories = (schema.fingerprints(rows[name]).tolist() for name in ("item_id", "category"))
+        ids = schema.fingerprints(rows["item_id"]).tolist()
         times = [max(0, time) for time in schema.microseconds(rows["created_at"]).tolist()]
-        contents = [_contents(rows[column]) for column in columns.values()]
+        contents = [_contents(rows[column]) for column in reading.contents.values()]
+        packed: list[tuple[item_features.Packed, ...]] = [()] * len(ids)
+        if layout.features:
+            values = {f.name: declared.values(rows[f.column], f) for f in layout.features}
+            packed = [(item_features.Packed(layout.version, row),) for row in layout.pack(values)]
         yield [
-            encode.Item(item_id, category, time, dict(zip(columns, values)))
-            for item_id, category, time, *values in zip(ids, categories, times, *contents)
+            encode.Item(item_id, time, dict(zip(reading.contents, values)), features)
+            for item_id, time, features, *values in zip(ids, times, packed, *contents)
         ]
 
 
@@ -91,7 +109,7 @@ class EmbedIntoIndex(beam.DoFn):
     Args:
         encoder_dirs: pre-training's output folder by modality.
         vector_dims: dims of the items' own vectors, by modality.
-        index: the item index, a path or a URL (`store.open_store`).
+        index: the item index, a path or a URL (`store.open_store`), which knows the layout of features.
     """
 
     def __init__(self, encoder_dirs: typing.Mapping[str, str], vector_dims: typing.Mapping[str, int], index: str):
@@ -104,7 +122,7 @@ class EmbedIntoIndex(beam.DoFn):
     def process(self, items: list[encode.Item]) -> typing.Iterator[encode.Rejected]:
         results = [(encoder, *encode.embed(items, encoder)) for encoder in self._encoders]
         tables = [store.TableRows(encoder.modality, encoder.version, rows) for encoder, rows, _, _ in results]
-        applied = self._index.apply(store.IndexBatch(rows=tables))
+        applied = self._index.apply(store.IndexBatch(rows=[*tables, *encode.feature_rows(items)]))
         for (encoder, rows, rejected, missing), changed in zip(results, applied.rows):
             counts = {"embedded": len(rows), "changed": changed, "rejected": len(rejected), "missing": missing}
             for name, count in counts.items():
@@ -124,10 +142,13 @@ class EmbedCatalog(beam.PTransform):
         data_dir: the data folder, with table `items`.
         encoder_dirs: pre-training's output folder by modality; items' own vectors need none.
         index: the item index, a path or a URL (`store.open_store`).
-        modality_set: what the run declares.
+        modality_set, feature_set: what the run declares.
 
     Attributes:
         vector_dims: dims of the items' own vectors, by modality.
+        layout: of the items' features.
+    Raises:
+        ValueError: the catalog lacks the column of a feature.
     """
 
     def __init__(
@@ -136,10 +157,16 @@ class EmbedCatalog(beam.PTransform):
         encoder_dirs: typing.Mapping[str, str],
         index: str | pathlib.Path,
         modality_set: ModalitySet = UNDECLARED,
+        feature_set: FeatureSet = DECLARED,
     ):
         super().__init__()
-        self._parts, self._modalities = catalog_parts(data_dir), modality_set
+        tables = declared.tables(feature_set, modality_set)
+        self._parts = catalog_parts(data_dir, tables)
         self.vector_dims = vector_dims(data_dir, modality_set)
+        self.layout = item_features.Layout.of(feature_set, declared.id_types(data_dir, feature_set))
+        _require_columns(self._parts, self.layout)
+        contents = {name: modality_set[name].content for name in sorted({*encoder_dirs, *self.vector_dims})}
+        self._reading = Reading(tables, contents, self.layout)
         self._encoder_dirs, self._url = dict(encoder_dirs), str(index)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
@@ -147,8 +174,18 @@ class EmbedCatalog(beam.PTransform):
             begin
             | "Parts" >> beam.Create(self._parts)
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMap(read_items, self._modalities, [*self._encoder_dirs, *self.vector_dims])
+            | "Read" >> beam.FlatMap(read_items, self._reading)
             | "Embed" >> beam.ParDo(EmbedIntoIndex(self._encoder_dirs, self.vector_dims, self._url))
+        )
+
+
+def _require_columns(parts: typing.Sequence[CatalogPart], layout: item_features.Layout) -> None:
+    """Raises ValueError where the catalog lacks a declared column; only `category` may be absent."""
+    known = {name for part in parts for name in part.part.schema.names} | {"category"}
+    if missing := [f"items.{f.column} of {f.name!r}" for f in layout.features if f.column not in known]:
+        raise ValueError(
+            f"The catalog must have the columns of declared features. Missing: {', '.join(missing)}. Name another "
+            "`source`, or leave the feature out."
         )
 
 
@@ -167,8 +204,9 @@ def embed_catalog(
     dead_letter_dir: str | pathlib.Path | None = None,
     pipeline_args: typing.Sequence[str] = ("--runner=FnApiRunner",),
     modality_set: ModalitySet = UNDECLARED,
+    feature_set: FeatureSet = DECLARED,
 ) -> dict[str, dict[str, int]]:
-    """Embeds the whole catalog into the item index and makes its encoders the active ones.
+    """Embeds the whole catalog into the item index, items' features with it, and makes its encoders the active ones.
 
     Running it again changes only what changed in the catalog; items of the same encoders that came by the stream
     stay.
@@ -179,19 +217,24 @@ def embed_catalog(
         index: the item index, a path or a URL (`store.open_store`); made where missing.
         dead_letter_dir: receives rejected contents as JSON lines, with reasons; None: they are only counted.
         pipeline_args: Beam's options.
-        modality_set: what the run declares.
+        modality_set, feature_set: what the run declares.
     Returns:
         By modality, the number of items `embedded`, of those `changed` in the index, `rejected` and `missing`
         (without content).
     Raises:
-        ValueError: nothing to embed: no encoder is named and the catalog brings no vectors.
+        ValueError: nothing to embed: no encoder is named and the catalog brings no vectors; or it lacks the column of a
+            declared feature.
     """
-    transform = EmbedCatalog(data_dir, encoder_dirs, index, modality_set)
+    transform = EmbedCatalog(data_dir, encoder_dirs, index, modality_set, feature_set)
     encoders = load_encoders(encoder_dirs, transform.vector_dims)
     if not encoders:
         raise ValueError(
             f"`encoder_dirs` must name an encoder, since items of {data_dir} bring no vectors. Received: none."
         )
+    layout = transform.layout
+    if layout.features:
+        with store.open_store(index) as opened:
+            opened.register_encoder(STORED, layout.version, layout.dim, layout.text)
     pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
     rejected = pipeline | transform
     if dead_letter_dir is not None:
@@ -210,6 +253,8 @@ def embed_catalog(
         for encoder in encoders:
             opened.register_encoder(encoder.modality, encoder.version, encoder.dim)
             opened.activate(encoder.modality, encoder.version)
+        if layout.features:
+            opened.activate(STORED, layout.version)
     return {
         encoder.modality: {
             name: counters.get(f"{encoder.modality}/{name}", 0)

@@ -9,6 +9,7 @@ import typing
 import numpy as np
 
 from tfmm import artifacts, features
+from tfmm.index import item_features, store
 from tfmm.index import rows as rows_lib
 from tfmm.modalities import event_field
 
@@ -70,9 +71,9 @@ class Item:
     """What the index needs to know of an item; a content that is None is missing; text may be invalid UTF-8."""
 
     item_id: int  # fingerprint
-    category: int = 0  # fingerprint; 0: none
     event_time_us: int = 0
     contents: typing.Mapping[str, Content | None] = dataclasses.field(default_factory=dict)  # by modality
+    features: tuple[item_features.Packed, ...] = ()  # a row per layout
 
     def content(self, modality: str) -> Content | None:
         """Returns its content; None where there is none, or nothing in it."""
@@ -218,6 +219,26 @@ def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.I
         rejected,
         num_missing,
     )
+
+
+def feature_rows(items: typing.Sequence[Item]) -> list[store.TableRows]:
+    """Returns the items' features as rows of the index, a table per layout; items without an id are left out."""
+    tables: dict[str, list[tuple[Item, item_features.Packed]]] = {}
+    for item in items:
+        for packed in item.features if item.item_id != features.PADDING else ():
+            tables.setdefault(packed.version, []).append((item, packed))
+    result = []
+    for version, own in tables.items():
+        rows = rows_lib.IndexRows(
+            np.array([item.item_id for item, _ in own], np.int64),
+            np.stack([packed.row for _, packed in own]),
+            np.ones(len(own), np.float32),
+            np.zeros(len(own), np.int64),
+            np.array([item.event_time_us for item, _ in own], np.int64),
+        )
+        given = [np.ones(len(packed.row), bool) if packed.given is None else packed.given for _, packed in own]
+        result.append(store.TableRows(features.STORED, version, rows, np.stack(given)))
+    return result
 
 
 def _size_bytes(text: typing.Any) -> int:

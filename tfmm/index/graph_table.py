@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import typing
+
 import numpy as np
 import tensorflow as tf
 
+from tfmm.features import STORED
 from tfmm.index import rows as rows_lib
 from tfmm.index import snapshot
 from tfmm.vectors import Vectors
@@ -27,6 +30,7 @@ class GraphTable(tf.Module):
         dim: D.
         capacity: the number of items that fit. The SavedModel holds all of it: (D + 12) * capacity bytes.
         encoder_version: the only one whose rows are taken.
+        max_dim: the largest D.
     Raises:
         ValueError: the snapshot does not fit `dim`, `capacity` or `encoder_version`.
     """
@@ -38,10 +42,11 @@ class GraphTable(tf.Module):
         dim: int,
         capacity: int,
         encoder_version: str,
+        max_dim: int = rows_lib.MAX_DIM,
     ):
         super().__init__(name=f"{modality}_table")
-        if not 0 < dim <= rows_lib.MAX_DIM:
-            raise ValueError(f"`dim` must lie in 1..{rows_lib.MAX_DIM}. Received: {dim}.")
+        if not 0 < dim <= max_dim:
+            raise ValueError(f"`dim` must lie in 1..{max_dim}. Received: {dim}.")
         if capacity < 1:
             raise ValueError(f"`capacity` must be at least 1. Received: {capacity}.")
         size = 0 if table is None else len(table)
@@ -206,6 +211,28 @@ class GraphTable(tf.Module):
                 "capacity": tf.constant(self.capacity, tf.int64),
                 "encoder_version": tf.constant(self.encoder_version),
             }
+
+
+class FeatureTable(tf.Module):
+    """Items' features by item id: a table of packed rows, read as the features that a model looks up.
+
+    Args:
+        features: the snapshot that it starts from.
+        names: the features to look up, of those that rows hold.
+        capacity: the number of items that fit.
+    """
+
+    def __init__(self, features: snapshot.FeatureTable, names: typing.Sequence[str], capacity: int):
+        super().__init__(name=f"{STORED}_reader")
+        self._layout, rows = features
+        self.names = tuple(names)
+        dim = self._layout.dim
+        self.table = GraphTable(STORED, rows, dim, capacity, self._layout.version, max_dim=dim)
+
+    def lookup(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Returns the features of items int64 [...]; missing where the table has no such item."""
+        found = self._layout.unpack_tensors(self.table.lookup(ids))
+        return {name: found[name] for name in self.names}
 
 
 def _scales(packed: tf.Tensor, dim: int) -> tf.Tensor:

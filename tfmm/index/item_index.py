@@ -92,18 +92,19 @@ class ItemIndex(store.IndexStore):
     def is_failing(self, error: Exception) -> bool:
         return isinstance(error, sqlite3.Error) and not isinstance(error, _VALUE_ERRORS)
 
-    def register_encoder(self, modality: str, encoder_version: str, dim: int) -> None:
-        self._register(modality, encoder_version, dim)
+    def register_encoder(self, modality: str, encoder_version: str, dim: int, layout: str = "") -> None:
+        self._register(modality, encoder_version, dim, layout)
 
-    def _register(self, modality: str, encoder_version: str, dim: int) -> int:
+    def _register(self, modality: str, encoder_version: str, dim: int, layout: str = "") -> int:
         """Returns the number by which the file names this encoder."""
-        store.verify_dim(dim)
-        if not self.has_encoder(modality, encoder_version):
+        if not self._find_encoder(modality, encoder_version):
+            store.verify_dim(dim, layout)
             with self._database.transaction():
                 is_first = all(entry.modality != modality for entry in self.encoders())
                 self._database.execute(
-                    "INSERT OR IGNORE INTO encoders (modality, encoder_version, dim, active) VALUES (?, ?, ?, ?)",
-                    (modality, encoder_version, dim, is_first),
+                    "INSERT OR IGNORE INTO encoders (modality, encoder_version, dim, active, layout) "
+                    "VALUES (?, ?, ?, ?, ?)",
+                    (modality, encoder_version, dim, is_first, layout),
                 )
         encoder, registered_dim = self._encoder(modality, encoder_version)
         if registered_dim != dim:
@@ -129,8 +130,9 @@ class ItemIndex(store.IndexStore):
         return deleted
 
     def encoders(self) -> list[store.EncoderEntry]:
-        found = self._database.fetchall("SELECT modality, encoder_version, dim, active FROM encoders ORDER BY encoder")
-        return [store.EncoderEntry(modality, version, dim, bool(active)) for modality, version, dim, active in found]
+        query = "SELECT modality, encoder_version, dim, active, layout FROM encoders ORDER BY encoder"
+        found = [store.EncoderEntry(*entry) for entry in self._database.fetchall(query)]
+        return [entry._replace(active=bool(entry.active)) for entry in found]
 
     def _find_encoder(self, modality: str, encoder_version: str) -> list[tuple[int, int]]:
         return self._database.fetchall(
@@ -153,16 +155,19 @@ class ItemIndex(store.IndexStore):
         execute, changed = self._database.execute, 0
         encoder = self._register(table.modality, table.encoder_version, own.rows.shape[1])
         (sequence,) = execute("SELECT value FROM counters WHERE name = 'sequence'").fetchone()
-        arrays = (own.ids.tolist(), own.rows, own.scales.tolist(), own.event_times_us.tolist())
-        for item_id, row, scale, time in zip(*arrays):
+        given = [None] * len(own) if table.given is None else table.given
+        arrays = (own.ids.tolist(), own.rows, own.scales.tolist(), own.event_times_us.tolist(), given)
+        for item_id, row, scale, time, is_given in zip(*arrays):
             withdrawn = execute("SELECT event_time_us FROM withdrawals WHERE item_id = ?", (item_id,)).fetchone()
             if withdrawn is not None and time <= withdrawn[0]:
                 continue
-            blob = row.tobytes()
             old = execute(
                 "SELECT event_time_us, scale, row FROM embeddings WHERE encoder = ? AND item_id = ?",
                 (encoder, item_id),
             ).fetchone()
+            if old is not None and is_given is not None and old[1] != 0:
+                row = np.where(is_given, row, np.frombuffer(old[2], np.int8))
+            blob = row.tobytes()
             if old is not None and (old[0] > time or old == (time, scale, blob)):
                 continue
             if old is not None and old[1:] == (scale, blob):  # the same embedding, confirmed later
@@ -185,7 +190,7 @@ class ItemIndex(store.IndexStore):
             return 0
         ids, times = (np.array(column, np.int64) for column in zip(*withdrawn))
         changed = 0
-        for modality, encoder_version, dim, _ in self.encoders():
+        for modality, encoder_version, dim, *_ in self.encoders():
             nothing = np.zeros([len(ids), dim], np.int8), np.zeros(len(ids), np.float32)
             rows = rows_lib.IndexRows(ids, *nothing, np.zeros(len(ids), np.int64), times)
             changed += self._write(store.TableRows(modality, encoder_version, rows))

@@ -19,12 +19,13 @@ S = typing.TypeVar("S")
 
 
 class EncoderEntry(typing.NamedTuple):
-    """One encoder whose rows the store holds."""
+    """One encoder whose rows the store holds; or a layout of items' features, which stands among them."""
 
     modality: str
     encoder_version: str
     dim: int
     active: bool  # the one that snapshots take
+    layout: str = ""  # of items' features, see `item_features.Layout`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +37,7 @@ class TableRows:
         encoder_version: of the encoder that made the rows.
         rows: `ids` are fingerprints, none of them 0; a scale is 1 / norm of the row, or 0 to withdraw the item;
             `event_times_us` are microseconds since 1970.
+        given: bool [n, D], False where an item's older value stays, if it has one; None: all are given.
     Raises:
         ValueError: shapes or dtypes that do not fit, or an id of 0.
     """
@@ -43,6 +45,7 @@ class TableRows:
     modality: str
     encoder_version: str
     rows: IndexRows
+    given: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         ids, rows, scales, times = self.rows.ids, self.rows.rows, self.rows.scales, self.rows.event_times_us
@@ -50,6 +53,10 @@ class TableRows:
             raise ValueError(
                 f"`rows` must be int8 [n, D], with n `ids`, `scales` and `event_times_us`. Received: "
                 f"{rows.dtype} {rows.shape}, {ids.shape}, {scales.shape}, {times.shape}."
+            )
+        if self.given is not None and (self.given.dtype != bool or self.given.shape != rows.shape):
+            raise ValueError(
+                f"`given` must be bool {rows.shape}, as `rows`. Received: {self.given.dtype} {self.given.shape}."
             )
         if not np.all(ids):
             raise ValueError("`ids` must not hold 0, which means padding. Received: 0.")
@@ -126,8 +133,8 @@ class IndexStore(typing.Protocol):
     def is_failing(self, error: Exception) -> bool:
         """Returns whether an error is the store's own, such as a full disk or a lock, and not of what it was given."""
 
-    def register_encoder(self, modality: str, encoder_version: str, dim: int) -> None:
-        """Makes room for an encoder's rows; the first of a modality is active from the start.
+    def register_encoder(self, modality: str, encoder_version: str, dim: int, layout: str = "") -> None:
+        """Makes room for an encoder's rows, or those of a layout; the first of a modality is active from the start.
 
         Raises:
             ValueError: `dim` is out of range, or differs from the one registered.
@@ -176,7 +183,11 @@ class IndexStore(typing.Protocol):
 
     def active_encoders(self) -> dict[str, EncoderEntry]:
         """Returns the active encoder of each modality."""
-        return {entry.modality: entry for entry in sorted(self.encoders()) if entry.active}
+        return {entry.modality: entry for entry in sorted(self.encoders()) if entry.active and not entry.layout}
+
+    def active_features(self) -> EncoderEntry | None:
+        """Returns the active layout of items' features; None where the store has none."""
+        return next((entry for entry in self.encoders() if entry.active and entry.layout), None)
 
     def write(
         self,
@@ -236,9 +247,9 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> IndexStor
     return entries[scheme].load()(text, create=create)
 
 
-def verify_dim(dim: int) -> None:
+def verify_dim(dim: int, layout: str = "") -> None:
     """Raises ValueError where rows of `dim` values are not for an index."""
-    if not 0 < dim <= MAX_DIM:
+    if dim < 1 or (dim > MAX_DIM and not layout):
         raise ValueError(
             f"`dim` must lie in 1..{MAX_DIM}: similarities of int8 rows are exact up to there. Received: {dim}."
         )

@@ -103,16 +103,27 @@ def serve_and_stream(
     }
 
 
-def encoders_of(environment: typing.Any) -> pathlib.Path:
-    """Returns the encoders whose vectors the version in service takes: after a refusal they are not the newest."""
-    from tfmm import artifacts
+def manifest_in_service(environment: typing.Any) -> dict[str, typing.Any]:
+    """Returns what the export says that is in service: after a refusal it is not the newest."""
     from tfmm.export import saved_model
     from tfx_pipeline.environments import newest_version
 
     version = newest_version(environment.serving_dir)
     if version is None:
         raise FileNotFoundError(f"{environment.serving_dir} must hold a version. Received: none.")
-    wanted = {m: facts["encoder_version"] for m, facts in saved_model.read_manifest(version)["index"].items()}
+    return saved_model.read_manifest(version)
+
+
+def looked_up(environment: typing.Any) -> list[str]:
+    """Returns the item features that the version in service knows by item id."""
+    return (manifest_in_service(environment).get("item_features") or {"names": []})["names"]
+
+
+def encoders_of(environment: typing.Any) -> pathlib.Path:
+    """Returns the encoders whose vectors the version in service takes."""
+    from tfmm import artifacts
+
+    wanted = {m: facts["encoder_version"] for m, facts in manifest_in_service(environment)["index"].items()}
     wanted = {m: found for m, found in wanted.items() if not found.startswith(encode.GIVEN)}
     folders = sorted((environment.pipeline_root / "SCLTrainer" / "encoders").iterdir(), key=lambda f: -int(f.name))
     for folder in folders:
@@ -123,7 +134,7 @@ def encoders_of(environment: typing.Any) -> pathlib.Path:
         ):
             return folder
     raise FileNotFoundError(
-        f"{environment.pipeline_root} must hold the encoders of {version}: {wanted}. Run in another --workdir."
+        f"{environment.pipeline_root} must hold the encoders in service: {wanted}. Run in another --workdir."
     )
 
 
@@ -177,14 +188,18 @@ def _score_new_item(
     """Sends a new item's event and asks for its score until the score shows its embedding; returns the seconds."""
     from serving.streaming import events
 
-    item = new_item(environment, data, snapshot_dir, number=log.append([]))
-    candidate = requests.candidates_of(environment.config.feature_set, [item])
+    feature_set = environment.config.feature_set
+    item, contents = new_item(environment, data, snapshot_dir, number=log.append([]))
+    candidate = requests.candidates_of(feature_set, [item])
+    features = {feature.column: candidate[feature.name][0] for feature in feature_set.stored}
     before = float(client.rank(user, candidate)[0])  # masked: the index does not know the item
     sent = time.monotonic()
-    log.append([events.make_event(**item)])
+    log.append([events.make_event(item["item_id"], contents=contents, features=features)])
     while time.monotonic() - sent < NEW_ITEM_TIMEOUT_S:
         if float(client.rank(user, candidate)[0]) != before:
-            return time.monotonic() - sent
+            delay_s = time.monotonic() - sent
+            _wait_complete(client, user, candidate, looked_up(environment))
+            return delay_s
         time.sleep(0.01)
     raise TimeoutError(
         f"The new item {item['item_id']} was not scored with its embedding within "
@@ -193,8 +208,28 @@ def _score_new_item(
     )
 
 
-def new_item(environment: typing.Any, data: pathlib.Path, snapshot_dir: str, number: int) -> dict[str, typing.Any]:
-    """Returns the arguments of an event for an item that the catalog does not hold.
+def _wait_complete(
+    client: typing.Any,
+    user: typing.Mapping[str, typing.Any],
+    candidate: typing.Mapping[str, typing.Any],
+    stored: typing.Sequence[str],
+) -> None:
+    """Waits until the item's id alone is scored as all that is known of it."""
+    alone = {name: values for name, values in candidate.items() if name not in stored}
+    deadline = time.monotonic() + NEW_ITEM_TIMEOUT_S
+    while float(client.rank(user, candidate)[0]) != float(client.rank(user, alone)[0]):
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"The id of the new item {candidate['item_id'][0]} was not scored as its features within "
+                f"{NEW_ITEM_TIMEOUT_S:.0f} s: the index did not pass them on."
+            )
+        time.sleep(0.01)
+
+
+def new_item(
+    environment: typing.Any, data: pathlib.Path, snapshot_dir: str, number: int
+) -> tuple[dict[str, typing.Any], dict[str, typing.Any]]:
+    """Returns an item that the catalog does not hold, by column, and its contents by modality.
 
     The marketplace draws one; of data of one's own, an item's content comes again under a new id.
 
@@ -204,12 +239,12 @@ def new_item(environment: typing.Any, data: pathlib.Path, snapshot_dir: str, num
         snapshot_dir: the index snapshot, which says what can be embedded.
         number: how many new items came before.
     """
+    modality_set = environment.config.modality_set
     if environment.data_dir is None:
         from tfmm.data import marketplace
 
         item = marketplace.draw_new_item(environment.config.marketplace, number, time.time_ns() // 1000)
-        return {name: item[name] for name in ("item_id", "category", "title", "image")}
-    modality_set = environment.config.modality_set
+        return item, {m: item.get(modality_set[m].content) for m in snapshot_lib.load_snapshot(snapshot_dir).modalities}
     items = schema.read_table(data, "items", tables=declared.tables(environment.config.feature_set, modality_set))
     snapshot = snapshot_lib.load_snapshot(snapshot_dir)
     held = np.mean(
@@ -220,4 +255,4 @@ def new_item(environment: typing.Any, data: pathlib.Path, snapshot_dir: str, num
     ids = items["item_id"].to_pylist()
     item_id = f"new-item-{number}" if isinstance(ids[0], str) else max(ids) + 1 + number
     contents = {m: row.get(modality_set[m].content) for m in schema.modalities(data, modality_set)}
-    return {"item_id": item_id, "category": row.get("category"), "contents": contents}
+    return {**row, "item_id": item_id}, contents

@@ -15,8 +15,7 @@ def parse(payload):
 
 def test_event_round_trip():
     new = parse(events.make_event("item-1", category="shoes", title="red", image=b"\x89PNG", event_time_us=5))
-    wanted = [int(value) for value in fingerprints.fingerprint(["item-1", "shoes"])]
-    assert [new.item.item_id, new.item.category] == wanted
+    assert (new.item.item_id, new.features) == (int(fingerprints.fingerprint(["item-1"])[0]), {"category": "shoes"})
     assert new.item.contents == {"text": "red", "image": b"\x89PNG"} and new.item.event_time_us == 5
     assert not new.is_withdrawn
 

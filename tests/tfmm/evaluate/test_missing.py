@@ -32,7 +32,7 @@ class Hiding(tf.Module):
 
     @tf.function(input_signature=[])
     def index_status(self):
-        return {"modality": tf.constant(["image", "text"])}
+        return {"modality": tf.constant(["image", "item_features", "text"])}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,7 @@ def rows(shop):
 def test_rows_are_scored_with_hidden_vectors_beside_the_twin(shop, saved, rows, tmp_path):
     found = report_lib.evaluate(saved, shop.train, shop.eval, tmp_path, shop.features)["hidden"]
     assert (found["rows"], found["clicks"]) == (1000, int(rows["label"].sum()))
+    assert set(found["models"]["multimodal"]) == {"nothing", "image", "text", "all"}  # features are no vectors
     for name, hidden in (("nothing", 0), ("image", 1), ("text", 1), ("all", 2)):
         score = 1 / (1 + np.exp(3.0 - rows["item_id"] % 5 - hidden))
         figures = found["models"]["multimodal"][name]

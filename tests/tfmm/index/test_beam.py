@@ -8,10 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from tfmm import fingerprints
-from tfmm.index import beam, encode, item_index, snapshot
+from tfmm.index import beam, encode, item_features, item_index, snapshot
 from tfmm.modalities import Modality, ModalitySet
 
 VECTOR = pa.list_(pa.float32())
+
+
+def categories(index):
+    """The items' categories by item id, as the index has them."""
+    (layout,) = item_features.layouts(index)
+    found = index.embeddings("item_features", layout.version)
+    return dict(zip(found.ids.tolist(), layout.unpack(found.rows)["category"].tolist()))
 
 
 def test_catalog_is_embedded_and_faults_are_counted_apart(catalog, encoder_dirs, tmp_path):
@@ -29,6 +36,8 @@ def test_catalog_is_embedded_and_faults_are_counted_apart(catalog, encoder_dirs,
     with item_index.ItemIndex(tmp_path / "index.sqlite") as index:
         taken = snapshot.take_snapshot(index)
         ids = fingerprints.fingerprint([f"item-{n}" for n in range(10)])
+        shoes = int(fingerprints.fingerprint(["shoes"])[0])
+        assert categories(index) == dict(zip(ids.tolist(), [shoes] * 9 + [0]))
     rows, scales, mask = taken["image"].lookup(ids)
     np.testing.assert_array_equal(mask, [False, False, *[True] * 7, False])
     wanted = encode.quantize(encode.load_encoder(encoder_dirs["image"])([f"image {n}" for n in range(7)]))
@@ -49,6 +58,7 @@ def test_a_partitioned_catalog_gives_the_index_of_a_flat_one(tmp_path):
         counts = beam.embed_catalog(tmp_path / name, {}, tmp_path / f"{name}.sqlite")
         assert counts == {"vector": {"embedded": 3, "changed": 3, "rejected": 0, "missing": 1}}
         with item_index.ItemIndex(tmp_path / f"{name}.sqlite") as index:
+            assert categories(index) == {1: 5, 2: 5, 3: 6, 4: 6}
             found.append(snapshot.take_snapshot(index)["vector"].lookup(ids))
     for flat, parts in zip(*found):
         np.testing.assert_array_equal(parts, flat)

@@ -173,6 +173,36 @@ def test_encoders_stand_side_by_side_until_forgotten(index):
             call("image", "v1")
 
 
+def test_values_that_are_not_given_stay_as_they_are(index):
+    """So an event that brings a price leaves the brand; of a new or withdrawn item nothing stays."""
+    layout = '{"features": [], "id_types": {}}'
+    index.register_encoder("item_features", "f1", 2, layout)
+    own = as_table("item_features", "f1", [(1, 5, 1), (2, 7, 3)])
+    index.apply(store.IndexBatch([own]))
+    first = np.array([[True, False]] * 3)
+    rows = rows_lib.IndexRows(np.array([1, 2, 3]), np.full([3, 2], 9, np.int8), np.ones(3, np.float32),
+                              np.zeros(3, np.int64), np.array([2, 2, 2]))  # fmt: skip
+    assert index.apply(store.IndexBatch([store.TableRows("item_features", "f1", rows, first)])).rows == (2,)
+    assert index.embeddings("item_features", "f1").rows.tolist() == [[9, 1], [7, 1], [9, 9]]  # 2: the event is older
+    index.withdraw([1], [3])
+    parts = (rows.ids, rows.rows, rows.scales, rows.sequences)
+    later = rows_lib.IndexRows(*(part[:1] for part in parts), np.array([4]))
+    index.apply(store.IndexBatch([store.TableRows("item_features", "f1", later, first[:1])]))
+    assert index.embeddings("item_features", "f1").rows[0].tolist() == [9, 9]
+    with pytest.raises(ValueError, match=r"`given` must be bool \(1, 2\)"):
+        store.TableRows("item_features", "f1", later, first)
+
+
+def test_a_layout_of_features_stands_among_the_encoders_but_is_none(index):
+    index.write("image", "v1", *as_arrays([(1, 5, 1)]))
+    assert index.active_features() is None
+    for version in ("f1", "f2"):
+        index.register_encoder("item_features", version, 2000, version)  # not held to what dots need
+    index.activate("item_features", "f2")
+    assert index.active_features() == store.EncoderEntry("item_features", "f2", 2000, True, "f2")
+    assert list(index.active_encoders()) == ["image"] and len(index.encoders()) == 3
+
+
 def test_a_snapshot_is_of_all_tables_at_one_moment(index):
     stop = threading.Event()
 
@@ -267,7 +297,6 @@ def test_a_later_store_has_larger_sequence_numbers(fresh):
         (([1], np.ones([1, 2], np.float32), [1], [1]), "must be int8"),
         (([1, 2], np.ones([1, 2], np.int8), [1], [1]), "Received: int8"),
         (([1], np.ones([1, 3], np.int8), [1], [1]), "must be 2, as its rows"),
-        (([1], np.ones([1, 1041], np.int8), [1], [1]), "in 1..1040"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(index, arguments, message):
@@ -275,6 +304,9 @@ def test_rows_that_do_not_fit_are_refused(index, arguments, message):
     with pytest.raises(ValueError, match=message) as refusal:
         index.write("image", "v1", *arguments)
     assert not index.is_failing(refusal.value)
+    for dim in (0, 1041):
+        with pytest.raises(ValueError, match=r"in 1\.\.1040"):
+            index.register_encoder("image", "v2", dim)
 
 
 def test_the_catalog_is_embedded_into_it(catalog, encoder_dirs, url, index):

@@ -61,9 +61,9 @@ class PickledStore(store.IndexStore):
                 state["positions"][source] = max(position, state["positions"].get(source, 0))
         return store.Applied(changed, withdrawn)
 
-    def register_encoder(self, modality, encoder_version, dim):
+    def register_encoder(self, modality, encoder_version, dim, layout=""):
         with self._writing() as state:
-            _register(state, modality, encoder_version, dim)
+            _register(state, modality, encoder_version, dim, layout)
 
     def activate(self, modality, encoder_version):
         with self._writing() as state:
@@ -106,15 +106,15 @@ class PickledStore(store.IndexStore):
         return sorted(letter for letter in letters if source in (None, letter.source))
 
 
-def _register(state, modality, encoder_version, dim):
-    store.verify_dim(dim)
+def _register(state, modality, encoder_version, dim, layout=""):
     for entry in state["encoders"]:
         if (entry.modality, entry.encoder_version) == (modality, encoder_version):
             if entry.dim != dim:
                 raise ValueError(f"`dim` must be {entry.dim}, as its rows. Received: {dim}.")
             return
+    store.verify_dim(dim, layout)
     is_first = all(entry.modality != modality for entry in state["encoders"])
-    state["encoders"].append(store.EncoderEntry(modality, encoder_version, dim, is_first))
+    state["encoders"].append(store.EncoderEntry(modality, encoder_version, dim, is_first, layout))
     state["rows"][modality, encoder_version] = {}
 
 
@@ -135,10 +135,13 @@ def _write(state, table):
     own, changed = table.rows, 0
     _register(state, table.modality, table.encoder_version, own.rows.shape[1])
     rows = state["rows"][table.modality, table.encoder_version]
-    for item_id, row, scale, event_time_us in zip(
-        own.ids.tolist(), own.rows, own.scales.tolist(), own.event_times_us.tolist()
+    given = np.ones(own.rows.shape, bool) if table.given is None else table.given
+    for item_id, row, scale, event_time_us, is_given in zip(
+        own.ids.tolist(), own.rows, own.scales.tolist(), own.event_times_us.tolist(), given
     ):
         old = rows.get(item_id)
+        if old and old[1]:
+            row = np.where(is_given, row, np.frombuffer(old[0], np.int8))
         if event_time_us <= state["withdrawn"].get(item_id, -1) or (old and old[3] > event_time_us):
             continue
         if old and old[:2] == (row.tobytes(), scale):
