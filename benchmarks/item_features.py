@@ -1,8 +1,8 @@
 """What does looking item features up cost a ranking request? C = 500 candidates, L = 50 behaviors, in one process.
 
 Three sides in turn: `rank` of a version without a table of features, which is the graph of before; `rank` of one with
-it, given everything; `rank_ids` of the same version, given ids. Medians of short blocks of calls through the C++ loader,
-and of the ratios within each round, which a busy machine meets alike.
+it, given everything; `rank_ids` of the same version, given ids. Medians of short blocks of calls through the C++
+loader, and of the ratios within each round, which a busy machine meets alike.
 """
 
 import argparse

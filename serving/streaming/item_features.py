@@ -18,7 +18,8 @@ _TYPES = {"number": pa.float64(), "boolean": pa.bool_(), "time": pa.timestamp("u
 _ID_TYPES = {"int64": pa.int64(), "string": pa.string()}
 _WORDS = {"int64": "a 64-bit integer", "string": "text"}
 _LARGEST = float(np.finfo(np.float32).max)
-_said: set[str] = set()  # columns that events bring and no layout takes
+_MAX_SAID = 100
+_said: set[str] = set()  # columns that events bring and no layout takes, the first of them
 Fields = typing.Mapping[str, typing.Any]
 
 
@@ -74,9 +75,10 @@ def _checked(fields: Fields, layouts: typing.Sequence[Layout]) -> dict[str, typi
             feature = own[column]
             result[_key(feature, layout)] = _value(fields[column], feature, layout.id_types.get(feature.name, ""))
         known |= own.keys()
-    for column in sorted(fields.keys() - known - _said):
+    for column in sorted(fields.keys() - known - _said)[: _MAX_SAID - len(_said)]:
         _said.add(column)
-        _log.warning("not used: features.%s of events; the index takes %s", column, ", ".join(sorted(known)) or "none")
+        taken = ", ".join(sorted(known)) or "none"
+        _log.warning("not used: %s among an event's features; the index takes %s", shorten(column), taken)
     return result
 
 

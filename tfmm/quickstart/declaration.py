@@ -41,10 +41,11 @@ def tables(config: RunConfig) -> list[table.Table]:
         size = "by the data" if rows is None else f"{rows:,}"
         num_bytes = f"{4 * first.dim:,} a row" if rows is None else f"{4 * first.dim * rows:,}"
         embeddings.add_row(name, size, str(first.dim), num_bytes, sharing)
-    inputs = table.Table("side", "name", "type", "shape", title="A request of rank")
+    inputs = table.Table("side", "name", "type", "shape", "left out", title="A request of rank")
     for column in declared.served:
         side = "user" if column.side == "user" else "candidates"
-        inputs.add_row(side, column.name, _type(column), _shape(column))
+        left_out = "looked up by item id" if column.feature in declared.stored else "refused"
+        inputs.add_row(side, column.name, _type(column), _shape(column), left_out)
     return [features, sequences, modalities, methods, model, embeddings, inputs, _label(declared.label)]
 
 

@@ -15,7 +15,9 @@ import tensorflow as tf
 from serving.streaming import embedding, event_log, events, ingestion
 from tfmm import artifacts
 from tfmm.config import SCLConfig
+from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet
 from tfmm.index import encode, item_index
+from tfmm.index.item_features import Layout
 from tfmm.pretrain import encoders as pretrain_encoders
 
 BEFORE, AFTER = 7_777_777_777_001, 7_777_777_777_002  # neighbors; no drawn event has these ids
@@ -26,8 +28,15 @@ REAL = (
     events.make_event(8, image=PICTURE, event_time_us=3),
     events.make_event(9, vector=[0.5, -1e-3], event_time_us=4),
     events.make_event(7, withdrawn=True, event_time_us=5),
+    events.make_event(10, features={"price": 9.5, "tags": ["red", None], "in_stock": True}, event_time_us=6),
 )
-FIELDS = ("version", "item_id", "category", "title", "image", "vector", "event_time_us", "withdrawn")
+FIELDS = ("version", "item_id", "category", "title", "image", "vector", "features", "event_time_us", "withdrawn")
+LAYOUT = Layout.of(
+    FeatureSet((*DEFAULT_FEATURES, Feature("price", "item", "number"), Feature("tags", "item", "ids"),
+                Feature("in_stock", "item", "boolean"), Feature("launched", "item", "time"))),
+    {"category": "int64", "tags": "string"},
+)  # fmt: skip
+COLUMNS = [feature.column for feature in LAYOUT.features]
 LITERALS = (b"NaN", b"-Infinity", b"1e400", b"9" * 5000, b"[" * 5000, b'"\\ud800"', b'"\\u0000"', b"null", b"true",
             b"1.0", b"[[1]]", b"{}", b'""', b"-9223372036854775809", b'"' + b"a" * 20_000 + b'"')  # fmt: skip
 
@@ -44,6 +53,7 @@ GOOD = st.fixed_dictionaries(
         "image": st.binary(max_size=40).map(lambda value: base64.b64encode(value).decode()),
         "vector": st.lists(st.floats(width=32), max_size=3),
         "withdrawn": st.booleans(),
+        "features": st.dictionaries(st.sampled_from(COLUMNS) | st.text(max_size=5), JSON, max_size=3),
     },
 )
 
@@ -106,7 +116,7 @@ def take(payloads, source, encoders, index):
     first = index.position(source) + 1
     whole = [neighbor(BEFORE), *payloads, neighbor(AFTER)]
     batch = [event_log.Event(offset, payload) for offset, payload in enumerate(whole, first)]
-    outcome = ingestion.ingest(embedding.EventBatch(source, batch), encoders, index)
+    outcome = ingestion.ingest(embedding.EventBatch(source, batch), encoders, index, [LAYOUT])
     assert index.position(source) == batch[-1].offset
     dead = collections.defaultdict(list)
     for event, reason in outcome.dead:
@@ -130,6 +140,7 @@ def take(payloads, source, encoders, index):
 @hypothesis.given(st.lists(PAYLOADS, max_size=6))
 def test_any_payload_is_taken_or_a_dead_letter_with_its_neighbors_embedded(encoders, payloads):
     with item_index.ItemIndex(":memory:") as index:
+        index.register_encoder("item_features", LAYOUT.version, LAYOUT.dim, LAYOUT.text)
         counts = take(payloads, "fuzz", encoders, index)
         assert {BEFORE, AFTER} <= set(index.embeddings("text", "v1").ids.tolist())
         letters = {(position, payload) for _, position, _, payload in index.dead_letters("fuzz")}

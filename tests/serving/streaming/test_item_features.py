@@ -113,11 +113,15 @@ def test_features_that_are_no_features_are_refused(change, reason):
     assert str(found).startswith(reason)
 
 
-def test_a_column_that_no_layout_takes_is_named_once(caplog):
+def test_a_column_that_no_layout_takes_is_named_once(caplog, monkeypatch):
+    monkeypatch.setattr(item_features, "_said", set())
     with caplog.at_level(logging.WARNING):
         assert read({"wieght": 1.0}, {"wieght": 2.0}) == [(), ()]
-    assert caplog.text.count("not used: features.wieght of events") == 1
+    assert caplog.text.count("not used: 'wieght' among an event's features") == 1
     assert "the index takes brand, category, codes, colour" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        read(*({f"other {n}": 1, "\ud800": 1} for n in range(1000)))
+    assert len(caplog.records) == 100 == len(item_features._said)  # a hostile producer fills no memory
 
 
 def test_layouts_of_several_runs_are_all_filled_where_types_agree():
