@@ -177,6 +177,9 @@ def test_a_new_item_is_drawn_like_the_others(small_marketplace):
     assert first["image"] != second["image"] and first["title"] != second["title"]
     assert tf.io.decode_png(first["image"]).shape == (16, 16, 3)
     assert 1 <= first["category"] <= 12 and first["created_at"] == 7
+    rich = marketplace.draw_new_item(dataclasses.replace(config, rich=True), 0, 7)
+    assert {name: rich[name] for name in first} == first and set(rich) - set(first) == {"brand", "price", "tags"}
+    assert rich["brand"] in rich["title"] and rich["price"] >= 0.5 and isinstance(rich["tags"], list)
 
 
 def test_a_marketplace_without_new_items_works(tmp_path):
