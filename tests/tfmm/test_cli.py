@@ -54,7 +54,7 @@ def test_check_lists_every_fault_and_exits_with_1(tmp_path):
 
 def write_tables(folder):
     """Writes tables without a fault, with a column and a table that the schema does not have."""
-    times = pa.array(range(40), pa.timestamp("us"))
+    times = pa.array(range(1_717_000_000_000_000, 1_717_000_000_000_040), pa.timestamp("us"))
     pq.write_table(pa.table({"item_id": [1, 2], "title": ["a", "b"], "brand": ["x", "y"]}), folder / "items.parquet")
     pq.write_table(
         pa.table({"user_id": [7] * 40, "item_id": [1, 2] * 20, "timestamp": times, "label": [0, 1] * 20}),

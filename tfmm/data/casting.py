@@ -70,7 +70,9 @@ def cast(array: pa.ChunkedArray, name: str, kind_name: str, table: str) -> pa.Ch
         if kind_name == "timestamp":
             return instants.to_timestamps(array)
         return array.cast(ARROW_TYPES[kind_name])
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except pa.ArrowMemoryError:
+        raise
+    except pa.ArrowException as error:
         raise ValueError(
             f"Column {name!r} of table {table!r} must be {KIND_TEXT[kind_name]}. Received: {kind} ({error})."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -40,7 +41,7 @@ class Part:
 
     @property
     def stored(self) -> pa.Schema:
-        """The columns inside the file. Raises LayoutError where it cannot be read."""
+        """The columns inside the file. Raises LayoutError where it cannot be read, or has a column twice."""
         with self._opened() as file:
             return file.schema_arrow
 
@@ -90,7 +91,14 @@ class Part:
     @contextlib.contextmanager
     def _opened(self) -> typing.Iterator[pq.ParquetFile]:
         try:
-            yield pq.ParquetFile(self.path)
+            file = pq.ParquetFile(self.path)
+            names = collections.Counter(file.schema_arrow.names)
+            if twice := [name for name, count in names.items() if count > 1]:
+                raise LayoutError(
+                    f"{self.path} must have each column once. Received more than once: {', '.join(twice)}. Rename or "
+                    "drop one."
+                )
+            yield file
         except pa.ArrowMemoryError:
             raise
         except (pa.ArrowException, OSError) as error:

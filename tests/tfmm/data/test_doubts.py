@@ -116,3 +116,18 @@ def test_type_that_was_received_is_told_whole(tables):
     rows["items"] = pa.table({"item_id": [1], "vector": [{"values": [1.0], "the_name_of_a_model_that_made_them": 2}]})
     told = [fault.values for fault in checks.check(tables(**rows)).faults if fault.column == "vector"]
     assert "the_name_of_a_model_that_made_them: int64" in told[0][0] and "items.parquet" in told[0][0]
+
+
+def test_column_that_stands_twice_in_a_file_is_named(tables):
+    rows = data()
+    rows["items"] = pa.table([[1], ["t"], ["u"]], names=["item_id", "title", "title"])
+    (fault, *_) = checks.check(tables(**rows)).faults
+    assert "must have each column once. Received more than once: title. Rename or drop one" in fault.rule
+
+
+def test_type_that_arrow_cannot_cast_at_all_is_a_fault(tables):
+    rows = data()
+    rows["items"] = pa.table({"item_id": [1], "vector": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))})
+    assert ("items", "vector", "must be list of float32") in [
+        (fault.table, fault.column, fault.rule) for fault in checks.check(tables(**rows)).faults
+    ]
