@@ -61,8 +61,8 @@ def quickstart(
     unread = [assignment for assignment in assignments if assignment.startswith("marketplace.")]
     if data_dir is not None and unread:
         raise ValueError(
-            "The marketplace's settings must be left out where --data stands in its place. "
-            f"Received: {', '.join(unread)}."
+            "The marketplace's settings must be left out where --data stands in its place. Received: "
+            f"{', '.join(unread)}."
         )
     raise SystemExit(quickstart_run.main(workdir, data_dir, load_config(run, assignments, seed)))
 

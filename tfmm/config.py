@@ -142,8 +142,7 @@ class CTRConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "`epochs` must be at least 1.", self.epochs)
-        for name in ("block_rows", "segments"):
+        for name in ("epochs", "block_rows", "segments"):
             _require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
         _require(len(self.units) >= 1, "`units` must name at least one hidden layer.", self.units)
         _require(
