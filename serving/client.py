@@ -9,6 +9,8 @@ with RankingClient("127.0.0.1:8500", "http://127.0.0.1:8501") as client:
 
 from __future__ import annotations
 
+import collections.abc
+import functools
 import json
 import typing
 import urllib.error
@@ -27,6 +29,7 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_gr
 
 Value = typing.Any  # an int, str, float or bool, or a list of these; None: missing
 T = typing.TypeVar("T")
+_REFUSALS = ("INVALID_ARGUMENT", "400")  # codes of requests that the model cannot take
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -41,7 +44,8 @@ class PredictError(Exception):
 class RankingClient:
     """Scores candidates for users, over gRPC (`rank`, the fast way) or REST (`rank_rest`).
 
-    gRPC goes through the official stubs, tensors as raw bytes. Calls from several threads are safe.
+    gRPC goes through the official stubs, tensors as raw bytes. Calls from several threads are safe. What `rank` takes
+    is asked of the server once, and again where a request does not fit: another version may be in service by then.
 
     Args:
         target: host:port of gRPC.
@@ -56,7 +60,7 @@ class RankingClient:
         self._channel = grpc.insecure_channel(target, _OPTIONS)
         self._predictions = prediction_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self._inputs: dict[str, Input] | None = None
+        self._inputs: dict[int | None, Inputs] = {}  # of `rank`, by the version asked for
 
     def rank(
         self,
@@ -78,8 +82,8 @@ class RankingClient:
             ValueError: a feature is missing or unknown, of another type, or lengths differ.
             PredictError: the server refuses, or does not answer in time.
         """
-        inputs = self._rank_inputs(user, candidates)
-        return self.predict(inputs, "rank", version=version, outputs=("score",))["score"]
+        predict = functools.partial(self.predict, outputs=("score",))
+        return self._ranked(user, candidates, version, predict)["score"]
 
     def rank_rest(
         self,
@@ -89,8 +93,7 @@ class RankingClient:
         version: int | None = None,
     ) -> np.ndarray:
         """As `rank`, over REST."""
-        inputs = self._rank_inputs(user, candidates)
-        return self.predict_rest(inputs, "rank", version=version)["score"].astype(np.float32)
+        return self._ranked(user, candidates, version, self.predict_rest)["score"].astype(np.float32)
 
     def top(
         self,
@@ -99,7 +102,9 @@ class RankingClient:
         candidates: typing.Mapping[str, typing.Iterable[Value]],
     ) -> list[tuple[int | str, float]]:
         """Returns the ids of the best `count` of the candidates of `rank` with their scores, best first."""
-        ids = _plain_list(candidates["item_id"])
+        if "item_id" not in candidates:
+            raise ValueError(f"`candidates` must have 'item_id'. Received: {sorted(candidates)}.")
+        ids = _plain_list(candidates["item_id"], "item_id")
         scores = self.rank(user, {**candidates, "item_id": ids})
         order = np.argsort(-scores, kind="stable")[:count]
         return [(ids[i], float(scores[i])) for i in order]
@@ -165,31 +170,33 @@ class RankingClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _rank_inputs(
-        self, user: typing.Mapping[str, Value], candidates: typing.Mapping[str, typing.Iterable[Value]]
+    def _ranked(
+        self,
+        user: typing.Mapping[str, Value],
+        candidates: typing.Mapping[str, typing.Iterable[Value]],
+        version: int | None,
+        predict: typing.Callable[..., dict[str, np.ndarray]],
     ) -> dict[str, np.ndarray]:
-        if self._inputs is None:
-            self._inputs = self._find_inputs("rank")
-        for side, given, wanted in (
-            ("user", user, {name for name, found in self._inputs.items() if found.is_user}),
-            ("candidates", candidates, {name for name, found in self._inputs.items() if not found.is_user}),
-        ):
-            if missing := sorted(wanted - set(given)):
-                raise ValueError(f"`{side}` must have {sorted(wanted)}, as the model was exported. Missing: {missing}.")
-            if unknown := sorted(set(given) - wanted):
-                raise ValueError(f"`{side}` must have {sorted(wanted)} and no others. Received: {unknown}.")
-        inputs = {name: as_tensor([value], self._inputs[name], name) for name, value in user.items()}
-        inputs |= {name: as_tensor(_plain_list(v), self._inputs[name], name) for name, v in candidates.items()}
-        count = len(inputs["item_id"])
-        for name in candidates:
-            if len(inputs[name]) != count:
-                raise ValueError(f"`{name}` must have {count} entries. Received: {len(inputs[name])}.")
-        return inputs
+        """Sends a request of `rank`, and once more where what it takes has changed since it was asked for."""
+        known = self._inputs.get(version)
+        if known is None:
+            self._inputs[version] = self._find_inputs("rank", version)
+        try:
+            return predict(rank_inputs(user, candidates, self._inputs[version]), "rank", version=version)
+        except (ValueError, PredictError) as error:
+            is_of_inputs = isinstance(error, ValueError) or error.code in _REFUSALS
+            found = self._find_inputs("rank", version) if known is not None and is_of_inputs else known
+            if found is None or found == known:
+                raise
+        self._inputs[version] = found
+        return predict(rank_inputs(user, candidates, found), "rank", version=version)
 
-    def _find_inputs(self, signature: str) -> dict[str, Input]:
+    def _find_inputs(self, signature: str, version: int | None) -> Inputs:
         """Asks the server for the inputs of a signature."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = self._model_name
+        if version is not None:
+            request.model_spec.version.value = version
         response = self._call(self._predictions.GetModelMetadata, request)
         signatures = get_model_metadata_pb2.SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)
@@ -228,6 +235,37 @@ class Input(typing.NamedTuple):
     is_user: bool
 
 
+Inputs = dict[str, Input]
+
+
+def rank_inputs(
+    user: typing.Mapping[str, Value], candidates: typing.Mapping[str, typing.Iterable[Value]], wanted: Inputs
+) -> dict[str, np.ndarray]:
+    """Returns the tensors of a request of `rank`.
+
+    Args:
+        user, candidates: as `RankingClient.rank` takes them.
+        wanted: the signature's inputs.
+    Raises:
+        ValueError: a feature is missing or unknown, of another type, or lengths differ.
+    """
+    for side, given, names in (
+        ("user", user, {name for name, found in wanted.items() if found.is_user}),
+        ("candidates", candidates, {name for name, found in wanted.items() if not found.is_user}),
+    ):
+        if missing := sorted(names - set(given)):
+            raise ValueError(f"`{side}` must have {sorted(names)}, as the model was exported. Missing: {missing}.")
+        if unknown := sorted(set(given) - names):
+            raise ValueError(f"`{side}` must have {sorted(names)} and no others. Received: {unknown}.")
+    inputs = {name: as_tensor([value], wanted[name], name) for name, value in user.items()}
+    inputs |= {name: as_tensor(_plain_list(v, name), wanted[name], name) for name, v in candidates.items()}
+    count = len(inputs["item_id"])
+    for name in candidates:
+        if len(inputs[name]) != count:
+            raise ValueError(f"`{name}` must have {count} entries. Received: {len(inputs[name])}.")
+    return inputs
+
+
 def as_tensor(rows: typing.Sequence[Value], wanted: Input, name: str = "values") -> np.ndarray:
     """Returns rows as a tensor; None, and what pads lists of different lengths, is missing: 0, "" or NaN.
 
@@ -246,7 +284,7 @@ def as_tensor(rows: typing.Sequence[Value], wanted: Input, name: str = "values")
     """
     if not wanted.is_list:
         return _as_row(rows, wanted, name)
-    lists = [_plain_list([] if row is None else row) for row in rows]
+    lists = [_plain_list([] if row is None else row, name) for row in rows]
     length = max((len(row) for row in lists), default=0)
     flat = _as_row([value for row in lists for value in (*row, *[None] * (length - len(row)))], wanted, name)
     return flat.reshape(len(lists), length)
@@ -256,26 +294,42 @@ def _as_row(values: typing.Sequence[Value], wanted: Input, name: str) -> np.ndar
     kinds: tuple[type, ...] = (str, bytes)
     words = "strings"
     if wanted.dtype is np.float32:
-        kinds, words = (float, int, bool, np.number), "numbers"
+        kinds, words = (float, int, bool, np.floating, np.integer, np.bool_), "numbers"
     elif wanted.dtype is np.int64:
         kinds, words = (int, np.integer), "integers"
     for value in values:
         if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
             raise ValueError(f"`{name}` must hold {words}, as the model was exported. Received: {value!r}.")
-    if wanted.dtype in (np.float32, np.int64):
-        missing = np.nan if wanted.dtype is np.float32 else 0
-        return np.array([missing if value is None else value for value in values], wanted.dtype)
-    result = np.empty(len(values), object)
-    texts = ["" if value is None else value for value in values]
-    result[:] = [text.encode() if isinstance(text, str) else text for text in texts]
-    return result
+    if wanted.dtype is np.float32:
+        with np.errstate(over="ignore"):
+            return np.array([_float(value) for value in values], np.float64).astype(np.float32)
+    try:
+        if wanted.dtype is np.int64:
+            return np.array([0 if value is None else value for value in values], np.int64)
+        result = np.empty(len(values), object)
+        texts = ["" if value is None else value for value in values]
+        result[:] = [text.encode() if isinstance(text, str) else text for text in texts]
+        return result
+    except (OverflowError, UnicodeEncodeError) as error:
+        limit = "UTF-8" if isinstance(error, UnicodeEncodeError) else "64 bits"
+        raise ValueError(f"`{name}` must hold {words} of {limit}. Received one that is not: {error}.") from error
 
 
-def _plain_list(values: typing.Any) -> list[typing.Any]:
+def _float(value: Value) -> float:
+    """Returns a number as a float; what none can hold is infinite, which the model takes as missing."""
+    try:
+        return np.nan if value is None else float(value)
+    except OverflowError:
+        return np.inf
+
+
+def _plain_list(values: typing.Any, name: str) -> list[typing.Any]:
     """Returns a list of Python values, out of a list, a NumPy or an Arrow array."""
     for method in ("to_pylist", "tolist"):
         if hasattr(values, method):
-            return getattr(values, method)()
+            values = getattr(values, method)()
+    if isinstance(values, str | bytes | collections.abc.Mapping) or not isinstance(values, collections.abc.Iterable):
+        raise ValueError(f"`{name}` must be a list of values, or an array. Received: {values!r}.")
     return list(values)
 
 

@@ -233,7 +233,8 @@ def _id_kinds(data_dir: str | pathlib.Path, feature: Feature, known: schema.Tabl
 
 def _mixed(kinds: typing.Mapping[str, str], feature_set: FeatureSet) -> list[str]:
     """Returns which vocabularies would hold ids of both types, which have nothing in common."""
-    found, of_vocabulary = [], {}
+    found: list[str] = []
+    of_vocabulary: dict[str, str] = {}
     for feature in feature_set.features:
         if feature.name in kinds:
             first = of_vocabulary.setdefault(feature.embedding, kinds[feature.name])
