@@ -10,6 +10,8 @@ with RankingClient("127.0.0.1:8500", "http://127.0.0.1:8501") as client:
 
 from __future__ import annotations
 
+import collections.abc
+import functools
 import json
 import typing
 import urllib.error
@@ -28,6 +30,7 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_gr
 
 Value = typing.Any  # an int, str, float or bool, or a list of these; None: missing
 T = typing.TypeVar("T")
+_REFUSALS = ("INVALID_ARGUMENT", "400")  # codes of requests that the model cannot take
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -42,7 +45,8 @@ class PredictError(Exception):
 class RankingClient:
     """Scores candidates for users, over gRPC (`rank`, the fast way) or REST (`rank_rest`).
 
-    gRPC goes through the official stubs, tensors as raw bytes. Calls from several threads are safe.
+    gRPC goes through the official stubs, tensors as raw bytes. Calls from several threads are safe. What `rank` takes
+    is asked of the server once, and again where a request does not fit: another version may be in service by then.
 
     Args:
         target: host:port of gRPC.
@@ -57,8 +61,7 @@ class RankingClient:
         self._channel = grpc.insecure_channel(target, _OPTIONS)
         self._predictions = prediction_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self._inputs: dict[str, Input] | None = None
-        self._optional: set[str] = set()  # inputs that the server looks up where they are left out
+        self._inputs: dict[int | None, Inputs] = {}  # of `rank`, by the version asked for
 
     def rank(
         self,
@@ -83,8 +86,8 @@ class RankingClient:
             ValueError: a feature is missing or unknown, of another type, or lengths differ.
             PredictError: the server refuses, or does not answer in time.
         """
-        signature, inputs = self._rank_request(user, candidates)
-        return self.predict(inputs, signature, version=version, outputs=("score",))["score"]
+        predict = functools.partial(self.predict, outputs=("score",))
+        return self._ranked(user, candidates, version, predict)["score"]
 
     def rank_rest(
         self,
@@ -94,8 +97,7 @@ class RankingClient:
         version: int | None = None,
     ) -> np.ndarray:
         """As `rank`, over REST."""
-        signature, inputs = self._rank_request(user, candidates)
-        return self.predict_rest(inputs, signature, version=version)["score"].astype(np.float32)
+        return self._ranked(user, candidates, version, self.predict_rest)["score"].astype(np.float32)
 
     def top(
         self,
@@ -104,7 +106,9 @@ class RankingClient:
         candidates: typing.Mapping[str, typing.Iterable[Value]],
     ) -> list[tuple[int | str, float]]:
         """Returns the ids of the best `count` of the candidates of `rank` with their scores, best first."""
-        ids = _plain_list(candidates["item_id"])
+        if "item_id" not in candidates:
+            raise ValueError(f"`candidates` must have 'item_id'. Received: {sorted(candidates)}.")
+        ids = _plain_list(candidates["item_id"], "item_id")
         scores = self.rank(user, {**candidates, "item_id": ids})
         order = np.argsort(-scores, kind="stable")[:count]
         return [(ids[i], float(scores[i])) for i in order]
@@ -170,49 +174,46 @@ class RankingClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _rank_request(
-        self, user: typing.Mapping[str, Value], candidates: typing.Mapping[str, typing.Iterable[Value]]
-    ) -> tuple[str, dict[str, np.ndarray]]:
-        """Returns the signature for what a caller gives, and its inputs; what is left out is empty, or not in it."""
-        if self._inputs is None:
-            self._inputs, self._optional = self._find_inputs()
-        for side, given, wanted in (
-            ("user", user, {name for name, found in self._inputs.items() if found.is_user}),
-            ("candidates", candidates, {name for name, found in self._inputs.items() if not found.is_user}),
-        ):
-            if missing := sorted(wanted - self._optional - set(given)):
-                raise ValueError(f"`{side}` must have {sorted(wanted)}, as the model was exported. Missing: {missing}.")
-            if unknown := sorted(set(given) - wanted):
-                raise ValueError(f"`{side}` must have {sorted(wanted)} and no others. Received: {unknown}.")
-        inputs = {name: as_tensor([value], self._inputs[name], name) for name, value in user.items()}
-        inputs |= {name: as_tensor(_plain_list(v), self._inputs[name], name) for name, v in candidates.items()}
-        count = len(inputs["item_id"])
-        for name in candidates:
-            if len(inputs[name]) != count:
-                raise ValueError(f"`{name}` must have {count} entries. Received: {len(inputs[name])}.")
-        left_out = self._optional - set(inputs)
-        if left_out and left_out == self._optional:
-            return "rank_ids", inputs
-        for name in self._optional & set(candidates):
-            inputs[name] = _with_a_place(inputs[name], self._inputs[name])
-        for name in left_out:
-            inputs[name] = as_tensor([[]] if self._inputs[name].is_list else [], self._inputs[name], name)
-        return "rank", inputs
+    def _ranked(
+        self,
+        user: typing.Mapping[str, Value],
+        candidates: typing.Mapping[str, typing.Iterable[Value]],
+        version: int | None,
+        predict: typing.Callable[..., dict[str, np.ndarray]],
+    ) -> dict[str, np.ndarray]:
+        """Sends a request of `rank`, and once more where what it takes has changed since it was asked for."""
+        known = self._inputs.get(version)
+        if known is None:
+            self._inputs[version] = self._find_inputs(version)
+        try:
+            signature, inputs = rank_request(user, candidates, self._inputs[version])
+            return predict(inputs, signature, version=version)
+        except (ValueError, PredictError) as error:
+            is_of_inputs = isinstance(error, ValueError) or error.code in _REFUSALS
+            found = self._find_inputs(version) if known is not None and is_of_inputs else known
+            if found is None or found == known:
+                raise
+        self._inputs[version] = found
+        signature, inputs = rank_request(user, candidates, found)
+        return predict(inputs, signature, version=version)
 
-    def _find_inputs(self) -> tuple[dict[str, Input], set[str]]:
+    def _find_inputs(self, version: int | None) -> Inputs:
         """Asks the server for the inputs of `rank`, and which of them `rank_ids` does without."""
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = self._model_name
+        if version is not None:
+            request.model_spec.version.value = version
         response = self._call(self._predictions.GetModelMetadata, request)
         signatures = get_model_metadata_pb2.SignatureDefMap()
         response.metadata["signature_def"].Unpack(signatures)
+        known = signatures.signature_def
+        needed = set(known["rank_ids" if "rank_ids" in known else "rank"].inputs)
         found = {}
-        for name, info in signatures.signature_def["rank"].inputs.items():
+        for name, info in known["rank"].inputs.items():
             shape = [dim.size for dim in info.tensor_shape.dim]
-            found[name] = Input(tf.as_dtype(info.dtype).as_numpy_dtype, len(shape) == 2, shape[0] == 1)
-        if "rank_ids" not in signatures.signature_def:
-            return found, set()
-        return found, set(found) - set(signatures.signature_def["rank_ids"].inputs)
+            dtype = tf.as_dtype(info.dtype).as_numpy_dtype
+            found[name] = Input(dtype, len(shape) == 2, shape[0] == 1, name not in needed)
+        return found
 
     def _call(self, method: typing.Callable[..., T], request: typing.Any) -> T:
         try:
@@ -236,11 +237,58 @@ class RankingClient:
 
 
 class Input(typing.NamedTuple):
-    """One input of a signature: its NumPy dtype (object: strings), whether a row is a list, whose it is."""
+    """One input of `rank`.
+
+    Attributes:
+        dtype: of NumPy; object: strings.
+        is_list: whether a row is a list.
+        is_user: whether it is the user's, not a candidate's.
+        is_optional: whether the server looks it up by item id where it is left out.
+    """
 
     dtype: type
     is_list: bool
     is_user: bool
+    is_optional: bool = False
+
+
+Inputs = dict[str, Input]
+
+
+def rank_request(
+    user: typing.Mapping[str, Value], candidates: typing.Mapping[str, typing.Iterable[Value]], wanted: Inputs
+) -> tuple[str, dict[str, np.ndarray]]:
+    """Returns the signature for what is given, `rank` or `rank_ids`, and its tensors; what is left out is empty.
+
+    Args:
+        user, candidates: as `RankingClient.rank` takes them.
+        wanted: the signature's inputs.
+    Raises:
+        ValueError: a feature is missing or unknown, of another type, or lengths differ.
+    """
+    for side, given, names in (
+        ("user", user, {name for name, found in wanted.items() if found.is_user}),
+        ("candidates", candidates, {name for name, found in wanted.items() if not found.is_user}),
+    ):
+        optional = {name for name in names if wanted[name].is_optional}
+        if missing := sorted(names - optional - set(given)):
+            raise ValueError(f"`{side}` must have {sorted(names)}, as the model was exported. Missing: {missing}.")
+        if unknown := sorted(set(given) - names):
+            raise ValueError(f"`{side}` must have {sorted(names)} and no others. Received: {unknown}.")
+    inputs = {name: as_tensor([value], wanted[name], name) for name, value in user.items()}
+    inputs |= {name: as_tensor(_plain_list(v, name), wanted[name], name) for name, v in candidates.items()}
+    count = len(inputs["item_id"])
+    for name in candidates:
+        if len(inputs[name]) != count:
+            raise ValueError(f"`{name}` must have {count} entries. Received: {len(inputs[name])}.")
+    optional = {name for name, found in wanted.items() if found.is_optional}
+    if optional and not optional & set(inputs):
+        return "rank_ids", inputs
+    for name in optional & set(candidates):
+        inputs[name] = _with_a_place(inputs[name], wanted[name])
+    for name in optional - set(inputs):
+        inputs[name] = as_tensor([[]] if wanted[name].is_list else [], wanted[name], name)
+    return "rank", inputs
 
 
 def as_tensor(rows: typing.Sequence[Value], wanted: Input, name: str = "values") -> np.ndarray:
@@ -261,7 +309,7 @@ def as_tensor(rows: typing.Sequence[Value], wanted: Input, name: str = "values")
     """
     if not wanted.is_list:
         return _as_row(rows, wanted, name)
-    lists = [_plain_list([] if row is None else row) for row in rows]
+    lists = [_plain_list([] if row is None else row, name) for row in rows]
     length = max((len(row) for row in lists), default=0)
     flat = _as_row([value for row in lists for value in (*row, *[None] * (length - len(row)))], wanted, name)
     return flat.reshape(len(lists), length)
@@ -278,26 +326,42 @@ def _as_row(values: typing.Sequence[Value], wanted: Input, name: str) -> np.ndar
     kinds: tuple[type, ...] = (str, bytes)
     words = "strings"
     if wanted.dtype is np.float32:
-        kinds, words = (float, int, bool, np.number), "numbers"
+        kinds, words = (float, int, bool, np.floating, np.integer, np.bool_), "numbers"
     elif wanted.dtype is np.int64:
         kinds, words = (int, np.integer), "integers"
     for value in values:
         if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
             raise ValueError(f"`{name}` must hold {words}, as the model was exported. Received: {value!r}.")
-    if wanted.dtype in (np.float32, np.int64):
-        missing = np.nan if wanted.dtype is np.float32 else 0
-        return np.array([missing if value is None else value for value in values], wanted.dtype)
-    result = np.empty(len(values), object)
-    texts = ["" if value is None else value for value in values]
-    result[:] = [text.encode() if isinstance(text, str) else text for text in texts]
-    return result
+    if wanted.dtype is np.float32:
+        with np.errstate(over="ignore"):
+            return np.array([_float(value) for value in values], np.float64).astype(np.float32)
+    try:
+        if wanted.dtype is np.int64:
+            return np.array([0 if value is None else value for value in values], np.int64)
+        result = np.empty(len(values), object)
+        texts = ["" if value is None else value for value in values]
+        result[:] = [text.encode() if isinstance(text, str) else text for text in texts]
+        return result
+    except (OverflowError, UnicodeEncodeError) as error:
+        limit = "UTF-8" if isinstance(error, UnicodeEncodeError) else "64 bits"
+        raise ValueError(f"`{name}` must hold {words} of {limit}. Received one that is not: {error}.") from error
 
 
-def _plain_list(values: typing.Any) -> list[typing.Any]:
+def _float(value: Value) -> float:
+    """Returns a number as a float; what none can hold is infinite, which the model takes as missing."""
+    try:
+        return np.nan if value is None else float(value)
+    except OverflowError:
+        return np.inf
+
+
+def _plain_list(values: typing.Any, name: str) -> list[typing.Any]:
     """Returns a list of Python values, out of a list, a NumPy or an Arrow array."""
     for method in ("to_pylist", "tolist"):
         if hasattr(values, method):
-            return getattr(values, method)()
+            values = getattr(values, method)()
+    if isinstance(values, str | bytes | collections.abc.Mapping) or not isinstance(values, collections.abc.Iterable):
+        raise ValueError(f"`{name}` must be a list of values, or an array. Received: {values!r}.")
     return list(values)
 
 

@@ -16,14 +16,15 @@ RESERVED = ("timestamp", LABEL, SAMPLE_WEIGHT, NEGATIVE_RATE, "split", "examples
             "encoder_version", "self")  # fmt: skip
 NAME_RULE = "lower case letters, digits and _"
 COLUMN_RULE = f"{NAME_RULE}, no word of Python, and none of {', '.join(RESERVED)}"
+MAX_NUMBER = 1e30  # in size: what is larger, such as an infinity or C's largest float, is missing, as NaN is
 SERVING_RULES = {  # what a `serving_value` must be, by kind
     "id": "an integer or a string, as its ids are",
-    "number": "a finite number",
+    "number": f"a finite number of at most {MAX_NUMBER:g}",
     "boolean": "true or false, 1 or 0",
     "time": "a whole number of microseconds since 1970",
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_MAX_FLOAT, _MAX_INT = 2.0**128 - 2.0**104, 2**63 - 1  # float32, int64
+_MAX_INT = 2**63 - 1  # int64
 _STRINGS = "tuple[str, ...]"
 _CHECKED = ("str", "int", "float", "bool", _STRINGS)
 
@@ -45,7 +46,7 @@ def can_serve(value: typing.Any, kind: str) -> bool:
     if kind == "boolean":
         return type(value) in (bool, int, float) and value in (0, 1)
     if kind == "number":
-        return type(value) in (int, float) and -_MAX_FLOAT <= value <= _MAX_FLOAT
+        return type(value) in (int, float) and -MAX_NUMBER <= value <= MAX_NUMBER
     return (type(value) is int and -_MAX_INT <= value <= _MAX_INT) or (type(value) is str and kind == "id")
 
 

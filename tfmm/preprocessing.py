@@ -13,10 +13,13 @@ import typing
 import numpy as np
 import tensorflow as tf
 
+from tfmm.declared_values import MAX_NUMBER
 from tfmm.features import LABEL, NUM_SPECIAL, PADDING, PARTS, STATISTICS_SUFFIX, Column, Feature, FeatureSet
 
 Lookup = typing.Callable[[tf.Tensor], tf.Tensor]
 Tensors = dict[str, tf.Tensor]
+MAX_SCALED = 1e6  # of a standardized number, in size: among fewer than 10^12 rows of training there is none above it
+MIN_DEVIATION = 1e-30  # what spreads less is a constant
 _HOUR_US = 3_600_000_000
 _EPOCH_WEEKDAY = 3  # 1970-01-01 was a Thursday; Monday is 0
 
@@ -79,7 +82,7 @@ def _input(
             index = lookups[feature.embedding](values) + NUM_SPECIAL
         return tf.where(values == PADDING, tf.zeros_like(values), index)
     if feature.kind == "boolean":
-        return tf.cast(tf.where(tf.math.is_nan(values), 0, tf.where(values > 0.5, 2, 1)), tf.int64)
+        return tf.cast(tf.where(is_number(values), tf.where(values > 0.5, 2, 1), 0), tf.int64)
     if feature.kind == "time":
         hours = tf.math.floordiv(values, _HOUR_US)
         part = hours if feature.part == "hour" else tf.math.floordiv(hours, 24) + _EPOCH_WEEKDAY
@@ -87,9 +90,15 @@ def _input(
     if feature.scaling == "quantiles":
         place = tf.searchsorted(statistics[feature.name], tf.reshape(values, [-1]), side="right")
         index = tf.reshape(tf.cast(place, tf.int64) + 1, tf.shape(values))
-        return tf.where(tf.math.is_nan(values), tf.zeros_like(index), index)
+        return tf.where(is_number(values), index, tf.zeros_like(index))
     mean, inverse_deviation = tf.unstack(statistics[feature.name])
-    return (scalable(values, feature) - mean) * inverse_deviation
+    scaled = tf.clip_by_value((scalable(values, feature) - mean) * inverse_deviation, -MAX_SCALED, MAX_SCALED)
+    return tf.where(is_number(values), scaled, tf.fill(tf.shape(scaled), float("nan")))
+
+
+def is_number(values: tf.Tensor) -> tf.Tensor:
+    """Returns where a float32 is a number, bool; NaN, infinities and what is larger than `MAX_NUMBER` are missing."""
+    return tf.abs(values) <= MAX_NUMBER
 
 
 def scalable(values: tf.Tensor, feature: Feature) -> tf.Tensor:
@@ -97,6 +106,18 @@ def scalable(values: tf.Tensor, feature: Feature) -> tf.Tensor:
     if feature.scaling == "log":
         return tf.sign(values) * tf.math.log1p(tf.abs(values))
     return values
+
+
+def scaling(mean: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+    """Returns what scales a number, float32 [2], see `preprocess`; 0 and 1 where no row has the number.
+
+    Args:
+        mean, variance: float64 [], of `scalable` over the rows that have it; anything where none has.
+    """
+    deviation = tf.sqrt(variance)
+    is_spread = deviation > MIN_DEVIATION
+    inverse = tf.where(is_spread, 1.0 / tf.where(is_spread, deviation, tf.ones_like(deviation)), 1.0)
+    return tf.cast(tf.stack([tf.where(tf.math.is_finite(mean), mean, tf.zeros_like(mean)), inverse]), tf.float32)
 
 
 class Preprocessor:

@@ -37,7 +37,7 @@ def preprocessing_fn(inputs, custom_config):
     for feature in feature_set.numbers:
         columns = [c for c in feature_set.columns if c.feature.name == feature.name]
         values = tf.concat([tf.reshape(inputs[column.name], [-1]) for column in columns], 0)
-        statistics[feature.name] = _statistics(tf.boolean_mask(values, ~tf.math.is_nan(values)), feature)
+        statistics[feature.name] = _statistics(tf.boolean_mask(values, preprocessing.is_number(values)), feature)
     rows = tf.ones_like(inputs["timestamp"], tf.float32)[:, None]
     constant = {name + preprocessing.STATISTICS_SUFFIX: rows * found for name, found in statistics.items()}
     return {**inputs, **constant, **preprocessing.preprocess(inputs, feature_set.columns, lookups, statistics)}
@@ -46,9 +46,8 @@ def preprocessing_fn(inputs, custom_config):
 def _statistics(values, feature):
     if feature.scaling == "quantiles":
         return tft.quantiles(values, feature.num_quantiles, _ACCURACY)[0]
-    scalable = preprocessing.scalable(values, feature)
-    mean, variance = tft.mean(scalable), tft.var(scalable)
-    return tf.stack([mean, tf.where(variance > 0, tf.math.rsqrt(variance), tf.ones_like(variance))])
+    scalable = tf.cast(preprocessing.scalable(values, feature), tf.float64)  # sums of float32 would be of their squares
+    return preprocessing.scaling(tft.mean(scalable), tft.var(scalable))
 
 
 def collect(transform_graph_dir, feature_set, output_dir):

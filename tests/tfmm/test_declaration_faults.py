@@ -36,7 +36,7 @@ def test_names_are_those_that_a_signature_can_have(name):
 def test_serving_value_must_be_one_of_its_kind(kind, value):
     words = {
         "id": "an integer or a string, as its ids are",
-        "number": "a finite number",
+        "number": "a finite number of at most 1e+30",
         "boolean": "true or false",
         "time": "a whole number of microseconds since 1970",
     }

@@ -52,6 +52,17 @@ def test_numbers_are_standardized_and_missing_stays_missing():
     np.testing.assert_allclose(out["income_value"], [np.nan, 2 * (np.log(13) - 1), 2 * (-np.log(2) - 1)], rtol=1e-6)
 
 
+def test_what_is_no_number_is_missing_and_what_is_far_is_bounded():
+    wild = tf.constant([np.inf, -np.inf, np.nan, 3e38, 1e20, -1e20, 2.0])
+    features = Feature("price", "item", "number"), Feature("seen", "item", "boolean")
+    levels = Feature("level", "item", "number", scaling="quantiles", num_quantiles=2)
+    wild_ones = preprocessor(*features, levels, statistics={"price": [1.0, 0.5], "level": [5.0]})
+    out = wild_ones({"price": wild, "level": wild, "seen": wild})
+    np.testing.assert_array_equal(out["price_value"], [np.nan] * 4 + [1e6, -1e6, 0.5])
+    assert out["level_index"].numpy().tolist() == [0, 0, 0, 0, 2, 1, 1]
+    assert out["seen_index"].numpy().tolist() == [0, 0, 0, 0, 2, 1, 2]
+
+
 def test_quantiles_number_from_one_and_missing_is_zero():
     levels = preprocessor(
         Feature("price", "item", "number", scaling="quantiles", num_quantiles=3), statistics={"price": [1.0, 5.0]}

@@ -15,6 +15,7 @@ from tfmm import modalities
 from tfmm.data import casting, instants, schema, times
 from tfmm.data.parts import Part
 from tfmm.data.schema import Column, Table
+from tfmm.declared_values import MAX_NUMBER
 from tfmm.features import ACTIONS, AGE, KEYS, LABEL, PADDING, Feature, FeatureSet, Label
 from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
 from tfmm.modalities import MAX_DIM, UNDECLARED, ModalitySet
@@ -266,7 +267,7 @@ def values(column: pa.ChunkedArray, feature: Feature) -> np.ndarray:
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan, np.float32)
     numbers = column.cast(pa.float32()).to_numpy().astype(np.float32)
-    return np.where(np.isfinite(numbers), numbers, np.float32(np.nan))
+    return np.where(np.abs(numbers) <= MAX_NUMBER, numbers, np.float32(np.nan))
 
 
 def instants_of(part: Part, name: str, row_group: int, feature: Feature, seen: times.Seen) -> np.ndarray:

@@ -181,29 +181,28 @@ def statistics(columns: Columns, feature_set: FeatureSet) -> dict[str, np.ndarra
     """Returns what scales numbers, float32, see `tfmm.preprocessing`; as Transform's, to about 1e-6.
 
     Args:
-        columns: float32 [B] or [B, L] of the train split, by column; NaN is left out.
+        columns: float32 [B] or [B, L] of the train split, by column; what is missing is left out.
         feature_set: says which are numbers.
     """
     result = {}
     for feature in feature_set.numbers:
         own = [columns[c.name].ravel() for c in feature_set.columns if c.feature.name == feature.name]
         values = np.concatenate(own)
-        values = values[~np.isnan(values)]
+        values = values[preprocessing.is_number(tf.constant(values)).numpy()]
         if feature.scaling == "quantiles":
             result[feature.name] = _boundaries(values, feature.num_quantiles)
         else:
             scalable = preprocessing.scalable(tf.constant(values), feature).numpy().astype(np.float64)
-            variance = scalable.var() if len(scalable) else 0.0
-            mean = scalable.mean() if len(scalable) else 0.0
-            result[feature.name] = np.array([mean, variance**-0.5 if variance > 0 else 1.0], np.float32)
+            moments = (scalable.mean(), scalable.var()) if len(scalable) else (0.0, 0.0)
+            result[feature.name] = preprocessing.scaling(*map(tf.constant, moments)).numpy()
     return result
 
 
 def _boundaries(values: np.ndarray, num_quantiles: int) -> np.ndarray:
-    """Returns float32 [num_quantiles - 1]: values that cut the rows into parts of about one size."""
+    """Returns float32 [num_quantiles - 1]: the values that begin parts of about one size, as Transform has them."""
     if not len(values):
         return np.zeros(num_quantiles - 1, np.float32)
-    return np.quantile(values, np.arange(1, num_quantiles) / num_quantiles, method="higher").astype(np.float32)
+    return np.sort(values)[np.arange(1, num_quantiles) * len(values) // num_quantiles].astype(np.float32)
 
 
 def transform(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path) -> dict[str, typing.Any]:

@@ -174,7 +174,7 @@ def test_an_id_of_zero_or_nothing_is_missing_and_the_row_stays(folder, tmp_path,
 
 def test_a_number_that_is_not_finite_is_missing(folder, tmp_path):
     features = declare(Feature("price", "item", "number"), Feature("load", "context", "number"), riding=["price"])
-    loads = [float("inf"), float("-inf"), float("nan"), None, 1e300, 2.0] * 2
+    loads = [float("inf"), float("-inf"), float("nan"), -1e31, 1e300, 2.0] * 2
     data = folder(items={"price": [1.0, float("inf"), 3.0, None]}, impressions={"load": loads})
     found, _ = built(data, features, tmp_path / "out")
     np.testing.assert_array_equal(found["load"], [*[np.nan] * 5, 2.0] * 2)
