@@ -52,12 +52,14 @@ def _add(name: str, value: typing.Any, feature: feature_pb2.Feature) -> None:
         raise ServingError(INVALID_ARGUMENT, f"Feature {name}: unable to base64 decode ({error})") from error
     except ValueError as error:
         raise ServingError(INVALID_ARGUMENT, f"Feature {name!a}: {error}") from error
+    kind: str
+    number: bytes | int | float
     if content is not None:
         kind, number = "bytes_list", content
     elif isinstance(value, int) and value < 1 << 64:  # false and true are 0 and 1
         kind, number = "int64_list", int(value)
     elif isinstance(value, (int, float)):
-        kind, number = "float_list", float(value)
+        kind, number = "float_list", _to_float(name, value)
     else:
         raise ServingError(INVALID_ARGUMENT, f"Feature {name} has an element of type {_json_type(value)}.")
     present = feature.WhichOneof("kind")
@@ -69,6 +71,13 @@ def _add(name: str, value: typing.Any, feature: feature_pb2.Feature) -> None:
         getattr(feature, kind).value.append(number)
     except ValueError as error:
         raise ServingError(INVALID_ARGUMENT, f"Feature {name}: {value} is no int64.") from error
+
+
+def _to_float(name: str, value: int | float) -> float:
+    try:
+        return json_tensors.to_float(value)
+    except ValueError as error:
+        raise ServingError(INVALID_ARGUMENT, f"Feature {name}: {error}") from error
 
 
 def _json_type(value: typing.Any) -> str:

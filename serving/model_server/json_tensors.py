@@ -7,7 +7,6 @@ import binascii
 import itertools
 import json
 import math
-import re
 import string
 import typing
 
@@ -20,8 +19,9 @@ MAX_RANK = 32  # dimensions of a NumPy array
 SIGNATURE_NAME = "signature_name"
 _INTEGERS = (tf.int8, tf.uint8, tf.int16, tf.uint16, tf.int32, tf.uint32, tf.int64, tf.uint64)
 _FLOATS = (tf.float32, tf.float64)
-# A number that no double holds has one of these; only then is each number looked at.
-_MAY_BE_TOO_BIG = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{100}")
+# The objects that these words are read as; an infinity that is another object is a number that no double holds.
+_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_DECODER = json.JSONDecoder(parse_constant=_WORDS.__getitem__)
 
 
 def parse_object(body: bytes) -> dict[str, typing.Any]:
@@ -35,7 +35,7 @@ def parse_object(body: bytes) -> dict[str, typing.Any]:
     """
     try:
         text = body.decode("utf-8-sig").lstrip(" \t\r\n")
-        request, _ = (_STRICT if _MAY_BE_TOO_BIG.search(body) else _PLAIN).raw_decode(text)
+        request, _ = _DECODER.raw_decode(text)
     except (ValueError, RecursionError) as error:
         raise ServingError(INVALID_ARGUMENT, f"JSON Parse error: {error}") from error
     if not isinstance(request, dict):
@@ -43,19 +43,24 @@ def parse_object(body: bytes) -> dict[str, typing.Any]:
     return request
 
 
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"a double cannot hold the number {text:.40}")
-    return number
+def to_float(value: int | float) -> float:
+    """Returns a number of a request as a double.
 
+    Raises:
+        ValueError: a double cannot hold it.
 
-def _whole(text: str) -> int | float:
-    return int(text) if len(text) < 20 else _finite(text)
-
-
-_PLAIN = json.JSONDecoder()
-_STRICT = json.JSONDecoder(parse_float=_finite, parse_int=_whole)
+    >>> to_float(json.loads("1e400"))
+    Traceback (most recent call last):
+    ...
+    ValueError: a double cannot hold a number of the request
+    """
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if math.isinf(result) and not any(value is word for word in _WORDS.values()):
+        raise ValueError("a double cannot hold a number of the request")
+    return result
 
 
 def signature_name(request: dict[str, typing.Any]) -> str:
@@ -164,10 +169,20 @@ def to_array(name: str, value: typing.Any, dtype: int) -> np.ndarray:
                 raise ServingError(
                     INVALID_ARGUMENT, f"input {name}: {extreme} is not of expected type: {kind.name}."
                 )
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there, as in TensorFlow Serving
-        if kind.is_floating:
-            leaves = np.array(leaves, np.float64)
+    if not kind.is_floating:
         return np.array(leaves, kind.as_numpy_dtype).reshape(shape)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there, as in TensorFlow Serving
+        return _doubles(name, leaves).astype(kind.as_numpy_dtype).reshape(shape)
+
+
+def _doubles(name: str, leaves: list[typing.Any]) -> np.ndarray:
+    try:
+        result = np.array(leaves, np.float64)
+        if np.isinf(result).any():
+            result = np.array([to_float(leaf) for leaf in leaves])
+    except (OverflowError, ValueError) as error:
+        raise ServingError(INVALID_ARGUMENT, f"input {name}: {error}") from error
+    return result
 
 
 def _flatten(name: str, value: typing.Any) -> tuple[list[int], list[typing.Any]]:

@@ -26,7 +26,7 @@ _UNITS_US = {"seconds": 1e6, "milliseconds": 1e3, "nanoseconds": 1e-3}
 _FIRST_US = 1e15  # 2001: a time before it that is one after it in another unit was meant in that one
 _MAX_DIGITS = 1000  # of an integer; Python's own limit may be off, and the time grows with the square
 _NAMED = {event_field(modality.name): modality for modality in DEFAULT}  # fields with the content of one modality
-_FIELDS = ("version", "item_id", "category", "features", *_NAMED, "contents", "event_time_us", "withdrawn")
+FIELDS = ("version", "item_id", "category", "features", *_NAMED, "contents", "event_time_us", "withdrawn")
 
 
 class EventError(ValueError):
@@ -130,8 +130,8 @@ def _parse(payload: bytes, id_types: typing.Mapping[str, str]) -> NewItem:
     version = event.get("version")
     if not is_integer(version) or version != VERSION:
         raise EventError(f"version: must be {VERSION}, not {shorten(version)}")
-    if unknown := sorted(set(event) - set(_FIELDS)):
-        raise EventError(f"unknown fields: {', '.join(unknown)[:200]}; an event has {', '.join(_FIELDS)}")
+    if unknown := sorted(set(event) - set(FIELDS)):
+        raise EventError(f"unknown fields: {', '.join(unknown)[:200]}; an event has {', '.join(FIELDS)}")
     time_us = _time_us(event.get("event_time_us"))
     item_id = _id(event, "item_id", id_types)
     if item_id in (None, "", features.PADDING):
