@@ -13,7 +13,7 @@ import warnings
 
 import click
 
-from tfmm import __version__, cli_data
+from tfmm import __version__, cli_data, cli_dead_letters
 from tfmm.cli_options import ExistingFolder, File, Folder, Group, load_config, run_options
 
 
@@ -32,6 +32,7 @@ def main() -> None:
 
 main.add_command(cli_data.data)
 main.add_command(cli_data.run)
+main.add_command(cli_dead_letters.dead_letters)
 
 
 @main.command(example="tfmm quickstart --workdir quickstart\ntfmm quickstart --data my_tables --workdir my_run")
@@ -68,7 +69,9 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
     config = load_config(run, assignments)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     pairs_dir = output_dir / "pairs"
-    pairs.build_pairs(data_dir, config.pairs, pairs_dir, config.data, config.modality_set, config.feature_set)
+    made = pairs.build_pairs(data_dir, config.pairs, pairs_dir, config.data, config.modality_set, config.feature_set)
+    for facts in made.values():
+        click.echo(wording.pairs_text(facts))
     for modality, settings in config.encoders(schema.modalities(data_dir, config.modality_set)).items():
         result = train.train(
             settings,
@@ -81,6 +84,10 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
             click.echo(f"{modality}: {settings.encoder} as it is, {result['dim']} values.")
         else:
             click.echo(f"{modality}: {wording.plan_text(result)}. {wording.accuracy_text(result)}.")
+            if result["unusable_contents"]:
+                click.echo(f"{modality}: left out: {result['unusable_contents']:,} contents that cannot be decoded")
+            for warning in result["warnings"]:
+                click.echo(f"Warning: {warning}")
 
 
 @main.command(
@@ -100,6 +107,7 @@ def embed(
     assignments: tuple[str, ...],
 ) -> None:
     """Embed the catalog by Beam into the item index."""
+    from tfmm import dead_letters
     from tfmm.data import declared, schema, unread
     from tfmm.index import beam, item_index, snapshot
 
@@ -107,14 +115,21 @@ def embed(
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = schema.modalities(data_dir, config.modality_set)
     folders = {name: str(encoders_dir / name) for name in config.encoders(names)}
-    dead_letters = snapshot_dir / "dead_letter"
-    beam.embed_catalog(data_dir, folders, index_path, dead_letters, modality_set=config.modality_set)
+    rejected = snapshot_dir / "dead_letter"
+    bound = config.data.max_bad_fraction
+    counts = beam.embed_catalog(
+        data_dir, folders, index_path, rejected, modality_set=config.modality_set, max_bad_fraction=bound
+    )
     with item_index.ItemIndex(index_path) as index:
         active = index.active_encoders()
         versions = {name: active[name].encoder_version for name in names}
         manifest = snapshot.write_snapshot(index, snapshot_dir, versions)
     for modality, facts in manifest["modalities"].items():
         click.echo(f"{modality}: {facts['size']:,} items of dim {facts['dim']}, encoder {facts['encoder_version']}")
+    for modality, found in counts.items():
+        click.echo(f"{modality}: {found['missing']:,} items without content, {found['rejected']:,} left out")
+    for line in dead_letters.lines(rejected):
+        click.echo(line)
 
 
 @main.command(example="tfmm train --data my_tables --snapshot run/snapshot --output run/models --preset small")
@@ -130,8 +145,9 @@ def train(
     assignments: tuple[str, ...],
 ) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
+    from tfmm import dead_letters
     from tfmm.ctr import train as ctr_train
-    from tfmm.data import beam, declared, examples, schema, unread
+    from tfmm.data import beam, declared, examples, left_out, schema, unread
     from tfmm.export import saved_model
     from tfmm.make import train as make_train
     from tfmm.training import progress as progress_lib
@@ -147,7 +163,13 @@ def train(
             f"The methods {methods} need a modality: {data_dir} must have contents in items. Received: none. Fill one "
             "of their columns (`tfmm data schema`), or declare another."
         )
-    beam.write_examples(data_dir, config.data, feature_set, raw)
+    counts = beam.write_examples(data_dir, config.data, feature_set, raw)
+    click.echo(f"examples: {counts['train']:,} train, {counts['eval']:,} eval, {counts['dead_letter']:,} rows left out")
+    for line in dead_letters.lines(raw):
+        click.echo(line)
+    tables = declared.tables(feature_set)
+    totals = {name: sum(sum(part.row_groups) for part in schema.table_parts(data_dir, name, tables)) for name in tables}
+    left_out.verify(dead_letters.counts(dead_letters.read(raw)), totals, config.data.max_bad_fraction)
     examples.transform(raw, transformed)
     train_pattern, eval_pattern = (str(transformed / f"{split}-*") for split in ("train", "eval"))
     make_train.train(
@@ -191,6 +213,7 @@ def train(
 @main.command(example="tfmm evaluate --models run/models --output run/evaluation --snapshot run/snapshot")
 @click.option("--models", "models_dir", type=ExistingFolder, required=True, help="As `tfmm train` wrote them.")
 @click.option("--in-service", "in_service_dir", type=ExistingFolder, help="SavedModel in service, to be compared.")
+@click.option("--index", "index_path", type=File, help="Item index: the model in service sees it as it stands.")
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, help="Probe its vectors, as `tfmm embed` wrote it.")
 @click.option("--encoders", "encoders_dir", type=ExistingFolder, help="Probe them untrained too; needs --data.")
 @click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables: what untrained encoders read.")
@@ -199,6 +222,7 @@ def train(
 def evaluate(
     models_dir: pathlib.Path,
     in_service_dir: pathlib.Path | None,
+    index_path: pathlib.Path | None,
     snapshot_dir: pathlib.Path | None,
     encoders_dir: pathlib.Path | None,
     data_dir: pathlib.Path | None,
@@ -207,11 +231,11 @@ def evaluate(
     assignments: tuple[str, ...],
 ) -> None:
     """Score held-out impressions with the exported models and judge them; exit 1 where the gate refuses."""
-    from tfmm.evaluate import encoders, gate, report, wording
+    from tfmm.evaluate import encoders, gate, in_service, report, wording
 
     models = {name: str(models_dir / name / "Format-Serving") for name in ("id", "multimodal")}
     if in_service_dir is not None:
-        models["in_service"] = str(in_service_dir)
+        models[in_service.NAME] = str(in_service_dir)
     config, examples_dir = load_config(run, assignments), models_dir / "examples"
     train_pattern, eval_pattern = (str(examples_dir / f"{split}-*") for split in ("train", "eval"))
     probed = encoders.probe_encoders(
@@ -223,12 +247,18 @@ def evaluate(
         config.modality_set,
     )
     judged = report.evaluate(
-        models, train_pattern, eval_pattern, output_dir, config.feature_set, encoders=probed, snapshot_dir=snapshot_dir
+        models,
+        train_pattern,
+        eval_pattern,
+        output_dir,
+        config.feature_set,
+        encoders=probed,
+        snapshot_dir=snapshot_dir,
+        index_path=index_path,
     )
     verdict = gate.decide(judged, config.gate)
     (output_dir / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2) + "\n")
-    click.echo("\n".join(wording.report_lines(judged)))
-    click.echo(f"The gate {'passed' if verdict.passed else 'refused'}. {' '.join(verdict.reasons)}")
+    click.echo("\n".join(wording.verdict_lines(dataclasses.asdict(verdict)) + wording.report_lines(judged)))
     raise SystemExit(0 if verdict.passed else 1)
 
 

@@ -328,6 +328,7 @@ def ModelGate(
     encoders: InputArtifact[Encoders],
     snapshot: InputArtifact[IndexSnapshot],
     serving_dir: Parameter[str],
+    index_path: Parameter[str],
     config: Parameter[str],
     feature_set: Parameter[str],
     modality_set: Parameter[str],
@@ -337,19 +338,25 @@ def ModelGate(
 ):
     """Judges the exported model against thresholds, its ID-only twin and the model in service."""
     from tfmm.evaluate import encoders as encoders_lib
-    from tfmm.evaluate import gate, report
+    from tfmm.evaluate import gate, in_service, report
 
     train_pattern, eval_pattern = _patterns(examples)
     models = {"id": f"{id_model.uri}/Format-Serving", "multimodal": f"{multimodal_model.uri}/Format-Serving"}
-    in_service = environments.newest_version(serving_dir)
-    if in_service is not None:
-        models["in_service"] = str(in_service)
+    version = environments.newest_version(serving_dir)
+    if version is not None:
+        models[in_service.NAME] = str(version)
     declared, folders = _config(FeatureSet, feature_set), encoders_lib.encoder_folders(encoders.uri)
     modalities = _config(ModalitySet, modality_set)
     probed = encoders_lib.probe_encoders(eval_pattern, declared, snapshot.uri, dataset.uri, folders, modalities)
     patterns = (train_pattern, eval_pattern)
     judged = report.evaluate(
-        models, *patterns, evaluation.uri, declared, encoders=probed, snapshot_dir=snapshot.uri
+        models,
+        *patterns,
+        evaluation.uri,
+        declared,
+        encoders=probed,
+        snapshot_dir=snapshot.uri,
+        index_path=index_path,
     )
     verdict = gate.decide(judged, _config(config_lib.GateConfig, config))
     (pathlib.Path(evaluation.uri) / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2))

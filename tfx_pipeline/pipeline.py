@@ -169,6 +169,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         encoders=scl.outputs["encoders"],
         snapshot=snapshot,
         serving_dir=str(environment.serving_dir),
+        index_path=str(environment.index_path),
         config=_json(config.gate),
         feature_set=feature_set,
         modality_set=modality_set,

@@ -8,8 +8,8 @@ import typing
 
 import pyarrow as pa
 
-from tfmm import extras, features
-from tfmm.data import declared, schema
+from tfmm import dead_letters, extras, features
+from tfmm.data import declared, left_out, schema
 from tfmm.data.parts import Part
 from tfmm.index import encode, item_index
 from tfmm.modalities import UNDECLARED, ModalitySet
@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
     raise extras.MissingExtraError(extras.explain(error) or error, name=error.name) from error
 
 BATCH_SIZE = 64
+MAX_CONTENT_BYTES = 1 << 20  # of a rejected content that its dead letter keeps; the catalog has it whole
 _METRICS = "item_index"
 
 
@@ -125,7 +126,8 @@ class EmbedIntoIndex(beam.DoFn):
                     beam.metrics.Metrics.counter(_METRICS, f"{encoder.modality}/{name}").inc(count)
         for encoder, _, rejected, _ in results:
             for place, reason in rejected.items():
-                yield encode.Rejected(items[place].item_id, encoder.modality, reason)
+                content = items[place].content(encoder.modality)
+                yield encode.Rejected(items[place].item_id, encoder.modality, reason, content)
 
     def teardown(self) -> None:
         self._index.close()
@@ -181,6 +183,7 @@ def embed_catalog(
     dead_letter_dir: str | pathlib.Path | None = None,
     pipeline_args: typing.Sequence[str] = ("--runner=FnApiRunner",),
     modality_set: ModalitySet = UNDECLARED,
+    max_bad_fraction: float = 1.0,
 ) -> dict[str, dict[str, int]]:
     """Embeds the whole catalog into the item index and makes its encoders the active ones.
 
@@ -194,11 +197,13 @@ def embed_catalog(
         dead_letter_dir: receives rejected contents as JSON lines, with reasons; None: they are only counted.
         pipeline_args: Beam's options.
         modality_set: what the run declares.
+        max_bad_fraction: the share of a modality's contents that may be rejected for one reason; where more are,
+            the encoders stay as active as they were.
     Returns:
         By modality, the number of items `embedded`, of those `changed` in the index, `rejected` and `missing`
         (without content).
     Raises:
-        ValueError: nothing to embed: no encoder is named and the catalog brings no vectors.
+        ValueError: nothing to embed: no encoder is named and the catalog brings no vectors; or too much is rejected.
     """
     transform = EmbedCatalog(data_dir, encoder_dirs, index_path, modality_set)
     encoders = load_encoders(encoder_dirs, transform.vector_dims)
@@ -220,18 +225,39 @@ def embed_catalog(
         counter.key.metric.name: counter.committed
         for counter in result.metrics().query(beam.metrics.MetricsFilter().with_namespace(_METRICS))["counters"]
     }
-    with item_index.ItemIndex(index_path) as index:
-        for encoder in encoders:
-            index.register_encoder(encoder.modality, encoder.version, encoder.dim)
-            index.activate(encoder.modality, encoder.version)
-    return {
+    counts = {
         encoder.modality: {
             name: counters.get(f"{encoder.modality}/{name}", 0)
             for name in ("embedded", "changed", "rejected", "missing")
         }
         for encoder in encoders
     }
+    _verify(counts, dead_letter_dir, max_bad_fraction)
+    with item_index.ItemIndex(index_path) as index:
+        for encoder in encoders:
+            index.register_encoder(encoder.modality, encoder.version, encoder.dim)
+            index.activate(encoder.modality, encoder.version)
+    return counts
 
 
 def _to_json(rejected: encode.Rejected) -> str:
-    return json.dumps(rejected._asdict())
+    content = rejected.content
+    if isinstance(content, bytes):
+        content = dead_letters.as_text(content[:MAX_CONTENT_BYTES])
+    return json.dumps({**rejected._asdict(), "content": content if isinstance(content, str) else json.dumps(content)})
+
+
+def _verify(
+    counts: typing.Mapping[str, typing.Mapping[str, int]],
+    dead_letter_dir: str | pathlib.Path | None,
+    max_bad_fraction: float,
+) -> None:
+    """Raises ValueError where too many contents of a modality were rejected for one reason."""
+    totals = {f"items.{m}": sum(c[name] for name in ("embedded", "rejected", "missing")) for m, c in counts.items()}
+    if dead_letter_dir is not None:
+        found = dead_letters.counts(dead_letters.read(*sorted(pathlib.Path(dead_letter_dir).glob("*.jsonl"))))
+    else:
+        rejected = {f"items.{modality}": count["rejected"] for modality, count in counts.items()}
+        stage, reason = dead_letters.EMBEDDING, "cannot be embedded"
+        found = [dead_letters.Count(stage, source, "", reason, count) for source, count in rejected.items()]
+    left_out.verify(found, totals, max_bad_fraction)

@@ -1,0 +1,39 @@
+"""Whether a job left out more rows of its tables than a run may lose."""
+
+from __future__ import annotations
+
+import typing
+
+from tfmm import dead_letters
+
+
+def verify(
+    counts: typing.Iterable[dead_letters.Count], totals: typing.Mapping[str, int], max_bad_fraction: float
+) -> None:
+    """Refuses to go on where a reason took more than `data.max_bad_fraction` of a table's rows.
+
+    Args:
+        counts: rows that were left out, by source and reason.
+        totals: rows of each source.
+        max_bad_fraction: the share of a source's rows that one reason may take.
+    Raises:
+        ValueError: all such reasons.
+
+    >>> none = dead_letters.Count("examples", "behaviors", "a", "`timestamp` must not be null", 1800)
+    >>> verify([none], {"behaviors": 1_000_000}, 0.01)
+    >>> verify([none], {"behaviors": 1800}, 0.01)  # doctest: +NORMALIZE_WHITESPACE
+    Traceback (most recent call last):
+    ...
+    ValueError: No reason may leave out more than 1 % of a table's rows (`data.max_bad_fraction`). Left out:
+    - 1,800 of 1,800 of behaviors: `timestamp` must not be null
+    Mend them, or raise `data.max_bad_fraction`.
+    """
+    too_many = [one for one in counts if one.count > max_bad_fraction * totals[one.source]]
+    if too_many:
+        found = "\n".join(
+            f"- {one.count:,} of {totals[one.source]:,} of {one.source}: {one.reason}" for one in too_many
+        )
+        raise ValueError(
+            f"No reason may leave out more than {100 * max_bad_fraction:g} % of a table's rows "
+            f"(`data.max_bad_fraction`). Left out:\n{found}\nMend them, or raise `data.max_bad_fraction`."
+        )
