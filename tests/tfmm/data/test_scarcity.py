@@ -4,6 +4,7 @@ import datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tfmm import artifacts
@@ -29,6 +30,20 @@ def shop(num_users=60, per_user=50, items=200):
         "behaviors": pa.table({**log, "action": ["click"] * len(users)}),
         "impressions": pa.table({**log, "label": [1] * len(users)}),
     }
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Writes tables to a data folder of their own; returns it."""
+
+    def write(**data):
+        folder = tmp_path / f"data-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for name, table in data.items():
+            pq.write_table(table, folder / f"{name}.parquet")
+        return folder
+
+    return write
 
 
 def last_of_each_user(data, share=0.2, per_user=50):
