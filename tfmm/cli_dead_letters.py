@@ -19,7 +19,7 @@ SHOWN_CONTENT = 200  # characters of a letter's content in the table
     cls=Command,
     example="tfmm dead-letters quickstart\ntfmm dead-letters run/items.sqlite --reason not_json --json",
 )
-@click.argument("places", nargs=-1, required=True, type=click.Path(exists=True, path_type=pathlib.Path))
+@click.argument("places", nargs=-1, required=True, type=click.Path(path_type=pathlib.Path))
 @click.option("--reason", help="Only letters with this reason code, or with this text in their reason.")
 @click.option("--limit", type=click.IntRange(min=0), default=10, show_default=True, help="Letters shown; 0: all.")
 @click.option("--json", "as_json", is_flag=True, help="Letters as JSON lines, whole, without counts.")
