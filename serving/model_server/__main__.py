@@ -11,7 +11,7 @@ import typing
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-EXAMPLE = """example:
+EXAMPLE = """Example:
   {prog} --model_name=tfmm --model_base_path=/models/tfmm --rest_api_port=8501
 
 Differs from tensorflow_model_server: binds 127.0.0.1 unless --host says otherwise; port 0 is any free port, -1 is
