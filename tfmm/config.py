@@ -232,15 +232,20 @@ class RunConfig:
             raise ValueError("\n".join(found))
 
     def _faults(self) -> typing.Iterator[str]:
+        is_whole = True
         for part in ("feature_set", "modality_set"):
             try:
                 getattr(self, part)
             except ValueError as error:
+                is_whole = False
                 yield str(error)
+        if not is_whole:
+            return  # the names below are those of parts that hold
         names = [name for sequence in self.sequences for name in sequence.columns] + [f.name for f in self.features]
         sides = [vectors.TARGET, *(sequence.name for sequence in self.sequences)]
-        names += [n for m in self.modalities for side in sides for n in vectors.names(m.name, side)]
-        if self.modalities and (twice := [name for name, count in collections.Counter(names).items() if count > 1]):
+        known = self.modalities or modalities_lib.DEFAULT
+        names += [n for m in known for side in sides for n in vectors.names(m.name, side)]
+        if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
             yield (
                 "Names of modalities, sequences and features must leave each input of the model a name of its own. "
                 f"Received twice: {', '.join(twice[:5])}."
