@@ -27,7 +27,7 @@ from tfmm.modalities import Modality
 
 TINY = ["text.epochs=1", "image.epochs=1", "make.epochs=1", "gate.min_auc=0.0", "gate.min_gauc=0.0",
         "gate.min_gain_over_id=-1.0", "gate.max_logloss=9", "gate.max_hidden_bias=99",
-        "export.batch_buckets=[512]"]
+        "export.batch_buckets=[512]", "export.jit_compile=false"]
 
 
 def run():
