@@ -201,36 +201,34 @@ def export(
     click.echo(f"Wrote version {made}{', unjudged' if unjudged else ''}.")
 
 
-@main.command(example="tfmm serve --model-base-path run/serving/tfmm --rest-api-port 8501")
-@click.option("--model-base-path", type=Folder, required=True, help="Folder of numbered versions.")
-@click.option("--model-name", default="tfmm", show_default=True)
-@click.option("--port", type=int, default=8500, show_default=True, help="gRPC; 0 takes a free one.")
-@click.option("--rest-api-port", type=int, default=8501, show_default=True, help="REST; 0 takes a free one.")
+@main.command(
+    example="tfmm serve --model_base_path run/serving/tfmm --rest_api_port 8501\n"
+    "tfmm serve --model_config_file models.config --model_config_file_poll_wait_seconds 10",
+    context_settings={"ignore_unknown_options": True},
+    add_help_option=False,
+)
 @click.option("--index", "index_url", help="Follow this item index, a path or a URL: new items are served in seconds.")
-def serve(
-    model_base_path: pathlib.Path,
-    model_name: str,
-    port: int,
-    rest_api_port: int,
-    index_url: str | None,
-) -> None:
-    """Serve the newest version over TF Serving's gRPC and REST, on this machine."""
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+def serve(index_url: str | None, flags: tuple[str, ...]) -> None:
+    """Serve SavedModels over TF Serving's gRPC and REST, with its flags."""
     from serving import replicator
     from serving.model_server import __main__ as model_server
     from tfmm.index import store
 
-    if index_url is not None and port == 0:
+    command_line = model_server.parser("tfmm serve", model_name="tfmm", rest_api_port=8501)
+    command_line.add_argument("--index", help="follow this item index: new items are served in seconds")
+    given = command_line.parse_args(flags)
+    if index_url is not None and given.port <= 0:
         raise click.BadParameter("must be a fixed port where an index is followed.", param_hint="--port")
     if index_url is not None:
         store.open_store(index_url, create=False).close()
-    flags = [f"--model_base_path={model_base_path}", f"--model_name={model_name}", f"--port={port}",
-             f"--rest_api_port={rest_api_port}"]  # fmt: skip
-    follower = replicator.Replicator(index_url, [f"127.0.0.1:{port}"], model_name) if index_url else None
+    follower = replicator.Replicator(index_url, [f"127.0.0.1:{given.port}"], given.model_name) if index_url else None
     with follower or contextlib.nullcontext():
         try:
-            raise SystemExit(model_server.main(flags))
+            raise SystemExit(model_server.main(flags, command_line))
         except RuntimeError as error:  # gRPC's word for a port that is taken
-            raise OSError(f"The server could not start on ports {port} and {rest_api_port}: {error}") from error
+            ports = f"{given.port} and {given.rest_api_port}"
+            raise OSError(f"The server could not start on ports {ports}: {error}") from error
 
 
 @main.command(example="tfmm stream --events run/events.sqlite --index run/items.sqlite --encoders run/encoders")

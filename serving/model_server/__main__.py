@@ -1,10 +1,9 @@
-"""`python -m serving.model_server`: the embedded server, with the flag names of tensorflow_model_server."""
+"""`python -m serving.model_server`: the embedded server, with the flags of tensorflow_model_server."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -13,10 +12,11 @@ import typing
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 EXAMPLE = """example:
-  python -m serving.model_server --model_name=tfmm --model_base_path=/models/tfmm --rest_api_port=8501
+  {prog} --model_name=tfmm --model_base_path=/models/tfmm --rest_api_port=8501
 
-Differs from tensorflow_model_server: binds 127.0.0.1 unless --host says otherwise; port 0 is any free port,
---rest_api_port=-1 switches REST off; XLA is always on; --ready-file tells when and on which ports it serves.
+Differs from tensorflow_model_server: binds 127.0.0.1 unless --host says otherwise; port 0 is any free port, -1 is
+none; XLA and the health service are on; --ready-file tells when and on which ports it serves. docs/protocol.md has
+the rest.
 """
 
 
@@ -26,55 +26,123 @@ def _boolean(text: str) -> bool:
     return text.lower() in ("true", "1")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Returns the command line; every flag may be written with `_` or with `-`."""
+def _channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"must be name=value,name=value, not {text!r}")
+    return tuple((name, int(value) if value.lstrip("-").isdecimal() else value) for name, _, value in pairs)
+
+
+def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any) -> argparse.ArgumentParser:
+    """Returns the command line; every flag may be written with `_` or with `-`.
+
+    Args:
+        prog: the command's name.
+        **defaults: values of flags that are not given, where they differ from those below.
+    """
+    from serving import logs
+    from serving.model_server import flags as other_flags
+
     result = argparse.ArgumentParser(
-        prog="python -m serving.model_server",
-        epilog=EXAMPLE,
-        description=__doc__,
+        prog=prog,
+        usage=f"{prog} --model_base_path=FOLDER [flags]",
+        epilog=EXAMPLE.format(prog=prog),
+        description="Serves SavedModels over TF Serving's gRPC and REST, with its flags.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
     def flag(name: str, kind: typing.Callable[[str], object], default: object, text: str) -> None:
         names = [f"--{name}"] + ([f"--{name.replace('_', '-')}"] if "_" in name else [])
-        options: dict[str, typing.Any] = {"nargs": "?", "const": True} if kind is _boolean else {}
-        result.add_argument(
-            *names, type=kind, default=default, help=f"{text} (default: %(default)s)", **options
-        )
+        kind = _boolean if kind is bool else kind
+        options: dict[str, typing.Any] = {"metavar": getattr(kind, "__name__", "").strip("_").upper()}
+        if kind is _boolean:
+            options |= {"nargs": "?", "const": True}
+        if default is not argparse.SUPPRESS:
+            text += " (default: %(default)s)"
+        result.add_argument(*names, type=kind, default=default, help=text, **options)
 
     flag("model_name", str, "default", "name of the one model")
     flag("model_base_path", str, "", "folder of its numeric version folders")
     flag("model_config_file", str, "", "ModelServerConfig as text proto; overrides the two flags above")
+    flag("model_config_file_poll_wait_seconds", float, 0.0, "how often that file is read again; 0 for never")
     flag("host", str, "127.0.0.1", "address to bind")
-    flag("port", int, 8500, "gRPC port, 0 for any free one")
+    flag("port", int, 8500, "gRPC port, 0 for any free one, -1 for none")
+    flag("grpc_socket_path", str, "", "UNIX socket that gRPC listens on as well")
     flag("rest_api_port", int, -1, "REST port, 0 for any free one, -1 for none")
+    flag("rest_api_timeout_in_ms", int, 30_000, "until a REST request is answered DEADLINE_EXCEEDED; 0 for never")
+    flag("rest_api_enable_cors_support", bool, False, "let web pages of other origins call REST")
     flag(
         "ready_file", str, "", "gets {pid, grpc_port, rest_port} once a version of every model is in service"
     )
-    flag("file_system_poll_wait_seconds", float, 1.0, "how often version folders are looked at")
+    flag("file_system_poll_wait_seconds", float, 1.0, "how often version folders are looked at; 0 for once")
     flag("max_num_load_retries", int, 5, "how often a version that fails to load is tried again")
     flag("load_retry_interval_micros", int, 60_000_000, "wait between those tries")
-    flag("enable_model_warmup", _boolean, True, "run assets.extra/tf_serving_warmup_requests before serving")
-    flag("enable_serialization_as_tensor_content", _boolean, False, "answer with raw bytes, not value lists")
-    flag("xla_cpu_compilation_enabled", _boolean, True, "accepted for compatibility; must be true")
+    flag("enable_model_warmup", bool, True, "run assets.extra/tf_serving_warmup_requests before serving")
+    flag("num_request_iterations_for_warmup", int, 1, "how often each of those requests is run")
+    flag("allow_version_labels_for_unavailable_models", bool, False, "take a new label before its version is loaded")
+    flag("enable_signature_method_name_check", bool, False, "Classify and Regress look at the method_name")
+    flag("enable_serialization_as_tensor_content", bool, False, "answer with raw bytes, not value lists")
+    flag("enable_grpc_healthcheck_service", bool, True, "serve grpc.health.v1")
+    flag("grpc_max_threads", int, 0, "gRPC calls at a time, 0 for any; more are answered RESOURCE_EXHAUSTED")
+    flag("grpc_channel_arguments", _channel_arguments, (), "name=value,... of gRPC core")
+    flag("tensorflow_session_parallelism", int, 0, "threads of a session, within and between operations")
+    flag("tensorflow_intra_op_parallelism", int, 0, "threads within an operation, 0 for one per core")
+    flag("tensorflow_inter_op_parallelism", int, 0, "operations at a time, 0 for one per core")
     flag("num_threads", int, 0, "model calls that run at a time, 0 for one per core")
     flag("max_waiting", int, 1024, "requests that may wait; more are answered RESOURCE_EXHAUSTED")
+    for name, (kind, reason) in other_flags.WITHOUT_EFFECT.items():
+        flag(name, kind, argparse.SUPPRESS, f"changes nothing: {reason}")
+    for name, (kind, harmless, reason) in other_flags.REFUSED.items():
+        flag(name, kind, argparse.SUPPRESS, f"must be {str(harmless) or 'empty'}: {reason}")
+    logs.add_options(result)
+    result.add_argument("--version", action="store_true", help="say which versions these are, and end")
+    result.set_defaults(**defaults)
     return result
 
 
-def main(arguments: list[str] | None = None) -> int:
-    command_line = parser()
-    flags = command_line.parse_args(arguments)
+def _faults(flags: argparse.Namespace) -> list[str]:
+    """Returns what is wrong with the flags together, one line per fault."""
+    from serving.model_server import flags as other_flags
+
+    result = other_flags.faults(vars(flags))
     if not flags.model_config_file and not flags.model_base_path:
-        command_line.error("--model_base_path or --model_config_file is needed")
-    if not flags.xla_cpu_compilation_enabled:
-        command_line.error(
-            "--xla_cpu_compilation_enabled must be true here; export with jit_compile=False instead"
-        )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+        result.append("--model_base_path or --model_config_file is needed.")
+    if flags.port < 0 and not flags.grpc_socket_path and flags.rest_api_port < 0:
+        result.append("--port, --grpc_socket_path or --rest_api_port must be given: nothing would be served.")
+    if flags.port == flags.rest_api_port > 0:
+        result.append(f"--port and --rest_api_port must differ. Received: {flags.port} for both.")
+    if flags.file_system_poll_wait_seconds < 0 or flags.model_config_file_poll_wait_seconds < 0:
+        result.append("Waits between looks at files must be 0 or more seconds.")
+    if flags.tensorflow_session_parallelism and (
+        flags.tensorflow_intra_op_parallelism or flags.tensorflow_inter_op_parallelism
+    ):
+        result.append("--tensorflow_session_parallelism sets the intra-op and inter-op threads; leave those out.")
+    return result
+
+
+def main(
+    arguments: typing.Sequence[str] | None = None, command_line: argparse.ArgumentParser | None = None
+) -> int:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        arguments: the flags; None for the process's own.
+        command_line: what `parser` returned, where defaults differ.
+    Raises:
+        OSError, RuntimeError: a port is taken.
+    """
+    command_line = command_line or parser()
+    flags = command_line.parse_args(arguments)
+    if flags.version:
+        return _print_versions()
+    if faults := _faults(flags):
+        command_line.error("\n".join(faults))
+    from serving import logs
     from serving.model_server import config, errors
     from serving.model_server.server import Options, serve
 
+    logs.configure(flags.log_format, flags.log_level)
     try:
         models = (
             config.read_file(flags.model_config_file)
@@ -85,15 +153,30 @@ def main(arguments: list[str] | None = None) -> int:
         command_line.error(str(error))
     options = Options(
         models=tuple(models),
+        model_config_file=flags.model_config_file,
+        config_poll_wait_s=flags.model_config_file_poll_wait_seconds,
         host=flags.host,
         port=flags.port,
+        grpc_socket_path=flags.grpc_socket_path,
         rest_api_port=flags.rest_api_port,
+        rest_timeout_s=max(0, flags.rest_api_timeout_in_ms) / 1000,
+        rest_allows_other_origins=flags.rest_api_enable_cors_support,
         ready_file=flags.ready_file,
         poll_wait_s=flags.file_system_poll_wait_seconds,
         max_load_retries=flags.max_num_load_retries,
         load_retry_interval_s=flags.load_retry_interval_micros / 1e6,
         warm_up=flags.enable_model_warmup,
+        warm_up_iterations=max(1, flags.num_request_iterations_for_warmup),
+        labels_may_lead=flags.allow_version_labels_for_unavailable_models,
+        session_threads=(
+            flags.tensorflow_inter_op_parallelism or flags.tensorflow_session_parallelism,
+            flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism,
+        ),
         as_tensor_content=flags.enable_serialization_as_tensor_content,
+        verify_signature_methods=flags.enable_signature_method_name_check,
+        with_health=flags.enable_grpc_healthcheck_service,
+        max_grpc_calls=flags.grpc_max_threads,
+        grpc_arguments=flags.grpc_channel_arguments,
         num_threads=flags.num_threads,
         max_waiting=flags.max_waiting,
     )
@@ -105,6 +188,15 @@ def main(arguments: list[str] | None = None) -> int:
         await serve(options, stop)
 
     asyncio.run(run())
+    return 0
+
+
+def _print_versions() -> int:
+    import tensorflow as tf
+
+    from tfmm import __version__
+
+    print(f"tfmm {__version__}\nTensorFlow {tf.__version__}")
     return 0
 
 

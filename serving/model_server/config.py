@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 
 from google.protobuf import text_format
@@ -17,8 +18,8 @@ class ModelConfig:
 
     name: str
     base_path: str
-    latest: int = 1  # the newest versions served; 0 where `versions` says it, or all
-    versions: tuple[int, ...] = ()  # exactly these
+    latest: int = 1  # the newest versions served; 0 for all
+    versions: tuple[int, ...] | None = None  # exactly these, whatever `latest` says
     labels: tuple[tuple[str, int], ...] = ()  # names for versions
 
     def wanted(self, found: typing.Iterable[int]) -> list[int]:
@@ -28,7 +29,7 @@ class ModelConfig:
         [2, 3]
         """
         ordered = sorted(found)
-        if self.versions:
+        if self.versions is not None:
             return [v for v in ordered if v in self.versions]
         return ordered[-self.latest :] if self.latest else ordered
 
@@ -54,20 +55,30 @@ def _model(entry: model_server_config_pb2.ModelConfig) -> ModelConfig:
             errors.INVALID_ARGUMENT,
             f"A model needs `name` and `base_path`. Received: {entry.name!r}, {entry.base_path!r}.",
         )
-    if entry.model_platform not in ("", "tensorflow"):
+    if not (os.path.isabs(entry.base_path) or "://" in entry.base_path):
         raise errors.ServingError(
             errors.INVALID_ARGUMENT,
-            f"`model_platform` must be tensorflow. Received: {entry.model_platform!r}.",
+            f"`base_path` of model {entry.name} must be absolute. Received: {entry.base_path}.",
+        )
+    if entry.model_platform not in ("", "tensorflow") or entry.model_type == model_server_config_pb2.OTHER:
+        raise errors.ServingError(
+            errors.INVALID_ARGUMENT,
+            f"`model_platform` must be tensorflow. Received: {entry.model_platform or 'another model_type'!r}.",
+        )
+    if entry.HasField("logging_config"):
+        raise errors.ServingError(
+            errors.INVALID_ARGUMENT,
+            f"`logging_config` of model {entry.name}: requests are not logged here; leave it out.",
         )
     policy = entry.model_version_policy
     choice = policy.WhichOneof("policy_choice")
-    latest, versions = 1, ()
+    latest, versions = 1, None
     if choice == "latest":
         latest = max(1, policy.latest.num_versions)
     elif choice == "all":
         latest = 0
     elif choice == "specific":
-        latest, versions = 0, tuple(policy.specific.versions)
+        versions = tuple(policy.specific.versions)
     return ModelConfig(
         entry.name, entry.base_path, latest, versions, tuple(sorted(entry.version_labels.items()))
     )

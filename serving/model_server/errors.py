@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 import tensorflow as tf
 
+_log = logging.getLogger("serving.model_server")
+
 OK = 0
+UNKNOWN = tf.errors.UNKNOWN
 INVALID_ARGUMENT = tf.errors.INVALID_ARGUMENT
+DEADLINE_EXCEEDED = tf.errors.DEADLINE_EXCEEDED
 NOT_FOUND = tf.errors.NOT_FOUND
 FAILED_PRECONDITION = tf.errors.FAILED_PRECONDITION
 RESOURCE_EXHAUSTED = tf.errors.RESOURCE_EXHAUSTED
@@ -48,11 +55,26 @@ def from_exception(error: BaseException) -> ServingError:
         result = error
     elif isinstance(error, tf.errors.OpError):
         result = ServingError(error.error_code, error.message.removeprefix(_PYTHON_PREFIX))
+    elif isinstance(error, asyncio.TimeoutError):
+        result = ServingError(DEADLINE_EXCEEDED, "The request took longer than the server's time-out for it.")
     else:
         result = ServingError(INTERNAL, f"{type(error).__name__}: {error}")
     if len(result.message) > MAX_MESSAGE_SIZE:
         result = ServingError(result.code, result.message[:MAX_MESSAGE_SIZE] + "...TRUNCATED")
     return result
+
+
+def report(call: str, error: BaseException) -> ServingError:
+    """Returns `error` as a ServingError, and logs it with its traceback where it is no client's fault.
+
+    Args:
+        call: what was called, as the log shall name it.
+        error: what it raised.
+    """
+    failure = from_exception(error)
+    if http_status(failure.code) == 500:
+        _log.error("%.200s failed: %s", call, failure.message, exc_info=error)
+    return failure
 
 
 def http_status(code: int) -> int:

@@ -6,21 +6,24 @@ import asyncio
 import typing
 
 import grpc
+from google.protobuf import message as message_lib
 from google.protobuf import wrappers_pb2
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_management_pb2,
-    model_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
-from serving.model_server import config, errors, predict
+from serving.model_server import config, errors
+from serving.model_server.answers import Answers
 from serving.model_server.execution import Executor
 from serving.model_server.manager import ModelManager
-from serving.model_server.responses import metadata_response, status_response
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3  # grpc.health.v1.HealthCheckResponse
@@ -34,74 +37,75 @@ _HEALTH_NAMES = (
 _HEALTH_POLL_S = 0.2
 
 
-async def _abort(context: grpc.aio.ServicerContext, error: Exception) -> typing.NoReturn:
-    failure = errors.from_exception(error)
-    await context.abort(_CODES.get(failure.code, grpc.StatusCode.UNKNOWN), failure.message)
-    raise AssertionError  # abort raises
+class Statuses(grpc.aio.ServerInterceptor):
+    """Turns whatever a call raises into its status; a message that is none is the client's fault, and said so."""
+
+    async def intercept_service(self, continuation, details):  # type: ignore[no-untyped-def]
+        handler = await continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+
+        async def answer(raw: bytes, context: grpc.aio.ServicerContext) -> typing.Any:
+            try:
+                return await handler.unary_unary(_parse(handler.request_deserializer, raw), context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # every failure becomes a status
+                failure = errors.report(details.method, error)
+                await context.abort(_CODES.get(failure.code, grpc.StatusCode.UNKNOWN), failure.message)
+
+        return grpc.unary_unary_rpc_method_handler(answer, response_serializer=handler.response_serializer)
 
 
-def _target(spec: model_pb2.ModelSpec) -> tuple[str, int | None, str | None]:
-    return spec.name, spec.version.value if spec.HasField("version") else None, spec.version_label or None
+def _parse(deserializer: typing.Callable[[bytes], typing.Any], raw: bytes) -> typing.Any:
+    try:
+        return deserializer(raw)
+    except message_lib.DecodeError as error:
+        raise errors.ServingError(errors.INVALID_ARGUMENT, f"The request is no such message: {error}") from error
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata; Classify, Regress and MultiInference answer UNIMPLEMENTED."""
+    """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
 
-    def __init__(self, manager: ModelManager, executor: Executor, *, as_tensor_content: bool):
-        self._manager = manager
+    def __init__(self, answers: Answers, executor: Executor):
+        self._answers = answers
         self._executor = executor
-        self._as_tensor_content = as_tensor_content
 
     async def Predict(self, request: predict_pb2.PredictRequest, context: grpc.aio.ServicerContext):
-        try:
-            return await self._executor.submit(self._predict, request)
-        except Exception as error:  # every failure becomes a status
-            await _abort(context, error)
+        return await self._executor.submit(self._answers.predict, request)
 
-    def _predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
-        with self._manager.lend(*_target(request.model_spec)) as servable:
-            return predict.predict(servable, request, as_tensor_content=self._as_tensor_content)
+    async def Classify(self, request: classification_pb2.ClassificationRequest, context: grpc.aio.ServicerContext):
+        return await self._executor.submit(self._answers.classify, request)
+
+    async def Regress(self, request: regression_pb2.RegressionRequest, context: grpc.aio.ServicerContext):
+        return await self._executor.submit(self._answers.regress, request)
+
+    async def MultiInference(self, request: inference_pb2.MultiInferenceRequest, context: grpc.aio.ServicerContext):
+        return await self._executor.submit(self._answers.multi_inference, request)
 
     async def GetModelMetadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.aio.ServicerContext
     ):
-        try:
-            unknown = [f for f in request.metadata_field if f != "signature_def"]
-            if unknown or not request.metadata_field:
-                raise errors.ServingError(
-                    errors.INVALID_ARGUMENT, f"Metadata field {(unknown or [''])[0]} is not supported"
-                )
-            return metadata_response(self._manager, *_target(request.model_spec))
-        except Exception as error:  # every failure becomes a status
-            await _abort(context, error)
+        return self._answers.metadata(request)
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """GetModelStatus and HandleReloadConfigRequest."""
 
-    def __init__(self, manager: ModelManager):
-        self._manager = manager
+    def __init__(self, answers: Answers):
+        self._answers = answers
 
     async def GetModelStatus(
         self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.aio.ServicerContext
     ):
-        try:
-            return status_response(self._manager, *_target(request.model_spec))
-        except Exception as error:  # every failure becomes a status
-            await _abort(context, error)
+        return self._answers.status(request)
 
     async def HandleReloadConfigRequest(
         self, request: model_management_pb2.ReloadConfigRequest, context: grpc.aio.ServicerContext
     ):
-        response = model_management_pb2.ReloadConfigResponse()
-        try:
-            configs = config.from_proto(request.config)
-            await asyncio.get_running_loop().run_in_executor(None, self._manager.reload, configs)
-        except Exception as error:  # the call itself succeeds; the response says what failed
-            failure = errors.from_exception(error)
-            response.status.error_code = failure.code
-            response.status.error_message = failure.message
-        return response
+        configs = config.from_proto(request.config)
+        await asyncio.get_running_loop().run_in_executor(None, self._answers.manager.reload, configs)
+        return model_management_pb2.ReloadConfigResponse()
 
 
 def health_handler(manager: ModelManager) -> grpc.GenericRpcHandler:
@@ -114,7 +118,7 @@ def health_handler(manager: ModelManager) -> grpc.GenericRpcHandler:
 
     async def check(request: wrappers_pb2.StringValue, context: grpc.aio.ServicerContext):
         if state(request) == _SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.value}")
+            raise errors.ServingError(errors.NOT_FOUND, f"unknown service {request.value}")
         return wrappers_pb2.Int32Value(value=state(request))
 
     async def watch(request: wrappers_pb2.StringValue, context: grpc.aio.ServicerContext):
@@ -139,12 +143,9 @@ def health_handler(manager: ModelManager) -> grpc.GenericRpcHandler:
     )
 
 
-def add_services(
-    server: grpc.aio.Server, manager: ModelManager, executor: Executor, *, as_tensor_content: bool
-) -> None:
-    """Registers every service with a server."""
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionService(manager, executor, as_tensor_content=as_tensor_content), server
-    )
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(manager), server)
-    server.add_generic_rpc_handlers((health_handler(manager),))
+def add_services(server: grpc.aio.Server, answers: Answers, executor: Executor, *, with_health: bool = True) -> None:
+    """Registers every service with a server that has the interceptor `Statuses`."""
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(answers, executor), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(answers), server)
+    if with_health:
+        server.add_generic_rpc_handlers((health_handler(answers.manager),))

@@ -6,6 +6,9 @@ import base64
 import binascii
 import itertools
 import json
+import math
+import re
+import string
 import typing
 
 import numpy as np
@@ -13,41 +16,76 @@ import tensorflow as tf
 
 from serving.model_server.errors import INVALID_ARGUMENT, UNIMPLEMENTED, ServingError
 
-Row = typing.Literal["row", "columnar"]
+MAX_RANK = 32  # dimensions of a NumPy array
+SIGNATURE_NAME = "signature_name"
+_INTEGERS = (tf.int8, tf.uint8, tf.int16, tf.uint16, tf.int32, tf.uint32, tf.int64, tf.uint64)
+_FLOATS = (tf.float32, tf.float64)
+# A number that no double holds has one of these; only then is each number looked at.
+_MAY_BE_TOO_BIG = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{100}")
 
 
-def parse_request(body: bytes) -> tuple[str, str, typing.Any]:
-    """Reads a predict request.
+def parse_object(body: bytes) -> dict[str, typing.Any]:
+    """Reads the object at the start of a body; NaN and Infinity are numbers, what follows the object is not read.
 
-    Returns:
-        The signature name ("" if none is given), the format ("row" or "columnar") and its value.
     Raises:
-        ServingError: INVALID_ARGUMENT where the body is no such request.
+        ServingError: INVALID_ARGUMENT where there is none.
 
-    >>> parse_request(b'{"signature_name": "rank", "inputs": {"x": [1]}}')
-    ('rank', 'columnar', {'x': [1]})
+    >>> parse_object(b'\\xef\\xbb\\xbf {"inputs": [NaN]} and more')
+    {'inputs': [nan]}
     """
     try:
-        text = body.decode("utf-8").lstrip()
-        request, _ = json.JSONDecoder().raw_decode(
-            text
-        )  # NaN and Infinity are read; trailing bytes are not looked at
+        text = body.decode("utf-8-sig").lstrip(" \t\r\n")
+        request, _ = (_STRICT if _MAY_BE_TOO_BIG.search(body) else _PLAIN).raw_decode(text)
     except (ValueError, RecursionError) as error:
         raise ServingError(INVALID_ARGUMENT, f"JSON Parse error: {error}") from error
     if not isinstance(request, dict):
         raise ServingError(INVALID_ARGUMENT, "JSON Value: must be an object.")
-    signature = request.get("signature_name", "")
-    if not isinstance(signature, str):
-        raise ServingError(INVALID_ARGUMENT, "'signature_name' key must be a string value.")
+    return request
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"a double cannot hold the number {text:.40}")
+    return number
+
+
+def _whole(text: str) -> int | float:
+    return int(text) if len(text) < 20 else _finite(text)
+
+
+_PLAIN = json.JSONDecoder()
+_STRICT = json.JSONDecoder(parse_float=_finite, parse_int=_whole)
+
+
+def signature_name(request: dict[str, typing.Any]) -> str:
+    """Returns the signature that a request names; "" where it names none.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT where it is no string.
+    """
+    name = request.get(SIGNATURE_NAME, "")
+    if not isinstance(name, str):
+        raise ServingError(INVALID_ARGUMENT, f"'{SIGNATURE_NAME}' must be a string value.")
+    return name
+
+
+def predict_values(request: dict[str, typing.Any]) -> tuple[str, typing.Any]:
+    """Returns the format of a predict request ("row" or "columnar") and its values.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT where the request has neither or both.
+
+    >>> predict_values({"signature_name": "rank", "inputs": {"x": [1]}})
+    ('columnar', {'x': [1]})
+    """
     if ("instances" in request) == ("inputs" in request):
-        raise ServingError(
-            INVALID_ARGUMENT, "Request must hold exactly one of the keys 'instances' and 'inputs'."
-        )
+        raise ServingError(INVALID_ARGUMENT, "The request must hold exactly one of 'instances' and 'inputs'.")
     if "inputs" in request:
-        return signature, "columnar", request["inputs"]
+        return "columnar", request["inputs"]
     if not isinstance(request["instances"], list) or not request["instances"]:
-        raise ServingError(INVALID_ARGUMENT, "Excepting 'instances' to be a non-empty list/array.")
-    return signature, "row", request["instances"]
+        raise ServingError(INVALID_ARGUMENT, "'instances' must be a non-empty list.")
+    return "row", request["instances"]
 
 
 def decode(kind: str, value: typing.Any, definition: typing.Any) -> dict[str, np.ndarray]:
@@ -60,44 +98,80 @@ def decode(kind: str, value: typing.Any, definition: typing.Any) -> dict[str, np
     Raises:
         ServingError: INVALID_ARGUMENT for values that do not fit.
     """
-    named = value if kind == "columnar" else value[0]
-    if not isinstance(named, dict) or _is_base64(named):
-        if len(definition.inputs) != 1:
+    names = sorted(definition.inputs)
+    if _is_named(value if kind == "columnar" else value[0]):
+        columns = _named_columns(value, names) if kind == "columnar" else _named_rows(value, names)
+    else:
+        if len(names) != 1:
+            raise ServingError(
+                INVALID_ARGUMENT, f"Inputs must be named, as the signature has {len(names)}: {names}."
+            )
+        if kind == "row" and any(map(_is_named, value)):
+            raise ServingError(INVALID_ARGUMENT, "Instances must be all named or all without a name.")
+        columns = {names[0]: value}
+    return {name: to_array(name, column, definition.inputs[name].dtype) for name, column in columns.items()}
+
+
+def _is_named(value: typing.Any) -> bool:
+    return isinstance(value, dict) and not _is_base64(value)
+
+
+def _named_columns(columns: dict[str, typing.Any], names: list[str]) -> dict[str, typing.Any]:
+    """Takes the signature's inputs; further ones are not looked at, as in TensorFlow Serving."""
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise ServingError(
+            INVALID_ARGUMENT, f"Missing named input: {missing} in 'inputs'. The signature has {names}."
+        )
+    return {name: columns[name] for name in names}
+
+
+def _named_rows(rows: list[typing.Any], names: list[str]) -> dict[str, typing.Any]:
+    wanted = set(names)
+    for position, row in enumerate(rows):
+        if not _is_named(row) or row.keys() != wanted:
             raise ServingError(
                 INVALID_ARGUMENT,
-                f"Inputs must be named, as the signature has "
-                f"{len(definition.inputs)}: {sorted(definition.inputs)}.",
+                f"Every instance must be an object with the keys {names}. Instance {position} is not.",
             )
-        columns = {next(iter(definition.inputs)): value}
-    elif kind == "columnar":
-        columns = value
-    else:
-        for position, row in enumerate(value):
-            if not isinstance(row, dict) or row.keys() != named.keys():
-                raise ServingError(
-                    INVALID_ARGUMENT,
-                    f"Every instance must be an object with the keys {sorted(named)}. "
-                    f"Instance {position} is not.",
-                )
-        columns = {name: [row[name] for row in value] for name in named}
-    unknown = sorted(set(columns) - set(definition.inputs))
-    if unknown:
-        raise ServingError(
-            INVALID_ARGUMENT,
-            f"JSON object: does not have named input: {unknown}. The signature has "
-            f"{sorted(definition.inputs)}.",
-        )
-    return {name: to_array(name, column, definition.inputs[name].dtype) for name, column in columns.items()}
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def to_array(name: str, value: typing.Any, dtype: int) -> np.ndarray:
     """Returns nested lists as an array of the dtype that a signature wants.
 
-    Integers are accepted for float tensors; floats are refused for integer tensors.
+    Integers are accepted for float tensors; floats, and integers out of its range, are refused for integer tensors.
     """
     kind = tf.as_dtype(dtype)
-    if kind in (tf.float16, tf.bfloat16):
+    if kind not in (tf.string, tf.bool, *_INTEGERS, *_FLOATS):
         raise ServingError(UNIMPLEMENTED, f"input {name}: {kind.name} is not supported in JSON.")
+    shape, leaves = _flatten(name, value)
+    if kind == tf.string:
+        result = np.empty(len(leaves), object)
+        result[:] = [_to_bytes(name, leaf) for leaf in leaves]
+        return result.reshape(shape)
+    allowed = {bool} if kind.is_bool else {int} if kind.is_integer else {int, float}
+    wrong = set(map(type, leaves)) - allowed
+    if wrong:
+        raise ServingError(
+            INVALID_ARGUMENT,
+            f"input {name}: a value of JSON type {sorted(t.__name__ for t in wrong)} "
+            f"is not of expected type: {kind.name}.",
+        )
+    if kind.is_integer and leaves:
+        for extreme in (min(leaves), max(leaves)):
+            if not kind.min <= extreme <= kind.max:
+                raise ServingError(
+                    INVALID_ARGUMENT, f"input {name}: {extreme} is not of expected type: {kind.name}."
+                )
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there, as in TensorFlow Serving
+        if kind.is_floating:
+            leaves = np.array(leaves, np.float64)
+        return np.array(leaves, kind.as_numpy_dtype).reshape(shape)
+
+
+def _flatten(name: str, value: typing.Any) -> tuple[list[int], list[typing.Any]]:
+    """Returns the shape and the leaves of nested lists of equal sizes."""
     shape: list[int] = []
     level = [value]
     while level and isinstance(level[0], list):
@@ -107,61 +181,71 @@ def to_array(name: str, value: typing.Any, dtype: int) -> np.ndarray:
                 INVALID_ARGUMENT, f"input {name}: lists at level {len(shape)} must all have {size} elements."
             )
         shape.append(size)
+        if len(shape) > MAX_RANK:
+            raise ServingError(INVALID_ARGUMENT, f"input {name}: must have at most {MAX_RANK} dimensions.")
         level = list(itertools.chain.from_iterable(level))
-    if kind == tf.string:
-        level = [_to_bytes(name, element) for element in level]
-        result = np.empty(len(level), object)
-        result[:] = level
-        return result.reshape(shape)
-    allowed = {bool} if kind.is_bool else {int} if kind.is_integer else {int, float}
-    wrong = set(map(type, level)) - allowed
-    if wrong:
-        raise ServingError(
-            INVALID_ARGUMENT,
-            f"input {name}: a value of JSON type {sorted(t.__name__ for t in wrong)} "
-            f"is not of expected type: {kind.name}.",
-        )
-    try:
-        wide = (
-            np.array(level, np.uint64 if kind == tf.uint64 else np.int64)
-            if kind.is_integer
-            else np.array(level)
-        )
-    except OverflowError as error:
-        raise ServingError(INVALID_ARGUMENT, f"input {name}: {error}") from error
-    return wide.astype(kind.as_numpy_dtype).reshape(shape)
+    return shape, level
 
 
 def _is_base64(value: typing.Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"b64"}
+    return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
+
+
+def from_base64(text: str) -> bytes:
+    """Returns decoded base64, with or without padding; white space in it does not count.
+
+    Raises:
+        ValueError: it is no base64.
+
+    >>> from_base64("aGVsbG8"), from_base64("aGVs bG8=")
+    (b'hello', b'hello')
+    """
+    text = text.translate(_NO_SPACE)
+    if "=" not in text:
+        text += "=" * (-len(text) % 4)
+    return base64.b64decode(text, validate=True)
+
+
+_NO_SPACE = dict.fromkeys(map(ord, string.whitespace))
+
+
+def to_bytes(value: typing.Any) -> bytes | None:
+    """Returns the bytes of a string or of a {"b64": ...} object; None for other values.
+
+    Raises:
+        ValueError: no base64, or half a pair of surrogates.
+    """
+    if isinstance(value, str):
+        return value.encode()
+    return from_base64(value["b64"]) if _is_base64(value) else None
 
 
 def _to_bytes(name: str, value: typing.Any) -> bytes:
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
-    if _is_base64(value) and isinstance(value["b64"], str):
-        try:
-            return base64.b64decode(value["b64"], validate=True)
-        except binascii.Error as error:
-            raise ServingError(
-                INVALID_ARGUMENT, f"input {name}: unable to base64 decode ({error})"
-            ) from error
-    raise ServingError(
-        INVALID_ARGUMENT, f'input {name}: a string tensor takes strings and {{"b64": ...}} objects.'
-    )
+    try:
+        result = to_bytes(value)
+    except binascii.Error as error:
+        raise ServingError(INVALID_ARGUMENT, f"input {name}: unable to base64 decode ({error})") from error
+    except ValueError as error:
+        raise ServingError(INVALID_ARGUMENT, f"input {name}: {error}") from error
+    if result is None:
+        raise ServingError(
+            INVALID_ARGUMENT, f'input {name}: a string tensor takes strings and {{"b64": ...}} objects.'
+        )
+    return result
 
 
 def encode_response(kind: str, outputs: dict[str, np.ndarray]) -> bytes:
     """Returns the JSON of a predict response in the format of its request.
 
     Raises:
-        ServingError: INVALID_ARGUMENT where outputs in row format do not share a first dimension.
+        ServingError: INVALID_ARGUMENT where outputs in row format do not share a first dimension, or JSON has no
+            form for their dtype.
     """
     values = {name: _to_json(name, np.asarray(array)) for name, array in outputs.items()}
     result: typing.Any
     if kind == "columnar":
         result = next(iter(values.values())) if len(values) == 1 else values
-        return _dump({"outputs": result})
+        return dump({"outputs": result})
     sizes = {name: np.shape(array)[0] if np.ndim(array) else None for name, array in outputs.items()}
     if None in sizes.values() or len(set(sizes.values())) > 1:
         raise ServingError(
@@ -171,11 +255,21 @@ def encode_response(kind: str, outputs: dict[str, np.ndarray]) -> bytes:
         result = next(iter(values.values()))
     else:
         result = [dict(zip(values, row)) for row in zip(*values.values())]
-    return _dump({"predictions": result})
+    return dump({"predictions": result})
 
 
-def _dump(value: typing.Any) -> bytes:
+def dump(value: typing.Any) -> bytes:
+    """Returns a value as JSON in UTF-8; NaN and Infinity are written as such."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def shortest(value: np.floating | float) -> float:
+    """Returns the double whose text is the shortest that gives the same float32, not its expansion.
+
+    >>> shortest(np.float32(0.2))
+    0.2
+    """
+    return float(str(np.float32(value)))
 
 
 def _to_json(name: str, array: np.ndarray) -> typing.Any:
@@ -188,8 +282,10 @@ def _to_json(name: str, array: np.ndarray) -> typing.Any:
         result = np.empty(len(texts), object)
         result[:] = texts
         return result.reshape(array.shape).tolist()
-    if array.dtype.kind not in "iub" and array.dtype != np.float64:
-        # the shortest text that gives the same float32, not its expansion as a double
-        narrow = array.astype(np.float32)
-        return np.array([float(str(v)) for v in narrow.ravel()], np.float64).reshape(array.shape).tolist()
-    return array.tolist()
+    dtype = tf.as_dtype(array.dtype)
+    if dtype == tf.float64 or dtype == tf.bool or dtype in _INTEGERS:
+        return array.tolist()
+    if not dtype.is_floating:
+        raise ServingError(INVALID_ARGUMENT, f"output {name}: {dtype.name} is not supported in JSON.")
+    narrow = array.astype(np.float32)
+    return np.array([shortest(v) for v in narrow.ravel()], np.float64).reshape(array.shape).tolist()

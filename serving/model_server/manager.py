@@ -12,7 +12,7 @@ import typing
 
 import tensorflow as tf
 
-from serving.model_server import errors, predict
+from serving.model_server import errors, warmup
 from serving.model_server.config import ModelConfig
 from serving.model_server.servable import Servable
 
@@ -38,6 +38,16 @@ class ModelManager:
 
     A version is served once it has loaded and its warm-up requests have run; the versions that it replaces
     are then closed after their last request. Where no version folder is left, the version in service stays.
+
+    Args:
+        configs: the models.
+        poll_wait_s: seconds between looks at their folders; 0 looks once.
+        max_load_retries: how often a version that fails to load is tried again.
+        load_retry_interval_s: seconds between those tries.
+        warm_up: whether a version's warm-up requests run before it serves.
+        warm_up_iterations: how often each of them runs.
+        labels_may_lead: whether `reload` takes new labels for versions that are not available yet.
+        session_threads: inter-op and intra-op threads of every version; 0 for one per core.
     """
 
     def __init__(
@@ -48,11 +58,16 @@ class ModelManager:
         max_load_retries: int = 5,
         load_retry_interval_s: float = 60.0,
         warm_up: bool = True,
+        warm_up_iterations: int = 1,
+        labels_may_lead: bool = False,
+        session_threads: tuple[int, int] = (0, 0),
     ):
         self._poll_wait_s = poll_wait_s
         self._max_load_retries = max_load_retries
         self._load_retry_interval_s = load_retry_interval_s
-        self._warm_up = warm_up
+        self._warm_up_iterations = warm_up_iterations if warm_up else 0
+        self._labels_may_lead = labels_may_lead
+        self._session_threads = session_threads
         self._changed = threading.Condition()  # guards all that follows
         self._configs = {config.name: config for config in configs}
         self._models: dict[str, dict[int, Version]] = {}
@@ -75,7 +90,7 @@ class ModelManager:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self.poll()
-            self._stopping.wait(self._poll_wait_s)
+            self._stopping.wait(self._poll_wait_s or None)
 
     def poll(self) -> None:
         """Brings what is loaded in line with the configs and the folders, once."""
@@ -90,7 +105,8 @@ class ModelManager:
                     self._changed.notify_all()
 
     def _poll_model(self, config: ModelConfig) -> None:
-        wanted = config.wanted(_versions_in(config.base_path))
+        folders = _versions_in(config)
+        wanted = config.wanted(folders)
         with self._changed:
             model = self._models.setdefault(config.name, {})
         for number in wanted:
@@ -99,7 +115,7 @@ class ModelManager:
                 with self._changed:
                     version = model[number] = Version(number)
             if version.state != AVAILABLE and self._is_due(version) and not self._stopping.is_set():
-                self._load(config, version)
+                self._load(config, version, folders[number])
         if not any(model[number].state == AVAILABLE for number in wanted):
             return  # what is in service stays until something can take its place
         for version in list(model.values()):
@@ -109,14 +125,13 @@ class ModelManager:
     def _is_due(self, version: Version) -> bool:
         return version.attempts <= self._max_load_retries and time.monotonic() >= version.retry_at
 
-    def _load(self, config: ModelConfig, version: Version) -> None:
-        path = os.path.join(config.base_path, str(version.version))
+    def _load(self, config: ModelConfig, version: Version, path: str) -> None:
         self._set(version, LOADING)
         started = time.monotonic()
         servable = None
         try:
-            servable = Servable(config.name, version.version, path)
-            records = predict.warm(servable) if self._warm_up else 0
+            servable = Servable(config.name, version.version, path, self._session_threads)
+            records = warmup.warm(servable, self._warm_up_iterations) if self._warm_up_iterations else 0
         except Exception as error:  # whatever a folder holds, the server goes on with what it has
             if servable is not None:
                 servable.close()
@@ -173,15 +188,9 @@ class ModelManager:
 
     def _enter(self, name: str, version: int | None, label: str | None) -> Servable:
         if not name:
-            raise errors.ServingError(errors.INVALID_ARGUMENT, "Missing ModelSpec")
+            raise errors.ServingError(errors.INVALID_ARGUMENT, "ModelSpec has no name.")
         with self._changed:
-            if label:
-                labels = dict(self._configs[name].labels) if name in self._configs else {}
-                if label not in labels:
-                    raise errors.ServingError(
-                        errors.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}"
-                    )
-                version = labels[label]
+            version = self._labelled(name, label) if label else version
             available = {
                 v.version: v.servable for v in self._models.get(name, {}).values() if v.state == AVAILABLE
             }
@@ -191,15 +200,20 @@ class ModelManager:
                 raise errors.ServingError(errors.NOT_FOUND, f"Servable not found for request: {wanted}")
             return chosen
 
+    def _labelled(self, name: str, label: str) -> int:
+        labels = dict(self._configs[name].labels) if name in self._configs else {}
+        if label not in labels:
+            raise errors.ServingError(errors.INVALID_ARGUMENT, f"Unrecognized servable version label: {label}")
+        return labels[label]
+
     def status(self, name: str, version: int | None = None, label: str | None = None) -> list[Version]:
         """Returns the versions of a model, newest first, those gone as well.
 
         Raises:
-            ServingError: NOT_FOUND for an unknown model or version.
+            ServingError: NOT_FOUND for an unknown model or version, INVALID_ARGUMENT for an unknown label.
         """
         with self._changed:
-            if label and name in self._configs:
-                version = dict(self._configs[name].labels).get(label, -1)
+            version = self._labelled(name, label) if label else version
             model = self._models.get(name) if name in self._configs else None
             if not model:
                 raise errors.ServingError(errors.NOT_FOUND, f"Could not find any versions of model {name}")
@@ -233,37 +247,54 @@ class ModelManager:
 
         Raises:
             ServingError: FAILED_PRECONDITION where a label names a version that is not available (the old set
-                stays), or a model could not be loaded.
+                stays), UNKNOWN where a model did not become available.
         """
         wanted = {config.name: config for config in configs}
         with self._changed:
-            for name, config in wanted.items():
-                loaded = {v.version for v in self._models.get(name, {}).values() if v.state == AVAILABLE}
-                if name in self._configs and not {number for _, number in config.labels} <= loaded:
-                    raise errors.ServingError(
-                        errors.FAILED_PRECONDITION,
-                        f"Labels of model {name} must name available versions {sorted(loaded)}. "
-                        f"Received: {dict(config.labels)}.",
-                    )
+            for config in wanted.values():
+                self._verify_labels(config)
             self._configs = wanted
         self.poll()
         for name in wanted:
             if not any(v.state == AVAILABLE for v in self._models.get(name, {}).values()):
                 reasons = [v.message for v in self._models.get(name, {}).values() if v.message]
                 raise errors.ServingError(
+                    errors.UNKNOWN, f"Model {name} did not become available. {' '.join(reasons)}".strip()
+                )
+
+    def _verify_labels(self, config: ModelConfig) -> None:
+        loaded = {v.version for v in self._models.get(config.name, {}).values() if v.state == AVAILABLE}
+        known = dict(self._configs[config.name].labels) if config.name in self._configs else {}
+        for label, version in config.labels:
+            may_lead = self._labels_may_lead and known.get(label, version) == version
+            if version not in loaded and not may_lead:
+                raise errors.ServingError(
                     errors.FAILED_PRECONDITION,
-                    f"Model {name} has no version in service. {' '.join(reasons)}".strip(),
+                    f"Label {label} of model {config.name} must name an available version, of {sorted(loaded)}. "
+                    f"Received: {version}.",
                 )
 
 
-def _versions_in(base_path: str) -> list[int]:
-    """Returns the numbers of the sub-folders that hold a SavedModel."""
+def _versions_in(config: ModelConfig) -> dict[int, str]:
+    """Returns the sub-folders that hold a SavedModel by their number; says it where there is none."""
     try:
-        names = tf.io.gfile.listdir(base_path)
-    except tf.errors.OpError:
-        return []
-    numbers = [name.rstrip("/") for name in names if name.rstrip("/").isdigit()]
-    return [int(n) for n in numbers if str(int(n)) == n and _holds_model(os.path.join(base_path, n))]
+        names = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(config.base_path))
+    except tf.errors.OpError as error:
+        _log.warning("%s: base path %s cannot be read: %s", config.name, config.base_path, error.message)
+        return {}
+    found: dict[int, str] = {}
+    for name in names:
+        path = os.path.join(config.base_path, name)
+        if not (name.isascii() and name.isdigit() and int(name) < 1 << 63 and _holds_model(path)):
+            continue
+        if int(name) in found:
+            _log.warning("%s: version %d is there twice; %s counts", config.name, int(name), path)
+        found[int(name)] = path
+    if not found:
+        _log.warning("%s: base path %s has no numbered folder with a SavedModel", config.name, config.base_path)
+    for version in set(config.versions or ()) - set(found):
+        _log.warning("%s: version %d is to be served, and not in %s", config.name, version, config.base_path)
+    return found
 
 
 def _holds_model(path: str) -> bool:

@@ -1,19 +1,15 @@
-"""Predict on protocol buffers: TensorProto in, TensorProto out, and the warm-up of a version."""
+"""Predict on protocol buffers: TensorProto in, TensorProto out."""
 
 from __future__ import annotations
-
-import os
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import predict_pb2
 
 from serving.model_server import errors
 from serving.model_server.servable import DEFAULT_SIGNATURE, Servable
 
-WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
-MAX_WARMUP_RECORDS = 1000
 MAX_ELEMENTS = 1 << 28  # of one tensor in a request
 
 _VALUE_FIELDS = {
@@ -73,23 +69,3 @@ def _decode(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
         raise errors.ServingError(
             errors.INVALID_ARGUMENT, f"tensor parsing error: {name} ({error})"
         ) from error
-
-
-def warm(servable: Servable) -> int:
-    """Runs the warm-up records that a version brings, before it serves.
-
-    Returns:
-        How many records ran; 0 where the version brings none.
-    Raises:
-        ServingError, tf.errors.OpError: a record fails; the version must not be served then.
-    """
-    path = os.path.join(servable.path, WARMUP_FILE)
-    if not tf.io.gfile.exists(path):
-        return 0
-    count = 0
-    for record in tf.data.TFRecordDataset(path).take(MAX_WARMUP_RECORDS).as_numpy_iterator():
-        log = prediction_log_pb2.PredictionLog.FromString(record)
-        if log.WhichOneof("log_type") == "predict_log":
-            predict(servable, log.predict_log.request)
-            count += 1
-    return count

@@ -2,73 +2,186 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
 import typing
+import urllib.parse
+import zlib
 
 from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-
-from serving.model_server import errors, json_tensors
-from serving.model_server.execution import Executor
-from serving.model_server.manager import ModelManager
-from serving.model_server.responses import metadata_response, status_response
-
-_PATH = re.compile(
-    r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
-    r"(?P<rest>/metadata|:predict|:classify|:regress)?",
-    re.IGNORECASE,
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    regression_pb2,
 )
+
+from serving.model_server import errors, examples, json_tensors
+from serving.model_server.answers import METADATA_FIELD, Answers, target
+from serving.model_server.execution import Executor
+
+MAX_UNPACKED_BYTES = 100 << 20  # of a gzip body, as in TensorFlow Serving
+_PREFIX = "/v1/"
+_TARGET = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+_INFERENCE = re.compile(
+    rf"/v1/models/(?P<name>[^/:]+){_TARGET}:(?P<action>classify|regress|predict)", re.IGNORECASE | re.ASCII
+)
+_STATUS = re.compile(rf"/v1/models(?:/(?P<name>[^/:]+))?{_TARGET}(?:/(?P<action>metadata))?", re.IGNORECASE | re.ASCII)
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_CORS = {
+    "access-control-allow-origin": "*",
+    "access-control-allow-methods": "POST, GET",
+    "access-control-allow-headers": "Content-Type",
+}
 
 
-def application(manager: ModelManager, executor: Executor) -> Starlette:
-    """Returns the application: predict, status and metadata of every model under /v1/models."""
+def application(answers: Answers, executor: Executor, *, timeout_s: float = 0.0, cors: bool = False) -> Starlette:
+    """Returns the application: predict, classify, regress, status and metadata of every model under /v1/models.
+
+    Args:
+        answers: what answers requests.
+        executor: where they run.
+        timeout_s: after which a request is answered DEADLINE_EXCEEDED; 0 for none.
+        cors: whether pages of other origins may call.
+    """
 
     async def v1(request: Request) -> Response:
+        path = _path(request)
+        if not path.lower().startswith(_PREFIX) and path.lower() != _PREFIX.rstrip("/"):
+            return PlainTextResponse("Not Found", 404)
         try:
-            body = await request.body()
-            return _json(await executor.submit(_answer, manager, request.method, request.url.path, body))
+            if request.method == "OPTIONS":
+                content = _preflight(request)
+            else:
+                body = _unpacked(request, await request.body())
+                call = executor.submit(answer, answers, request.method, path, body)
+                content = await asyncio.wait_for(call, timeout_s or None)
+            status = 200
         except Exception as error:  # every failure becomes a JSON answer with its code
-            failure = errors.from_exception(error)
-            return _json(json.dumps({"error": failure.message}).encode(), errors.http_status(failure.code))
+            failure = errors.report(f"{request.method} {path}", error)
+            content, status = json_tensors.dump({"error": failure.message}), errors.http_status(failure.code)
+        return Response(content, status, _CORS if cors else None, media_type="application/json")
 
-    return Starlette(routes=[Route("/v1/{path:path}", v1, methods=_METHODS)])
-
-
-def _json(content: bytes, status: int = 200) -> Response:
-    return Response(content, status, media_type="application/json")
+    return Starlette(routes=[Route("/{path:path}", v1, methods=_METHODS)])
 
 
-def _answer(manager: ModelManager, method: str, path: str, body: bytes) -> bytes:
-    match = _PATH.fullmatch(path)
-    action = (match["rest"] or "").lower() if match else ""
-    if match is None or (method == "POST") != action.startswith(":") or method not in ("GET", "POST"):
-        raise errors.ServingError(errors.INVALID_ARGUMENT, f"Malformed request: {method} {path}")
-    version = int(match["version"]) if match["version"] else None
-    if version is not None and version >= 1 << 63:
+def _path(request: Request) -> str:
+    """Returns path and query as they were sent."""
+    path = request.scope["raw_path"].decode("latin-1")
+    query = request.scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else path
+
+
+def _preflight(request: Request) -> bytes:
+    if not re.match("https?://", request.headers.get("origin", "")):
+        raise errors.ServingError(errors.FAILED_PRECONDITION, "OPTIONS needs the header Origin of a CORS preflight.")
+    return b""
+
+
+def _unpacked(request: Request, body: bytes) -> bytes:
+    if "gzip" not in request.headers.get("content-encoding", ""):
+        return body
+    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        result = unpacker.decompress(body, MAX_UNPACKED_BYTES)
+    except zlib.error as error:
+        raise errors.ServingError(errors.INVALID_ARGUMENT, f"The body is no gzip: {error}") from error
+    if not unpacker.eof:
         raise errors.ServingError(
-            errors.INVALID_ARGUMENT, f"Failed to convert version: {match['version']} to numeric."
+            errors.INVALID_ARGUMENT, f"The gzip body ends early, or holds more than {MAX_UNPACKED_BYTES} bytes."
         )
-    name, label = match["name"], match["label"]
-    if action == ":predict":
-        return _predict(manager, name, version, label, body)
-    if action.startswith(":"):
-        raise errors.ServingError(errors.UNIMPLEMENTED, f"{action[1:]} is not served: use predict.")
-    if action == "/metadata":
-        return _print(metadata_response(manager, name, version, label))
-    return _print(status_response(manager, name, version, label))
+    return result
 
 
-def _predict(manager: ModelManager, name: str, version: int | None, label: str | None, body: bytes) -> bytes:
-    with manager.lend(name, version, label) as servable:
-        signature, kind, value = json_tensors.parse_request(body)
-        definition = servable.signature(signature)
-        outputs = servable.run(signature, json_tensors.decode(kind, value, definition))
+def answer(answers: Answers, method: str, path: str, body: bytes) -> bytes:
+    """Returns the JSON that answers a request.
+
+    Raises:
+        ServingError, tf.errors.OpError: as the request or its model has it.
+    """
+    pattern = {"POST": _INFERENCE, "GET": _STATUS}.get(method)
+    match = pattern.fullmatch(path) if pattern else None
+    if match is None:
+        raise errors.ServingError(errors.INVALID_ARGUMENT, f"Malformed request: {method} {path}")
+    spec, action = _spec(match), (match["action"] or "status").lower()
+    return _ACTIONS[action](answers, spec, body)
+
+
+def _spec(match: re.Match[str]) -> model_pb2.ModelSpec:
+    if not match["name"]:
+        raise errors.ServingError(errors.INVALID_ARGUMENT, "Missing model name in request: GET /v1/models/<name>.")
+    spec = model_pb2.ModelSpec(name=urllib.parse.unquote(match["name"]))
+    if match["version"]:
+        try:
+            spec.version.value = int(match["version"])
+        except ValueError as error:
+            raise errors.ServingError(
+                errors.INVALID_ARGUMENT, f"Failed to convert version: {match['version']} to numeric."
+            ) from error
+    if match["label"]:
+        spec.version_label = urllib.parse.unquote(match["label"])
+    return spec
+
+
+def _predict(answers: Answers, spec: model_pb2.ModelSpec, body: bytes) -> bytes:
+    request = json_tensors.parse_object(body)
+    spec.signature_name = json_tensors.signature_name(request)
+    with answers.manager.lend(*target(spec)) as servable:
+        definition = servable.signature(spec.signature_name)
+        kind, value = json_tensors.predict_values(request)
+        outputs = servable.run(spec.signature_name, json_tensors.decode(kind, value, definition))
         return json_tensors.encode_response(kind, outputs)
+
+
+def _classify(answers: Answers, spec: model_pb2.ModelSpec, body: bytes) -> bytes:
+    request = classification_pb2.ClassificationRequest()
+    response = answers.classify(_read_examples(request, spec, body))
+    return _results(
+        [
+            [[entry.label, json_tensors.shortest(entry.score)] for entry in row.classes]
+            for row in response.result.classifications
+        ]
+    )
+
+
+def _regress(answers: Answers, spec: model_pb2.ModelSpec, body: bytes) -> bytes:
+    response = answers.regress(_read_examples(regression_pb2.RegressionRequest(), spec, body))
+    return _results([json_tensors.shortest(entry.value) for entry in response.result.regressions])
+
+
+def _read_examples(request: typing.Any, spec: model_pb2.ModelSpec, body: bytes) -> typing.Any:
+    values = json_tensors.parse_object(body)
+    spec.signature_name = json_tensors.signature_name(values)
+    request.model_spec.CopyFrom(spec)
+    examples.read(values, request.input)
+    return request
+
+
+def _results(rows: list[typing.Any]) -> bytes:
+    return json_tensors.dump({"results": rows})
+
+
+def _status(answers: Answers, spec: model_pb2.ModelSpec, _: bytes) -> bytes:
+    return _print(answers.status(get_model_status_pb2.GetModelStatusRequest(model_spec=spec)))
+
+
+def _metadata(answers: Answers, spec: model_pb2.ModelSpec, _: bytes) -> bytes:
+    request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=[METADATA_FIELD])
+    return _print(answers.metadata(request))
+
+
+_ACTIONS = {
+    "predict": _predict,
+    "classify": _classify,
+    "regress": _regress,
+    "status": _status,
+    "metadata": _metadata,
+}
 
 
 def _print(message: typing.Any) -> bytes:

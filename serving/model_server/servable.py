@@ -17,11 +17,12 @@ DEFAULT_SIGNATURE = "serving_default"
 class Servable:
     """A SavedModel in a Session, and a count of the requests inside, so that it is closed after the last."""
 
-    def __init__(self, name: str, version: int, path: str):
+    def __init__(self, name: str, version: int, path: str, session_threads: tuple[int, int] = (0, 0)):
         self.name = name
         self.version = version
         self.path = path
-        self._model = saved_model.LoadedModel(path)
+        inter_op, intra_op = session_threads
+        self._model = saved_model.LoadedModel(path, inter_op_threads=inter_op, intra_op_threads=intra_op)
         self._idle = threading.Condition()
         self._inside = 0
         self._is_open = True

@@ -13,9 +13,11 @@ import socket
 import grpc
 import uvicorn
 
+from serving.model_server import config, errors
+from serving.model_server.answers import Answers
 from serving.model_server.config import ModelConfig
 from serving.model_server.execution import Executor
-from serving.model_server.grpc_service import add_services
+from serving.model_server.grpc_service import Statuses, add_services
 from serving.model_server.manager import ModelManager
 from serving.model_server.rest import application
 
@@ -29,15 +31,27 @@ class Options:
     """What the command line says."""
 
     models: tuple[ModelConfig, ...]
+    model_config_file: str = ""  # where they stand, if it is to be read again
+    config_poll_wait_s: float = 0.0  # seconds between those readings; 0: none
     host: str = "127.0.0.1"
-    port: int = 8500  # 0: any free one
+    port: int = 8500  # 0: any free one; -1: none
+    grpc_socket_path: str = ""  # a UNIX socket as well
     rest_api_port: int = -1  # 0: any free one; -1: no REST
     ready_file: str = ""
     poll_wait_s: float = 1.0
     max_load_retries: int = 5
     load_retry_interval_s: float = 60.0
     warm_up: bool = True
+    warm_up_iterations: int = 1
+    labels_may_lead: bool = False  # whether a reload takes new labels for versions that are not available yet
+    session_threads: tuple[int, int] = (0, 0)  # inter-op and intra-op; 0: one per core
     as_tensor_content: bool = False
+    verify_signature_methods: bool = False  # whether Classify and Regress look at a signature's method_name
+    with_health: bool = True  # whether grpc.health.v1 is served
+    rest_timeout_s: float = 30.0  # 0: none
+    rest_allows_other_origins: bool = False  # CORS
+    max_grpc_calls: int = 0  # at a time; 0: any
+    grpc_arguments: tuple[tuple[str, int | str], ...] = ()  # of gRPC core
     num_threads: int = 0  # model calls at a time; 0: one per core
     max_waiting: int = 1024  # requests that may wait for them
     stop_grace_s: float = 5.0
@@ -64,23 +78,39 @@ async def serve(options: Options, stop: asyncio.Event) -> None:
         max_load_retries=options.max_load_retries,
         load_retry_interval_s=options.load_retry_interval_s,
         warm_up=options.warm_up,
+        warm_up_iterations=options.warm_up_iterations,
+        labels_may_lead=options.labels_may_lead,
+        session_threads=options.session_threads,
     )
     executor = Executor(options.num_threads or os.cpu_count() or 1, options.max_waiting)
-    grpc_server = grpc.aio.server(options=_UNLIMITED)
-    add_services(grpc_server, manager, executor, as_tensor_content=options.as_tensor_content)
-    grpc_port = grpc_server.add_insecure_port(f"{options.host}:{options.port}")
+    answers = Answers(
+        manager, as_tensor_content=options.as_tensor_content, verify_methods=options.verify_signature_methods
+    )
+    grpc_server = grpc.aio.server(
+        options=[*_UNLIMITED, *options.grpc_arguments],
+        interceptors=[Statuses()],
+        maximum_concurrent_rpcs=options.max_grpc_calls or None,
+    )
+    add_services(grpc_server, answers, executor, with_health=options.with_health)
+    grpc_port = grpc_server.add_insecure_port(f"{options.host}:{options.port}") if options.port >= 0 else None
+    if options.grpc_socket_path:
+        grpc_server.add_insecure_port(f"unix:{options.grpc_socket_path}")
     listener = _listen(options.host, options.rest_api_port) if options.rest_api_port >= 0 else None
     rest_port = listener.getsockname()[1] if listener else None
     loop = asyncio.get_running_loop()
-    tasks = []
+    background, rest, rest_ends = [], None, None
     try:
         await grpc_server.start()
         manager.start()
-        tasks.append(asyncio.create_task(_announce(manager, options.ready_file, grpc_port, rest_port)))
+        background.append(asyncio.create_task(_announce(manager, options.ready_file, grpc_port, rest_port)))
+        if options.model_config_file and options.config_poll_wait_s:
+            background.append(asyncio.create_task(_follow_config(manager, options)))
         if listener:
             rest = _Uvicorn(
                 uvicorn.Config(
-                    application(manager, executor),
+                    application(
+                        answers, executor, timeout_s=options.rest_timeout_s, cors=options.rest_allows_other_origins
+                    ),
                     log_config=None,
                     access_log=False,
                     timeout_keep_alive=_KEEP_ALIVE_S,
@@ -88,20 +118,20 @@ async def serve(options: Options, stop: asyncio.Event) -> None:
                     timeout_graceful_shutdown=int(options.stop_grace_s),
                 )
             )
-            tasks.append(asyncio.create_task(rest.serve(sockets=[listener])))
+            rest_ends = asyncio.create_task(rest.serve(sockets=[listener]))
         _log.info(
-            "listening: gRPC on %s:%d, REST on %s",
-            options.host,
-            grpc_port,
+            "listening: gRPC on %s, REST on %s",
+            options.grpc_socket_path if grpc_port is None else f"{options.host}:{grpc_port}",
             f"{options.host}:{rest_port}" if listener else "no port",
         )
         await stop.wait()
     finally:
-        tasks[0].cancel()
-        if listener and len(tasks) > 1:
+        for task in background:
+            task.cancel()
+        if rest is not None:
             rest.should_exit = True
         await grpc_server.stop(options.stop_grace_s)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*background, *filter(None, [rest_ends]), return_exceptions=True)
         await loop.run_in_executor(None, manager.stop)
         executor.close()
         if listener:
@@ -121,6 +151,21 @@ async def _announce(manager: ModelManager, ready_file: str, grpc_port: int, rest
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(facts, file)
         os.replace(temporary, ready_file)
+
+
+async def _follow_config(manager: ModelManager, options: Options) -> None:
+    """Reads the config file again and again; one that cannot be used leaves the models as they are, and is said."""
+    loop, applied = asyncio.get_running_loop(), options.models
+    while True:
+        await asyncio.sleep(options.config_poll_wait_s)
+        try:
+            models = tuple(await loop.run_in_executor(None, config.read_file, options.model_config_file))
+            if models != applied:
+                await loop.run_in_executor(None, manager.reload, models)
+                applied = models
+                _log.info("%s is in force: %s", options.model_config_file, [model.name for model in models])
+        except (errors.ServingError, OSError) as error:
+            _log.error("%s is not in force: %s", options.model_config_file, error)
 
 
 def _listen(host: str, port: int) -> socket.socket:

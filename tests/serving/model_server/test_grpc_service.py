@@ -7,7 +7,6 @@ import tensorflow as tf
 from google.protobuf import text_format, wrappers_pb2
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import (
-    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_management_pb2,
@@ -93,7 +92,7 @@ def wrong_size():
 @pytest.mark.parametrize(
     ("message", "code", "text"),
     [
-        (request({}, name=""), "INVALID_ARGUMENT", "Missing ModelSpec"),
+        (request({}, name=""), "INVALID_ARGUMENT", "ModelSpec has no name"),
         (request({}, name="nowhere"), "NOT_FOUND", "Servable not found"),
         (request({"x": np.float32([1])}, version=9), "NOT_FOUND", "Specific"),
         (request({"x": np.float32([1])}, "nothing"), "FAILED_PRECONDITION", "not found"),
@@ -109,11 +108,6 @@ def test_bad_requests(prediction, message, code, text):
     with pytest.raises(grpc.RpcError, match=code) as caught:
         prediction.Predict(message, timeout=10)
     assert text in caught.value.details()
-
-
-def test_other_calls_are_unimplemented(prediction):
-    with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
-        prediction.Classify(classification_pb2.ClassificationRequest(), timeout=10)
 
 
 def test_status_and_metadata(prediction, models):
@@ -174,10 +168,16 @@ def test_reload_swaps_models_and_labels_versions(tmp_path, half_plus_two_dir, wr
             predict.Predict(request({"fail": True}, "boom", name="counter"), timeout=10)
 
         reload.config.model_config_list.config[0].version_labels["stable"] = 9
-        assert stub.HandleReloadConfigRequest(reload, timeout=30).status.error_code == 9
+        with pytest.raises(grpc.RpcError, match="FAILED_PRECONDITION"):
+            stub.HandleReloadConfigRequest(reload, timeout=30)
         del reload.config.model_config_list.config[0]
         assert stub.HandleReloadConfigRequest(reload, timeout=30).status.error_code == 0
         with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
             predict.Predict(labelled.__class__.FromString(request({}).SerializeToString()), timeout=10)
         reload.config.model_config_list.config[0].base_path = ""
-        assert stub.HandleReloadConfigRequest(reload, timeout=30).status.error_code == 3
+        with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
+            stub.HandleReloadConfigRequest(reload, timeout=30)
+        reload.config.model_config_list.config[0].base_path = str(tmp_path / "nowhere")
+        reload.config.model_config_list.config[0].name = "other"
+        with pytest.raises(grpc.RpcError, match="UNKNOWN"):
+            stub.HandleReloadConfigRequest(reload, timeout=30)

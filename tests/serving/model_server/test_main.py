@@ -70,7 +70,7 @@ def test_flags_have_the_official_names_and_take_dashes():
     ("arguments", "message"),
     [
         ([], "--model_base_path or --model_config_file"),
-        (["--model_base_path=/m", "--xla_cpu_compilation_enabled=false"], "must be true here"),
+        (["--model_base_path=/m", "--xla_cpu_compilation_enabled=false"], "jit_compile=False"),
         (["--model_base_path=/m", "--enable_model_warmup=maybe"], "must be true or false"),
         (["--model_config_file=/nowhere/models.config"], "No such file"),
     ],

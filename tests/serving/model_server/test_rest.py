@@ -62,7 +62,7 @@ def test_numbers_read_as_the_shortest_text(rest):
     ({"instances": []}, "non-empty list"),
     ({"instances": [1], "inputs": [1]}, "exactly one"),
     ({"signature_name": 3, "inputs": [1]}, "must be a string"),
-    ({"inputs": {"z": [1]}}, "does not have named input"),
+    ({"inputs": {"z": [1]}}, "Missing named input: ['x']"),
     ({"inputs": ["a"]}, "not of expected type"),
     ({"inputs": [True]}, "not of expected type"),
     ({"inputs": [[1], [2, 3]]}, "must all have 1 elements"),
@@ -70,17 +70,17 @@ def test_numbers_read_as_the_shortest_text(rest):
     ({"inputs": 1.0}, "expects shape"),
     ({"signature_name": "none", "inputs": [1]}, "not found"),
     ({"signature_name": "several", "inputs": [1]}, "must be named"),
-    ({"signature_name": "several", "inputs": {"x": [[1, 2]]}}, "Missing but required: {n,text}"),
+    ({"signature_name": "several", "inputs": {"x": [[1, 2]]}}, "Missing named input: ['n', 'text']"),
     ({"instances": [{"x": 1}, {"y": 2}]}, "Instance 1 is not"),
     (several(n=[1.0, 2]), "not of expected type: int64"),
-    (several(n=[2**63, 1]), "too large|too big"),
+    (several(n=[2**63, 1]), "not of expected type: int64"),
     (several(text=["a", {"b64": "!"}]), "base64"),
     (several(text=["a", 3]), "a string tensor takes"),
 ])  # fmt: skip
 def test_bad_requests_are_400_with_the_reason(rest, body, message):
     status, answer = ask(rest, body)
     assert status == 400
-    assert any(part in answer["error"] for part in message.split("|")), answer
+    assert message in answer["error"]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_bad_requests_are_400_with_the_reason(rest, body, message):
         ("POST", "/nowhere:predict", 404),
         ("POST", "/half_plus_two/versions/7:predict", 404),
         ("POST", "/half_plus_two/labels/stable:predict", 400),
-        ("POST", "/half_plus_two:classify", 501),
+        ("POST", "/half_plus_two:classify", 400),
         ("GET", "/half_plus_two:predict", 400),
         ("POST", "/half_plus_two", 400),
         ("DELETE", "/half_plus_two", 400),
