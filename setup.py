@@ -24,12 +24,12 @@ EXTRAS = {
         "psutil>=5.9", "setuptools<81",
     ],
     "serving": [
-        "grpcio>=1.60", "httpx>=0.27", "orjson>=3.10", "starlette>=0.40",
+        "grpcio>=1.60", "httpx>=0.27", "orjson>=3.10", "prometheus-client>=0.20", "starlette>=0.40",
         "tensorflow-serving-api>=2.16", "uvicorn>=0.30",
     ],
     "stream": [
         f"apache-beam==2.74.0; {OLD}", f"apache-beam>=2.74,<2.78; {NEW}",
-        "confluent-kafka>=2.4", "dill>=0.4", "redis>=5", f"tensorflow-io==0.37.1; {OLD}",
+        "confluent-kafka>=2.4", "dill>=0.4", "prometheus-client>=0.20", "redis>=5", f"tensorflow-io==0.37.1; {OLD}",
     ],
     "gpu": ["tensorflow[and-cuda]>=2.16,<2.22"],
 }

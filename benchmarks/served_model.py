@@ -1,4 +1,4 @@
-"""What the benchmarks of the server share: a click model of the quickstart's size with drawn weights, and its server."""
+"""What the benchmarks of the server share: a click model of the default run's size, weights drawn, and its server."""
 
 import contextlib
 import json

@@ -30,6 +30,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from serving import logs, metrics, replica_metrics
 from tfmm.index import rows as rows_lib
 from tfmm.index import store
 
@@ -42,6 +43,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _NO_INDEX = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
+FOLLOWING = "following"  # the state of a table, or of a server, that is kept up to date
 _HOLD_S = 5.0  # before a refused batch is tried again
 
 
@@ -124,12 +126,16 @@ class Lag:
     rows: int  # changes that it does not have yet
     state: str  # following, or what keeps it from following
 
+    @property
+    def is_following(self) -> bool:
+        return self.state == FOLLOWING
+
 
 @dataclasses.dataclass
 class _Table:
     encoder_version: str
     watermark: int
-    state: str = "following"
+    state: str = FOLLOWING
     held_until: float = 0.0
 
 
@@ -190,7 +196,7 @@ class _Follower(threading.Thread):
             _log.info("%s: versions in service: %s", self._replica.target, available)
         self._versions = versions
         self._next_refresh = time.monotonic() + self._replicator.refresh_s
-        self._set_state("following" if versions else "no version in service")
+        self._set_state(FOLLOWING if versions else "no version in service")
 
     def _warm_up(self, version: int, tables: dict[str, _Table]) -> None:
         """Sends nothing to each table: a version's first upsert is slow, and the next new item is not to wait."""
@@ -236,7 +242,7 @@ class _Follower(threading.Thread):
                 table.state = f"{error.code().name}: {error.details()}"[:300]
                 _log.error("%s version %d, %s: %s", self._replica.target, version, modality, table.state)
                 continue
-            table.watermark, table.state = int(rows.sequences[-1]), "following"
+            table.watermark, table.state = int(rows.sequences[-1]), FOLLOWING
             has_more |= len(rows) == size
             _log.info(
                 "%s version %d, %s: up to %d, %d rows",
@@ -352,13 +358,16 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
     parser.add_argument("--model-name", default="tfmm")
     parser.add_argument("--ready-file", type=pathlib.Path, help="JSON file written once every replica is up to date")
     parser.add_argument("--status-file", type=pathlib.Path, help="JSON file with the lag of every table, each second")
+    metrics.add_options(parser)
+    logs.add_options(parser)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logs.configure(options.log_format, options.log_level)
     replicator = Replicator(options.index, options.target, options.model_name)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: replicator.stop_requested.set())
     is_ready, next_report = options.ready_file is None, 0.0
-    with replicator:
+    registry = metrics.registry(replica_metrics.LagMetrics(replicator.lag))
+    with metrics.served(registry, options.metrics_port, options.metrics_host), replicator:
         while not replicator.stop_requested.wait(1.0 if is_ready else 0.02):
             lags = replicator.lag()
             if not is_ready and all(lag.version and lag.rows == 0 for lag in lags):

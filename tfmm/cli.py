@@ -211,7 +211,7 @@ def export(
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def serve(index_url: str | None, flags: tuple[str, ...]) -> None:
     """Serve SavedModels over TF Serving's gRPC and REST, with its flags."""
-    from serving import replicator
+    from serving import replica_metrics, replicator
     from serving.model_server import __main__ as model_server
     from tfmm.index import store
 
@@ -225,7 +225,8 @@ def serve(index_url: str | None, flags: tuple[str, ...]) -> None:
     follower = replicator.Replicator(index_url, [f"127.0.0.1:{given.port}"], given.model_name) if index_url else None
     with follower or contextlib.nullcontext():
         try:
-            raise SystemExit(model_server.main(flags, command_line))
+            measured = [replica_metrics.LagMetrics(follower.lag)] if follower else []
+            raise SystemExit(model_server.main(flags, command_line, measured))
         except RuntimeError as error:  # gRPC's word for a port that is taken
             ports = f"{given.port} and {given.rest_api_port}"
             raise OSError(f"The server could not start on ports {ports}: {error}") from error
@@ -237,12 +238,21 @@ def serve(index_url: str | None, flags: tuple[str, ...]) -> None:
 @click.option(
     "--encoders", "encoders_dir", type=ExistingFolder, help="As `tfmm pretrain` wrote them; own vectors need none."
 )
-def stream(events_path: pathlib.Path, index_url: str, encoders_dir: pathlib.Path | None) -> None:
+@click.option("--metrics-port", type=int, default=-1, help="Prometheus metrics on 127.0.0.1; 0 takes a free port.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def stream(
+    events_path: pathlib.Path,
+    index_url: str,
+    encoders_dir: pathlib.Path | None,
+    metrics_port: int,
+    log_format: str,
+) -> None:
     """Embed new items as their events arrive, by a streaming Beam job."""
     from serving.streaming import __main__ as streaming
 
     encoders = [] if encoders_dir is None else ["--encoders", str(encoders_dir)]
-    streaming.main(["--events", str(events_path), "--index", index_url, *encoders])
+    flags = [f"--metrics-port={metrics_port}", f"--log-format={log_format}"]
+    streaming.main(["--events", str(events_path), "--index", index_url, *encoders, *flags])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ EXTRA_OF_MODULE = {
     "ml_metadata": "pipeline",
     "orjson": "serving",
     "pandera": "pipeline",
+    "prometheus_client": "serving",
     "psutil": "pipeline",
     "redis": "stream",
     "starlette": "serving",

@@ -2,4 +2,4 @@
 
 from tfmm import extras
 
-extras.verify("serving", "grpc", "tensorflow_serving", "starlette", "uvicorn")
+extras.verify("serving", "grpc", "prometheus_client", "tensorflow_serving", "starlette", "uvicorn")

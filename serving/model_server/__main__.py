@@ -40,7 +40,7 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
         prog: the command's name.
         **defaults: values of flags that are not given, where they differ from those below.
     """
-    from serving import logs
+    from serving import logs, metrics
     from serving.model_server import flags as other_flags
 
     result = argparse.ArgumentParser(
@@ -95,6 +95,8 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
         flag(name, kind, argparse.SUPPRESS, f"changes nothing: {reason}")
     for name, (kind, harmless, reason) in other_flags.REFUSED.items():
         flag(name, kind, argparse.SUPPRESS, f"must be {str(harmless) or 'empty'}: {reason}")
+    flag("monitoring_config_file", str, "", "MonitoringConfig as text proto: Prometheus metrics on the REST port")
+    metrics.add_options(result)
     logs.add_options(result)
     result.add_argument("--version", action="store_true", help="say which versions these are, and end")
     result.set_defaults(**defaults)
@@ -112,6 +114,8 @@ def _faults(flags: argparse.Namespace) -> list[str]:
         result.append("--port, --grpc_socket_path or --rest_api_port must be given: nothing would be served.")
     if flags.port == flags.rest_api_port > 0:
         result.append(f"--port and --rest_api_port must differ. Received: {flags.port} for both.")
+    if flags.monitoring_config_file and flags.rest_api_port < 0:
+        result.append("--monitoring_config_file needs --rest_api_port; --metrics_port does without.")
     if flags.file_system_poll_wait_seconds < 0 or flags.model_config_file_poll_wait_seconds < 0:
         result.append("Waits between looks at files must be 0 or more seconds.")
     if flags.tensorflow_session_parallelism and (
@@ -122,13 +126,16 @@ def _faults(flags: argparse.Namespace) -> list[str]:
 
 
 def main(
-    arguments: typing.Sequence[str] | None = None, command_line: argparse.ArgumentParser | None = None
+    arguments: typing.Sequence[str] | None = None,
+    command_line: argparse.ArgumentParser | None = None,
+    collectors: typing.Sequence[typing.Any] = (),
 ) -> int:
     """Serves until SIGTERM or SIGINT.
 
     Args:
         arguments: the flags; None for the process's own.
         command_line: what `parser` returned, where defaults differ.
+        collectors: give further metrics, of others in this process.
     Raises:
         OSError, RuntimeError: a port is taken.
     """
@@ -139,7 +146,7 @@ def main(
     if faults := _faults(flags):
         command_line.error("\n".join(faults))
     from serving import logs
-    from serving.model_server import config, errors
+    from serving.model_server import config, errors, metrics
     from serving.model_server.server import Options, serve
 
     logs.configure(flags.log_format, flags.log_level)
@@ -149,6 +156,7 @@ def main(
             if flags.model_config_file
             else [config.ModelConfig(flags.model_name, flags.model_base_path)]
         )
+        metrics_path = metrics.monitored_path(flags.monitoring_config_file) if flags.monitoring_config_file else ""
     except (errors.ServingError, OSError) as error:
         command_line.error(str(error))
     options = Options(
@@ -179,13 +187,16 @@ def main(
         grpc_arguments=flags.grpc_channel_arguments,
         num_threads=flags.num_threads,
         max_waiting=flags.max_waiting,
+        metrics_path=metrics_path,
+        metrics_port=flags.metrics_port,
+        metrics_host=flags.metrics_host,
     )
 
     async def run() -> None:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve(options, stop)
+        await serve(options, stop, collectors)
 
     asyncio.run(run())
     return 0

@@ -6,10 +6,12 @@ import asyncio
 import logging
 
 import tensorflow as tf
+from tensorflow.core.protobuf import error_codes_pb2
 
 _log = logging.getLogger("serving.model_server")
 
 OK = 0
+CANCELLED = tf.errors.CANCELLED
 UNKNOWN = tf.errors.UNKNOWN
 INVALID_ARGUMENT = tf.errors.INVALID_ARGUMENT
 DEADLINE_EXCEEDED = tf.errors.DEADLINE_EXCEEDED
@@ -75,6 +77,15 @@ def report(call: str, error: BaseException) -> ServingError:
     if http_status(failure.code) == 500:
         _log.error("%.200s failed: %s", call, failure.message, exc_info=error)
     return failure
+
+
+def name_of(code: int) -> str:
+    """Returns the name of a canonical code.
+
+    >>> name_of(3)
+    'INVALID_ARGUMENT'
+    """
+    return error_codes_pb2.Code.Name(code)
 
 
 def http_status(code: int) -> int:

@@ -16,8 +16,19 @@ class Executor:
 
     def __init__(self, num_threads: int, max_waiting: int):
         self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
+        self._num_threads = num_threads
         self._limit = num_threads + max_waiting
         self._held = 0
+
+    @property
+    def running(self) -> int:
+        """Calls that run."""
+        return min(self._held, self._num_threads)
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a thread."""
+        return self._held - self.running
 
     async def submit(self, call: typing.Callable[..., T], *arguments: typing.Any) -> T:
         """Awaits `call(*arguments)`; a caller that goes away while waiting takes its call with it.

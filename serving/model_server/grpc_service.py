@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import typing
 
 import grpc
@@ -24,6 +25,7 @@ from serving.model_server import config, errors
 from serving.model_server.answers import Answers
 from serving.model_server.execution import Executor
 from serving.model_server.manager import ModelManager
+from serving.model_server.metrics import ServerMetrics
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3  # grpc.health.v1.HealthCheckResponse
@@ -37,8 +39,17 @@ _HEALTH_NAMES = (
 _HEALTH_POLL_S = 0.2
 
 
+_MEASURED = ("Predict", "Classify", "Regress", "MultiInference")
+
+
 class Statuses(grpc.aio.ServerInterceptor):
-    """Turns whatever a call raises into its status; a message that is none is the client's fault, and said so."""
+    """Turns whatever a call raises into its status, and counts it.
+
+    A message that cannot be parsed is the client's fault, and said so.
+    """
+
+    def __init__(self, metrics: ServerMetrics):
+        self._metrics = metrics
 
     async def intercept_service(self, continuation, details):  # type: ignore[no-untyped-def]
         handler = await continuation(details)
@@ -46,15 +57,29 @@ class Statuses(grpc.aio.ServerInterceptor):
             return handler
 
         async def answer(raw: bytes, context: grpc.aio.ServicerContext) -> typing.Any:
+            started, code, request = time.perf_counter(), errors.CANCELLED, None
             try:
-                return await handler.unary_unary(_parse(handler.request_deserializer, raw), context)
-            except grpc.aio.AbortError:
-                raise
+                request = _parse(handler.request_deserializer, raw)
+                response = await handler.unary_unary(request, context)
+                code = errors.OK
+                return response
             except Exception as error:  # every failure becomes a status
                 failure = errors.report(details.method, error)
+                code = failure.code
                 await context.abort(_CODES.get(failure.code, grpc.StatusCode.UNKNOWN), failure.message)
+            finally:
+                name = details.method.rsplit("/", 1)[-1]
+                if name in _MEASURED:
+                    self._metrics.record(name, "GRPC", _spec(request), code, time.perf_counter() - started)
 
         return grpc.unary_unary_rpc_method_handler(answer, response_serializer=handler.response_serializer)
+
+
+def _spec(request: typing.Any) -> typing.Any:
+    """Returns the ModelSpec of an inference request, None where it has none."""
+    if isinstance(request, inference_pb2.MultiInferenceRequest):
+        return request.tasks[0].model_spec if request.tasks else None
+    return request.model_spec if request is not None else None
 
 
 def _parse(deserializer: typing.Callable[[bytes], typing.Any], raw: bytes) -> typing.Any:

@@ -17,6 +17,7 @@ from serving.model_server.config import ModelConfig
 from serving.model_server.servable import Servable
 
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50  # ModelVersionStatus.State
+STATE_NAMES = {START: "START", LOADING: "LOADING", AVAILABLE: "AVAILABLE", UNLOADING: "UNLOADING", END: "END"}
 _log = logging.getLogger("serving.model_server")
 
 
@@ -223,6 +224,15 @@ class ModelManager:
                 )
             chosen = sorted(model.values(), key=lambda v: -v.version) if version is None else [model[version]]
             return [dataclasses.replace(v) for v in chosen]
+
+    def names(self) -> typing.Collection[str]:
+        """Returns the names of the configured models."""
+        return self._configs.keys()
+
+    def versions(self) -> list[tuple[str, Version]]:
+        """Returns every version of every model with the model's name."""
+        with self._changed:
+            return [(name, dataclasses.replace(v)) for name, model in self._models.items() for v in model.values()]
 
     def is_ready(self) -> bool:
         """Whether every configured model has a version in service."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import typing
 import urllib.parse
 import zlib
@@ -21,9 +22,11 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from serving import metrics as metrics_lib
 from serving.model_server import errors, examples, json_tensors
 from serving.model_server.answers import METADATA_FIELD, Answers, target
 from serving.model_server.execution import Executor
+from serving.model_server.metrics import ServerMetrics
 
 MAX_UNPACKED_BYTES = 100 << 20  # of a gzip body, as in TensorFlow Serving
 _PREFIX = "/v1/"
@@ -40,12 +43,22 @@ _CORS = {
 }
 
 
-def application(answers: Answers, executor: Executor, *, timeout_s: float = 0.0, cors: bool = False) -> Starlette:
+def application(
+    answers: Answers,
+    executor: Executor,
+    metrics: ServerMetrics,
+    *,
+    metrics_path: str = "",
+    timeout_s: float = 0.0,
+    cors: bool = False,
+) -> Starlette:
     """Returns the application: predict, classify, regress, status and metadata of every model under /v1/models.
 
     Args:
         answers: what answers requests.
         executor: where they run.
+        metrics: what counts them.
+        metrics_path: where the metrics are read; "" for nowhere.
         timeout_s: after which a request is answered DEADLINE_EXCEEDED; 0 for none.
         cors: whether pages of other origins may call.
     """
@@ -54,20 +67,29 @@ def application(answers: Answers, executor: Executor, *, timeout_s: float = 0.0,
         path = _path(request)
         if not path.lower().startswith(_PREFIX) and path.lower() != _PREFIX.rstrip("/"):
             return PlainTextResponse("Not Found", 404)
+        started, code = time.perf_counter(), errors.CANCELLED
+        action, spec = "", model_pb2.ModelSpec()
         try:
             if request.method == "OPTIONS":
                 content = _preflight(request)
             else:
+                action = parse_path(request.method, path, spec)
                 body = _unpacked(request, await request.body())
-                call = executor.submit(answer, answers, request.method, path, body)
+                call = executor.submit(_ACTIONS[action], answers, spec, body)
                 content = await asyncio.wait_for(call, timeout_s or None)
-            status = 200
+            code = errors.OK
         except Exception as error:  # every failure becomes a JSON answer with its code
             failure = errors.report(f"{request.method} {path}", error)
-            content, status = json_tensors.dump({"error": failure.message}), errors.http_status(failure.code)
-        return Response(content, status, _CORS if cors else None, media_type="application/json")
+            content, code = json_tensors.dump({"error": failure.message}), failure.code
+        finally:
+            metrics.record(action, "REST", spec, code, time.perf_counter() - started)
+        return Response(content, errors.http_status(code), _CORS if cors else None, media_type="application/json")
 
-    return Starlette(routes=[Route("/{path:path}", v1, methods=_METHODS)])
+    async def page(request: Request) -> Response:
+        return PlainTextResponse(await asyncio.to_thread(metrics_lib.page, metrics.registry))
+
+    pages = [Route(metrics_path, page, methods=["GET"])] if metrics_path else []
+    return Starlette(routes=[*pages, Route("/{path:path}", v1, methods=_METHODS)])
 
 
 def _path(request: Request) -> str:
@@ -98,24 +120,22 @@ def _unpacked(request: Request, body: bytes) -> bytes:
     return result
 
 
-def answer(answers: Answers, method: str, path: str, body: bytes) -> bytes:
-    """Returns the JSON that answers a request.
+def parse_path(method: str, path: str, spec: model_pb2.ModelSpec) -> str:
+    """Returns what a request asks for, of `_ACTIONS`, and fills in which model it asks.
 
     Raises:
-        ServingError, tf.errors.OpError: as the request or its model has it.
+        ServingError: INVALID_ARGUMENT where it asks for nothing that there is.
+
+    >>> parse_path("POST", "/v1/models/tfmm:predict", model_pb2.ModelSpec())
+    'predict'
     """
     pattern = {"POST": _INFERENCE, "GET": _STATUS}.get(method)
     match = pattern.fullmatch(path) if pattern else None
     if match is None:
         raise errors.ServingError(errors.INVALID_ARGUMENT, f"Malformed request: {method} {path}")
-    spec, action = _spec(match), (match["action"] or "status").lower()
-    return _ACTIONS[action](answers, spec, body)
-
-
-def _spec(match: re.Match[str]) -> model_pb2.ModelSpec:
     if not match["name"]:
         raise errors.ServingError(errors.INVALID_ARGUMENT, "Missing model name in request: GET /v1/models/<name>.")
-    spec = model_pb2.ModelSpec(name=urllib.parse.unquote(match["name"]))
+    spec.name = urllib.parse.unquote(match["name"])
     if match["version"]:
         try:
             spec.version.value = int(match["version"])
@@ -125,7 +145,7 @@ def _spec(match: re.Match[str]) -> model_pb2.ModelSpec:
             ) from error
     if match["label"]:
         spec.version_label = urllib.parse.unquote(match["label"])
-    return spec
+    return (match["action"] or "status").lower()
 
 
 def _predict(answers: Answers, spec: model_pb2.ModelSpec, body: bytes) -> bytes:

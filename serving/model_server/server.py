@@ -9,16 +9,19 @@ import json
 import logging
 import os
 import socket
+import typing
 
 import grpc
 import uvicorn
 
+from serving import metrics
 from serving.model_server import config, errors
 from serving.model_server.answers import Answers
 from serving.model_server.config import ModelConfig
 from serving.model_server.execution import Executor
 from serving.model_server.grpc_service import Statuses, add_services
 from serving.model_server.manager import ModelManager
+from serving.model_server.metrics import ServerMetrics
 from serving.model_server.rest import application
 
 _log = logging.getLogger("serving.model_server")
@@ -54,6 +57,9 @@ class Options:
     grpc_arguments: tuple[tuple[str, int | str], ...] = ()  # of gRPC core
     num_threads: int = 0  # model calls at a time; 0: one per core
     max_waiting: int = 1024  # requests that may wait for them
+    metrics_path: str = ""  # of Prometheus metrics on the REST port; "": none there
+    metrics_port: int = -1  # of theirs alone; 0: any free one; -1: none
+    metrics_host: str = "127.0.0.1"
     stop_grace_s: float = 5.0
 
 
@@ -64,11 +70,18 @@ class _Uvicorn(uvicorn.Server):
         return contextlib.nullcontext()
 
 
-async def serve(options: Options, stop: asyncio.Event) -> None:
+async def serve(
+    options: Options, stop: asyncio.Event, collectors: typing.Sequence[metrics.Collector] = ()
+) -> None:
     """Serves until `stop` is set, then ends open requests and frees every model.
 
-    Once every model has a version in service, `ready_file` gets {"pid", "grpc_port", "rest_port"} as JSON.
+    Once every model has a version in service, `ready_file` gets {"pid", "grpc_port", "rest_port"} as JSON, with
+    "metrics_port" where there is one.
 
+    Args:
+        options: what the command line says.
+        stop: ends it.
+        collectors: give further metrics, of others in this process.
     Raises:
         OSError, RuntimeError: a port is taken.
     """
@@ -86,9 +99,10 @@ async def serve(options: Options, stop: asyncio.Event) -> None:
     answers = Answers(
         manager, as_tensor_content=options.as_tensor_content, verify_methods=options.verify_signature_methods
     )
+    measured = ServerMetrics(manager, executor, collectors)
     grpc_server = grpc.aio.server(
         options=[*_UNLIMITED, *options.grpc_arguments],
-        interceptors=[Statuses()],
+        interceptors=[Statuses(measured)],
         maximum_concurrent_rpcs=options.max_grpc_calls or None,
     )
     add_services(grpc_server, answers, executor, with_health=options.with_health)
@@ -99,17 +113,29 @@ async def serve(options: Options, stop: asyncio.Event) -> None:
     rest_port = listener.getsockname()[1] if listener else None
     loop = asyncio.get_running_loop()
     background, rest, rest_ends = [], None, None
+    metrics_end = contextlib.ExitStack()
     try:
+        metrics_port = metrics_end.enter_context(
+            metrics.served(measured.registry, options.metrics_port, options.metrics_host)
+        )
         await grpc_server.start()
         manager.start()
-        background.append(asyncio.create_task(_announce(manager, options.ready_file, grpc_port, rest_port)))
+        facts = {"pid": os.getpid(), "grpc_port": grpc_port, "rest_port": rest_port}
+        if metrics_port is not None:
+            facts["metrics_port"] = metrics_port
+        background.append(asyncio.create_task(_announce(manager, options.ready_file, facts)))
         if options.model_config_file and options.config_poll_wait_s:
             background.append(asyncio.create_task(_follow_config(manager, options)))
         if listener:
             rest = _Uvicorn(
                 uvicorn.Config(
                     application(
-                        answers, executor, timeout_s=options.rest_timeout_s, cors=options.rest_allows_other_origins
+                        answers,
+                        executor,
+                        measured,
+                        metrics_path=options.metrics_path,
+                        timeout_s=options.rest_timeout_s,
+                        cors=options.rest_allows_other_origins,
                     ),
                     log_config=None,
                     access_log=False,
@@ -132,6 +158,7 @@ async def serve(options: Options, stop: asyncio.Event) -> None:
             rest.should_exit = True
         await grpc_server.stop(options.stop_grace_s)
         await asyncio.gather(*background, *filter(None, [rest_ends]), return_exceptions=True)
+        await loop.run_in_executor(None, metrics_end.close)
         await loop.run_in_executor(None, manager.stop)
         executor.close()
         if listener:
@@ -141,12 +168,11 @@ async def serve(options: Options, stop: asyncio.Event) -> None:
                 os.remove(options.ready_file)
 
 
-async def _announce(manager: ModelManager, ready_file: str, grpc_port: int, rest_port: int | None) -> None:
+async def _announce(manager: ModelManager, ready_file: str, facts: dict[str, int | None]) -> None:
     while not manager.is_ready():
         await asyncio.sleep(0.02)
     _log.info("ready")
     if ready_file:
-        facts = {"pid": os.getpid(), "grpc_port": grpc_port, "rest_port": rest_port}
         temporary = f"{ready_file}.{os.getpid()}"
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(facts, file)

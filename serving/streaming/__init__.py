@@ -2,4 +2,4 @@
 
 from tfmm import extras
 
-extras.verify("stream", "apache_beam")
+extras.verify("stream", "apache_beam", "prometheus_client")

@@ -8,6 +8,8 @@ import os
 import signal
 import typing
 
+from serving import logs, metrics
+
 
 def main(arguments: typing.Sequence[str] | None = None) -> None:
     """Runs the job; options that it does not know go to Beam."""
@@ -31,24 +33,28 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
         default=60_000.0,
         help="until a bundle ends (default: 60000; 500 on Flink, whose checkpoints wait for it)",
     )
+    metrics.add_options(parser)
+    logs.add_options(parser)
     options, pipeline_args = parser.parse_known_args(arguments)
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logs.configure(options.log_format, options.log_level)
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
     from serving.streaming import event_log, pipeline
+    from serving.streaming import metrics as stream_metrics
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: pipeline.stop_requested.set())
-    pipeline.run(
-        event_log.SQLiteEventLog(options.events),
-        options.encoders,
-        options.index,
-        options.ready_file,
-        options.poll_ms / 1000,
-        options.bundle_ms / 1000,
-        [*pipeline.PIPELINE_ARGS, *pipeline_args],
-    )
+    with metrics.served(stream_metrics.REGISTRY, options.metrics_port, options.metrics_host):
+        pipeline.run(
+            event_log.SQLiteEventLog(options.events),
+            options.encoders,
+            options.index,
+            options.ready_file,
+            options.poll_ms / 1000,
+            options.bundle_ms / 1000,
+            [*pipeline.PIPELINE_ARGS, *pipeline_args],
+        )
     logging.info("stopped")
 
 

@@ -23,7 +23,7 @@ MAX_VALUES = rows_lib.MAX_DIM  # of a vector
 _BASE64 = "base64"  # of an object in `contents` that holds bytes
 _MAX_DIGITS = 1000  # of an integer; Python's own limit may be off, and the time grows with the square
 _NAMED = {event_field(modality.name): modality for modality in DEFAULT}  # fields with the content of one modality
-_FIELDS = ("version", "item_id", "category", "features", *_NAMED, "contents", "event_time_us", "withdrawn")
+FIELDS = ("version", "item_id", "category", "features", *_NAMED, "contents", "event_time_us", "withdrawn")
 
 
 class EventError(ValueError):
@@ -121,8 +121,8 @@ def _parse(payload: bytes) -> NewItem:
     version = event.get("version")
     if not is_integer(version) or version != VERSION:
         raise EventError(f"version: must be {VERSION}, not {shorten(version)}")
-    if unknown := sorted(set(event) - set(_FIELDS)):
-        raise EventError(f"unknown fields: {', '.join(unknown)[:200]}; an event has {', '.join(_FIELDS)}")
+    if unknown := sorted(set(event) - set(FIELDS)):
+        raise EventError(f"unknown fields: {', '.join(unknown)[:200]}; an event has {', '.join(FIELDS)}")
     time_us = event.get("event_time_us")
     if time_us is None or not is_integer(time_us) or not 0 <= time_us < 1 << 63:
         raise EventError(f"event_time_us: must be microseconds since 1970, not {shorten(time_us)}")

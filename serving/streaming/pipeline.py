@@ -15,7 +15,7 @@ from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTr
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.timestamp import Duration
 
-from serving.streaming import embedding, event_log, ingestion
+from serving.streaming import embedding, event_log, ingestion, metrics
 from tfmm import artifacts
 from tfmm.index import beam as index_beam
 from tfmm.index import encode, item_features, store
@@ -118,6 +118,7 @@ class EmbedEvents(beam.DoFn):
 
     def process(self, batch: embedding.EventBatch) -> None:
         outcome = ingestion.ingest(batch, self._encoders, self._index, item_features.layouts(self._index))
+        metrics.record(batch, outcome)
         items, withdrawn = outcome.items, outcome.withdrawn
         for name, count in (("events", len(batch.events)), ("dead_letters", len(outcome.dead))):
             beam.metrics.Metrics.counter(_METRICS, name).inc(count)

@@ -75,7 +75,7 @@ def write_counter(path):
 
 @contextlib.contextmanager
 def running_server(base_path, name="half_plus_two", **options):
-    """Serves in a thread; yields {"grpc": address, "rest": url} once every model is in service."""
+    """Serves in a thread; yields {"grpc": address, "rest": url, "metrics": url} once every model is in service."""
     base_path.mkdir(exist_ok=True)
     ready_file = base_path / "ready.json"
     models = options.pop("models", (ModelConfig(name, str(base_path), options.pop("latest", 1)),))
@@ -102,7 +102,11 @@ def running_server(base_path, name="half_plus_two", **options):
             assert thread.is_alive() and time.monotonic() < deadline, "the server did not get ready"
             time.sleep(0.02)
         ports = json.loads(ready_file.read_text())
-        yield {"grpc": f"127.0.0.1:{ports['grpc_port']}", "rest": f"http://127.0.0.1:{ports['rest_port']}"}
+        yield {
+            "grpc": f"127.0.0.1:{ports['grpc_port']}",
+            "rest": f"http://127.0.0.1:{ports['rest_port']}",
+            "metrics": f"http://127.0.0.1:{ports.get('metrics_port')}",
+        }
     finally:
         state["loop"].call_soon_threadsafe(state["stop"].set)
         thread.join(30)

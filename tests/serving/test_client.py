@@ -116,7 +116,7 @@ def test_upsert_and_status_work_over_rest(client):
 def test_refusals_carry_code_and_reason(client, served):
     with pytest.raises(PredictError, match=r"INVALID_ARGUMENT: input size .* required: {.*category"):
         client.predict({"user_id": [1]})
-    with pytest.raises(PredictError, match=r"400: .*required"):
+    with pytest.raises(PredictError, match=r"400: Missing named input"):
         client.predict_rest({"user_id": [1]})
     with pytest.raises(PredictError, match=r"INVALID_ARGUMENT: assertion failed: .*`category` must be as long as"):
         client.predict(pointwise(3) | {"category": np.array([1])})

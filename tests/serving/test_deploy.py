@@ -4,13 +4,14 @@ import re
 
 import yaml
 
-from serving.model_server import config
+from serving.model_server import config, metrics
 
 
 def test_files_agree_with_the_commands(root):
     deploy = root / "serving" / "deploy"
     (model,) = config.read_file(str(deploy / "models.config"))
     assert model.name == "tfmm"
+    assert metrics.monitored_path(str(deploy / "monitoring.config")) == metrics.DEFAULT_PATH
     dockerfile = (deploy / "Dockerfile").read_text()
     assert {"--xla_cpu_compilation_enabled=true", "--enable_batching=false"} <= set(
         re.findall(r'"(--[^"]+)"', dockerfile)

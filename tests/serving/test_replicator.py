@@ -12,6 +12,7 @@ import threading
 import time
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -244,7 +245,7 @@ def test_no_targets_are_refused(index):
 def test_command_follows_and_ends_on_sigterm(index, tmp_path, root):
     export(index, tmp_path / "model" / "1")
     write(index, [9], time_us=2)
-    ready, status = tmp_path / "ready.json", tmp_path / "status.json"
+    ready, status, port = tmp_path / "ready.json", tmp_path / "status.json", free_port()
     with serving(tmp_path / "model") as target:
         process = subprocess.Popen(
             [
@@ -259,6 +260,7 @@ def test_command_follows_and_ends_on_sigterm(index, tmp_path, root):
                 str(ready),
                 "--status-file",
                 str(status),
+                f"--metrics-port={port}",
             ],
             cwd=root,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -273,6 +275,10 @@ def test_command_follows_and_ends_on_sigterm(index, tmp_path, root):
             while json.loads(status.read_text())["tables"][0]["version"] != 1:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
+            told = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+            table = f'{{modality="image",target="{target}",version="1"}}'
+            assert f"tfmm_replica_lag_rows{table} 0.0" in told and f"tfmm_replica_following{table} 1.0" in told
+            assert f'tfmm_replica_reached{{target="{target}"}} 1.0' in told
             (table,) = json.loads(status.read_text())["tables"]
             assert (table["rows"], table["modality"], table["version"]) == (0, "image", 1)
             process.send_signal(signal.SIGTERM)

@@ -26,7 +26,8 @@ THEIRS = [  # of its main.cc
     "remove_unused_fields_from_bundle_metagraph", "prefer_tflite_model", "num_tflite_pools",
     "num_tflite_interpreters_per_pool", "enable_signature_method_name_check", "xla_cpu_compilation_enabled",
     "xla_gpu_compilation_enabled", "enable_profiler", "thread_pool_factory_config_file", "mixed_precision",
-    "skip_initialize_tpu", "enable_grpc_healthcheck_service", "enable_serialization_as_tensor_content",
+    "skip_initialize_tpu", "enable_grpc_healthcheck_service", "monitoring_config_file",
+    "enable_serialization_as_tensor_content",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serving.streaming import __main__ as streaming
-from serving.streaming import event_log, events, pipeline
+from serving.streaming import event_log, events, metrics, pipeline
 from tfmm import artifacts, fingerprints
 from tfmm.index import encode, item_index
 
@@ -45,6 +45,11 @@ def test_events_become_embeddings_withdrawals_and_dead_letters(running, encoders
     reasons = {(offset, reason.split(":")[0]) for _, offset, reason, _ in index.dead_letters(log.name)}
     assert reasons == {(2, "not JSON"), (3, "image"), (4, "title")}
     assert any("a poison" in reason for _, _, reason, _ in index.dead_letters())
+    told = metrics.REGISTRY.get_sample_value
+    assert told("tfmm_stream_events_total", {"source": log.name}) == 5
+    for reason in ("not JSON", "image", "title"):
+        assert told("tfmm_stream_dead_letters_total", {"source": log.name, "reason": reason}) == 1
+    assert told("tfmm_stream_watermark_seconds", {"source": log.name}) == 13e-6
 
     time.sleep(0.7)  # another bundle
     last = log.append([events.make_event("a", withdrawn=True, event_time_us=20),
