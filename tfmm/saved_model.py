@@ -152,6 +152,7 @@ class LoadedModel:
 
     def close(self) -> None:
         self.session.close()
+        self._calls.clear()  # each holds the session
 
     def __enter__(self) -> LoadedModel:
         return self
