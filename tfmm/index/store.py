@@ -39,7 +39,7 @@ class TableRows:
             `event_times_us` are microseconds since 1970.
         given: bool [n, D], False where an item's older value stays, if it has one; None: all are given.
     Raises:
-        ValueError: shapes or dtypes that do not fit, or an id of 0.
+        ValueError: shapes or dtypes that do not fit, an id of 0, or a scale that is not finite or is negative.
     """
 
     modality: str
@@ -60,6 +60,8 @@ class TableRows:
             )
         if not np.all(ids):
             raise ValueError("`ids` must not hold 0, which means padding. Received: 0.")
+        if (wrong := scales[~(np.isfinite(scales) & (scales >= 0))]).size:
+            raise ValueError(f"`scales` must be finite and not negative (0 withdraws). Received: {wrong[:5].tolist()}.")
 
 
 class Withdrawal(typing.NamedTuple):
@@ -158,6 +160,9 @@ class IndexStore(typing.Protocol):
 
     def lag(self, modality: str, encoder_version: str, watermark: int) -> int:
         """Returns how many changes a reader at `watermark` has not seen."""
+
+    def newest_sequence(self) -> int:
+        """Returns the number of the newest change of any encoder; its birth where there was none."""
 
     def snapshot(self, encoder_versions: typing.Mapping[str, str]) -> dict[str, TableState]:
         """Returns the tables of encoders, given by modality, as all of them are at one moment."""
