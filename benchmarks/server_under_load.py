@@ -155,11 +155,14 @@ def main() -> None:
             candidates = 125
             while True:
                 message_file.write_bytes(rank_request(options.candidates or candidates))
-                rate = [ask(message_file, kind="closed", target=target, clients=4, seconds=3) for _ in range(2)][1]["rate"]
+                _, found = (ask(message_file, kind="closed", target=target, clients=4, seconds=3) for _ in range(2))
+                rate = found["rate"]
                 if options.candidates or rate < 1.5 * CAPACITY:
                     break
                 candidates *= 2
-            rounds = [measure(target, message_file, options.seconds, options.tail_seconds) for _ in range(options.rounds)]
+            rounds = [
+                measure(target, message_file, options.seconds, options.tail_seconds) for _ in range(options.rounds)
+            ]
 
     def median(*path: str) -> float:
         values = rounds
@@ -167,7 +170,8 @@ def main() -> None:
             values = [value[key] for value in values]
         return float(np.median(values))
 
-    recording.write("server_under_load", __doc__.splitlines()[0], {"candidates": options.candidates or candidates, "rounds": rounds},
+    recording.write("server_under_load", __doc__.splitlines()[0],
+        {"candidates": options.candidates or candidates, "rounds": rounds},
         bars={
             "good answers at 150 % load over capacity": recording.bar(median("load_1.5", "good_share"), at_least=0.9),
             "good answers at 400 % load over capacity": recording.bar(median("load_4", "good_share"), at_least=0.8),
