@@ -19,7 +19,6 @@ from tfmm.export import saved_model as export_lib
 from tfmm.index import encode, item_vectors
 from tfmm.training import examples as examples_lib
 
-NOW_US = time.time_ns() // 1000  # as an index's newest sequence numbers are
 ROWS = 40
 MODALITIES = ("image",)
 ALL = tuple(name for name in integrations.INTEGRATIONS if name != "behavior_search")
@@ -138,7 +137,7 @@ def upsert(loaded, ids, dim):
     values = {"modality": np.array("image", object), "item_ids": ids, "rows": rows, "scales": scales}
     return loaded(
         "upsert_items",
-        {**values, "sequences": np.full(len(ids), NOW_US), "encoder_version": np.array("v1", object)},
+        {**values, "sequences": np.full(len(ids), time.time_ns() // 1000), "encoder_version": np.array("v1", object)},
     )["statuses"]
 
 

@@ -13,7 +13,6 @@ from tfmm.export import saved_model as export_lib
 from tfmm.export import signatures
 from tfmm.index import encode, snapshot
 
-NOW_US = time.time_ns() // 1000  # as an index's newest sequence numbers are
 NEW_ITEM = 999_999
 USER = ("user_id", "behavior_item_ids", "behavior_categories")
 
@@ -131,10 +130,11 @@ def test_upsert_of_nothing_changes_nothing(fresh):
 
 
 def test_each_modality_has_its_own_table(fresh):
-    assert upsert(fresh, [NEW_ITEM], dim=8, modality="text", sequence=NOW_US) == [0]
+    newest = time.time_ns() // 1000
+    assert upsert(fresh, [NEW_ITEM], dim=8, modality="text", sequence=newest) == [0]
     status = fresh("index_status", {})
     assert status["modality"].tolist() == [b"image", b"text"]
-    assert status["watermark"][1] == NOW_US > status["watermark"][0]
+    assert status["watermark"][1] == newest > status["watermark"][0]
     assert status["capacity"].tolist() == [400, 400]
     with pytest.raises(tf.errors.InvalidArgumentError, match="`rows` of text must have 8 values"):
         upsert(fresh, [NEW_ITEM], dim=16, modality="text")
