@@ -179,7 +179,7 @@ def run(config, folder):
     id_types = declared.id_types(folder / "data", feature_set)
     user = requests.busiest_user(folder / "data", feature_set, config.data.time_zone)
     items = requests.first_items(folder / "data", feature_set, 3, config.data.time_zone)
-    tensors = client.rank_inputs(user, items, wanted_inputs(feature_set, id_types))
+    _, tensors = client.rank_request(user, items, wanted_inputs(feature_set, id_types))
     model = model_lib.CTRModel(config.ctr, config.make, feature_set, preprocessor.sizes, {})
     model.build()
     served = serving_module.ServingModule(model, preprocessor, {}, id_types, config.export)
