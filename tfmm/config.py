@@ -232,7 +232,7 @@ class RunConfig:
         names = [method.name for method in self.methods]
         _require(len(set(names)) == len(names), "`methods` must name each method once.", names)
         if found := list(self._faults()):
-            raise ValueError("\n".join(found))
+            raise ValueError("\n- ".join(found))
 
     def _faults(self) -> typing.Iterator[str]:
         is_whole = True
