@@ -37,6 +37,7 @@ def configure(log_format: str = "text", level: str = "info") -> None:
     handler.setFormatter(
         _JSON() if log_format == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     )
+    logging.getLogger("tensorflow").handlers.clear()  # its own writes every line once more
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

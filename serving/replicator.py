@@ -2,7 +2,8 @@
 
 An upsert lives only in the memory of one loaded version of one server. So the replicator asks each version how
 far it is (its watermark: at first, that of the snapshot which it was exported with) and sends what came later; a
-server that starts anew, or loads another version, is brought up to date in the same way.
+server that starts anew, or loads another version, is brought up to date in the same way, and told when it is: until
+then, one that waits for it (--index_wait_seconds) does not serve that version.
 
     python -m serving.replicator --index run/items.sqlite --target 127.0.0.1:8500 --model-name tfmm
 """
@@ -21,98 +22,20 @@ import time
 import typing
 
 import grpc
-import numpy as np
-import tensorflow as tf
-from tensorflow_serving.apis import (
-    get_model_status_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
 
-from serving import logs, metrics, replica_metrics
+from serving import channel, logs, metrics, replica_metrics
+from serving.replica import Replica, TableStatus
+from tfmm.index import graph_table, store
 from tfmm.index import rows as rows_lib
-from tfmm.index import store
 
 _log = logging.getLogger("serving.replicator")
-_CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-]
 _NO_INDEX = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
 FOLLOWING = "following"  # the state of a table, or of a server, that is kept up to date
+_AHEAD = (
+    "ahead: it holds change %d, and the index's newest is %d, so another index wrote to it, or this one is an older "
+    "copy. All rows are sent again; restart the server to be rid of what is not of this index"
+)
 _HOLD_S = 5.0  # before a refused batch is tried again
-
-
-class TableStatus(typing.NamedTuple):
-    """What a loaded version says about one of its tables."""
-
-    encoder_version: str
-    watermark: int
-    size: int
-    capacity: int
-
-
-class Replica:
-    """One server, as the replicator sees it.
-
-    Args:
-        target: host:port of its gRPC.
-        model_name: the model's name there.
-        timeout_s: per call.
-    """
-
-    def __init__(self, target: str, model_name: str, timeout_s: float = 10.0):
-        self.target, self._model_name, self._timeout_s = target, model_name, timeout_s
-        self._channel = grpc.insecure_channel(target, _CHANNEL_OPTIONS)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-
-    def close(self) -> None:
-        self._channel.close()
-
-    def versions(self) -> list[int]:
-        """Returns the versions in service."""
-        request = get_model_status_pb2.GetModelStatusRequest()
-        request.model_spec.name = self._model_name
-        response = self._models.GetModelStatus(request, timeout=self._timeout_s)
-        available = get_model_status_pb2.ModelVersionStatus.AVAILABLE
-        return sorted(found.version for found in response.model_version_status if found.state == available)
-
-    def tables(self, version: int) -> dict[str, TableStatus]:
-        """Returns the state of a version's tables by modality."""
-        answer = self._predict(version, "index_status", {})
-        columns = [answer[name].tolist() for name in ("modality", "encoder_version", "watermark", "size", "capacity")]
-        return {
-            modality.decode(): TableStatus(encoder.decode(), *numbers) for modality, encoder, *numbers in zip(*columns)
-        }
-
-    def upsert(self, version: int, modality: str, encoder_version: str, rows: rows_lib.IndexRows) -> np.ndarray:
-        """Writes rows into a version's table; returns int32 [n] statuses, see `GraphTable.upsert`."""
-        return self._predict(
-            version,
-            "upsert_items",
-            {
-                "modality": np.array(modality),
-                "item_ids": rows.ids,
-                "rows": rows.rows,
-                "scales": rows.scales,
-                "sequences": rows.sequences,
-                "encoder_version": np.array(encoder_version),
-            },
-        )["statuses"]
-
-    def _predict(self, version: int, signature: str, inputs: typing.Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name, request.model_spec.signature_name = self._model_name, signature
-        request.model_spec.version.value = version
-        for name, value in inputs.items():
-            request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
-        response = self._predictions.Predict(request, timeout=self._timeout_s)
-        return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +60,7 @@ class _Table:
     watermark: int
     state: str = FOLLOWING
     held_until: float = 0.0
+    ahead_at: int | None = None  # its watermark when that was beyond the index: from there on its word does not count
 
 
 class _Follower(threading.Thread):
@@ -145,9 +69,10 @@ class _Follower(threading.Thread):
     def __init__(self, replicator: Replicator, target: str):
         super().__init__(name=f"replicator {target}", daemon=True)
         self._replicator = replicator
-        self._replica = Replica(target, replicator.model_name)
+        self._replica = Replica(target, replicator.model_name, access=replicator.access)
         self._index = store.open_store(replicator.index)
         self._versions: dict[int, dict[str, _Table]] = {}
+        self._waiting: set[int] = set()  # versions that a server does not serve before they have every change
         self._next_refresh = 0.0
         self.state = "not reached yet"
 
@@ -182,18 +107,24 @@ class _Follower(threading.Thread):
     def _refresh(self) -> None:
         """Finds versions that came and went, and asks the tables how far they are."""
         available = self._replica.versions()
-        versions = {}
-        for version in available:
-            versions[version] = self._versions.get(version, {})
+        versions: dict[int, dict[str, _Table]] = {}
+        for version, is_served in available.items():
+            tables = self._versions.get(version, {})
             try:
-                self._learn(versions[version], self._replica.tables(version))
+                self._learn(version, tables, self._replica.tables(version))
                 if version not in self._versions:
-                    self._warm_up(version, versions[version])
+                    self._warm_up(version, tables)
             except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND and not is_served:
+                    continue  # it is still loading
                 if error.code() not in _NO_INDEX:
                     raise  # else it is a model without tables, such as the one of IDs alone
+            versions[version] = tables
+            if not is_served:
+                self._waiting.add(version)
+        self._waiting &= versions.keys()
         if versions.keys() != self._versions.keys():
-            _log.info("%s: versions in service: %s", self._replica.target, available)
+            _log.info("%s: versions that are loaded: %s", self._replica.target, list(versions))
         self._versions = versions
         self._next_refresh = time.monotonic() + self._replicator.refresh_s
         self._set_state(FOLLOWING if versions else "no version in service")
@@ -205,28 +136,35 @@ class _Follower(threading.Thread):
                 nothing = self._index.changes(modality, table.encoder_version, table.watermark, limit=0)
                 self._replica.upsert(version, modality, table.encoder_version, nothing)
 
-    @staticmethod
-    def _learn(tables: dict[str, _Table], found: dict[str, TableStatus]) -> None:
+    def _learn(self, version: int, tables: dict[str, _Table], found: dict[str, TableStatus]) -> None:
+        newest = self._index.newest_sequence()
         for modality, status in found.items():
             table = tables.get(modality)
             if table is None or table.encoder_version != status.encoder_version:
-                tables[modality] = _Table(status.encoder_version, status.watermark)
-            else:
+                table = tables[modality] = _Table(status.encoder_version, 0)
+            if table.ahead_at is not None and status.watermark >= table.ahead_at:
+                continue  # still the one that was ahead, though the index may have come as far: what was sent counts
+            if status.watermark <= newest:
                 table.watermark = status.watermark
+                if table.ahead_at is not None:
+                    table.ahead_at, table.state = None, FOLLOWING
+            else:
+                table.watermark, table.ahead_at = 0, status.watermark
+                table.state = _AHEAD % (status.watermark, newest)
+                _log.error("%s version %d, %s: %s", self._replica.target, version, modality, table.state)
 
     def _follow(self, version: int) -> bool:
         """Sends one batch per table that is behind; returns True where there may be more."""
         tables = self._versions[version]
         now, size = time.monotonic(), self._replicator.batch_size
-        pending = {
-            modality: table
-            for modality, table in tables.items()
-            if now >= table.held_until and self._changes(modality, table, 1)
-        }
-        if not pending:
+        if not (pending := self._pending(tables, now)) and version not in self._waiting:
             return False
         # A server that was started anew since would take this batch and hide the gap before it.
-        self._learn(tables, self._replica.tables(version))
+        self._learn(version, tables, self._replica.tables(version))
+        if not (pending := self._pending(tables, now)):
+            self._replica.tables(version, caught_up=True)
+            self._waiting.discard(version)
+            return False
         has_more = False
         for modality in pending:
             table = tables[modality]
@@ -242,17 +180,28 @@ class _Follower(threading.Thread):
                 table.state = f"{error.code().name}: {error.details()}"[:300]
                 _log.error("%s version %d, %s: %s", self._replica.target, version, modality, table.state)
                 continue
-            table.watermark, table.state = int(rows.sequences[-1]), FOLLOWING
+            table.watermark = int(rows.sequences[-1])
+            if table.ahead_at is None:
+                table.state = FOLLOWING
             has_more |= len(rows) == size
             _log.info(
-                "%s version %d, %s: up to %d, %d rows",
+                "%s version %d, %s: up to %d, %d rows, %d of them older than the server's",
                 self._replica.target,
                 version,
                 modality,
                 table.watermark,
                 len(statuses),
+                (statuses == graph_table.STALE).sum(),
             )
         return has_more
+
+    def _pending(self, tables: dict[str, _Table], now: float) -> list[str]:
+        """Returns the modalities that have changes to send; one that was refused waits for its time."""
+        return [
+            modality
+            for modality, table in tables.items()
+            if now >= table.held_until and self._changes(modality, table, 1)
+        ]
 
     def _changes(self, modality: str, table: _Table, limit: int) -> rows_lib.IndexRows | None:
         if not self._index.has_encoder(modality, table.encoder_version):
@@ -290,6 +239,7 @@ class Replicator:
         poll_s: seconds between looks at the index.
         refresh_s: seconds between looks at the replicas' versions.
         batch_size: rows per call.
+        access: what the replicas ask of their callers.
     """
 
     def __init__(
@@ -300,10 +250,11 @@ class Replicator:
         poll_s: float = 0.005,
         refresh_s: float = 0.5,
         batch_size: int = 256,
+        access: channel.Access = channel.NO_ACCESS,
     ):
         if not targets:
             raise ValueError("`targets` must name at least one replica as host:port. Received: none.")
-        self.index, self.model_name = str(index), model_name
+        self.index, self.model_name, self.access = str(index), model_name, access
         self.poll_s, self.refresh_s, self.batch_size = poll_s, refresh_s, batch_size
         self.stop_requested = threading.Event()
         self._index = store.open_store(index)
@@ -346,23 +297,34 @@ class Replicator:
             time.sleep(self.poll_s)
 
 
-def main(arguments: typing.Sequence[str] | None = None) -> None:
-    """Runs until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Returns the command line."""
+    result = argparse.ArgumentParser(
         prog="python -m serving.replicator",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--index", required=True, help="item index, a path or a URL")
-    parser.add_argument("--target", required=True, action="append", help="host:port of a replica's gRPC; repeat it")
-    parser.add_argument("--model-name", default="tfmm")
-    parser.add_argument("--ready-file", type=pathlib.Path, help="JSON file written once every replica is up to date")
-    parser.add_argument("--status-file", type=pathlib.Path, help="JSON file with the lag of every table, each second")
-    metrics.add_options(parser)
-    logs.add_options(parser)
-    options = parser.parse_args(arguments)
+    result.add_argument("--index", required=True, help="item index, a path or a URL")
+    result.add_argument("--target", required=True, action="append", help="host:port of a replica's gRPC; repeat it")
+    result.add_argument("--model-name", default="tfmm")
+    result.add_argument("--ready-file", type=pathlib.Path, help="JSON file written once every replica is up to date")
+    result.add_argument("--status-file", type=pathlib.Path, help="JSON file with the lag of every table, each second")
+    channel.add_options(result)
+    metrics.add_options(result)
+    logs.add_options(result)
+    return result
+
+
+def main(arguments: typing.Sequence[str] | None = None) -> None:
+    """Runs until SIGTERM or SIGINT."""
+    command_line = parser()
+    options = command_line.parse_args(arguments)
+    try:
+        access = channel.from_options(options)
+    except (ValueError, OSError) as error:
+        command_line.error(str(error))
     logs.configure(options.log_format, options.log_level)
-    replicator = Replicator(options.index, options.target, options.model_name)
+    replicator = Replicator(options.index, options.target, options.model_name, access=access)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: replicator.stop_requested.set())
     is_ready, next_report = options.ready_file is None, 0.0

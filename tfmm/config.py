@@ -239,24 +239,28 @@ class RunConfig:
         names = [method.name for method in self.methods]
         _require(len(set(names)) == len(names), "`methods` must name each method once.", names)
         if found := list(self._faults()):
-            raise ValueError("\n".join(found))
+            raise ValueError("\n- ".join(found))
 
     def _faults(self) -> typing.Iterator[str]:
+        is_whole = True
         for part in ("feature_set", "modality_set"):
             try:
                 getattr(self, part)
             except ValueError as error:
+                is_whole = False
                 yield str(error)
         if not self.sequences:
             yield (
                 "`sequences` must declare at least one: methods compare the target with a user's behaviors, and item "
                 "vectors say nothing of clicks without. Received: none."
             )
-        columns = {f.name for f in self.features} | {name for s in self.sequences for name in s.columns}
-        modalities = dict.fromkeys(m.name for m in self.modalities or modalities_lib.DEFAULT)
-        sides = dict.fromkeys([vectors.TARGET, *(sequence.name for sequence in self.sequences)])
-        counts = collections.Counter(n for m in modalities for side in sides for n in vectors.names(m, side))
-        if twice := [name for name, count in counts.items() if count + (name in columns) > 1]:
+        if not is_whole:
+            return  # the names below are those of parts that hold
+        names = [name for sequence in self.sequences for name in sequence.columns] + [f.name for f in self.features]
+        sides = [vectors.TARGET, *(sequence.name for sequence in self.sequences)]
+        known = self.modalities or modalities_lib.DEFAULT
+        names += [n for m in known for side in sides for n in vectors.names(m.name, side)]
+        if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
             yield (
                 "Names of modalities, sequences and features must leave each input of the model a name of its own. "
                 f"Received twice: {', '.join(twice[:5])}."

@@ -114,7 +114,7 @@ class LoadedModel:
             self.session.close()
             raise
         self.signatures = dict(self.meta_graph.signature_def)
-        self._calls: dict[tuple, typing.Callable] = {}
+        self._calls: dict[str, typing.Callable] = {}
         self._lock = threading.Lock()
 
     def __call__(
@@ -124,6 +124,9 @@ class LoadedModel:
         outputs: typing.Sequence[str] | None = None,
     ) -> dict[str, np.ndarray]:
         """Runs one signature.
+
+        It is run as a whole and the outputs are chosen afterwards: TensorFlow prepares a graph anew for each set of
+        outputs, which takes seconds, and warm-up requests ask for all.
 
         Args:
             signature: its name, such as "serving_default".
@@ -137,21 +140,25 @@ class LoadedModel:
         """
         definition = self.signatures[signature]
         names = tuple(sorted(definition.inputs))
-        wanted = tuple(sorted(definition.outputs)) if outputs is None else tuple(outputs)
-        key = (signature, wanted)
-        call = self._calls.get(key)
+        known = tuple(sorted(definition.outputs))
+        wanted = known if outputs is None else tuple(outputs)
+        if unknown := set(wanted) - set(known):
+            raise KeyError(f"`outputs` must be among {list(known)}. Received: {sorted(unknown)}.")
+        call = self._calls.get(signature)
         if call is None:
             with self._lock:
                 call = self.session.make_callable(
-                    [definition.outputs[o].name for o in wanted],
+                    [definition.outputs[o].name for o in known],
                     feed_list=[definition.inputs[i].name for i in names],
                 )
-                self._calls[key] = call
+                self._calls[signature] = call
         feeds = [_as_array(inputs[i], definition.inputs[i].dtype) for i in names]
-        return dict(zip(wanted, call(*feeds)))
+        values = dict(zip(known, call(*feeds)))
+        return {name: values[name] for name in wanted}
 
     def close(self) -> None:
         self.session.close()
+        self._calls.clear()  # each holds the session
 
     def __enter__(self) -> LoadedModel:
         return self

@@ -36,8 +36,11 @@ def require_room(environment: Environment) -> None:
 def publish(environment: Environment) -> None:
     """Links the last run's outputs, and as `encoders/<modality>` the encoders of the version in service.
 
-    After a refusal the newest encoders are not those: an item that they embed would be refused by every server.
+    After a refusal the newest encoders are not those: an item that they embed would be refused by every server. Where
+    nothing has run there is nothing to link: the stock `tfx` command executes a pipeline's file once to register it.
     """
+    if not environment.metadata_path.exists():
+        return
     outputs = latest_outputs(environment.metadata_path)
     for name, output in OUTPUTS.items():
         _link(environment.workdir / name, outputs.get(output))

@@ -11,7 +11,7 @@ import typing
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-EXAMPLE = """example:
+EXAMPLE = """Example:
   {prog} --model_name=tfmm --model_base_path=/models/tfmm --rest_api_port=8501
 
 Differs from tensorflow_model_server: binds 127.0.0.1 unless --host says otherwise; port 0 is any free port, -1 is
@@ -42,6 +42,7 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
     """
     from serving import logs, metrics
     from serving.model_server import flags as other_flags
+    from serving.model_server import limits
 
     result = argparse.ArgumentParser(
         prog=prog,
@@ -90,7 +91,7 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
     flag("tensorflow_intra_op_parallelism", int, 0, "threads within an operation, 0 for one per core")
     flag("tensorflow_inter_op_parallelism", int, 0, "operations at a time, 0 for one per core")
     flag("num_threads", int, 0, "model calls that run at a time, 0 for one per core")
-    flag("max_waiting", int, 1024, "requests that may wait; more are answered RESOURCE_EXHAUSTED")
+    limits.add_flags(flag)
     for name, (kind, reason) in other_flags.WITHOUT_EFFECT.items():
         flag(name, kind, argparse.SUPPRESS, f"changes nothing: {reason}")
     for name, (kind, harmless, reason) in other_flags.REFUSED.items():
@@ -106,8 +107,13 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
 def _faults(flags: argparse.Namespace) -> list[str]:
     """Returns what is wrong with the flags together, one line per fault."""
     from serving.model_server import flags as other_flags
+    from serving.model_server import limits
 
     result = other_flags.faults(vars(flags))
+    try:
+        limits.from_flags(flags)
+    except ValueError as error:
+        result.append(str(error))
     if not flags.model_config_file and not flags.model_base_path:
         result.append("--model_base_path or --model_config_file is needed.")
     if flags.port < 0 and not flags.grpc_socket_path and flags.rest_api_port < 0:
@@ -146,7 +152,7 @@ def main(
     if faults := _faults(flags):
         command_line.error("\n".join(faults))
     from serving import logs
-    from serving.model_server import config, errors, metrics
+    from serving.model_server import config, errors, limits, memory, metrics
     from serving.model_server.server import Options, serve
 
     logs.configure(flags.log_format, flags.log_level)
@@ -186,7 +192,7 @@ def main(
         max_grpc_calls=flags.grpc_max_threads,
         grpc_arguments=flags.grpc_channel_arguments,
         num_threads=flags.num_threads,
-        max_waiting=flags.max_waiting,
+        limits=limits.from_flags(flags),
         metrics_path=metrics_path,
         metrics_port=flags.metrics_port,
         metrics_host=flags.metrics_host,
@@ -198,6 +204,7 @@ def main(
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await serve(options, stop, collectors)
 
+    memory.settle()
     asyncio.run(run())
     return 0
 

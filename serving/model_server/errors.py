@@ -43,12 +43,19 @@ _HTTP_STATUS = {
 
 
 class ServingError(Exception):
-    """An answer other than OK: a canonical code (as in gRPC) and the message that the caller sees."""
+    """An answer other than OK: a canonical code (as in gRPC) and the message that the caller sees.
 
-    def __init__(self, code: int, message: str):
+    Args:
+        code: the canonical code.
+        message: what the caller sees.
+        http: the status with which REST answers, where it is not that of the code.
+    """
+
+    def __init__(self, code: int, message: str, http: int | None = None):
         super().__init__(message)
         self.code = code
         self.message = message
+        self.http = http
 
 
 def from_exception(error: BaseException) -> ServingError:
@@ -62,7 +69,7 @@ def from_exception(error: BaseException) -> ServingError:
     else:
         result = ServingError(INTERNAL, f"{type(error).__name__}: {error}")
     if len(result.message) > MAX_MESSAGE_SIZE:
-        result = ServingError(result.code, result.message[:MAX_MESSAGE_SIZE] + "...TRUNCATED")
+        result = ServingError(result.code, result.message[:MAX_MESSAGE_SIZE] + "...TRUNCATED", result.http)
     return result
 
 

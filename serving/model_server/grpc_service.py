@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 
 from serving.model_server import config, errors
 from serving.model_server.answers import Answers
-from serving.model_server.execution import Executor
+from serving.model_server.execution import Executor, Terms
 from serving.model_server.manager import ModelManager
 from serving.model_server.metrics import ServerMetrics
 
@@ -96,17 +96,23 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._answers = answers
         self._executor = executor
 
+    async def _submit(self, call: typing.Callable, request: typing.Any, context: grpc.aio.ServicerContext):
+        left_s, spec = context.time_remaining(), _spec(request)
+        deadline = None if left_s is None else time.monotonic() + left_s
+        kind = (call.__name__, spec.name, spec.signature_name) if spec is not None else call.__name__
+        return await self._executor.submit(call, request, terms=Terms(deadline, kind, request.ByteSize()))
+
     async def Predict(self, request: predict_pb2.PredictRequest, context: grpc.aio.ServicerContext):
-        return await self._executor.submit(self._answers.predict, request)
+        return await self._submit(self._answers.predict, request, context)
 
     async def Classify(self, request: classification_pb2.ClassificationRequest, context: grpc.aio.ServicerContext):
-        return await self._executor.submit(self._answers.classify, request)
+        return await self._submit(self._answers.classify, request, context)
 
     async def Regress(self, request: regression_pb2.RegressionRequest, context: grpc.aio.ServicerContext):
-        return await self._executor.submit(self._answers.regress, request)
+        return await self._submit(self._answers.regress, request, context)
 
     async def MultiInference(self, request: inference_pb2.MultiInferenceRequest, context: grpc.aio.ServicerContext):
-        return await self._executor.submit(self._answers.multi_inference, request)
+        return await self._submit(self._answers.multi_inference, request, context)
 
     async def GetModelMetadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.aio.ServicerContext

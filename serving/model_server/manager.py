@@ -12,8 +12,9 @@ import typing
 
 import tensorflow as tf
 
-from serving.model_server import errors, warmup
+from serving.model_server import errors, memory, warmup
 from serving.model_server.config import ModelConfig
+from serving.model_server.limits import Limits
 from serving.model_server.servable import Servable
 
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50  # ModelVersionStatus.State
@@ -49,6 +50,7 @@ class ModelManager:
         warm_up_iterations: how often each of them runs.
         labels_may_lead: whether `reload` takes new labels for versions that are not available yet.
         session_threads: inter-op and intra-op threads of every version; 0 for one per core.
+        limits: of requests.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class ModelManager:
         warm_up_iterations: int = 1,
         labels_may_lead: bool = False,
         session_threads: tuple[int, int] = (0, 0),
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
     ):
         self._poll_wait_s = poll_wait_s
         self._max_load_retries = max_load_retries
@@ -69,6 +72,7 @@ class ModelManager:
         self._warm_up_iterations = warm_up_iterations if warm_up else 0
         self._labels_may_lead = labels_may_lead
         self._session_threads = session_threads
+        self._limits = limits
         self._changed = threading.Condition()  # guards all that follows
         self._configs = {config.name: config for config in configs}
         self._models: dict[str, dict[int, Version]] = {}
@@ -131,7 +135,7 @@ class ModelManager:
         started = time.monotonic()
         servable = None
         try:
-            servable = Servable(config.name, version.version, path, self._session_threads)
+            servable = Servable(config.name, version.version, path, self._session_threads, self._limits)
             records = warmup.warm(servable, self._warm_up_iterations) if self._warm_up_iterations else 0
         except Exception as error:  # whatever a folder holds, the server goes on with what it has
             if servable is not None:
@@ -161,7 +165,10 @@ class ModelManager:
         servable.close()
         with self._changed:
             version.servable = None
+        del servable
         self._set(version, END)
+        if not self._stopping.is_set():
+            _log.debug("gave memory back in %.3f s", memory.release())
 
     def _set(self, version: Version, state: int, code: int = errors.OK, message: str = "") -> None:
         with self._changed:

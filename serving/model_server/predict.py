@@ -8,9 +8,8 @@ from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import predict_pb2
 
 from serving.model_server import errors
-from serving.model_server.servable import DEFAULT_SIGNATURE, Servable
-
-MAX_ELEMENTS = 1 << 28  # of one tensor in a request
+from serving.model_server.limits import Limits
+from serving.model_server.servable import DEFAULT_SIGNATURE, Servable, check_size
 
 _VALUE_FIELDS = {
     tf.float32: "float_val", tf.float64: "double_val", tf.int64: "int64_val", tf.uint64: "uint64_val",
@@ -33,7 +32,7 @@ def predict(
         tf.errors.OpError: as the graph raises it.
     """
     signature = request.model_spec.signature_name or DEFAULT_SIGNATURE
-    inputs = {name: _decode(name, tensor) for name, tensor in request.inputs.items()}
+    inputs = {name: _decode(name, tensor, servable.limits) for name, tensor in request.inputs.items()}
     outputs = servable.run(signature, inputs, list(request.output_filter))
     response = predict_pb2.PredictResponse()
     response.model_spec.name = servable.name
@@ -59,11 +58,12 @@ def encode(value: np.ndarray, *, as_tensor_content: bool) -> tensor_pb2.TensorPr
     return proto
 
 
-def _decode(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
+def _decode(name: str, proto: tensor_pb2.TensorProto, limits: Limits) -> np.ndarray:
     shape = [dim.size for dim in proto.tensor_shape.dim]
     try:
-        if any(size < 0 for size in shape) or np.prod(shape, dtype=np.float64) > MAX_ELEMENTS:
+        if any(size < 0 for size in shape):
             raise ValueError(f"shape {shape}")
+        check_size(name, shape, tf.as_dtype(proto.dtype).size or 1, limits)  # one value may stand for all
         return tf.make_ndarray(proto)
     except (ValueError, TypeError, KeyError) as error:
         raise errors.ServingError(

@@ -23,12 +23,11 @@ from tensorflow_serving.apis import (
 )
 
 from serving import metrics as metrics_lib
-from serving.model_server import errors, examples, json_tensors
+from serving.model_server import errors, examples, http_limits, json_tensors
 from serving.model_server.answers import METADATA_FIELD, Answers, target
-from serving.model_server.execution import Executor
+from serving.model_server.execution import Executor, Terms
 from serving.model_server.metrics import ServerMetrics
 
-MAX_UNPACKED_BYTES = 100 << 20  # of a gzip body, as in TensorFlow Serving
 _PREFIX = "/v1/"
 _TARGET = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _INFERENCE = re.compile(
@@ -41,6 +40,7 @@ _CORS = {
     "access-control-allow-methods": "POST, GET",
     "access-control-allow-headers": "Content-Type",
 }
+_CLOSE = {"connection": "close"}  # where a body was not read to its end
 
 
 def application(
@@ -63,27 +63,34 @@ def application(
         cors: whether pages of other origins may call.
     """
 
+    limits = executor.limits
+
     async def v1(request: Request) -> Response:
         path = _path(request)
         if not path.lower().startswith(_PREFIX) and path.lower() != _PREFIX.rstrip("/"):
             return PlainTextResponse("Not Found", 404)
-        started, code = time.perf_counter(), errors.CANCELLED
+        started, code, status = time.perf_counter(), errors.CANCELLED, 200
         action, spec = "", model_pb2.ModelSpec()
         try:
             if request.method == "OPTIONS":
                 content = _preflight(request)
             else:
                 action = parse_path(request.method, path, spec)
-                body = _unpacked(request, await request.body())
-                call = executor.submit(_ACTIONS[action], answers, spec, body)
-                content = await asyncio.wait_for(call, timeout_s or None)
+                until = http_limits.deadline(request, timeout_s)
+                body = _unpacked(request, await http_limits.read_body(request, limits), limits.max_request_bytes)
+                call = executor.submit(
+                    _ACTIONS[action], answers, spec, body, terms=Terms(until, ("REST", action), len(body))
+                )
+                content = await http_limits.unless_gone(request, call, until)
             code = errors.OK
         except Exception as error:  # every failure becomes a JSON answer with its code
             failure = errors.report(f"{request.method} {path}", error)
             content, code = json_tensors.dump({"error": failure.message}), failure.code
+            status = failure.http or errors.http_status(code)
         finally:
             metrics.record(action, "REST", spec, code, time.perf_counter() - started)
-        return Response(content, errors.http_status(code), _CORS if cors else None, media_type="application/json")
+        headers = (_CORS if cors else {}) | (_CLOSE if status in (408, 413) else {})
+        return Response(content, status, headers, media_type="application/json")
 
     async def page(request: Request) -> Response:
         return PlainTextResponse(await asyncio.to_thread(metrics_lib.page, metrics.registry))
@@ -105,17 +112,17 @@ def _preflight(request: Request) -> bytes:
     return b""
 
 
-def _unpacked(request: Request, body: bytes) -> bytes:
+def _unpacked(request: Request, body: bytes, max_bytes: int) -> bytes:
     if "gzip" not in request.headers.get("content-encoding", ""):
         return body
     unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
-        result = unpacker.decompress(body, MAX_UNPACKED_BYTES)
+        result = unpacker.decompress(body, max_bytes)
     except zlib.error as error:
         raise errors.ServingError(errors.INVALID_ARGUMENT, f"The body is no gzip: {error}") from error
     if not unpacker.eof:
         raise errors.ServingError(
-            errors.INVALID_ARGUMENT, f"The gzip body ends early, or holds more than {MAX_UNPACKED_BYTES} bytes."
+            errors.INVALID_ARGUMENT, f"The gzip body ends early, or holds more than {max_bytes} bytes."
         )
     return result
 

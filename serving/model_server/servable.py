@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import typing
 
@@ -9,15 +10,32 @@ import numpy as np
 import tensorflow as tf
 
 from serving.model_server import errors
+from serving.model_server.limits import Limits
 from tfmm import saved_model
 
 DEFAULT_SIGNATURE = "serving_default"
 
 
 class Servable:
-    """A SavedModel in a Session, and a count of the requests inside, so that it is closed after the last."""
+    """A SavedModel in a Session, and a count of the requests inside, so that it is closed after the last.
 
-    def __init__(self, name: str, version: int, path: str, session_threads: tuple[int, int] = (0, 0)):
+    Args:
+        name: the model's.
+        version: its number.
+        path: its folder.
+        session_threads: inter-op and intra-op; 0 for one per core.
+        limits: of a request.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        path: str,
+        session_threads: tuple[int, int] = (0, 0),
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+    ):
+        self.limits = limits
         self.name = name
         self.version = version
         self.path = path
@@ -58,6 +76,8 @@ class Servable:
         """
         definition = self.signature(signature)
         check_inputs(definition, inputs)
+        for input_name, value in inputs.items():
+            check_size(input_name, value.shape, value.itemsize, self.limits)
         outputs = check_outputs(definition, output_filter)
         return self._model(signature or DEFAULT_SIGNATURE, inputs, outputs)
 
@@ -102,6 +122,23 @@ def check_inputs(definition: typing.Any, inputs: dict[str, np.ndarray]) -> None:
             raise errors.ServingError(
                 errors.INVALID_ARGUMENT, f"input {name} expects shape {shape}, got {tuple(value.shape)}."
             )
+
+
+def check_size(name: str, shape: typing.Sequence[int], item_bytes: int, limits: Limits) -> None:
+    """Raises INVALID_ARGUMENT where a tensor takes more than a request may."""
+    rows, size = shape[0] if len(shape) else 1, math.prod(shape) * item_bytes
+    if rows > limits.max_candidates:
+        raise errors.ServingError(
+            errors.INVALID_ARGUMENT,
+            f"input {name}: a request may have {limits.max_candidates} candidates or rows. Received: {rows}. Send "
+            "several requests, or start the server with a larger --max_candidates.",
+        )
+    if size > limits.max_request_bytes:
+        raise errors.ServingError(
+            errors.INVALID_ARGUMENT,
+            f"input {name}: a tensor may have {limits.max_request_bytes} bytes. Received: {size}, of shape "
+            f"{list(shape)}. Send several requests, or start the server with a larger --max_request_bytes.",
+        )
 
 
 def _names(names: typing.Iterable[str]) -> str:

@@ -15,18 +15,24 @@ import grpc
 import uvicorn
 
 from serving import metrics
-from serving.model_server import config, errors
+from serving.model_server import config, errors, http_limits
 from serving.model_server.answers import Answers
 from serving.model_server.config import ModelConfig
 from serving.model_server.execution import Executor
 from serving.model_server.grpc_service import Statuses, add_services
+from serving.model_server.limits import Limits
 from serving.model_server.manager import ModelManager
 from serving.model_server.metrics import ServerMetrics
 from serving.model_server.rest import application
 
 _log = logging.getLogger("serving.model_server")
-_UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 _KEEP_ALIVE_S = 600
+_GRPC_ARGUMENTS: dict[str, int | str] = {
+    "grpc.max_send_message_length": -1,
+    "grpc.so_reuseport": 0,  # else a second server on the port would take half of the calls
+    "grpc.keepalive_time_ms": 60_000,  # connections whose client is gone are closed
+    "grpc.keepalive_timeout_ms": 20_000,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Options:
     max_grpc_calls: int = 0  # at a time; 0: any
     grpc_arguments: tuple[tuple[str, int | str], ...] = ()  # of gRPC core
     num_threads: int = 0  # model calls at a time; 0: one per core
-    max_waiting: int = 1024  # requests that may wait for them
+    limits: Limits = dataclasses.field(default_factory=Limits)
     metrics_path: str = ""  # of Prometheus metrics on the REST port; "": none there
     metrics_port: int = -1  # of theirs alone; 0: any free one; -1: none
     metrics_host: str = "127.0.0.1"
@@ -94,14 +100,17 @@ async def serve(
         warm_up_iterations=options.warm_up_iterations,
         labels_may_lead=options.labels_may_lead,
         session_threads=options.session_threads,
+        limits=options.limits,
     )
-    executor = Executor(options.num_threads or os.cpu_count() or 1, options.max_waiting)
+    executor = Executor(options.num_threads or os.cpu_count() or 1, options.limits)
     answers = Answers(
         manager, as_tensor_content=options.as_tensor_content, verify_methods=options.verify_signature_methods
     )
+    arguments = _GRPC_ARGUMENTS | {"grpc.max_receive_message_length": options.limits.max_request_bytes}
+    arguments |= dict(options.grpc_arguments)
     measured = ServerMetrics(manager, executor, collectors)
     grpc_server = grpc.aio.server(
-        options=[*_UNLIMITED, *options.grpc_arguments],
+        options=list(arguments.items()),
         interceptors=[Statuses(measured)],
         maximum_concurrent_rpcs=options.max_grpc_calls or None,
     )
@@ -137,6 +146,7 @@ async def serve(
                         timeout_s=options.rest_timeout_s,
                         cors=options.rest_allows_other_origins,
                     ),
+                    http=http_limits.protocol(options.limits),
                     log_config=None,
                     access_log=False,
                     timeout_keep_alive=_KEEP_ALIVE_S,
@@ -195,7 +205,9 @@ async def _follow_config(manager: ModelManager, options: Options) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends at once on sockets that name their protocol; others wait 40 ms for the client's ACK
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

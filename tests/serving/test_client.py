@@ -95,12 +95,13 @@ def test_new_item_is_scored_with_its_embedding_after_an_upsert(client):
     ask = {"item_id": [NEW_ITEM, 100], "category": [CATEGORY, CATEGORY]}
     before = client.rank(USER, ask)
     rows, scales = encode.quantize(np.ones((1, 8)))
+    sequence = time.time_ns() // 1000
     upsert = {"modality": np.array(b"image"), "item_ids": np.array([NEW_ITEM]), "rows": rows, "scales": scales,
-              "sequences": np.array([1 << 60]), "encoder_version": np.array(b"v1")}  # fmt: skip
+              "sequences": np.array([sequence]), "encoder_version": np.array(b"v1")}  # fmt: skip
     assert client.predict(upsert, "upsert_items", version=1)["statuses"].tolist() == [0]
     after = client.rank(USER, ask)
     assert abs(after[0] - before[0]) > 1e-4 and after[1] == before[1]
-    assert client.predict({}, "index_status")["watermark"].tolist() == [1 << 60]
+    assert client.predict({}, "index_status")["watermark"].tolist() == [sequence]
 
 
 def test_upsert_and_status_work_over_rest(client):

@@ -82,7 +82,14 @@ class Road:
         """The catalog's features as examples hold them."""
         tables = declared.tables(feature_set)
         items = schema.read_table(self.folder / "tables", "items", tables=tables)
-        return {f.name: declared.values(items[f.column], f) for f in feature_set.stored}
+        return {f.name: _values(items[f.column], f) for f in feature_set.stored}
+
+
+def _values(column, feature):
+    if feature.kind != "time":
+        return declared.values(column, feature)
+    found = schema.microseconds(column)
+    return np.where(found == np.iinfo(np.int64).min, 0, found)
 
 
 @pytest.fixture(scope="module")

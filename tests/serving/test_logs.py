@@ -31,6 +31,15 @@ def test_json_has_one_object_per_event_with_its_traceback():
     assert "ZeroDivisionError" in event["traceback"] and event["time"].endswith("+00:00")
 
 
+def test_tensorflow_writes_its_lines_once():
+    code = "\nfrom tensorflow.python.platform import tf_logging\nlogs.configure('json')\ntf_logging.warning('once')"
+    result = subprocess.run(
+        [sys.executable, "-c", "from serving import logs" + code], capture_output=True, text=True, check=True
+    )
+    (line,) = [line for line in result.stderr.splitlines() if "once" in line]
+    assert json.loads(line)["logger"] == "tensorflow"
+
+
 def test_our_faults_are_logged_with_their_traceback(caplog):
     try:
         raise ZeroDivisionError("ours")

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import tensorflow as tf
 from serving import replicator
 from serving.model_server.config import ModelConfig
 from serving.model_server.server import Options, serve
+from serving.replica import Replica
 from tfmm import saved_model
 from tfmm.index import encode, graph_table, item_index, snapshot
 
@@ -115,7 +117,7 @@ def serving(folder, port=0, **options):
 def assert_serves(target, index, version, encoder_version="v1"):
     """Every row that the index has is what this version answers."""
     wanted = index.embeddings("image", encoder_version)
-    replica = replicator.Replica(target, "tfmm")
+    replica = Replica(target, "tfmm")
     answer = replica._predict(version, "serving_default", {"item_ids": wanted.ids})
     replica.close()
     assert answer["mask"].all()
@@ -154,7 +156,7 @@ def test_withdrawn_items_lose_their_embedding(index, tmp_path):
     with serving(tmp_path / "model") as target, follow(index, target) as job:
         index.withdraw([2], [5])
         job.wait_caught_up(10)
-        replica = replicator.Replica(target, "tfmm")
+        replica = Replica(target, "tfmm")
         assert replica._predict(1, "serving_default", {"item_ids": np.array([1, 2, 3])})["mask"].tolist() == [
             True,
             False,
@@ -195,7 +197,7 @@ def test_a_version_that_is_loaded_later_catches_up(index, tmp_path):
 def size_at(target):
     """Rows that the server holds; -1 while gRPC still waits out the time that nobody answered at this address."""
     try:
-        return replicator.Replica(target, "tfmm").tables(1)["image"].size
+        return Replica(target, "tfmm").tables(1)["image"].size
     except grpc.RpcError as error:
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         return -1
@@ -234,6 +236,37 @@ def test_a_full_table_is_reported_and_nothing_is_lost(index, tmp_path):
             time.sleep(0.01)
         job.wait_caught_up(10)
         assert_serves(target, index, 2)
+
+
+def test_server_ahead_of_the_index_is_said_and_gets_every_row_again(index, tmp_path, caplog):
+    old = tmp_path / "copy.sqlite"
+    with sqlite3.connect(index.path) as database:
+        database.execute("VACUUM INTO ?", (str(old),))
+    database.close()
+    write(index, [4, 5, 6], time_us=2)  # of which a copy from before knows nothing
+    export(index, tmp_path / "model" / "1")
+    with item_index.ItemIndex(old) as restored, serving(tmp_path / "model") as target:
+        write(restored, [7], time_us=3)  # with a sequence number that the server is beyond
+        with follow(restored, target) as job:
+            deadline = time.monotonic() + 20
+            while not (lags := job.lag()) or not lags[0].version or lags[0].rows:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert_serves(target, restored, 1)
+            assert lags[0].state.startswith("ahead: it holds change") and not lags[0].is_following
+            write(restored, [8, 9], time_us=4)
+            job.wait_caught_up(10)
+            assert_serves(target, restored, 1)
+            assert "restart the server" in caplog.text
+        with serving(tmp_path / "model") as other:  # a server that is not ahead is followed as ever
+            write(restored, range(20, 30), time_us=5)
+            export(restored, tmp_path / "model" / "2")
+            with follow(restored, other) as job:
+                while [lag.version for lag in job.lag()] != [2]:
+                    assert time.monotonic() < deadline + 40
+                    time.sleep(0.01)
+                job.wait_caught_up(10)
+                assert [lag.is_following for lag in job.lag()] == [True]
 
 
 def test_no_targets_are_refused(index):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tfmm.config import RunConfig
 from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet, Label, Sequence
 
 PRICE = Feature("price", "item", "number")
@@ -151,3 +152,15 @@ def test_lists_stand_for_tuples():
 def test_embedding_table_has_a_bound():
     said = refused(Feature("city", "user", num_buckets=10**12))
     assert "feature 'city': an embedding table must take at most 16 GiB, not 32.0 TB" in said
+
+
+@pytest.mark.parametrize("name", ["image_target_mask", "text_behavior_rows", "vector_target_scales"])
+def test_no_feature_is_named_as_item_vectors_are(name):
+    """Of modalities that the data may have, too: the names are inputs of `score_vectors`."""
+    with pytest.raises(ValueError, match=f"leave each input of the model a name of its own. Received twice: {name}"):
+        RunConfig(features=(*DEFAULT_FEATURES, Feature(name, "user")))
+
+
+def test_fields_of_other_types_are_said_by_a_run_too():
+    with pytest.raises(ValueError, match="sequence 'clicks': `features` must be a tuple of strings, not None"):
+        RunConfig(sequences=(Sequence("clicks", features=None),))

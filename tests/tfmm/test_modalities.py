@@ -55,7 +55,7 @@ def test_all_faults_are_told_at_once():
     )
     for fault in (
         "modality 'Image': `name` must be lower case letters",
-        "modality 'item_features': `name` must be lower case letters, digits and _, a letter first, and not item_f",
+        "modality 'item_features': `name` must not be one of nothing, all, ",
         "modality 'sound': `encoder` must be one of image, text, vector, or module:callable, not 'sounds'",
         "modality 'text': only an encoder of your own can be `frozen`; text learns from pairs",
         "modality 'clip': `query_column` is for encoders that are trained",

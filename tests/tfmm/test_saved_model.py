@@ -49,6 +49,23 @@ def test_scores_equal_those_of_the_module(saved):
     assert list(only) == ["double"]
 
 
+def test_a_choice_of_outputs_prepares_no_graph_of_its_own(saved, monkeypatch):
+    """Preparing one takes seconds in a large model: a first request with a filter, after the warm-up, timed out."""
+    _, path = saved
+    with saved_model.load_session(path) as loaded:
+        prepared = []
+        make_callable = loaded.session.make_callable
+        monkeypatch.setattr(
+            loaded.session, "make_callable", lambda *args, **named: prepared.append(1) or make_callable(*args, **named)
+        )
+        x = np.ones((1, 3), np.float32)
+        for outputs in (None, ["double"], ["score"], ["score", "double"]):
+            loaded("score", {"x": x}, outputs=outputs)
+        assert len(prepared) == 1
+        with pytest.raises(KeyError, match="`outputs` must be among"):
+            loaded("score", {"x": x}, outputs=["none"])
+
+
 def test_table_contents_are_saved_and_each_load_has_its_own(saved):
     _, path = saved
     with saved_model.load_session(path) as one, saved_model.load_session(path) as other:

@@ -60,7 +60,7 @@ def cast(array: pa.ChunkedArray, name: str, kind_name: str, table: str) -> pa.Ch
         if kind_name == "number":
             if not any(is_kind(kind) for is_kind in _NUMBERS):
                 raise pa.ArrowInvalid(f"{kind} is no number type")
-            return array.cast(pa.float64()).cast(pa.float32(), safe=False)
+            return array.cast(pa.float64(), safe=False).cast(pa.float32(), safe=False)  # whole ones from 2^53 on, too
         if kind_name == "boolean" and not (pa.types.is_boolean(kind) or pa.types.is_null(kind)):
             raise pa.ArrowInvalid(f"{kind} is no boolean type")
         if kind_name == "integer" and not (

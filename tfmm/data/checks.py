@@ -113,7 +113,11 @@ def check(
             run.add(name, "", f"must be one readable table: {error}", 1)
             continue
         if parts:
-            run.check_table(name, parts)
+            try:
+                run.check_table(name, parts)
+            except LayoutError as error:  # columns that can be read, but not together
+                run.add(name, "", f"must be one readable table: {error}", 1)
+                run.damaged.add(name)
         elif table.required:
             run.add(name, "", "must be there", 1)
     run.check_ids()
@@ -186,6 +190,7 @@ class _Check:
         self._max_pixels = max_pixels
         self.counts: dict[str, int] = {}
         self.faults: list[Fault] = []
+        self.damaged: set[str] = set()  # tables of which nothing more is read
         self._columns: dict[str, list[str]] = {}  # that can be read
         self._ids: dict[str, np.ndarray] = {}  # sorted fingerprints of items and searches
         self._zeros: collections.Counter[str] = collections.Counter()  # ids of 0 or "" that are no keys, by column
@@ -290,6 +295,8 @@ class _Check:
         if key is None or key not in columns:
             return
         ids = schema.read_table(self.data_dir, name, [key], self._tables)[key]
+        if pa.types.is_null(ids.type):
+            return  # each is told as a null
         prints = schema.fingerprints(ids)
         order = np.argsort(prints, kind="stable")
         again = order[1:][(prints[order][1:] == prints[order][:-1]) & (prints[order][1:] != 0)]
@@ -330,7 +337,7 @@ class _Check:
 
     def check_splits(self, config: DataConfig) -> None:
         label = self._label.column
-        if not self.counts.get("impressions") or any(
+        if not self.counts.get("impressions") or "impressions" in self.damaged or any(
             fault.table == "impressions" and fault.column in ("timestamp", label, "split") for fault in self.faults
         ):
             return
@@ -350,7 +357,8 @@ class _Check:
 
     def notes(self, config: DataConfig) -> tuple[str, ...]:
         unreadable = {(fault.table, fault.column) for fault in self.faults if not fault.rows}
-        names = [n for n in self.counts if n in times.COLUMNS and (n, times.COLUMNS[n]) not in unreadable]
+        with_times = [name for name in self.counts if name in times.COLUMNS and name not in self.damaged]
+        names = [name for name in with_times if (name, times.COLUMNS[name]) not in unreadable]
         seen = times.resolutions(self.data_dir, config.time_zone, names)
         zeros = [
             f'{place} is 0 or "" in {count:,} rows, which stands for missing.'

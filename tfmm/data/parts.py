@@ -101,7 +101,7 @@ class Part:
             yield file
         except pa.ArrowMemoryError:
             raise
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if "Expected all lists to be of size" in reason:  # Arrow below 13
                 reason += ". This Arrow cannot read nulls among lists of one fixed length: write them as lists."

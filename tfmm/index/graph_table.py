@@ -14,6 +14,7 @@ from tfmm.vectors import Vectors
 
 WRITTEN, STALE, WITHDRAWN, REFUSED = 0, 1, 2, 3  # statuses of `upsert`
 _SCALE_BYTES = 4
+_AHEAD_US = 86_400_000_000  # a day: by how much the index's clock may be ahead of the server's
 
 
 class GraphTable(tf.Module):
@@ -118,7 +119,8 @@ class GraphTable(tf.Module):
             3 refused, as another encoder made the row.
         Raises:
             OutOfRangeError: the new items do not fit; nothing of the call is written.
-            InvalidArgumentError: an id of 0, or rows, scales or sequences that do not fit the ids.
+            InvalidArgumentError: an id of 0; rows, scales or sequences that do not fit the ids; a scale that is not
+                finite or is negative; a sequence that no index has given yet. Nothing of the call is written.
         """
         with tf.device("/CPU:0"):
             ids = tf.convert_to_tensor(ids, tf.int64)
@@ -135,6 +137,7 @@ class GraphTable(tf.Module):
                     )
                     for name, values in (("rows", rows), ("scales", scales), ("sequences", sequences))
                 ),
+                *_verify_values(scales, sequences),
             ]
             with tf.control_dependencies([check for check in checks if check is not None]):
                 mutex = tf.raw_ops.MutexV2(shared_name=f"tfmm_{self.modality}_writers")
@@ -233,6 +236,25 @@ class FeatureTable(tf.Module):
         """Returns the features of items int64 [...]; missing where the table has no such item."""
         found = self._layout.unpack_tensors(self.table.lookup(ids))
         return {name: found[name] for name in self.names}
+
+
+def _verify_values(scales: tf.Tensor, sequences: tf.Tensor) -> list[tf.Operation]:
+    """Refuses what would stay for good: a scale that makes NaN of scores, a sequence that no later change passes.
+
+    An index numbers its changes from its birth on, in microseconds since 1970, and makes fewer than one a microsecond:
+    no sequence is later than now.
+    """
+    newest = tf.cast(tf.timestamp() * 1e6, tf.int64) + _AHEAD_US
+    is_scale = tf.logical_and(tf.math.is_finite(scales), scales >= 0.0)
+    is_sequence = tf.logical_and(sequences > 0, sequences <= newest)
+    return [
+        tf.debugging.Assert(tf.reduce_all(is_valid), [message, tf.boolean_mask(values, tf.logical_not(is_valid))])
+        for is_valid, values, message in (
+            (is_scale, scales, "`scales` must be finite and not negative (0 withdraws). Received:"),
+            (is_sequence, sequences, "`sequences` must be an index's: positive, and not beyond the present in "
+                                     "microseconds since 1970. Received:"),
+        )
+    ]  # fmt: skip
 
 
 def _scales(packed: tf.Tensor, dim: int) -> tf.Tensor:

@@ -239,6 +239,10 @@ class ItemIndex(store.IndexStore):
         )
         return count
 
+    def newest_sequence(self) -> int:
+        ((newest,),) = self._database.fetchall("SELECT value FROM counters WHERE name = 'sequence'")
+        return newest
+
     def position(self, source: str) -> int:
         query = "SELECT value FROM counters WHERE name = ?"
         found = self._database.fetchall(query, (f"position:{source}",))

@@ -42,7 +42,7 @@ class TableRows:
             of events. What the catalog says of an item counts from its event time on; where that is not what it said
             the last time, from when it was written on.
     Raises:
-        ValueError: shapes or dtypes that do not fit, or an id of 0.
+        ValueError: shapes or dtypes that do not fit, an id of 0, or a scale that is not finite or is negative.
     """
 
     modality: str
@@ -64,6 +64,8 @@ class TableRows:
             )
         if not np.all(ids):
             raise ValueError("`ids` must not hold 0, which means padding. Received: 0.")
+        if (wrong := scales[~(np.isfinite(scales) & (scales >= 0))]).size:
+            raise ValueError(f"`scales` must be finite and not negative (0 withdraws). Received: {wrong[:5].tolist()}.")
 
 
 class Withdrawal(typing.NamedTuple):
@@ -163,6 +165,9 @@ class IndexStore(typing.Protocol):
 
     def lag(self, modality: str, encoder_version: str, watermark: int) -> int:
         """Returns how many changes a reader at `watermark` has not seen."""
+
+    def newest_sequence(self) -> int:
+        """Returns the number of the newest change of any encoder; its birth where there was none."""
 
     def snapshot(self, encoder_versions: typing.Mapping[str, str]) -> dict[str, TableState]:
         """Returns the tables of encoders, given by modality, as all of them are at one moment."""

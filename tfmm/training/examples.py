@@ -18,7 +18,7 @@ from tfmm.features import LABEL, FeatureSet
 from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
 from tfmm.training import labels
 
-IS_ROW = "is_row"  # of a batch: False where it is filled up
+IS_ROW = "_is_row"  # of a batch: False where it is filled up
 Columns = dict[str, np.ndarray]
 Patterns = str | os.PathLike[str] | typing.Sequence[str | os.PathLike[str]]
 
@@ -156,8 +156,8 @@ def dataset(columns: Columns, order: np.ndarray, batch_size: int) -> tf.data.Dat
         order: int64 [m], rows of `columns`.
         batch_size: B.
     Returns:
-        A dataset of dicts: the columns [B, ...] and `is_row` bool [B]. The last batch is filled with zeros,
-        where `is_row` is False.
+        A dataset of dicts: the columns [B, ...] and IS_ROW bool [B]. The last batch is filled with zeros, where that
+        is False.
     """
     filler = -len(order) % batch_size
     ordered = {name: values[order] for name, values in columns.items()} | {IS_ROW: np.ones(len(order), bool)}

@@ -1,10 +1,13 @@
 """tensorflow_model_server's flags: every one is known, does what it says, or is refused with the reason."""
 
+import re
+import shlex
 import time
 
 import grpc
 import httpx
 import pytest
+from click.testing import CliRunner
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
 from serving.model_server import __main__ as command
@@ -12,6 +15,7 @@ from serving.model_server import config, flags
 from serving.model_server.config import ModelConfig
 from serving.model_server.errors import ServingError
 from serving.model_server.manager import ModelManager
+from tfmm import cli
 
 THEIRS = [  # of its main.cc
     "port", "grpc_socket_path", "rest_api_port", "rest_api_num_threads", "rest_api_timeout_in_ms",
@@ -81,6 +85,30 @@ def test_channel_arguments_are_numbers_or_text():
 def test_version_is_said_without_a_model(capsys):
     assert command.main(["--version"]) == 0
     assert "TensorFlow 2." in capsys.readouterr().out
+
+
+def test_tfmm_serve_takes_them_all_and_keeps_its_own():
+    def serve(*arguments):
+        return CliRunner().invoke(cli.main, ["serve", *arguments])
+
+    refused = serve("--model-base-path=/m", "--rest_api_port", "8501", "--enable_batching")
+    assert refused.exit_code == 2 and "--enable_batching=true is not done here" in refused.output
+    assert serve("--model_base_path=/m", "--nonsense").exit_code == 2
+    helped = serve("--help")
+    assert helped.exit_code == 0 and "--monitoring_config_file" in helped.output and "--index" in helped.output
+    followed = serve("--model_base_path=/m", "--port=0", "--index", "items.sqlite")
+    assert followed.exit_code == 2 and "fixed port" in followed.output
+    assert "`tfmm embed` makes" in serve("--model_base_path=/m", "--index", "nowhere.sqlite").output
+
+
+def test_flags_in_the_docs_exist(root):
+    texts = [path.read_text("utf-8") for path in (root / "README.md", *(root / "docs").glob("*.md"))]
+    lines = [line for text in texts for line in re.findall(r"^tfmm serve (.*)$", text.replace("\\\n", " "), re.M)]
+    known = command.parser()
+    known.add_argument("--index")
+    assert len(lines) >= 3
+    for line in lines:
+        known.parse_args(shlex.split(line))
 
 
 def wait_for(condition):

@@ -1,8 +1,13 @@
 """The REST API: formats, status map and error bodies of TensorFlow Serving."""
 
+import asyncio
+import contextlib
 import json
+import socket
 
 import pytest
+
+from serving.model_server import server as server_module
 
 PREDICT = "/half_plus_two:predict"
 
@@ -103,6 +108,28 @@ def test_paths_and_methods(rest, method, path, status):
     response = rest.request(method, path, content='{"inputs": [1]}')
     assert response.status_code == status
     assert response.json()["error"]
+
+
+def test_answers_do_not_wait_for_the_clients_ack():
+    accepted = []
+
+    class Seen(asyncio.Protocol):
+        def connection_made(self, transport):
+            connection = transport.get_extra_info("socket")
+            accepted.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    async def connect():
+        with contextlib.closing(server_module._listen("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            server = await asyncio.get_running_loop().create_server(Seen, sock=listener)
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            while not accepted:
+                await asyncio.sleep(0.01)
+            writer.close()
+            server.close()
+
+    asyncio.run(connect())
+    assert accepted[0]
 
 
 def test_outside_v1_is_404(rest):

@@ -14,7 +14,7 @@ def value(name, **labels):
 def test_a_batch_is_counted_with_its_delay_and_its_watermark():
     now_us = time.time_ns() // 1000
     batch = embedding.EventBatch("shop", [event_log.Event(offset, b"") for offset in (5, 6, 7)])
-    items = [encode.Item(1, None, now_us - 3_000_000, {}), encode.Item(2, None, now_us - 1_000_000, {})]
+    items = [encode.Item(1, now_us - 3_000_000, {}), encode.Item(2, now_us - 1_000_000, {})]
     dead = [(batch.events[2], "vector: must be finite, not [nan]")]
     metrics.record(batch, embedding.Outcome(items[:1], items[1:], [], dead))
     assert value("tfmm_stream_events_total", source="shop") == 3

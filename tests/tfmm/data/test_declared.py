@@ -218,3 +218,9 @@ def test_the_type_of_an_id_is_that_of_its_own_source(folder):
     data = folder(impressions={"aisle": ["x"] * ROWS})
     category = Feature("category", "item", source="impressions.aisle")
     assert declared.id_types(data, FeatureSet((*DEFAULT_FEATURES[:2], category), ()))["category"] == "string"
+
+
+def test_whole_numbers_beyond_those_of_floats_are_read(folder, tmp_path):
+    features = declare(Feature("size", "context", "number"))
+    found, _ = built(folder(impressions={"size": [2**63 - 1, -(2**63), 2**53 + 1, 7] * 3}), features, tmp_path / "out")
+    np.testing.assert_array_equal(found["size"], np.array([2.0**63, -(2.0**63), 2.0**53, 7] * 3, np.float32))

@@ -131,3 +131,10 @@ def test_type_that_arrow_cannot_cast_at_all_is_a_fault(tables):
     assert ("items", "vector", "must be list of float32") in [
         (fault.table, fault.column, fault.rule) for fault in checks.check(tables(**rows)).faults
     ]
+
+
+def test_catalog_of_null_ids_is_told_as_such(tables):
+    rows = data()
+    rows["items"] = pa.table({"item_id": pa.nulls(2), "title": ["t", "u"]})
+    found = [(fault.column, fault.rule, fault.count) for fault in checks.check(tables(**rows)).faults]
+    assert ("item_id", "must not be null", 2) in found

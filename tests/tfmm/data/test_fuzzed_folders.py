@@ -89,11 +89,11 @@ def change_table(table, rng):
     if act == 5:
         rows = [rng.randrange(table.num_rows) for _ in range(rng.randrange(30))] if table.num_rows else []
         return table.take(pa.array(rows, pa.int64()))
-    values = table[name].to_pylist()
+    values = table.column(place).to_pylist()
     if values:
         values[rng.randrange(len(values))] = rng.choice(VALUES)
     try:
-        return table.set_column(place, name, pa.array(values, table.schema.field(name).type))
+        return table.set_column(place, name, pa.array(values, table.schema.field(place).type))
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return table
 

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ def upsert(loaded, ids, dim):
     values = {"modality": np.array("image", object), "item_ids": ids, "rows": rows, "scales": scales}
     return loaded(
         "upsert_items",
-        {**values, "sequences": np.full(len(ids), 2**60), "encoder_version": np.array("v1", object)},
+        {**values, "sequences": np.full(len(ids), time.time_ns() // 1000), "encoder_version": np.array("v1", object)},
     )["statuses"]
 
 

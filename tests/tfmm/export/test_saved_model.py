@@ -1,6 +1,7 @@
 """The SavedModel of the click model, as TF Serving loads and calls it."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -129,10 +130,11 @@ def test_upsert_of_nothing_changes_nothing(fresh):
 
 
 def test_each_modality_has_its_own_table(fresh):
-    assert upsert(fresh, [NEW_ITEM], dim=8, modality="text", sequence=2**60) == [0]
+    newest = time.time_ns() // 1000
+    assert upsert(fresh, [NEW_ITEM], dim=8, modality="text", sequence=newest) == [0]
     status = fresh("index_status", {})
     assert status["modality"].tolist() == [b"image", b"text"]
-    assert status["watermark"][1] == 2**60 > status["watermark"][0]
+    assert status["watermark"][1] == newest > status["watermark"][0]
     assert status["capacity"].tolist() == [400, 400]
     with pytest.raises(tf.errors.InvalidArgumentError, match="`rows` of text must have 8 values"):
         upsert(fresh, [NEW_ITEM], dim=16, modality="text")

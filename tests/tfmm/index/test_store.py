@@ -280,6 +280,15 @@ def test_another_process_opens_it_by_its_url(index, root):
     assert index.embeddings("image", "v1").ids.tolist() == [1, 2]
 
 
+def test_newest_sequence_is_of_all_encoders_and_never_before_a_change(index):
+    birth = index.newest_sequence()
+    assert birth > 0
+    for version in ("v1", "v2"):
+        index.write("image", version, *as_arrays([(1, 5, 1), (2, 5, 1)]))
+        assert index.newest_sequence() == index.last_sequence("image", version) > birth
+    assert index.last_sequence("image", "v1") < index.newest_sequence()
+
+
 def test_a_later_store_has_larger_sequence_numbers(fresh):
     last = 0
     for _ in range(2):

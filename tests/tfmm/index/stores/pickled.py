@@ -62,6 +62,9 @@ class PickledStore(store.IndexStore):
                 state["positions"][source] = max(position, state["positions"].get(source, 0))
         return store.Applied(changed, withdrawn, tuple(sorted(older)))
 
+    def newest_sequence(self):
+        return self._read()["sequence"]
+
     def register_encoder(self, modality, encoder_version, dim, layout=""):
         with self._writing() as state:
             _register(state, modality, encoder_version, dim, layout)

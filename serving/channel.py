@@ -1,0 +1,89 @@
+"""How clients and the replicator reach a server: over TLS where it has it, with the token that writes need."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import typing
+
+import grpc
+
+AUTHORIZATION = "authorization"  # the key of metadata, and the header, that the token comes in
+CAUGHT_UP = "tfmm-caught-up"  # the key of metadata by which the replicator says that a version has every change
+SCHEME = "Bearer "
+TOKEN_VARIABLE = "TFMM_TOKEN"
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """What a server asks of its callers.
+
+    Args:
+        token: for writes, `read_token`; "" where none is asked for.
+        ca_file: PEM file of who signed the server's certificate; "" for a server without TLS.
+        cert_file: PEM file of the caller's own certificate, where the server wants one (`client_verify`).
+        key_file: its key.
+    """
+
+    token: str = dataclasses.field(default="", repr=False)
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.cert_file) != bool(self.key_file) or (self.cert_file and not self.ca_file):
+            raise ValueError(
+                "`cert_file` and `key_file` belong together, and to `ca_file`. Received: "
+                f"{self.cert_file!r}, {self.key_file!r}, {self.ca_file!r}."
+            )
+
+    def metadata(self) -> list[tuple[str, str]]:
+        """Returns what each call says of its caller."""
+        return [(AUTHORIZATION, SCHEME + self.token)] if self.token else []
+
+    def open(self, target: str, options: typing.Sequence[tuple[str, typing.Any]] = ()) -> grpc.Channel:
+        """Returns a channel to host:port."""
+        if not self.ca_file:
+            return grpc.insecure_channel(target, options)
+        files = [self.ca_file, self.key_file, self.cert_file]
+        contents = [pathlib.Path(path).read_bytes() if path else None for path in files]
+        return grpc.secure_channel(target, grpc.ssl_channel_credentials(*contents), options)
+
+
+NO_ACCESS = Access()  # of a server on this machine
+
+
+def read_token(path: str = "") -> str:
+    """Returns the token in a file, or, where none is named, in the variable TFMM_TOKEN; "" where there is none.
+
+    Raises:
+        ValueError: it is shorter than 16 characters, or holds others than printable ASCII.
+    """
+    text = pathlib.Path(path).read_text("utf-8").strip() if path else os.environ.get(TOKEN_VARIABLE, "")
+    if (path or text) and (len(text) < 16 or not (text.isascii() and text.isprintable() and " " not in text)):
+        raise ValueError(
+            f"A token must have at least 16 printable ASCII characters without spaces. Received: {len(text)} "
+            f"characters in {path or TOKEN_VARIABLE}. `openssl rand -hex 32` makes one."
+        )
+    return text
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `Access` to a caller's command line."""
+    parser.add_argument("--token-file", default="", help=f"file with the servers' token; else {TOKEN_VARIABLE} has it")
+    parser.add_argument("--ssl-ca-file", default="", help="PEM of who signed the servers' certificates; they use TLS")
+    parser.add_argument("--ssl-cert-file", default="", help="PEM of the own certificate, where servers want one")
+    parser.add_argument("--ssl-key-file", default="", help="PEM of its key")
+
+
+def from_options(options: typing.Any) -> Access:
+    """Returns what parsed options say.
+
+    Raises:
+        ValueError, OSError: as `read_token` and `Access`.
+    """
+    return Access(
+        read_token(options.token_file), options.ssl_ca_file, options.ssl_cert_file, options.ssl_key_file
+    )
