@@ -152,10 +152,15 @@ def _encoder_rules(report: typing.Mapping[str, typing.Any], candidate: str, sett
         said = " ".join(warnings)
         if gain is not None:
             said += (
-                f" With the targets' {modality} vectors hidden, GAUC of {candidate} is {gain['value']:.4f} lower "
-                f"[{gain['low']:.4f}, {gain['high']:.4f}]"
+                f" Hiding the targets' {modality} vectors moves GAUC of {candidate} by {-gain['value']:+.4f} "
+                f"[{-gain['high']:+.4f}, {-gain['low']:+.4f}]"
             )
-            said += "." if is_needed else f": it is as good without them; leave {modality} out of `modalities`."
+            said += (
+                ": it needs them."
+                if is_needed
+                else ", within noise: it may be as good without them, which a run tells whose `modalities` lack "
+                f"{modality}."
+            )
         if warnings:
             yield setting == "warn" or is_needed or not facts.get("is_no_better"), said
 

@@ -148,8 +148,9 @@ def test_encoder_that_learned_nothing_is_warned_of_with_what_it_is_worth():
     verdict = gate.decide(encoders_report(low=-0.002), CONFIG)
     assert verdict.passed
     assert verdict.warnings == (
-        "The text encoder learned nothing. With the targets' text vectors hidden, GAUC of multimodal is 0.0040 lower "
-        "[-0.0020, 0.0100]: it is as good without them; leave text out of `modalities`.",
+        "The text encoder learned nothing. Hiding the targets' text vectors moves GAUC of multimodal by -0.0040 "
+        "[-0.0100, +0.0020], within noise: it may be as good without them, which a run tells whose `modalities` lack "
+        "text.",
     )
 
 
