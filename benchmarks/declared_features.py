@@ -28,8 +28,10 @@ from tfmm import metrics, preprocessing, presets
 from tfmm.config import RunConfig
 from tfmm.ctr import model as model_lib
 from tfmm.ctr import train
-from tfmm.data import beam, examples, marketplace, online_retail
+from tfmm.data import beam, examples
+from tfmm.data.sources import online_retail
 from tfmm.features import DEFAULT_FEATURES, LABEL, Feature, FeatureSet
+from tfmm.marketplace import generator
 from tfmm.training import examples as examples_lib
 
 LENGTH = 10  # of histories
@@ -189,7 +191,7 @@ def measure_marketplace(seeds: list[int], root: pathlib.Path) -> None:
     run, runs, worth = with_short_histories(presets.rich()), [], {}
     for seed in seeds:
         folder, config = root / str(seed), dataclasses.replace(run.marketplace, seed=seed)
-        marketplace.generate(config, folder / "data")
+        generator.generate(config, folder / "data")
         worth[seed] = json.loads((folder / "data" / "truth" / "effects.json").read_text())
         draws = [seed * DRAWS + draw for draw in range(DRAWS)]
         runs.append(averaged(train_all(folder / "data", run, tuple(PLANTED), folder, draws, seed)))

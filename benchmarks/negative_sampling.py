@@ -26,12 +26,13 @@ import tensorflow as tf
 from tfmm import config as config_lib
 from tfmm import metrics, preprocessing
 from tfmm.ctr import train as ctr_train
-from tfmm.data import beam, examples, marketplace
+from tfmm.data import beam, examples
 from tfmm.evaluate import report
 from tfmm.export import saved_model
 from tfmm.features import FeatureSet, Label
 from tfmm.index import encode, item_index, snapshot
 from tfmm.make import train as make_train
+from tfmm.marketplace import generator
 from tfmm.training import examples as examples_lib
 
 RUN = config_lib.RunConfig(
@@ -129,7 +130,7 @@ def measure(side: Side, splits: dict[str, Columns], features: FeatureSet, snapsh
 
 def measure_seed(seed: int, folder: pathlib.Path, models: list[str], sides: list[str]) -> dict[str, dict]:
     run = RUN.with_seed(seed)
-    marketplace.generate(run.marketplace, folder / "data")
+    generator.generate(run.marketplace, folder / "data")
     beam.write_examples(folder / "data", run.data, run.feature_set, folder / "examples")
     spec = preprocessing.raw_spec(run.feature_set)
     splits = {split: examples.read_columns(f"{folder}/examples/{split}-*", spec) for split in ("train", "eval")}

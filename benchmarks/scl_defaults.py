@@ -21,7 +21,9 @@ import validation
 
 from tfmm import presets
 from tfmm.config import MarketplaceConfig, PairsConfig, SCLConfig, to_dict
-from tfmm.data import examples, marketplace, online_retail, pairs
+from tfmm.data import examples, pairs
+from tfmm.data.sources import online_retail
+from tfmm.marketplace import generator
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.pretrain.train import fit
 
@@ -79,7 +81,7 @@ def main() -> None:
                     emoji_vendors.write_pairs(options.data / name, place)
             else:
                 if name == "marketplace":
-                    marketplace.generate(MarketplaceConfig(), root / name / "data")
+                    generator.generate(MarketplaceConfig(), root / name / "data")
                 else:
                     online_retail.convert(options.data / name, root / name / "data")
                 folder = validation.write_tables(root / name / "data", root / name / "validation")

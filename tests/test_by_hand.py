@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tfmm import artifacts, presets, saved_model
-from tfmm.config import override
-from tfmm.data import marketplace, schema
+from tfmm.assignments import override
+from tfmm.data import schema
 from tfmm.export import saved_model as export
+from tfmm.marketplace import generator
 
 pytest.importorskip("apache_beam", reason="Beam is not installed")
 
@@ -55,7 +56,7 @@ def run(tmp_path_factory, run_commands):
     """The folder in which every stage's command has run."""
     folder = tmp_path_factory.mktemp("by_hand") / NAME
     folder.mkdir()
-    marketplace.generate(override(presets.small(), SMALL).marketplace, folder / "numbers")
+    generator.generate(override(presets.small(), SMALL).marketplace, folder / "numbers")
     with_string_ids(folder / "numbers", folder / "tables")
     options = " --preset small " + " ".join(f"--set {assignment}" for assignment in (*SMALL, *GATE))
     commands = [

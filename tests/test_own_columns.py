@@ -59,7 +59,7 @@ def run():
         ),
         methods=(Method("simtier", {"num_tiers": 10}), Method("make"), Method("simscore")),
     )
-    return config.override(declared, TINY)
+    return override(declared, TINY)
 '''
 MARKETPLACE = (
     "data marketplace tables --preset small --set marketplace.rich=true --set marketplace.num_users=120 "

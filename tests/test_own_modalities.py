@@ -16,9 +16,10 @@ import pytest
 
 from serving.streaming import events
 from tfmm import artifacts, presets, saved_model
-from tfmm.config import override
-from tfmm.data import marketplace, schema
+from tfmm.assignments import override
+from tfmm.data import schema
 from tfmm.index import item_index, snapshot
+from tfmm.marketplace import generator
 
 pytest.importorskip("apache_beam", reason="Beam is not installed")
 
@@ -95,7 +96,7 @@ NEW = 987_654_321  # an item that the catalog does not hold
 def folder(tmp_path_factory, run_commands):
     """The folder in which every stage's command has run."""
     folder = tmp_path_factory.mktemp("own_modalities")
-    marketplace.generate(override(presets.small(), SMALL).marketplace, folder / "tables")
+    generator.generate(override(presets.small(), SMALL).marketplace, folder / "tables")
     path = folder / "tables" / "items.parquet"
     items, draw = pq.read_table(path), np.random.default_rng(0)
     sounds = draw.normal(size=(len(items), 16)).astype(np.float32)

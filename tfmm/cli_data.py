@@ -87,9 +87,9 @@ def _joined(values: typing.Iterable[object]) -> str:
 @run_options
 def data_marketplace(output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
     """Make the synthetic marketplace: images, titles, searches, purchases, a week of impressions."""
-    from tfmm.data import marketplace
+    from tfmm.marketplace import generator
 
-    marketplace.generate(load_config(run, assignments).marketplace, output_dir)
+    generator.generate(load_config(run, assignments).marketplace, output_dir)
     click.echo(f"Wrote the marketplace to {output_dir}.")
 
 
@@ -99,7 +99,7 @@ def data_marketplace(output_dir: pathlib.Path, run: str, assignments: tuple[str,
 @click.argument("output_dir", type=Folder)
 def data_convert(source: str, source_dir: pathlib.Path, output_dir: pathlib.Path) -> None:
     """Convert a public data set to the tables that `tfmm data schema` describes."""
-    from tfmm.data import online_retail, taobao_mm
+    from tfmm.data.sources import online_retail, taobao_mm
 
     {"online-retail": online_retail, "taobao-mm": taobao_mm}[source].convert(source_dir, output_dir)
     click.echo(f"Wrote {source} to {output_dir}.")

@@ -9,6 +9,7 @@ import typing
 import click
 
 from tfmm import extras
+from tfmm.assignments import override
 
 if typing.TYPE_CHECKING:
     from tfmm.config import RunConfig
@@ -85,10 +86,10 @@ def later_run_options(function: _F) -> _F:
 
 def load_config(run: str, assignments: tuple[str, ...], seed: int | None = None) -> RunConfig:
     """Returns the run that the options name, verified; a `seed` is every stage's, unless `--set` gives others."""
-    from tfmm import config, runs
+    from tfmm import runs
 
     settings = runs.load(run)
-    result = config.override(settings if seed is None else settings.with_seed(seed), assignments)
+    result = override(settings if seed is None else settings.with_seed(seed), assignments)
     runs.verify(result)
     return result
 

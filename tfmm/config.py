@@ -43,7 +43,7 @@ class MarketplaceConfig:
     image_size: int = 32  # pixels, square
     missing_image_fraction: float = 0.0  # of the items, new ones too
     missing_title_fraction: float = 0.0  # of the items, new ones too; drawn apart from the images
-    rich: bool = False  # a table of users, prices, devices, positions, ... with effects on clicks (tfmm.data.planted)
+    rich: bool = False  # a table of users, prices, devices, positions, ... with planted effects (`marketplace.planted`)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -309,71 +309,6 @@ class RunConfig:
             parts = getattr(self, name)
             stages[name] = tuple(dataclasses.replace(part, settings=seeded(part.settings)) for part in parts)
         return dataclasses.replace(self, seed=seed, **stages)
-
-
-def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
-    """Applies `stage.field=value` assignments, each checked against the dataclass.
-
-    Args:
-        config: the run to change.
-        assignments: strings such as `"make.epochs=6"` or `"ctr.units=[64, 32]"`; values are JSON, or plain text. A
-            feature, sequence, modality or method is found by its name: `"features.user_id.dim=32"`,
-            `"methods.simtier.num_tiers=10"`, `"methods.my_team.methods:Recency.units=8"`.
-    Returns:
-        A new RunConfig.
-    Raises:
-        ValueError: unknown stage, name or field, or a value of another type.
-
-    >>> override(RunConfig(), ["make.epochs=6"]).make.epochs
-    6
-    """
-    for assignment in assignments:
-        path, separator, text = assignment.partition("=")
-        stage_name, _, rest = path.strip().partition(".")
-        name, _, field_name = rest.rpartition(".")  # a name such as `pkg.mod:Class` has dots, and no field has
-        _require(bool(separator and stage_name and field_name), "An override must read stage.field=value.", assignment)
-        stages = {field.name for field in dataclasses.fields(config)} - {"seed"}
-        _require(stage_name in stages, f"The stage must be one of {sorted(stages)}.", stage_name)
-        stage = getattr(config, stage_name)
-        if isinstance(stage, tuple):
-            _require(bool(name), f"An override of `{stage_name}` must read {stage_name}.name.field=value.", path)
-            known = [part.name for part in stage]
-            _require(name in known, f"`{stage_name}` must be one of {known}.", name)
-            stage = tuple(_replace(part, field_name, text, path) if part.name == name else part for part in stage)
-        else:
-            _require(not name, "An override must read stage.field=value.", assignment)
-            stage = _replace(stage, field_name, text, path)
-        config = dataclasses.replace(config, **{stage_name: stage})
-    return config
-
-
-def _replace(stage: typing.Any, field_name: str, text: str, path: str) -> typing.Any:
-    fields = {field.name for field in dataclasses.fields(stage)}
-    if isinstance(stage, Method) or (isinstance(stage, Modality) and field_name not in fields):
-        return dataclasses.replace(stage, settings={**stage.settings, field_name: _json(text)})  # its class knows them
-    _require(field_name in fields, f"`{path.rpartition('.')[0]}` has the fields {sorted(fields)}.", field_name)
-    is_read = not (isinstance(stage, SCLConfig) and modalities_lib.unread(stage.modality, [field_name]))
-    _require(is_read, f"`{path}` must be a setting that the encoder reads.", field_name)
-    current = getattr(stage, field_name)
-    value = _json(text) if current is None else _parse(text.strip(), type(current), path)
-    return dataclasses.replace(stage, **{field_name: value})
-
-
-def _json(text: str) -> typing.Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text.strip()
-
-
-def _parse(text: str, kind: type, path: str) -> object:
-    value = _json(text)
-    if kind is tuple and isinstance(value, list):
-        return tuple(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    _require(type(value) is kind, f"`{path}` must be a {kind.__name__}.", value)
-    return value
 
 
 def to_dict(config: object) -> dict[str, typing.Any]:

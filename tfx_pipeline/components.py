@@ -46,9 +46,9 @@ def _run(text: str) -> config_lib.RunConfig:
 @component
 def Marketplace(run: Parameter[str], code: Parameter[str], dataset: OutputArtifact[Dataset]):
     """Makes the synthetic marketplace."""
-    from tfmm.data import marketplace
+    from tfmm.marketplace import generator
 
-    marketplace.generate(_run(run).marketplace, dataset.uri)
+    generator.generate(_run(run).marketplace, dataset.uri)
 
 
 @component

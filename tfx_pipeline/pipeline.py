@@ -64,7 +64,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         }
 
     if environment.data_dir is None:
-        origin = components.Marketplace(run=_reads("marketplace"), code=_code("tfmm.data.marketplace"))
+        origin = components.Marketplace(run=_reads("marketplace"), code=_code("tfmm.marketplace.generator"))
         dataset, modalities = origin.outputs["dataset"], config.modality_set.present(MARKETPLACE_CONTENTS.__contains__)
     else:
         origin = tfx.dsl.Importer(

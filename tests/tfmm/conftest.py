@@ -1,4 +1,4 @@
-"""A shop small enough to train on in seconds: clicks follow the users' taste for the items' vectors."""
+"""A shop small enough to train on in seconds, clicks following taste for vectors, and a small marketplace."""
 
 import dataclasses
 import pathlib
@@ -8,12 +8,17 @@ import pytest
 import tensorflow as tf
 
 from tfmm import preprocessing
+from tfmm.config import MarketplaceConfig
 from tfmm.features import FeatureSet
 from tfmm.index import encode, item_index, snapshot
+from tfmm.marketplace import generator
 
 FEATURES = FeatureSet().resolved(max_behaviors=6, min_count=1)
 NUM_USERS, NUM_ITEMS, NUM_NEW, LENGTH = 60, 240, 40, 6
 DIMS = {"image": 16, "text": 8}
+SMALL_MARKETPLACE = MarketplaceConfig(
+    num_items=300, new_items_per_day=20, num_users=250, impressions_per_user_day=5, num_searches=400, image_size=16
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,3 +118,17 @@ def _example(row, index_of):
 def shop(tmp_path_factory) -> Shop:
     """One small shop for all tests; read-only."""
     return write_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """The settings of `small_marketplace`."""
+    return SMALL_MARKETPLACE
+
+
+@pytest.fixture(scope="session")
+def small_marketplace(tmp_path_factory):
+    """A folder with a small marketplace; read-only."""
+    folder = tmp_path_factory.mktemp("marketplace")
+    generator.generate(SMALL_MARKETPLACE, folder)
+    return folder

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from tfmm import config, modalities, presets
+from tfmm.assignments import override
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS.values())
@@ -12,14 +13,14 @@ def test_round_trip_through_json_types(preset):
 
 
 def test_override_sets_one_field_and_keeps_the_rest():
-    run = config.override(config.RunConfig(), ["make.epochs=6", "ctr.units=[32, 16]"])
+    run = override(config.RunConfig(), ["make.epochs=6", "ctr.units=[32, 16]"])
     assert run.make.epochs == 6
     assert run.ctr.units == (32, 16)
     assert dataclasses.replace(run.make, epochs=4) == config.MAKEConfig()
 
 
 def test_override_accepts_a_whole_number_for_a_float():
-    assert config.override(config.RunConfig(), ["image.triplet_weight=0"]).image.triplet_weight == 0.0
+    assert override(config.RunConfig(), ["image.triplet_weight=0"]).image.triplet_weight == 0.0
 
 
 @pytest.mark.parametrize(
@@ -37,13 +38,13 @@ def test_override_accepts_a_whole_number_for_a_float():
 )
 def test_override_refuses(assignment, message):
     with pytest.raises(ValueError, match=message):
-        config.override(config.RunConfig(), [assignment])
+        override(config.RunConfig(), [assignment])
 
 
 def test_override_finds_features_sequences_and_methods_by_name():
     run = config.RunConfig()
     changes = ["features.user_id.dim=32", "sequences.behavior.length=9", "methods.simtier.num_tiers=5"]
-    run = config.override(run, changes)
+    run = override(run, changes)
     assert (run.feature_set["user_id"].dim, run.feature_set.sequences[0].length) == (32, 9)
     assert run.methods[0].settings == {"num_tiers": 5}
     for assignment, message in (
@@ -53,7 +54,7 @@ def test_override_finds_features_sequences_and_methods_by_name():
         ("features.user_id.dim=0", "`dim` must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            config.override(run, [assignment])
+            override(run, [assignment])
 
 
 def test_from_dict_refuses_an_unknown_field():
@@ -99,7 +100,7 @@ def test_constructor_refuses(kind, values, message):
 
 
 def test_most_pixels_of_a_column_are_those_that_all_its_encoders_take():
-    run = config.override(config.RunConfig(), ["image.max_pixels=700"])
+    run = override(config.RunConfig(), ["image.max_pixels=700"])
     assert run.max_pixels == {"image": 700, "query_image": 700}
     photo = modalities.Modality("photo", "image", column="image", settings={"max_pixels": 90})
     assert dataclasses.replace(run, modalities=(*run.modality_set.known, photo)).max_pixels["image"] == 90
@@ -108,4 +109,4 @@ def test_most_pixels_of_a_column_are_those_that_all_its_encoders_take():
 @pytest.mark.parametrize("assignment", ["text.image_size=64", "text.width=3", "image.text_buckets=9"])
 def test_a_setting_that_its_encoder_never_reads_is_refused(assignment):
     with pytest.raises(ValueError, match=r"must be a setting that the encoder reads\. Received: '\w+'"):
-        config.override(config.RunConfig(), [assignment])
+        override(config.RunConfig(), [assignment])

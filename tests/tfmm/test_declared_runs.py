@@ -8,6 +8,7 @@ import traceback
 import pytest
 
 from tfmm import cli_options, config, presets, runs
+from tfmm.assignments import override
 from tfmm.config import Method, RunConfig
 from tfmm.modalities import Modality
 
@@ -98,12 +99,12 @@ def test_quickstart_gives_no_seed_of_its_own(monkeypatch, tmp_path):
 def test_override_reaches_a_method_by_its_dotted_name():
     name = "pkg.mod:Class"
     run = dataclasses.replace(RunConfig(), methods=(Method("simtier"), Method(name, {"scale": 1.0})))
-    changed = config.override(run, [f"methods.{name}.scale=2.5", "methods.simtier.num_tiers=5"])
+    changed = override(run, [f"methods.{name}.scale=2.5", "methods.simtier.num_tiers=5"])
     assert [method.settings for method in changed.methods] == [{"num_tiers": 5}, {"scale": 2.5}]
     with pytest.raises(ValueError, match=r"must be one of \['simtier', 'pkg\.mod:Class'\]\. Received: 'mod:Class'"):
-        config.override(run, ["methods.mod:Class.scale=2.5"])
+        override(run, ["methods.mod:Class.scale=2.5"])
     with pytest.raises(ValueError, match=r"must read methods\.name\.field=value"):
-        config.override(run, ["methods.simtier=2.5"])
+        override(run, ["methods.simtier=2.5"])
 
 
 @pytest.mark.parametrize(("text", "words"), [

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from tfmm import config, modalities
+from tfmm.assignments import override
 from tfmm.config import RunConfig, SCLConfig
 from tfmm.features import Feature, Sequence
 from tfmm.modalities import DEFAULT, Modality, ModalitySet
@@ -97,10 +98,10 @@ def test_a_run_with_modalities_survives_json_and_overrides():
     run = RunConfig(modalities=(TEXT, AUDIO))
     assert config.from_dict(RunConfig, config.to_dict(run)) == run
     assert config.from_dict(ModalitySet, config.to_dict(run.modality_set)) == run.modality_set
-    changed = config.override(run, ["modalities.audio.dim=20", "modalities.text.column=name"])
+    changed = override(run, ["modalities.audio.dim=20", "modalities.text.column=name"])
     assert changed.encoders(["audio"])["audio"].dim == 20 and changed.modality_set["text"].content == "name"
     with pytest.raises(ValueError, match="modality 'audio': `settings` must be among"):
-        config.override(run, ["modalities.audio.depth=20"])
+        override(run, ["modalities.audio.depth=20"])
 
 
 def test_events_name_the_default_contents_as_the_catalog_does():

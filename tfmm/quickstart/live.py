@@ -228,9 +228,9 @@ def new_item(
     """
     modality_set = environment.config.modality_set
     if environment.data_dir is None:
-        from tfmm.data import marketplace
+        from tfmm.marketplace import generator
 
-        item = marketplace.draw_new_item(environment.config.marketplace, number, time.time_ns() // 1000)
+        item = generator.draw_new_item(environment.config.marketplace, number, time.time_ns() // 1000)
         return item, {m: item.get(modality_set[m].content) for m in snapshot_lib.load_snapshot(snapshot_dir).modalities}
     items = schema.read_table(data, "items", tables=declared.tables(environment.config.feature_set, modality_set))
     snapshot = snapshot_lib.load_snapshot(snapshot_dir)

@@ -11,6 +11,7 @@ import typing
 
 from tfmm import config as config_lib
 from tfmm import runs
+from tfmm.assignments import override
 from tfmm.config import RunConfig
 from tfmm.stages.folders import Folder
 
@@ -105,7 +106,7 @@ def taken(
         stage: what makes such an artifact.
         folder: the artifact's.
         reference: another run, as `runs.load` takes it; None: the artifact's own.
-        assignments: settings to change, see `config.override`.
+        assignments: settings to change, see `tfmm.assignments`.
         default: the run to take where there is no folder yet; None: there must be one.
     Raises:
         ValueError: nothing says what made the artifact and no run is named, or the run asked for differs in what the
@@ -119,8 +120,8 @@ def taken(
                 f"{folder} must hold {FILE}, which says what made it. Received: none; an earlier version of tfmm did "
                 "not write it. Name the run that it was made with: --run, and --set where there was one."
             )
-        return config_lib.override(runs.load(reference), assignments)
-    run = config_lib.override(made_by if reference is None else runs.load(reference), assignments)
+        return override(runs.load(reference), assignments)
+    run = override(made_by if reference is None else runs.load(reference), assignments)
     if found := differences(made_by, run, stage):
         shown = "; ".join(found[:_SHOWN]) + (f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
         raise ValueError(

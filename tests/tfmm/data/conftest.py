@@ -1,17 +1,10 @@
-"""Data folders of a few rows, and one small marketplace for all tests."""
+"""Data folders of a few rows."""
 
 import datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from tfmm.config import MarketplaceConfig
-from tfmm.data import marketplace
-
-SMALL = MarketplaceConfig(
-    num_items=300, new_items_per_day=20, num_users=250, impressions_per_user_day=5, num_searches=400, image_size=16
-)
 
 
 @pytest.fixture(scope="session")
@@ -31,17 +24,3 @@ def tables(tmp_path):
         return tmp_path
 
     return write
-
-
-@pytest.fixture(scope="session")
-def small_config():
-    """The settings of `small_marketplace`."""
-    return SMALL
-
-
-@pytest.fixture(scope="session")
-def small_marketplace(tmp_path_factory):
-    """A folder with a small marketplace; read-only."""
-    folder = tmp_path_factory.mktemp("marketplace")
-    marketplace.generate(SMALL, folder)
-    return folder

@@ -7,7 +7,8 @@ import pytest
 
 from tfmm.config import PairsConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import checks, declared, online_retail, pairs, schema
+from tfmm.data import checks, declared, pairs, schema
+from tfmm.data.sources import online_retail
 from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,8 @@ import pytest
 
 from tfmm import artifacts, preprocessing
 from tfmm.config import DataConfig, PairsConfig
-from tfmm.data import beam, checks, examples, pairs, schema, taobao_mm
+from tfmm.data import beam, checks, examples, pairs, schema
+from tfmm.data.sources import taobao_mm
 from tfmm.features import FeatureSet
 
 FEATURES = FeatureSet().resolved(max_behaviors=4, min_count=2)

@@ -7,7 +7,8 @@ import pytest
 from benchmarks import validation
 from tfmm import presets
 from tfmm.config import PairsConfig
-from tfmm.data import online_retail, pairs
+from tfmm.data import pairs
+from tfmm.data.sources import online_retail
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.pretrain.train import fit
 

@@ -6,11 +6,12 @@ import json
 import pytest
 
 from tfmm import config, presets, source
+from tfmm.assignments import override
 from tfmm.stages import run_file
 
 
 def test_without_options_the_run_of_the_artifact_goes_on(tmp_path):
-    run = config.override(presets.small(), ["pairs.max_pairs=7", "ctr.units=[3]"])
+    run = override(presets.small(), ["pairs.max_pairs=7", "ctr.units=[3]"])
     run_file.write(run, tmp_path)
     assert run_file.taken("encoders", tmp_path, None) == run
 
@@ -58,7 +59,7 @@ def test_an_artifact_of_an_earlier_version_asks_for_the_run(tmp_path):
 
 def test_where_nothing_was_made_yet_the_default_begins(tmp_path):
     taken = run_file.taken("encoders", tmp_path / "none", None, ["make.epochs=2"], "quickstart")
-    assert taken == config.override(presets.quickstart(), ["make.epochs=2"])
+    assert taken == override(presets.quickstart(), ["make.epochs=2"])
     with pytest.raises(ValueError, match=r"must hold run\.json"):
         run_file.taken("models", tmp_path / "none", None)
 
@@ -76,7 +77,7 @@ def test_the_run_is_there_only_when_the_artifact_is_whole(tmp_path):
 def test_every_setting_is_read_by_a_stage_and_a_part_holds_no_other():
     fields = {field.name for field in dataclasses.fields(config.RunConfig)}
     assert {name for stage in run_file.STAGES.values() for name in stage.reads} == fields
-    run = config.override(presets.rich(), ["gate.min_auc=0.7", "data.min_id_count=5", "image.dim=8"])
+    run = override(presets.rich(), ["gate.min_auc=0.7", "data.min_id_count=5", "image.dim=8"])
     part = run_file.part(run, "judgement")
     assert (part.gate, part.feature_set) == (run.gate, run.feature_set)
     assert (part.image, part.marketplace) == (config.RunConfig().image, config.RunConfig().marketplace)

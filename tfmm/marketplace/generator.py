@@ -1,7 +1,7 @@
 """A seeded synthetic marketplace: drawn products, shoppers with taste, searches and a week of clicks.
 
 `<output_dir>/truth/` holds what no log would show: the attributes of items, the tastes of users, true click
-probabilities and, of a rich marketplace, what was planted in them (`tfmm.data.planted`).
+probabilities and, of a rich marketplace, what was planted in them (`tfmm.marketplace.planted`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from tfmm import artifacts
 from tfmm.config import MarketplaceConfig
-from tfmm.data import drawing, planted, schema, shoppers, wording
+from tfmm.data import schema
+from tfmm.marketplace import drawing, planted, shoppers, wording
 
 WEEK_START_US = 1_709_510_400_000_000  # Monday 2024-03-04 00:00 UTC
 FIRST_ITEM_ID, FIRST_USER_ID, FIRST_SEARCH_ID = 1_000_001, 500_001, 9_000_001

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tfmm.data import drawing
+from tfmm.marketplace import drawing
 
 
 def look(shape=0, palette=0, pattern=0, n=1):

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tfmm import metrics, presets
-from tfmm.data import checks, declared, marketplace, planted, schema
+from tfmm.data import checks, declared, schema
 from tfmm.data.beam import write_examples
 from tfmm.data.examples import transform
+from tfmm.marketplace import generator, planted
 
 EFFECTS = [effect.name for effect in planted.EFFECTS]
 
@@ -32,7 +33,7 @@ def config(small_config):
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory, config):
     folder = tmp_path_factory.mktemp("rich")
-    marketplace.generate(config, folder)
+    generator.generate(config, folder)
     return folder
 
 
@@ -128,7 +129,7 @@ def test_what_is_not_known_is_null(rich):
 def test_one_seed_gives_one_rich_marketplace(tmp_path, config):
     tiny = dataclasses.replace(config, num_items=40, new_items_per_day=4, num_users=20, num_days=2, num_searches=30)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        marketplace.generate(dataclasses.replace(tiny, seed=seed), tmp_path / name)
+        generator.generate(dataclasses.replace(tiny, seed=seed), tmp_path / name)
     for table in ("users", "items", "behaviors", "impressions"):
         a, b, c = (pq.read_table(tmp_path / name / f"{table}.parquet") for name in "abc")
         assert a.equals(b) and not a.equals(c)

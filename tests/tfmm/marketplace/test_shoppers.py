@@ -1,6 +1,6 @@
 import numpy as np
 
-from tfmm.data import shoppers
+from tfmm.marketplace import shoppers
 
 
 def traits(**values):

@@ -1,6 +1,6 @@
 import numpy as np
 
-from tfmm.data import drawing, wording
+from tfmm.marketplace import drawing, wording
 
 
 def some(n=400):

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tfmm import artifacts, metrics
 from tfmm.config import MarketplaceConfig
-from tfmm.data import checks, marketplace, schema, shoppers
+from tfmm.data import checks, schema
+from tfmm.marketplace import generator, shoppers
 
 TINY = MarketplaceConfig(
     num_items=40,
@@ -39,19 +40,19 @@ def gauc(users, labels, scores):
 
 def test_one_seed_gives_one_marketplace(tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        marketplace.generate(dataclasses.replace(TINY, seed=seed), tmp_path / name)
+        generator.generate(dataclasses.replace(TINY, seed=seed), tmp_path / name)
     for table in schema.TABLES:
         a, b, c = (schema.read_table(tmp_path / name, table) for name in "abc")
         assert a.equals(b) and not a.equals(c)
 
 
 def test_items_without_image_or_title_change_nothing_else(tmp_path):
-    marketplace.generate(TINY, tmp_path / "whole")
+    generator.generate(TINY, tmp_path / "whole")
     config = dataclasses.replace(TINY, missing_image_fraction=0.5, missing_title_fraction=0.25)
-    marketplace.generate(config, tmp_path / "lacking")
+    generator.generate(config, tmp_path / "lacking")
     assert checks.check(tmp_path / "lacking").ok
     whole, lacking = (schema.read_table(tmp_path / name, "items") for name in ("whole", "lacking"))
-    old = np.array(whole["item_id"]) < marketplace.FIRST_ITEM_ID + TINY.num_items
+    old = np.array(whole["item_id"]) < generator.FIRST_ITEM_ID + TINY.num_items
     for column, share in (("image", 0.5), ("title", 0.25)):
         kept = np.array([value is not None for value in lacking[column].to_pylist()])
         assert whole[column].filter(kept).equals(lacking[column].drop_null())
@@ -66,7 +67,7 @@ def test_bytes_of_the_tables_stay(tmp_path):
 
     Images count as their pixels: how PNG packs them is the encoder's affair.
     """
-    marketplace.generate(TINY, tmp_path)
+    generator.generate(TINY, tmp_path)
     found = {}
     for name in schema.TABLES:
         rows = schema.read_table(tmp_path, name).to_pydict()
@@ -86,7 +87,7 @@ def test_the_tables_pass_the_check(small_marketplace):
 def test_new_items_enter_every_day_and_are_shown_only_then(small_marketplace):
     items = schema.read_table(small_marketplace, "items", ["item_id", "created_at"])
     created = dict(zip(items["item_id"].to_pylist(), items["created_at"].to_pylist()))
-    days = np.array([time.day for time in created.values() if time.timestamp() * 1e6 >= marketplace.WEEK_START_US])
+    days = np.array([time.day for time in created.values() if time.timestamp() * 1e6 >= generator.WEEK_START_US])
     assert np.bincount(days)[4:].tolist() == [20] * 7  # the week starts on the fourth
     for name in ("impressions", "behaviors"):
         log = schema.read_table(small_marketplace, name, ["item_id", "timestamp"]).to_pydict()
@@ -171,25 +172,25 @@ def test_an_item_is_shown_once_per_user_and_day(small_marketplace):
 
 def test_a_new_item_is_drawn_like_the_others(small_marketplace):
     config = TINY
-    first, second = (marketplace.draw_new_item(config, number, 7) for number in (0, 1))
-    assert first == marketplace.draw_new_item(config, 0, 7)
-    assert first["item_id"] == marketplace.FIRST_ITEM_ID + 48 and second["item_id"] == first["item_id"] + 1
+    first, second = (generator.draw_new_item(config, number, 7) for number in (0, 1))
+    assert first == generator.draw_new_item(config, 0, 7)
+    assert first["item_id"] == generator.FIRST_ITEM_ID + 48 and second["item_id"] == first["item_id"] + 1
     assert first["image"] != second["image"] and first["title"] != second["title"]
     assert tf.io.decode_png(first["image"]).shape == (16, 16, 3)
     assert 1 <= first["category"] <= 12 and first["created_at"] == 7
-    rich = marketplace.draw_new_item(dataclasses.replace(config, rich=True), 0, 7)
+    rich = generator.draw_new_item(dataclasses.replace(config, rich=True), 0, 7)
     assert {name: rich[name] for name in first} == first and set(rich) - set(first) == {"brand", "price", "tags"}
     assert rich["brand"] in rich["title"] and rich["price"] >= 0.5 and isinstance(rich["tags"], list)
 
 
 def test_a_marketplace_without_new_items_works(tmp_path):
-    manifest = marketplace.generate(dataclasses.replace(TINY, new_items_per_day=0), tmp_path)
+    manifest = generator.generate(dataclasses.replace(TINY, new_items_per_day=0), tmp_path)
     assert manifest["rows"]["items"] == 40
 
 
 @pytest.mark.slow
 def test_the_default_marketplace_has_the_signal_it_promises(tmp_path):
-    manifest = marketplace.generate(MarketplaceConfig(), tmp_path)
+    manifest = generator.generate(MarketplaceConfig(), tmp_path)
     assert 0.15 <= manifest["click_through_rate"] <= 0.25
     shown = {name: np.array(values) for name, values in truth(tmp_path, "impressions").items()}
     held = np.argsort(shown["timestamp"], kind="stable")[int(0.8 * len(shown["label"])) :]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tfmm import metrics
-from tfmm.data import shoppers, wording
+from tfmm.marketplace import shoppers, wording
 
 CITIES = ("Avila", "Bergen", "Corfu", "Delft", "Essen", "Fano", "Ghent", "Husum")
 AGE_GROUPS = ("18-24", "25-34", "35-49", "50-64", "65+")

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from tfmm.data import drawing, wording
+from tfmm.marketplace import drawing, wording
 
 LIKED = 2  # looks, and themes, that each shopper likes
 SAME_BOTH, SAME_ONE = (
