@@ -38,14 +38,14 @@ def run(*words):
 def test_embed_says_what_it_rejects_and_stops_where_it_is_too_much(tables, tmp_path):
     command = ("embed", "--data", tables, "--encoders", tmp_path, "--index", tmp_path / "items.sqlite", "--snapshot",
                tmp_path / "snapshot")  # fmt: skip
-    result = run(*command)
+    result = run(*command, "--run", "quickstart")
     assert result.exit_code == 1
     assert "No reason may leave out more than 1 % of a table's rows (`data.max_bad_fraction`)" in result.output
     assert "- 60 of 120 of items.vector: vector: is all zeros" in result.output
     with item_index.ItemIndex(tmp_path / "items.sqlite") as index:
         assert not (tmp_path / "snapshot" / "manifest.json").exists()
         assert [entry.modality for entry in index.encoders() if not entry.layout] == ["vector"]
-    result = run(*command, "--set", "data.max_bad_fraction=0.5")
+    result = run(*command, "--run", "quickstart", "--set", "data.max_bad_fraction=0.5")
     assert result.exit_code == 0, result.output
     assert "vector: 0 items without content, 60 left out" in result.output
     assert "left out: 60 of items.vector: vector: is all zeros (vector_is_all_zeros)" in result.output
@@ -54,7 +54,8 @@ def test_embed_says_what_it_rejects_and_stops_where_it_is_too_much(tables, tmp_p
 
 def test_train_says_what_it_leaves_out_and_stops_before_any_training(tables, tmp_path):
     (tmp_path / "snapshot").mkdir()
-    result = run("train", "--data", tables, "--snapshot", tmp_path / "snapshot", "--output", tmp_path / "models")
+    result = run("train", "--data", tables, "--snapshot", tmp_path / "snapshot", "--output", tmp_path / "models",
+                 "--run", "quickstart")  # fmt: skip
     assert result.exit_code == 1
     assert "left out: 300 of behaviors: `timestamp` must not be null (timestamp_must_not_be_null)" in result.output
     assert f"`tfmm dead-letters {tmp_path / 'models' / 'examples'}` shows them." in result.output

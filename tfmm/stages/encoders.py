@@ -6,7 +6,7 @@ import pathlib
 import typing
 
 from tfmm.config import RunConfig
-from tfmm.evaluate import wording
+from tfmm.pretrain import in_words
 from tfmm.pretrain import train as train_lib
 from tfmm.stages.folders import Folder
 from tfmm.training.progress import Progress, silent
@@ -38,6 +38,6 @@ def train_encoders(
     for name, config in run.encoders(modalities).items():
         pairs, output, checkpoints = (pathlib.Path(folder) / name for folder in (pairs_dir, output_dir, checkpoint_dir))
         manifests[name] = train_lib.train(config, pairs, output, checkpoint_dir=checkpoints, progress=progress)
-        for line in wording.encoder_lines(manifests[name]):
+        for line in in_words.encoder_lines(manifests[name]):
             say(line)
     return manifests

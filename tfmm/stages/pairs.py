@@ -6,7 +6,7 @@ import typing
 
 from tfmm.config import RunConfig
 from tfmm.data import pairs as pairs_lib
-from tfmm.evaluate import wording
+from tfmm.pretrain import in_words
 from tfmm.stages.folders import Folder
 
 
@@ -20,5 +20,5 @@ def make_pairs(
     """
     manifests = pairs_lib.build_pairs(data_dir, run.pairs, output_dir, run.data, run.modality_set, run.feature_set)
     for facts in manifests.values():
-        say(wording.pairs_text(facts))
+        say(in_words.pairs_text(facts))
     return manifests

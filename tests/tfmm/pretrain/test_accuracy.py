@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from tfmm.evaluate import wording
-from tfmm.pretrain import accuracy
+from tfmm.pretrain import accuracy, in_words
 
 ITEMS = np.repeat(np.arange(400), 5)
 
@@ -23,7 +22,7 @@ def test_a_gain_is_told_with_its_interval_and_chance():
     assert facts["acc_at_1_chance"] == 1 / 400 and facts["acc_at_5_chance"] == 5 / 400
     assert facts["acc_at_1_interval"]["low"] < facts["acc_at_1"] < facts["acc_at_1_interval"]["high"]
     assert accuracy.no_better(facts, "text") is None
-    said = wording.accuracy_text({**facts, "heldout_pairs": 2000, "heldout_items": 400})
+    said = in_words.accuracy_text({**facts, "heldout_pairs": 2000, "heldout_items": 400})
     assert f"gain {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}], Acc@5" in said
 
 
