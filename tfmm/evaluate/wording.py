@@ -98,7 +98,7 @@ def service_lines(report: Facts) -> list[str]:
 
 
 def describe(modality: str, facts: Facts) -> list[str]:
-    """Returns lines that say what `probe_encoders` found of one modality, the warnings last."""
+    """Returns lines that say what `probe_encoders` found of one modality; its warnings stand in the verdict."""
     lines = [f"{modality} encoder: {in_words.plan_text(facts)}"] if "distinct_positives" in facts else []
     if "acc_at_1" in facts:
         lines.append(f"{modality} encoder: {in_words.accuracy_text(facts)}")
@@ -113,4 +113,4 @@ def describe(modality: str, facts: Facts) -> list[str]:
             f"{modality} probe, vectors alone: GAUC {probe['gauc']:.4f}{bounds}{untrained}, AUC {probe['auc']:.4f}, "
             f"{probe['users']:,} users, {probe['rows']:,} rows"
         )
-    return lines + [f"Warning: {warning}" for warning in facts.get("warnings", [])]
+    return lines

@@ -1,0 +1,1 @@
+"""Converters of public data sets into the tables of `tfmm.data.schema`."""
