@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import os
 import pathlib
+import ssl
 import typing
 
 import grpc
 
 AUTHORIZATION = "authorization"  # the key of metadata, and the header, that the token comes in
 CAUGHT_UP = "tfmm-caught-up"  # the key of metadata by which the replicator says that a version has every change
+TIME_OUT = "x-envoy-expected-rq-timeout-ms"  # REST's header for how long the caller waits; meshes set it by themselves
 SCHEME = "Bearer "
 TOKEN_VARIABLE = "TFMM_TOKEN"
 
@@ -42,6 +44,13 @@ class Access:
     def metadata(self) -> list[tuple[str, str]]:
         """Returns what each call says of its caller."""
         return [(AUTHORIZATION, SCHEME + self.token)] if self.token else []
+
+    def context(self) -> ssl.SSLContext:
+        """Returns what REST over https needs."""
+        context = ssl.create_default_context(cafile=self.ca_file or None)
+        if self.cert_file:
+            context.load_cert_chain(self.cert_file, self.key_file)
+        return context
 
     def open(self, target: str, options: typing.Sequence[tuple[str, typing.Any]] = ()) -> grpc.Channel:
         """Returns a channel to host:port."""
