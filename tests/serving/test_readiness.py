@@ -14,58 +14,27 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-import tensorflow as tf
 from google.protobuf import wrappers_pb2
 
 from serving import replicator
 from serving.model_server.config import ModelConfig
 from serving.model_server.manager import AVAILABLE, LOADING, ModelManager
 from serving.replica import Replica
-from tfmm import saved_model
 from tfmm.index import encode, graph_table, item_index, snapshot
 
 DIM = 4
 READY_S = 120  # until a server is there, on a machine that others use
 
 
-class Indexed(tf.Module):
-    """A model that is one table, as the click model's export has it; `serving_default` looks items up."""
+@pytest.fixture
+def export(write_table):
+    """Writes a version whose table starts from the index as it stands."""
 
-    def __init__(self, table):
-        super().__init__()
-        self.table = table
+    def write_version(index, folder, capacity=4096):
+        table = snapshot.take_snapshot(index, {"image": "v1"})["image"]
+        write_table(graph_table.GraphTable("image", table, DIM, capacity, "v1"), folder)
 
-    def signatures(self):
-        def upsert(modality, item_ids, rows, scales, sequences, encoder_version):
-            return {"statuses": self.table.upsert(item_ids, rows, scales, sequences, encoder_version)}
-
-        def status():
-            found = {name: value[None] for name, value in self.table.status().items()}
-            return {"modality": tf.constant([self.table.modality])} | found
-
-        def lookup(item_ids):
-            return dict(zip(("rows", "scales", "mask"), self.table.lookup(item_ids)))
-
-        ids = tf.TensorSpec([None], tf.int64)
-        upserts = {
-            "modality": tf.TensorSpec([], tf.string),
-            "item_ids": ids,
-            "rows": tf.TensorSpec([None, DIM], tf.int8),
-            "scales": tf.TensorSpec([None], tf.float32),
-            "sequences": ids,
-            "encoder_version": tf.TensorSpec([], tf.string),
-        }
-        return {
-            "upsert_items": tf.function(upsert).get_concrete_function(**upserts),
-            "index_status": tf.function(status).get_concrete_function(),
-            "serving_default": tf.function(lookup).get_concrete_function(item_ids=ids),
-        }
-
-
-def export(index, folder, capacity=4096):
-    table = snapshot.take_snapshot(index, {"image": "v1"})["image"]
-    module = Indexed(graph_table.GraphTable("image", table, DIM, capacity, "v1"))
-    saved_model.save(module, module.signatures(), folder)
+    return write_version
 
 
 def write(index, ids, time_us=1):
@@ -131,7 +100,7 @@ def server_process(root, base, port, rest_port, *flags):
         process.wait()
 
 
-def test_version_waits_for_its_index_and_is_served_then(index, tmp_path):
+def test_version_waits_for_its_index_and_is_served_then(index, tmp_path, export):
     export(index, tmp_path / "model" / "1")
     manager = ModelManager([ModelConfig("tfmm", str(tmp_path / "model"))], index_wait_s=1000.0)
     try:
@@ -164,7 +133,7 @@ def test_version_waits_for_its_index_and_is_served_then(index, tmp_path):
 
 
 def test_wait_has_an_end_where_one_is_set_and_models_without_an_index_do_not_wait(
-    index, tmp_path, half_plus_two_dir, caplog
+    index, tmp_path, half_plus_two_dir, caplog, export
 ):
     export(index, tmp_path / "model" / "1")
     configs = [ModelConfig("tfmm", str(tmp_path / "model")), ModelConfig("half", str(half_plus_two_dir))]
@@ -179,7 +148,7 @@ def test_wait_has_an_end_where_one_is_set_and_models_without_an_index_do_not_wai
         manager.stop()
 
 
-def test_replicator_puts_a_waiting_server_in_service_when_it_has_every_change(index, tmp_path, serving_at):
+def test_replicator_puts_a_waiting_server_in_service_when_it_has_every_change(index, tmp_path, serving_at, export):
     export(index, tmp_path / "model" / "1")
     write(index, range(10, 600), time_us=2)
     port, seen = free_port(), []
@@ -208,7 +177,7 @@ def test_replicator_puts_a_waiting_server_in_service_when_it_has_every_change(in
             replica.close()
 
 
-def test_full_table_keeps_no_server_out_of_service(index, tmp_path, serving_at):
+def test_full_table_keeps_no_server_out_of_service(index, tmp_path, serving_at, export):
     export(index, tmp_path / "model" / "1", capacity=3)
     write(index, [4], time_us=2)
     port = free_port()
@@ -218,7 +187,7 @@ def test_full_table_keeps_no_server_out_of_service(index, tmp_path, serving_at):
             assert "OUT_OF_RANGE" in wait_for(lambda: [lag.state for lag in job.lag() if lag.rows])[0]
 
 
-def test_requests_of_a_waiting_server_are_unavailable(index, tmp_path, serving_at):
+def test_requests_of_a_waiting_server_are_unavailable(index, tmp_path, serving_at, export):
     export(index, tmp_path / "model" / "1")
     ready = threading.Event()
     port = free_port()
@@ -258,7 +227,7 @@ def test_ports_refuse_until_the_first_version_is_loaded(root, tmp_path, half_plu
 
 
 @pytest.mark.slow
-def test_tfmm_serve_with_an_index_is_ready_with_every_change_on_any_port(root, index, tmp_path):
+def test_tfmm_serve_with_an_index_is_ready_with_every_change_on_any_port(root, index, tmp_path, export):
     export(index, tmp_path / "model" / "1")
     write(index, range(10, 300), time_us=2)
     (tmp_path / "token").write_text("a-token-of-16-or-more")
@@ -290,8 +259,7 @@ def test_second_server_on_a_port_ends_at_once(root, tmp_path, half_plus_two_dir)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL])
-def test_killed_server_is_not_ready_before_it_has_the_index_again(root, index, tmp_path, number):
+def test_killed_server_is_not_ready_before_it_has_the_index_again(root, index, tmp_path, export):
     export(index, tmp_path / "model" / "1")
     write(index, range(10, 2000), time_us=2)
     port, rest_port = free_port(), free_port()
@@ -303,12 +271,12 @@ def test_killed_server_is_not_ready_before_it_has_the_index_again(root, index, t
                 assert all(served(target, [1, 3, 10, 1999, *range(3000, 3000 + round_number)]))
                 rest = httpx.get(f"http://127.0.0.1:{rest_port}/v1/models/tfmm").json()
                 assert rest["model_version_status"][0]["state"] == "AVAILABLE"
-                process.send_signal(number)
+                process.kill()
                 process.wait()
                 write(index, [3000 + round_number], time_us=3 + round_number)  # while nobody serves
 
 
-def test_manifest_of_the_ready_file_is_written_last(index, tmp_path, serving_at):
+def test_server_whose_wait_is_over_serves_as_it_is(index, tmp_path, serving_at, export):
     export(index, tmp_path / "model" / "1")
     with serving_at(tmp_path / "model", name="tfmm", index_wait_s=0.2) as addresses:
         assert is_serving(addresses["grpc"])
