@@ -27,7 +27,14 @@ SMALL = [
 NAME = "run[v2]"  # that is no pattern
 FOLDERS = "tables|encoders|index/|snapshot|models|evaluation|serving"
 # This small, it is only run.
-GATE = ["gate.min_auc=0.0", "gate.min_gauc=0.0", "gate.min_gain_over_id=-1.0", "gate.max_hidden_bias=1.0"]
+GATE = [
+    "gate.min_auc=0.0",
+    "gate.min_gauc=0.0",
+    "gate.min_gain_over_id=-1.0",
+    "gate.max_logloss_rise=9",
+    "gate.max_calibration_rise=9",
+    "gate.max_hidden_bias=1.0",
+]
 
 
 def with_string_ids(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -57,6 +64,7 @@ def run(tmp_path_factory, run_commands):
         "embed --data tables --encoders encoders --index index/items.sqlite --snapshot snapshot",
         "train --data tables --snapshot snapshot --output models",
         "evaluate --models models --output evaluation --snapshot snapshot --encoders encoders --data tables",
+        "dead-letters models snapshot index/items.sqlite",
         "export --models models --evaluation evaluation --output serving",
     ]
     named = [re.sub(f"(?<= )({FOLDERS})\\b", f"{NAME}/\\1", command) for command in commands]
@@ -104,7 +112,17 @@ def test_encoders_are_reported_beside_their_untrained_selves(run):
     assert "distinct positives, no memory bank" in said
     assert f"Acc@1 {manifest['acc_at_1']:.3f} (untrained {manifest['acc_at_1_untrained']:.3f}, chance" in said
     assert f"text probe, vectors alone: GAUC {found['gauc']:.4f}" in said
-    assert ("not better than untrained beyond noise" in said) == (facts["text"]["warning"] is not None)
+    assert all(f"Warning: {warning}" in said for warning in facts["text"]["warnings"])
+
+
+def test_verdict_is_said_first_and_pairs_and_rows_left_out_with_their_counts(run):
+    said = (run / "stdout.txt").read_text()
+    assert said.index("The gate passed the multimodal model.") < said.index("multimodal: auc")
+    assert "multimodal - id: GAUC" in said or "multimodal - id: LogLoss" in said
+    pairs = json.loads((run / "encoders" / "pairs" / "text" / "manifest.json").read_text())
+    assert f"text pairs: {pairs['train']:,} to train on, {pairs['heldout']:,} held out" in said
+    assert f"of {pairs['log_rows']:,} rows of behaviors are before the eval split" in said
+    assert " eval, 0 rows left out" in said and "No dead letter found." in said
 
 
 def test_exported_model_ranks_by_string_ids(run):

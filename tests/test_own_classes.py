@@ -56,6 +56,8 @@ model = "own_team:Wide"
 min_auc = 0.0
 min_gauc = 0.0
 min_gain_over_id = -1.0
+max_logloss_rise = 9.0
+max_calibration_rise = 9.0
 max_hidden_bias = 100.0
 '''
 

@@ -84,6 +84,8 @@ GATE = [  # this small, it is only run
     "gate.min_gauc=0.0",
     "gate.min_gain_over_id=-1.0",
     "gate.max_logloss=9",
+    "gate.max_logloss_rise=9",
+    "gate.max_calibration_rise=9",
     "gate.max_hidden_bias=9",
 ]
 NEW = 987_654_321  # an item that the catalog does not hold

@@ -10,7 +10,7 @@ import warnings
 
 import click
 
-from tfmm import __version__, cli_data
+from tfmm import __version__, cli_data, cli_dead_letters
 from tfmm.cli_options import (
     DEFAULT_RUN,
     ExistingFolder,
@@ -40,6 +40,7 @@ def main() -> None:
 
 main.add_command(cli_data.data)
 main.add_command(cli_data.run)
+main.add_command(cli_dead_letters.dead_letters)
 
 
 @main.command(example="tfmm quickstart --workdir quickstart\ntfmm quickstart --data my_tables --workdir my_run")
@@ -75,7 +76,6 @@ def quickstart(
 def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
     """Pre-train item encoders on search query -> purchased item (SCL)."""
     from tfmm.data import declared, schema, unread
-    from tfmm.evaluate import wording
     from tfmm.stages import encoders, pairs, run_file
     from tfmm.training import progress
 
@@ -84,10 +84,9 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
     names = schema.modalities(data_dir, config.modality_set)
     pairs_dir, checkpoints = output_dir / PAIRS, output_dir / CHECKPOINTS
     with run_file.beside(config, output_dir):
-        pairs.make_pairs(config, data_dir, pairs_dir)
+        pairs.make_pairs(config, data_dir, pairs_dir, click.echo)
         lines = progress.lines(click.echo)
-        for made in encoders.train_encoders(config, names, pairs_dir, output_dir, checkpoints, lines):
-            click.echo(wording.encoder_line(made))
+        encoders.train_encoders(config, names, pairs_dir, output_dir, checkpoints, click.echo, lines)
 
 
 @main.command(
@@ -114,9 +113,7 @@ def embed(
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = schema.modalities(data_dir, config.modality_set)
     with run_file.beside(config, snapshot_dir):
-        manifest = catalog.embed_catalog(config, names, data_dir, encoders_dir, index_url, snapshot_dir, click.echo)
-    for modality, facts in manifest["modalities"].items():
-        click.echo(f"{modality}: {facts['size']:,} items of dim {facts['dim']}, encoder {facts['encoder_version']}")
+        catalog.embed_catalog(config, names, data_dir, encoders_dir, index_url, snapshot_dir, click.echo)
 
 
 @main.command(example="tfmm train --data my_tables --snapshot run/snapshot --output run/models")
@@ -157,6 +154,7 @@ def train(
 @main.command(example="tfmm evaluate --models run/models --output run/evaluation --snapshot run/snapshot")
 @click.option("--models", "models_dir", type=ExistingFolder, required=True, help="As `tfmm train` wrote them.")
 @click.option("--in-service", "in_service_dir", type=ExistingFolder, help="SavedModel in service, to be compared.")
+@click.option("--index", "index_url", help="Item index, a path or a URL: the model in service sees it as it stands.")
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, help="Probe its vectors, as `tfmm embed` wrote it.")
 @click.option("--encoders", "encoders_dir", type=ExistingFolder, help="Probe them untrained too; needs --data.")
 @click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables: what untrained encoders read.")
@@ -165,6 +163,7 @@ def train(
 def evaluate(
     models_dir: pathlib.Path,
     in_service_dir: pathlib.Path | None,
+    index_url: str | None,
     snapshot_dir: pathlib.Path | None,
     encoders_dir: pathlib.Path | None,
     data_dir: pathlib.Path | None,
@@ -173,23 +172,22 @@ def evaluate(
     assignments: tuple[str, ...],
 ) -> None:
     """Score held-out impressions with the exported models and judge them; exit 1 where the gate refuses."""
-    from tfmm.evaluate import wording
     from tfmm.stages import examples, folders, judgement, run_file
 
     config = take_config("models", models_dir, run, assignments)
     with run_file.beside(config, output_dir):
-        judged, verdict = judgement.judge(
+        _, verdict = judgement.judge(
             config,
             {name: models_dir / name for name in (folders.ID, folders.MULTIMODAL)},
             examples.raw_patterns(models_dir),
             output_dir,
+            click.echo,
             in_service_dir=in_service_dir,
+            index_url=index_url,
             snapshot_dir=snapshot_dir,
             encoders_dir=encoders_dir,
             data_dir=data_dir,
         )
-    click.echo("\n".join(wording.report_lines(judged)))
-    click.echo(f"The gate {'passed' if verdict.passed else 'refused'}. {' '.join(verdict.reasons)}")
     raise SystemExit(0 if verdict.passed else 1)
 
 

@@ -174,8 +174,12 @@ class GateConfig:
     min_auc: float = 0.52
     min_gauc: float = 0.52
     max_logloss: float = 1.0
+    # Differences are judged with their paired interval over users: beyond it a bound must be missed.
     min_gain_over_id: float = 0.0  # GAUC, absolute: the multimodal model against its ID-only twin
-    max_loss_to_service: float = 0.002  # GAUC, absolute: against the model in service, where there is one
+    max_loss_to_service: float = 0.002  # GAUC, absolute: against the model in service; of slices, against the twin too
+    max_logloss_rise: float = 0.002  # absolute: against the twin and the model in service
+    max_calibration_rise: float = 0.05  # of |predicted / observed clicks - 1|: against the same two
+    encoders: str = "warn"  # of one not better than untrained; "refuse": unless clicks are ranked worse without it
     max_hidden_bias: float = 0.1  # |mean score / click rate - 1| of rows whose target's vectors are hidden
 
     def __post_init__(self) -> None:
@@ -183,6 +187,9 @@ class GateConfig:
             _require(0.0 <= getattr(self, name) <= 1.0, f"`{name}` must lie in 0..1.", getattr(self, name))
         for name in ("max_logloss", "max_hidden_bias"):
             _require(getattr(self, name) > 0.0, f"`{name}` must be positive.", getattr(self, name))
+        for name in ("max_logloss_rise", "max_calibration_rise"):
+            _require(getattr(self, name) >= 0.0, f"`{name}` must not be negative.", getattr(self, name))
+        _require(self.encoders in ("warn", "refuse"), '`encoders` must be "warn" or "refuse".', self.encoders)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ def DataCheck(
     config = _run(run)
     declared = config.feature_set, config.modality_set
     found = checks.check(dataset.uri, config.data, *declared, json.loads(max_pixels))
-    (pathlib.Path(report.uri) / "report.json").write_text(json.dumps(dataclasses.asdict(found), default=str))
+    (pathlib.Path(report.uri) / folders.REPORT).write_text(json.dumps(dataclasses.asdict(found), default=str))
     for line in unread.in_words(found.unread):
         logging.warning("%s: %s", dataset.uri, line)
     stopping = found.stopping(config.data.max_bad_fraction)
@@ -88,7 +88,7 @@ def PairBuilder(
     """Query -> purchased item pairs from the search and purchase logs before the evaluation period."""
     from tfmm.stages import pairs as pairs_lib
 
-    pairs_lib.make_pairs(_run(run), dataset.uri, pairs.uri)
+    pairs_lib.make_pairs(_run(run), dataset.uri, pairs.uri, logging.warning)
 
 
 @component
@@ -105,11 +105,8 @@ def SCLTrainer(
     """Semantic-aware contrastive pre-training of one encoder per modality."""
     from tfmm.stages import encoders as encoders_lib
 
-    report = progress.jsonl(progress_path)
-    for _ in encoders_lib.train_encoders(
-        _run(run), json.loads(modalities), pairs.uri, encoders.uri, checkpoint_dir, report
-    ):
-        pass
+    names, say, report = json.loads(modalities), logging.warning, progress.jsonl(progress_path)
+    encoders_lib.train_encoders(_run(run), names, pairs.uri, encoders.uri, checkpoint_dir, say, report)
     run_file.copy(run_path, encoders.uri)
 
 
@@ -251,6 +248,7 @@ def ModelGate(
     encoders: InputArtifact[Encoders],
     snapshot: InputArtifact[IndexSnapshot],
     serving_dir: Parameter[str],
+    index_path: Parameter[str],
     run: Parameter[str],
     run_path: Parameter[str],
     code: Parameter[str],
@@ -265,7 +263,9 @@ def ModelGate(
         {folders.ID: id_model.uri, folders.MULTIMODAL: multimodal_model.uri},
         _patterns(examples),
         evaluation.uri,
+        logging.warning,
         in_service_dir=environments.newest_version(serving_dir),
+        index_url=index_path,
         snapshot_dir=snapshot.uri,
         encoders_dir=encoders.uri,
         data_dir=dataset.uri,

@@ -145,6 +145,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         encoders=scl.outputs["encoders"],
         snapshot=snapshot,
         serving_dir=str(environment.serving_dir),
+        index_path=str(environment.index_path),
         run=_reads("judgement"),
         run_path=str(environment.run_path),
         code=_code("tfmm.stages.judgement"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.timestamp import Duration
 
 from serving.streaming import embedding, event_log, ingestion, metrics
-from tfmm import artifacts
+from tfmm import artifacts, dead_letters
 from tfmm.index import beam as index_beam
 from tfmm.index import encode, item_features, store
 
@@ -123,6 +124,8 @@ class EmbedEvents(beam.DoFn):
         events, dead, older = len(batch.events), len(outcome.dead), len(outcome.older)
         for name, count in (("events", events), ("dead_letters", dead), ("older", older)):
             beam.metrics.Metrics.counter(_METRICS, name).inc(count)
+        for reason, count in collections.Counter(dead_letters.reason_code(why) for _, why in outcome.dead).items():
+            logging.warning("left out: %d of %s: %s; `tfmm dead-letters INDEX` shows them", count, batch.source, reason)
         newest_us = max((item.event_time_us for item in [*items, *withdrawn]), default=0)
         logging.info(
             "offset %d: %d items, %d withdrawn, %d dead letters, %d older than what is known, the newest %.0f ms old",

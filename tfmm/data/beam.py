@@ -11,7 +11,7 @@ import typing
 import numpy as np
 import pyarrow as pa
 
-from tfmm import artifacts, extras, plain_paths
+from tfmm import artifacts, dead_letters, extras, plain_paths
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
@@ -149,9 +149,13 @@ def run(
 
 
 def write_examples(
-    data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, output_dir: str | pathlib.Path
+    data_dir: str | pathlib.Path,
+    config: DataConfig,
+    feature_set: FeatureSet,
+    output_dir: str | pathlib.Path,
+    say: typing.Callable[[str], object] = lambda line: None,
 ) -> dict[str, typing.Any]:
-    """Runs `BuildExamples` on this machine.
+    """Runs `BuildExamples` on this machine, and says how many rows it wrote and which were left out.
 
     Writes `{train,eval}-*.tfrecord.gz`, `dead_letter-*.parquet` (rows that were left out, with their reason)
     and a manifest.
@@ -166,7 +170,15 @@ def write_examples(
     for stale in glob.glob(f"{escaped}/*.tfrecord.gz") + glob.glob(f"{escaped}/dead_letter-*.parquet"):
         pathlib.Path(stale).unlink()
     counts = run(data_dir, config, feature_set, folder)
-    left_out.refuse_many(left_out.read(folder), data_dir, config.max_bad_fraction, declared.tables(feature_set))
+    say(f"examples: {counts['train']:,} train, {counts['eval']:,} eval, {counts['dead_letter']:,} rows left out")
+    for line in dead_letters.lines(folder):
+        say(line)
+    found, tables = dead_letters.counts(dead_letters.read(folder)), declared.tables(feature_set)
+    totals = {
+        name: sum(sum(part.row_groups) for part in schema.table_parts(data_dir, name, tables))
+        for name in {one.source for one in found}
+    }
+    left_out.verify(found, totals, config.max_bad_fraction, folder)
     if not counts["train"] or not counts["eval"]:
         raise ValueError(
             f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "

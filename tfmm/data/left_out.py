@@ -1,49 +1,45 @@
-"""Rows that a job left out: how many by reason, said in lines, and refused where they are too many."""
+"""Whether a job left out more rows of its tables than a run may lose."""
 
 from __future__ import annotations
 
-import collections
-import glob
-import pathlib
+import os
+import typing
 
-import pyarrow.parquet as pq
-
-from tfmm.data import schema
-
-Counts = collections.Counter[tuple[str, str]]  # by table and reason
+from tfmm import dead_letters
 
 
-def read(examples_dir: str | pathlib.Path) -> Counts:
-    """Counts the dead letters that `tfmm.data.beam` wrote."""
-    counts: Counts = collections.Counter()
-    for path in sorted(glob.glob(f"{glob.escape(str(examples_dir))}/dead_letter-*.parquet")):
-        letters = pq.read_table(path, columns=["table", "reason"])
-        counts.update(zip(letters["table"].to_pylist(), letters["reason"].to_pylist()))
-    return counts
-
-
-def in_words(counts: Counts) -> list[str]:
-    """Returns a line for each table and reason, the most frequent first.
-
-    >>> in_words(collections.Counter({("behaviors", "`action` must be one of click, cart"): 1800}))
-    ['left out: 1,800 rows of behaviors: `action` must be one of click, cart']
-    """
-    return [f"left out: {count:,} rows of {table}: {reason}" for (table, reason), count in counts.most_common()]
-
-
-def refuse_many(
-    counts: Counts, data_dir: str | pathlib.Path, max_bad_fraction: float, tables: schema.Tables | None = None
+def verify(
+    counts: typing.Iterable[dead_letters.Count],
+    totals: typing.Mapping[str, int],
+    max_bad_fraction: float,
+    folder: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Raises a ValueError with each reason that leaves out more than `max_bad_fraction` of its table's rows."""
-    sizes: dict[str, int] = {}
-    many = []
-    for (table, reason), count in counts.most_common():
-        if table not in sizes:
-            sizes[table] = sum(sum(part.row_groups) for part in schema.table_parts(data_dir, table, tables))
-        if count > max_bad_fraction * sizes[table]:
-            many.append(f"{table} {reason} ({count:,} of {sizes[table]:,})")
-    if many:
+    """Refuses to go on where a reason took more than `data.max_bad_fraction` of a table's rows.
+
+    Args:
+        counts: rows that were left out, by source and reason.
+        totals: rows of each source.
+        max_bad_fraction: the share of a source's rows that one reason may take.
+        folder: where the dead letters lie, if anywhere.
+    Raises:
+        ValueError: all such reasons.
+
+    >>> none = dead_letters.Count("examples", "behaviors", "a", "`timestamp` must not be null", 1800)
+    >>> verify([none], {"behaviors": 1_000_000}, 0.01)
+    >>> verify([none], {"behaviors": 1800}, 0.01)  # doctest: +NORMALIZE_WHITESPACE
+    Traceback (most recent call last):
+    ...
+    ValueError: No reason may leave out more than 1 % of a table's rows (`data.max_bad_fraction`). Left out:
+    - 1,800 of 1,800 of behaviors: `timestamp` must not be null
+    Mend them, or raise `data.max_bad_fraction`.
+    """
+    too_many = [one for one in counts if one.count > max_bad_fraction * totals[one.source]]
+    if too_many:
+        found = "\n".join(
+            f"- {one.count:,} of {totals[one.source]:,} of {one.source}: {one.reason}" for one in too_many
+        )
+        where = "" if folder is None else f" `tfmm dead-letters {folder}` shows them."
         raise ValueError(
-            f"{data_dir} breaks rules too often to leave rows out: {'; '.join(many)}. `tfmm data check` lists every "
-            f"fault; `data.max_bad_fraction`, now {max_bad_fraction:g}, says how many rows may be left out."
+            f"No reason may leave out more than {100 * max_bad_fraction:g} % of a table's rows "
+            f"(`data.max_bad_fraction`). Left out:\n{found}\nMend them, or raise `data.max_bad_fraction`.{where}"
         )

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tfmm import artifacts
 from tfmm.config import DataConfig, PairsConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import declared, examples, instants, schema, times
+from tfmm.data import declared, examples, instants, scarcity, schema, times
 from tfmm.features import FeatureSet
 from tfmm.modalities import UNDECLARED, Modality, ModalitySet
 
@@ -71,7 +71,8 @@ def build_pairs(
         feature_set: says which impressions were clicked; None: FeatureSet().
     Returns:
         The manifest per modality: `train`, `heldout`, `found` (pairs before the draw of at most `max_pairs`),
-        `source` (search, co-purchase or co-click), `with_negative`.
+        `source` (search, co-purchase or co-click), `with_negative`; the fields of `scarcity.LogCounts`, and `warning`:
+        a sentence where pairs are few, with the reason, or None.
     Raises:
         ValueError: no source gives pairs for the contents of a modality, or a declared one has no content.
     """
@@ -85,13 +86,14 @@ def build_pairs(
     items = schema.read_table(data_dir, "items", columns, tables)
     item_ids = schema.fingerprints(items["item_id"])
     logs = _logs(data_dir, data_config or DataConfig(), tables)
+    counts = functools.cache(logs.counts)
     sources = [
-        (source, functools.cache(functools.partial(find, logs, item_ids)))
-        for source, find in (
-            ("search", _search_links),
-            ("co-purchase", _order_links),
-            ("co-click", functools.partial(_click_links, "behaviors", "action", "click")),
-            ("co-click", functools.partial(_click_links, "impressions", feature_set.label.column, 1)),
+        (source, functools.cache(functools.partial(find, logs, item_ids)), functools.partial(counts, log))
+        for source, log, find in (
+            ("search", "behaviors", _search_links),
+            ("co-purchase", "behaviors", _order_links),
+            ("co-click", "behaviors", functools.partial(_click_links, "behaviors", "action", "click")),
+            ("co-click", "impressions", functools.partial(_click_links, "impressions", feature_set.label.column, 1)),
         )
     ]
     return {
@@ -121,6 +123,13 @@ class _Logs(typing.NamedTuple):
     seen: dict[str, times.Resolution]  # by table
     before: int  # microseconds since 1970: the earliest instant at which an impression of the eval split may have been
     tables: schema.Tables  # with the columns that the run declares
+    late_train_share: float = 0.0  # of the train impressions, shown after `before`
+
+    def counts(self, name: str) -> scarcity.LogCounts:
+        """Returns how many rows a log has, and how many of them may teach."""
+        earliest, latest = times.read_bounds(self.data_dir, name, self.seen[name])
+        known = (earliest != instants.NULL) & (latest < self.before)
+        return scarcity.LogCounts(name, len(earliest), int(known.sum()), self.before, self.late_train_share)
 
     def read(self, name: str, columns: typing.Sequence[str]) -> pa.Table:
         """Reads a log's rows that have a time, over earlier than `before`; none where the table is absent."""
@@ -142,7 +151,9 @@ def _logs(data_dir: str | pathlib.Path, config: DataConfig, tables: schema.Table
         return _Logs(data_dir, seen, examples.eval_start(earliest[has_time], config.eval_fraction), tables)
     in_eval = has_time & np.asarray(pc.fill_null(pc.equal(splits, "eval"), False).to_numpy(), bool)
     before = int(earliest[in_eval].min()) if in_eval.any() else np.iinfo(np.int64).max
-    return _Logs(data_dir, seen, before, tables)
+    in_train = has_time & np.asarray(pc.fill_null(pc.equal(splits, "train"), False).to_numpy(), bool)
+    late = float(np.mean(earliest[in_train] > before)) if in_train.any() else 0.0
+    return _Logs(data_dir, seen, before, tables, late)
 
 
 def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -210,13 +221,13 @@ def _write_first(
     folder: pathlib.Path,
     modality: Modality,
     config: PairsConfig,
-    sources: typing.Iterable[tuple[str, typing.Callable[[], _Links]]],
+    sources: typing.Iterable[tuple[str, typing.Callable[[], _Links], typing.Callable[[], scarcity.LogCounts]]],
     contents: pa.ChunkedArray,
     item_ids: np.ndarray,
 ) -> dict[str, typing.Any]:
     """Writes the pairs of the first source that gives enough for a modality; returns the manifest."""
     best: dict[str, int] = dict.fromkeys(SPLITS, 0)
-    for source, find in sources:
+    for source, find, count_log in sources:
         if source == "search" and not modality.query_column:
             continue
         links, queries = find(), contents
@@ -229,8 +240,11 @@ def _write_first(
         counts = {split: len(rows.query) for split, rows in splits.items()}
         if min(counts.values()) >= MIN_PAIRS:
             _write(folder, splits, queries, contents, item_ids)
+            log = count_log()
             facts: dict[str, typing.Any] = {
                 **counts,
+                **log._asdict(),
+                "warning": scarcity.warning(modality.name, source, counts, log),
                 "found": len(links.query),
                 "source": source,
                 "with_negative": int((splits["train"].negative >= 0).sum()),

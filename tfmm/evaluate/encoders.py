@@ -18,6 +18,7 @@ from tfmm.evaluate import probe as probe_lib
 from tfmm.features import KEYS, FeatureSet
 from tfmm.index import snapshot as snapshot_lib
 from tfmm.modalities import UNDECLARED, ModalitySet
+from tfmm.pretrain.accuracy import ACCURACY_AT
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.training import examples as examples_lib
 from tfmm.training.labels import metric_weights, weights_of
@@ -25,10 +26,8 @@ from tfmm.training.labels import metric_weights, weights_of
 ENCODE_CHUNK = 256
 MAX_ROWS, MAX_ITEMS = 100_000, 20_000  # of a large log whole users are drawn: the fresh encoder must read their items
 FROM_MANIFEST = (
-    "acc_at_1",
-    "acc_at_5",
-    "acc_at_1_untrained",
-    "acc_at_1_chance",
+    *(f"acc_at_{n}{part}" for n in ACCURACY_AT for part in ("", "_untrained", "_chance", "_interval", "_gain")),
+    "train_pairs",
     "heldout_pairs",
     "heldout_items",
     "distinct_positives",
@@ -62,8 +61,8 @@ def probe_encoders(
     Returns:
         Per modality: `probe`, as `probe.judge` returns it, with `rows_left_out` (target or history without an
         embedding); for an encoder Acc@N with its untrained and chance values and counts, and the settings in
-        effect; `warning`: a sentence where training did not make the encoder better on the probe beyond noise,
-        else None.
+        effect; `warnings`: sentences on few pairs, and where training did not raise Acc@1 or the probe beyond noise;
+        `is_no_better`: whether the probe, or Acc@1 where no click tells, shows no gain.
     Raises:
         FileNotFoundError: no example file matches, or a folder is incomplete.
         ValueError: encoders without `snapshot_dir` or `data_dir`.
@@ -85,11 +84,11 @@ def probe_encoders(
         ids = shown[table.lookup(shown).mask]
         wanted = (rows["item_id"], rows["behavior_item_ids"])
         cosines, known = probe_lib.largest_cosines(ids, table.lookup(ids).rows, *wanted)
-        facts: dict[str, typing.Any] = {}
+        facts: dict[str, typing.Any] = {"warnings": []}
         untrained = None
         if modality in encoder_dirs:
             manifest = artifacts.read_manifest(encoder_dirs[modality], "encoder")
-            facts |= {name: manifest[name] for name in FROM_MANIFEST if name in manifest}
+            facts |= {name: manifest[name] for name in (*FROM_MANIFEST, "warnings") if name in manifest}
             if not manifest.get("frozen"):
                 vectors = untrained_vectors(manifest, data_dir, ids, modality_set)  # type: ignore[arg-type]
                 untrained, read = probe_lib.largest_cosines(ids, vectors, *wanted)
@@ -98,7 +97,10 @@ def probe_encoders(
         counted = weights_of(weights, known)
         probe = probe_lib.judge(rows["label"][known], rows["user_id"][known], cosines[known], untrained, counted)
         facts["probe"] = {**probe, "rows_left_out": int((~known).sum())}
-        facts["warning"] = warning(modality, probe)
+        found, gain = warning(modality, probe), facts.get("acc_at_1_gain")
+        facts["warnings"] = [*([found] if found else []), *facts["warnings"]]
+        is_told = probe.get("gauc_gain") is not None
+        facts["is_no_better"] = found is not None if is_told else gain is not None and gain["low"] <= 0.0
         result[modality] = facts
     return result
 
@@ -171,6 +173,7 @@ def untrained_vectors(
 
 
 def warning(modality: str, probe: typing.Mapping[str, typing.Any]) -> str | None:
+    """Returns a sentence where an encoder's vectors rank clicks no better than those of fresh weights; else None."""
     if probe.get("gauc_gain") is None:
         return None
     interval = probe["gauc_gain_interval"]
@@ -178,5 +181,11 @@ def warning(modality: str, probe: typing.Mapping[str, typing.Any]) -> str | None
         return None
     return (
         f"The {modality} encoder is not better than untrained beyond noise: its vectors alone rank clicks with a "
-        f"GAUC of {probe['gauc']:.4f}, fresh weights with {probe['gauc_untrained']:.4f}."
+        f"GAUC of {probe['gauc']:.4f}, fresh weights with {probe['gauc_untrained']:.4f}"
+        + (
+            "."
+            if interval["low"] is None
+            else f", difference {probe['gauc_gain']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}] over "
+            f"{probe['users']:,} users and {probe['rows']:,} rows."
+        )
     )

@@ -7,7 +7,10 @@ import math
 import typing
 
 from tfmm import config as config_lib
+from tfmm.evaluate import differences, in_service, missing
 from tfmm.modalities import NOTHING
+
+Rule = tuple[bool, str]  # whether it holds, and the line that says so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,13 +19,15 @@ class Verdict:
 
     Attributes:
         passed: True where no rule failed.
-        reasons: one line per rule that failed, with the value and the bar; empty where the model passed.
-        checks: one line per rule that was applied, failed or not.
+        reasons: one line per rule that failed, with the value, its interval and the bar; empty where the model passed.
+        checks: one line per rule that was applied, failed or not, and per rule that could not be.
+        warnings: what does not stop a model, and should be known first.
     """
 
     passed: bool
     reasons: tuple[str, ...]
     checks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def decide(
@@ -31,16 +36,19 @@ def decide(
     *,
     candidate: str = "multimodal",
     baseline: str = "id",
-    service: str = "in_service",
+    service: str = in_service.NAME,
 ) -> Verdict:
     """Holds a report against absolute bars, the ID-only twin and, where there is one, the model in service.
+
+    A difference from the twin or the model in service fails where it misses its bound beyond the paired interval:
+    what chance explains refuses no model.
 
     Args:
         report: what `report.evaluate` returned; models are looked up under `report["models"]`.
         config: the bars.
         candidate: the model that would be pushed.
-        baseline: its ID-only twin; the rule is left out where the candidate is that twin.
-        service: the model in service; the rule is left out where the report has none (the first run).
+        baseline: its ID-only twin; the rules are left out where the candidate is that twin.
+        service: the model in service; the rules are left out where the report has none (the first run).
     Returns:
         The verdict. A metric that does not exist (a single class in the rows) fails its rule: a model that
         could not be judged is not pushed.
@@ -65,37 +73,103 @@ def decide(
         _rule(f"LogLoss of {candidate}", new["logloss"], config.max_logloss, at_most=True),
     ]
     if candidate != baseline:
-        rules.append(
-            _rule(
-                f"GAUC of {candidate} minus GAUC of {baseline}",
-                _difference(new["gauc"], models[baseline]["gauc"]),
-                config.min_gain_over_id,
-            )
-        )
+        rules += _difference_rules(report, config, candidate, baseline, config.min_gain_over_id)
     if service in models:
-        rules.append(
-            _rule(
-                f"GAUC of {candidate} minus GAUC of {service}",
-                _difference(new["gauc"], models[service]["gauc"]),
-                -config.max_loss_to_service,
-            )
-        )
-    hidden = report.get("hidden", {"models": {}})
+        rules += _difference_rules(report, config, candidate, service, -config.max_loss_to_service)
+    elif reason := report.get(service, {}).get("left_out"):
+        rules.append((True, f"{candidate} is not held against {service}: {reason}"))
+    rules += _hidden_rules(report.get("hidden", {"models": {}}), candidate, config.max_hidden_bias)
+    encoder_rules = list(_encoder_rules(report, candidate, config.encoders))
+    reasons = tuple(text for held, text in rules + encoder_rules if not held)
+    warnings = tuple(text for held, text in encoder_rules if held)
+    return Verdict(not reasons, reasons, tuple(text for _, text in rules), warnings)
+
+
+def _difference_rules(
+    report: typing.Mapping[str, typing.Any],
+    config: config_lib.GateConfig,
+    candidate: str,
+    reference: str,
+    min_gain: float,
+) -> list[Rule]:
+    """Holds a model against another on each slice; a loss in GAUC on a slice is held to what service may lose."""
+    slices = report.get("differences", {}).get(candidate, {}).get(reference)
+    models = report["models"]
+    if slices is None:  # a report without intervals: by the values alone
+        value = _minus(models[candidate]["gauc"], models[reference]["gauc"])
+        slices = {"all": {"gauc": value if value is None else {"value": value, "low": value, "high": value}}}
+    rules = []
+    for name, found in slices.items():
+        slice_gain = min_gain if name == "all" else min(min_gain, -config.max_loss_to_service)
+        bounds = {
+            "gauc": slice_gain,
+            "log_loss": config.max_logloss_rise,
+            "calibration_error": config.max_calibration_rise,
+        }
+        for metric in (metric for metric in bounds if metric in found):
+            what = f"{differences.METRICS[metric]} of {candidate} minus {differences.METRICS[metric]} of {reference}"
+            what += f", {differences.SLICES[name]}" if differences.SLICES[name] else ""
+            reason = found.get("undefined", {}).get(metric)
+            if found[metric] is None and reason is not None:
+                rules.append((True, f"{what}: not judged, as {reason}"))
+            else:
+                rules.append(_paired_rule(what, found[metric], bounds[metric], at_most=metric != "gauc"))
+    return rules
+
+
+def _paired_rule(
+    name: str, found: typing.Mapping[str, float] | None, bar: float, at_most: bool
+) -> Rule:
+    """Holds a difference to a bar; where the bar lies inside the interval, or beyond it on the good side, it holds."""
+    bound = f"must be at {'most' if at_most else 'least'} {bar:.4f}"
+    if found is None:
+        return False, f"{name} could not be measured, {bound}"
+    is_exact = found["low"] == found["value"] == found["high"]
+    interval = "" if is_exact else f" [{found['low']:.4f}, {found['high']:.4f}]"
+    held = found["low"] <= bar if at_most else found["high"] >= bar
+    return held, f"{name} is {found['value']:.4f}{interval}, {bound}{'' if is_exact else ' within the interval'}"
+
+
+def _hidden_rules(hidden: typing.Mapping[str, typing.Any], candidate: str, bar: float) -> list[Rule]:
     if candidate in hidden.get("left_out", {}):
         reason = hidden["left_out"][candidate]
-        rules.append((True, f"Scores of {candidate} with hidden vectors are not checked: {reason}"))
-    else:
-        sets = hidden["models"].get(candidate, {})
-        rules += [_bias_rule(candidate, name, sets[name], config.max_hidden_bias) for name in sets if name != NOTHING]
-    reasons = tuple(text for held, text in rules if not held)
-    return Verdict(not reasons, reasons, tuple(text for _, text in rules))
+        return [(True, f"Scores of {candidate} with hidden vectors are not checked: {reason}")]
+    sets = hidden["models"].get(candidate, {})
+    return [_bias_rule(candidate, name, sets[name], bar) for name in sets if name != NOTHING]
 
 
-def _difference(left: float | None, right: float | None) -> float | None:
+def _encoder_rules(report: typing.Mapping[str, typing.Any], candidate: str, setting: str) -> typing.Iterator[Rule]:
+    """Says what each encoder did not learn, and what the click model would lose without its vectors.
+
+    With the setting "refuse", an encoder that is not better than its untrained self fails, unless the click model
+    ranks worse, beyond the interval, with the vectors of its modality hidden.
+    """
+    worth = report.get("hidden", {}).get("worth", {}).get(candidate, {})
+    for modality, facts in report.get("encoders", {}).items():
+        warnings = facts.get("warnings", [])
+        gain = missing.set_of(modality, worth).get("gauc") if warnings else None
+        is_needed = gain is not None and gain["low"] > 0.0
+        said = " ".join(warnings)
+        if gain is not None:
+            said += (
+                f" Hiding the targets' {modality} vectors moves GAUC of {candidate} by {-gain['value']:+.4f} "
+                f"[{-gain['high']:+.4f}, {-gain['low']:+.4f}]"
+            )
+            said += (
+                ": it needs them."
+                if is_needed
+                else ", within noise: it may be as good without them, which a run tells whose `modalities` lack "
+                f"{modality}."
+            )
+        if warnings:
+            yield setting == "warn" or is_needed or not facts.get("is_no_better"), said
+
+
+def _minus(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left - right
 
 
-def _bias_rule(model: str, hidden: str, found: typing.Mapping[str, float | None], bar: float) -> tuple[bool, str]:
+def _bias_rule(model: str, hidden: str, found: typing.Mapping[str, float | None], bar: float) -> Rule:
     """Holds the mean score, over the click rate, to 1; what could be chance alone is allowed."""
     name = f"Mean score of {model} over the click rate, target's vectors hidden ({hidden})"
     bias, margin = found["bias"], found["bias_margin"]
@@ -104,7 +178,7 @@ def _bias_rule(model: str, hidden: str, found: typing.Mapping[str, float | None]
     return abs(bias) - margin <= bar, f"{name} is {1 + bias:.4f} +- {margin:.4f}, must be within {bar:.4f} of 1"
 
 
-def _rule(name: str, value: float | None, bar: float, at_most: bool = False) -> tuple[bool, str]:
+def _rule(name: str, value: float | None, bar: float, at_most: bool = False) -> Rule:
     bound = f"must be at {'most' if at_most else 'least'} {bar:.4f}"
     if value is None or not math.isfinite(value):
         return False, f"{name} could not be measured, {bound}"

@@ -8,6 +8,7 @@ import typing
 import numpy as np
 
 from tfmm import metrics, saved_model
+from tfmm.evaluate import differences
 from tfmm.features import STORED
 from tfmm.index import snapshot as snapshot_lib
 from tfmm.modalities import ALL, NOTHING
@@ -30,6 +31,15 @@ def sets_of(modalities: typing.Iterable[str]) -> dict[str, tuple[str, ...]]:
     """
     names = tuple(modalities)
     return {ALL: names, **({name: (name,) for name in names} if len(names) > 1 else {})}
+
+
+def set_of(modality: str, found: typing.Mapping[str, typing.Any]) -> typing.Any:
+    """Returns what a mapping of `sets_of`'s names says of one modality; {} where it says nothing.
+
+    >>> set_of("text", {"all": 1}), set_of("text", {"all": 1, "image": 2, "text": 3}), set_of("text", {})
+    (1, 3, {})
+    """
+    return found.get(modality, found.get(ALL, {}) if len(found) == 1 else {})
 
 
 def draw_rows(num_rows: int, max_rows: int = MAX_ROWS) -> np.ndarray:
@@ -85,38 +95,48 @@ def hidden_report(
         weights: float [n], how many rows each stands for; None: one.
     Returns:
         `rows`, `clicks`; `models`: per model and set of modalities (`nothing` for the rows as they are), `figures`;
-        `left_out`: per model without hidden scores, why.
+        `worth`: per model and set of modalities, what the rows as they are have more than with those hidden, see
+        `differences.slice_difference`; `left_out`: per model without hidden scores, why.
     """
     label, user, weight = labels[chosen], user_ids[chosen], weights_of(weights, chosen)
-    models = {}
+    models, worth = {}, {}
     for name, values in scores.items():
-        found = {NOTHING: values[chosen], **(hidden[name] or {})}
+        sets = hidden[name] or {}
+        found = {NOTHING: values[chosen], **sets}
         models[name] = {key: figures(label, score, user, weight) for key, score in found.items()}
+        worth[name] = {
+            key: differences.slice_difference(label, values[chosen], score, user, weight, ["gauc"])
+            for key, score in sets.items()
+        }
     left_out = {name: f"the model has no signature `{SIGNATURE}`" for name in scores if hidden[name] is None}
-    return {"rows": int(chosen.sum()), "clicks": int(label.sum()), "models": models, "left_out": left_out}
+    counts = {"rows": int(chosen.sum()), "clicks": int(label.sum())}
+    return {**counts, "models": models, "worth": worth, "left_out": left_out}
+
+
+def lacking(snapshot_dir: str | os.PathLike[str], item_ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns per modality which int64 [n] items have no vector in an index snapshot: bool [n]."""
+    snapshot = snapshot_lib.load_snapshot(str(snapshot_dir))
+    return {modality: ~snapshot[modality].lookup(item_ids).mask for modality in snapshot.modalities}
 
 
 def missing_report(
-    snapshot_dir: str | os.PathLike[str],
+    lacks: typing.Mapping[str, np.ndarray],
     scores: typing.Mapping[str, np.ndarray],
     labels: np.ndarray,
     user_ids: np.ndarray,
-    item_ids: np.ndarray,
     weights: np.ndarray | None = None,
 ) -> dict[str, typing.Any]:
     """Reports what models score where the index truly lacks vectors of the target.
 
     Args:
-        snapshot_dir: the index snapshot that the models were trained with.
+        lacks: what `lacking` returned of the index snapshot that the models were trained with.
         scores: per model, float [n].
-        labels, user_ids, item_ids: [n].
+        labels, user_ids: [n].
         weights: float [n], how many rows each stands for; None: one.
     Returns:
         Per set of modalities that the target lacks (at least those): `rows`, `clicks` and `models` (per model,
         `figures`; none where there is no row).
     """
-    snapshot = snapshot_lib.load_snapshot(str(snapshot_dir))
-    lacks = {modality: ~snapshot[modality].lookup(item_ids).mask for modality in snapshot.modalities}
     result = {}
     for name, modalities in sets_of(lacks).items():
         rows = np.all([lacks[modality] for modality in modalities], axis=0)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tfmm import artifacts, metrics, saved_model
-from tfmm.evaluate import missing
+from tfmm.evaluate import differences, in_service, missing
 from tfmm.features import FeatureSet
 from tfmm.training import examples as examples_lib
 from tfmm.training.labels import metric_weights, weights_of
@@ -38,6 +38,7 @@ def evaluate(
     baseline: str = "id",
     encoders: typing.Mapping[str, typing.Any] | None = None,
     snapshot_dir: Folder | None = None,
+    index_url: Folder | None = None,
 ) -> dict[str, typing.Any]:
     """Scores the evaluation rows with each exported model and reports how they compare.
 
@@ -52,9 +53,15 @@ def evaluate(
         encoders: what `encoders.probe_encoders` found; it stands in the report as it is.
         snapshot_dir: the index snapshot that the models were trained with; where given, the report says what they
             score on rows whose target lacks vectors.
+        index_url: the item index that servers follow, a path or a URL; the model `in_service` sees what it has beyond
+            the export.
     Returns:
-        The report, see `compare`, with `encoders`; with `hidden`: the scores with the target's vectors hidden (see
-        `missing.hidden_report`); and `missing` where `snapshot_dir` is given (see `missing.missing_report`).
+        The report, see `compare`, with `encoders`; with `differences` from the baseline and the model in service,
+        paired, overall, on new items and, where `snapshot_dir` is given, on items without vectors (see
+        `differences.report`); with `hidden`: the scores with the target's vectors hidden (see
+        `missing.hidden_report`); with `missing` where `snapshot_dir` is given (see `missing.missing_report`); and,
+        where there is a model in service, with `in_service`: the rows of the index that it took, and why it is
+        `left_out` where it cannot score these rows.
     Raises:
         FileNotFoundError: no example file matches a pattern.
         ValueError: `baseline` is not among the models, or a SavedModel lacks `serve_examples`.
@@ -63,20 +70,29 @@ def evaluate(
     rows = examples_lib.read_columns(eval_files, feature_set, (*COLUMNS, *feature_set.label.sources))
     weights = metric_weights(rows, feature_set.label)
     shown = examples_lib.read_columns(examples_lib.example_files(train_pattern), feature_set, ("item_id",))["item_id"]
-    scores, hidden = {}, {}
+    scores, hidden, service = {}, {}, {}
     chosen = missing.draw_rows(len(rows["label"]))
     for name, folder in models.items():
         with saved_model.load_session(folder) as loaded:
-            scores[name] = _score(loaded, folder, eval_files)["score"]
-            hidden[name] = missing.score_hidden(loaded, eval_files, chosen)
+            if name == in_service.NAME:
+                service = in_service.prepare(loaded, index_url, eval_files)
+            if name != in_service.NAME or service["left_out"] is None:
+                scores[name] = _score(loaded, folder, eval_files)["score"]
+                hidden[name] = missing.score_hidden(loaded, eval_files, chosen)
+    label, user = rows["label"], rows["user_id"]
     counts = metrics.item_frequencies(shown, rows["item_id"])
-    report = compare(scores, rows["label"], rows["user_id"], rows["item_id"], counts, baseline, weights)
+    report = compare(scores, label, user, rows["item_id"], counts, baseline, weights)
     report["encoders"] = dict(encoders or {})
-    report["hidden"] = missing.hidden_report(hidden, scores, rows["label"], rows["user_id"], chosen, weights)
+    report["hidden"] = missing.hidden_report(hidden, scores, label, user, chosen, weights)
+    slices = {"all": np.ones(len(label), bool), "new_items": counts == 0}
     if snapshot_dir is not None:
-        report["missing"] = missing.missing_report(
-            snapshot_dir, scores, rows["label"], rows["user_id"], rows["item_id"], weights
-        )
+        lacks = missing.lacking(snapshot_dir, rows["item_id"])
+        report["missing"] = missing.missing_report(lacks, scores, label, user, weights)
+        slices["without_vectors"] = np.any(list(lacks.values()), axis=0)
+    references = (baseline, in_service.NAME)
+    report["differences"] = differences.report(scores, references, label, user, slices, weights)
+    if service:
+        report[in_service.NAME] = service
     folder = pathlib.Path(output_dir).absolute()  # pyarrow takes other relative names for URIs
     folder.mkdir(parents=True, exist_ok=True)
     table = {

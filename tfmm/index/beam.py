@@ -12,8 +12,8 @@ import typing
 import numpy as np
 import pyarrow as pa
 
-from tfmm import extras, plain_paths
-from tfmm.data import declared, schema, times
+from tfmm import dead_letters, extras, plain_paths
+from tfmm.data import declared, left_out, schema, times
 from tfmm.data.parts import Part
 from tfmm.features import STORED, FeatureSet
 from tfmm.index import encode, item_features, store
@@ -27,6 +27,7 @@ except ModuleNotFoundError as error:
 
 BATCH_SIZE = 64
 DECLARED = FeatureSet()
+MAX_CONTENT_BYTES = 1 << 20  # of a rejected content that its dead letter keeps; the catalog has it whole
 _METRICS = "item_index"
 
 
@@ -151,7 +152,8 @@ class EmbedIntoIndex(beam.DoFn):
                 beam.metrics.Metrics.counter(_METRICS, f"{encoder.modality}/{name}").inc(count)
         for encoder, _, rejected, _ in results:
             for place, reason in rejected.items():
-                yield encode.Rejected(items[place].item_id, encoder.modality, reason)
+                content = items[place].content(encoder.modality)
+                yield encode.Rejected(items[place].item_id, encoder.modality, reason, content)
 
     def teardown(self) -> None:
         self._index.close()
@@ -256,7 +258,7 @@ def embed_catalog(
         dead_letter_dir: receives rejected contents as JSON lines, with reasons; None: they are only counted.
         pipeline_args: Beam's options.
         modality_set, feature_set: what the run declares.
-        max_bad_fraction: of a modality's contents that may be rejected.
+        max_bad_fraction: the share of a modality's contents that may be rejected for one reason.
         time_zone: IANA name, of features' times whose column names none.
     Returns:
         By modality, the number of items `embedded`, of those `changed` in the index, `rejected` and `missing`
@@ -297,7 +299,7 @@ def embed_catalog(
         }
         for encoder in encoders
     }
-    _refuse_many(counts, max_bad_fraction, dead_letter_dir)
+    _verify(counts, dead_letter_dir, max_bad_fraction)
     with store.open_store(index) as opened:
         for encoder in encoders:
             opened.register_encoder(encoder.modality, encoder.version, encoder.dim)
@@ -307,21 +309,24 @@ def embed_catalog(
     return counts
 
 
-def _refuse_many(
-    counts: dict[str, dict[str, int]], max_bad_fraction: float, dead_letter_dir: str | pathlib.Path | None
-) -> None:
-    many = []
-    for modality, count in counts.items():
-        total = count["embedded"] + count["rejected"]
-        if count["rejected"] > max_bad_fraction * total:
-            many.append(f"{count['rejected']:,} of {total:,} contents of {modality}")
-    if many:
-        where = "" if dead_letter_dir is None else f" {dead_letter_dir} has each with its reason."
-        raise ValueError(
-            f"At most {max_bad_fraction:g} of the contents (`data.max_bad_fraction`) may fail to be embedded. "
-            f"Received: {'; '.join(many)}.{where}"
-        )
-
-
 def _to_json(rejected: encode.Rejected) -> str:
-    return json.dumps(rejected._asdict())
+    content = rejected.content
+    if isinstance(content, bytes):
+        content = dead_letters.as_text(content[:MAX_CONTENT_BYTES])
+    return json.dumps({**rejected._asdict(), "content": content if isinstance(content, str) else json.dumps(content)})
+
+
+def _verify(
+    counts: typing.Mapping[str, typing.Mapping[str, int]],
+    dead_letter_dir: str | pathlib.Path | None,
+    max_bad_fraction: float,
+) -> None:
+    """Raises ValueError where too many contents of a modality were rejected for one reason."""
+    totals = {f"items.{name}": count["embedded"] + count["rejected"] for name, count in counts.items()}
+    if dead_letter_dir is not None:
+        found = dead_letters.counts(dead_letters.read(*sorted(pathlib.Path(dead_letter_dir).glob("*.jsonl"))))
+    else:
+        rejected = {f"items.{modality}": count["rejected"] for modality, count in counts.items()}
+        stage, reason = dead_letters.EMBEDDING, "cannot be embedded"
+        found = [dead_letters.Count(stage, source, "", reason, count) for source, count in rejected.items()]
+    left_out.verify(found, totals, max_bad_fraction, dead_letter_dir)

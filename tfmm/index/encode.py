@@ -199,6 +199,7 @@ class Rejected(typing.NamedTuple):
     item_id: int  # 0: the row has no id
     modality: str
     reason: str
+    content: Content | None = None
 
 
 def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.IndexRows, dict[int, str], int]:

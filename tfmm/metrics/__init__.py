@@ -2,7 +2,7 @@
 
 from tfmm.metrics.auc import AUC, auc
 from tfmm.metrics.binned_auc import BinnedAUC
-from tfmm.metrics.confidence import Interval, user_bootstrap
+from tfmm.metrics.confidence import MIN_GROUPS, Interval, mean_interval, user_bootstrap
 from tfmm.metrics.gauc import GAUC, GAUCResult, UserAUC, gauc, user_aucs
 from tfmm.metrics.groups import GroupComparison, compare_groups, item_frequencies, item_frequency_groups
 from tfmm.metrics.log_loss import (
@@ -18,6 +18,7 @@ from tfmm.metrics.top_n_accuracy import TopNAccuracy, positive_ranks, top_n_accu
 __all__ = [
     "AUC",
     "GAUC",
+    "MIN_GROUPS",
     "BinnedAUC",
     "Calibration",
     "GAUCResult",
@@ -34,6 +35,7 @@ __all__ = [
     "item_frequencies",
     "item_frequency_groups",
     "log_loss",
+    "mean_interval",
     "normalized_entropy",
     "positive_ranks",
     "top_n_accuracy",

@@ -13,6 +13,7 @@ from tfmm.metrics.gauc import user_aucs, user_index
 from tfmm.metrics.inputs import binary_labels, finite_scores, sample_weights
 from tfmm.metrics.log_loss import read_rows, row_losses
 
+MIN_GROUPS = 30  # drawn users or items: of fewer, the draws say nothing of others
 Statistic = typing.Callable[[np.ndarray], float]  # copies of each user [users] -> the metric, NaN without a value
 
 
@@ -46,9 +47,10 @@ def user_bootstrap(
     for both cancel, so that its interval is narrower than the intervals of the two would suggest.
 
     Args:
-        metric: "gauc" (impression-weighted), "auc" or "log_loss".
+        metric: "gauc" (impression-weighted), "auc", "log_loss", or "calibration_error": how far predicted over
+            observed clicks is from 1.
         labels: 0 or 1, [n].
-        scores: floats [n]; probabilities for "log_loss".
+        scores: floats [n]; probabilities for "log_loss" and "calibration_error".
         user_ids: integers or strings [n].
         baseline_scores: optional floats [n] of another model on the same rows.
         weights: optional floats [n] >= 0, how often each row counts.
@@ -67,10 +69,6 @@ def user_bootstrap(
     """
     if metric not in _STATISTICS:
         raise ValueError(f"`metric` must be one of {', '.join(sorted(_STATISTICS))}. Received: {metric!r}.")
-    if replicates < 2:
-        raise ValueError(f"`replicates` must be at least 2. Received: {replicates!r}.")
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"`level` must lie between 0 and 1. Received: {level!r}. Write 95 % as 0.95.")
     clicked = binary_labels(labels)
     ids, users = user_index(user_ids, clicked.size)
     make, row_weights = _STATISTICS[metric], sample_weights(weights, clicked.size)
@@ -78,17 +76,55 @@ def user_bootstrap(
     if baseline_scores is not None:
         model, baseline = statistic, make(clicked, baseline_scores, users, ids.size, row_weights)
         statistic = lambda copies: model(copies) - baseline(copies)  # noqa: E731
+    return _resample(statistic, ids.size, replicates, level, seed)
+
+
+def mean_interval(
+    values: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    *,
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Computes a mean with its interval, drawing groups of rows with replacement.
+
+    Args:
+        values: finite floats [n], n >= 1.
+        groups: integers or strings [n]; rows of one group are drawn together, as they are not independent.
+        replicates, level, seed: as in `user_bootstrap`.
+    Returns:
+        Interval.
+    Raises:
+        ValueError: no row, values that are not finite, or `replicates` or `level` out of range.
+
+    >>> mean_interval([1.0, 0.0, 1.0], ["a", "a", "b"], replicates=200).value.__round__(4)
+    0.6667
+    """
+    numbers = finite_scores("values", values, np.shape(values)[0])
+    if not numbers.size:
+        raise ValueError("A mean needs at least one row. Received: none. Widen the sample.")
+    ids, places = user_index(groups, numbers.size)
+    sums, sizes = np.bincount(places, numbers, ids.size), np.bincount(places, minlength=ids.size)
+    return _resample(lambda copies: _divide(copies @ sums, copies @ sizes), ids.size, replicates, level, seed)
+
+
+def _resample(statistic: Statistic, num_groups: int, replicates: int, level: float, seed: int) -> Interval:
+    if replicates < 2:
+        raise ValueError(f"`replicates` must be at least 2. Received: {replicates!r}.")
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"`level` must lie between 0 and 1. Received: {level!r}. Write 95 % as 0.95.")
     generator = np.random.default_rng(seed)
     drawn = np.array(
         [
-            statistic(np.bincount(generator.integers(0, ids.size, ids.size), minlength=ids.size))
+            statistic(np.bincount(generator.integers(0, num_groups, num_groups), minlength=num_groups))
             for _ in range(replicates)
         ]
     )
     drawn = drawn[~np.isnan(drawn)]  # a draw without both classes has no AUC
     low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0]) if drawn.size else [np.nan] * 2
     return Interval(
-        value=float(statistic(np.ones(ids.size, np.int64))),
+        value=float(statistic(np.ones(num_groups, np.int64))),
         low=float(low),
         high=float(high),
         standard_error=float(drawn.std(ddof=1)) if drawn.size > 1 else float("nan"),
@@ -117,6 +153,15 @@ def _log_loss(
     return lambda copies: _divide(copies @ loss_of_user, copies @ rows_of_user)
 
 
+def _calibration_error(
+    clicked: np.ndarray, scores: npt.ArrayLike, users: np.ndarray, num_users: int, row_weights: np.ndarray | None
+) -> Statistic:
+    _, predicted, counts = read_rows(clicked, scores, row_weights)
+    expected = np.bincount(users, predicted if counts is None else predicted * counts, num_users)
+    observed = np.bincount(users, clicked if counts is None else clicked * counts, num_users)
+    return lambda copies: abs(_divide(copies @ expected, copies @ observed) - 1.0)
+
+
 def _auc(
     clicked: np.ndarray, scores: npt.ArrayLike, users: np.ndarray, num_users: int, row_weights: np.ndarray | None
 ) -> Statistic:
@@ -142,4 +187,4 @@ def _divide(numerator: typing.Any, denominator: typing.Any) -> float:
     return float(numerator / denominator) if denominator else float("nan")
 
 
-_STATISTICS = {"auc": _auc, "gauc": _gauc, "log_loss": _log_loss}
+_STATISTICS = {"auc": _auc, "calibration_error": _calibration_error, "gauc": _gauc, "log_loss": _log_loss}

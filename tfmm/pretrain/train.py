@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from tfmm import artifacts, own_classes, source
 from tfmm.config import SCLConfig, to_dict
-from tfmm.metrics.top_n_accuracy import top_n_accuracy
-from tfmm.pretrain import frozen
+from tfmm.metrics.top_n_accuracy import positive_ranks
+from tfmm.pretrain import accuracy, frozen
 from tfmm.pretrain.encoders import Encoder, make_encoder
 from tfmm.pretrain.pair_table import NONE, ContentTable, PairTable, content_hash, read_pairs
 from tfmm.pretrain.plan import make_plan
@@ -25,7 +25,6 @@ from tfmm.training.checkpoint import Checkpoint
 from tfmm.training.progress import Progress, silent
 
 ENCODE_CHUNK = 256
-ACCURACY_AT = (1, 5)
 
 
 def train(
@@ -49,8 +48,9 @@ def train(
         checkpoint_dir: where a stopped run goes on from; None trains without a way back.
         progress: stage name "pretrain_<modality>".
     Returns:
-        The manifest: encoder_version, modality, dim; acc_at_1 and acc_at_5, each also as `*_untrained` and
-        `*_chance`; the number of pairs and items; the settings in effect, see `plan.Plan`.
+        The manifest: encoder_version, modality, dim; what `accuracy.judge` says of acc_at_1 and acc_at_5; the number
+        of pairs and items; the settings in effect, see `plan.Plan`; `warnings`: sentences on few pairs, and where
+        training did not raise Acc@1.
     Raises:
         ValueError: files or columns missing, or fewer than two usable pairs.
     """
@@ -82,7 +82,7 @@ class Fitted(typing.NamedTuple):
 
     encoder: Encoder
     history: list[dict[str, float]]
-    facts: dict[str, float]
+    facts: dict[str, typing.Any]
 
 
 def fit(
@@ -107,7 +107,7 @@ def fit(
         code = source.digest_of(__name__), own_classes.source_digest([config.encoder])
         key = artifacts.fingerprint(to_dict(config), sizes, content_hash(train_path, heldout_path), code)
         checkpoint = Checkpoint(checkpoint_dir, key, scl.variables())
-    untrained = heldout.accuracy()
+    untrained = heldout.ranks()
     history = loop.run(
         scl.train_step,
         lambda epoch: epoch_batches(config, pairs, contents, plan.batch_size, epoch),
@@ -115,18 +115,18 @@ def fit(
         checkpoint=checkpoint,
         progress=progress,
         stage=stage,
-        evaluate=lambda epoch: heldout.accuracy(),
+        evaluate=lambda epoch: accuracy.at_n(heldout.ranks()),
     )
-    facts = {
-        **heldout.accuracy(),
-        **{f"{name}_untrained": value for name, value in untrained.items()},
-        **{f"acc_at_{n}_chance": min(1.0, n / heldout.num_items) for n in ACCURACY_AT},
+    facts: dict[str, typing.Any] = {
+        **accuracy.judge(heldout.ranks(), untrained, heldout.pairs.item_ids),
         **sizes,
         "train_pairs": len(pairs),
         "heldout_pairs": len(heldout.pairs),
         "heldout_items": heldout.num_items,
         "unusable_contents": unusable + heldout.unusable,
     }
+    found = (_pairs_warning(pathlib.Path(pairs_dir)), accuracy.no_better(facts, config.modality))
+    facts["warnings"] = [warning for warning in found if warning]
     return Fitted(encoder, history, facts)
 
 
@@ -179,8 +179,8 @@ class Heldout:
         self._rows, inverse = np.unique(np.concatenate([self.pairs.query, self._positive]), return_inverse=True)
         self._query_place, self._positive_place = np.split(inverse, 2)
 
-    def accuracy(self) -> dict[str, float]:
-        """Returns acc_at_1 and acc_at_5 of the encoder as it is now."""
+    def ranks(self) -> np.ndarray:
+        """Returns int64 [n]: each pair's positive among all positives, by the encoder as it is now."""
         chunks = [
             self.encoder.model(
                 list(self.contents.fetch(self._rows[start : start + ENCODE_CHUNK])), training=False
@@ -188,13 +188,15 @@ class Heldout:
             for start in range(0, len(self._rows), ENCODE_CHUNK)
         ]
         vectors = np.concatenate(chunks)
-        accuracy = top_n_accuracy(
-            vectors[self._query_place],
-            vectors[self._positive_place],
-            ns=ACCURACY_AT,
-            positive_ids=self.pairs.item_ids,
-        )
-        return {f"acc_at_{n}": accuracy[n] for n in ACCURACY_AT}
+        queries, positives = vectors[self._query_place], vectors[self._positive_place]
+        return positive_ranks(queries, positives, positive_ids=self.pairs.item_ids)
+
+
+def _pairs_warning(pairs_dir: pathlib.Path) -> str | None:
+    """Returns what the builder of the pairs warned of; pairs of other makers say nothing."""
+    if not (pairs_dir / artifacts.MANIFEST).exists():
+        return None
+    return artifacts.read_manifest(pairs_dir).get("warning")
 
 
 def _load(encoder: Encoder, path: pathlib.Path) -> tuple[PairTable, ContentTable, int]:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from tfmm import extras
-from tfmm.evaluate import wording
+from tfmm.evaluate import differences, wording
 from tfmm.fingerprints import fingerprint
 
 NUM_ITEMS = 8
@@ -138,6 +138,14 @@ def write_report(
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     pathlib.Path(path).write_text(
         environment.from_string(template).render(
-            summary=summary, galleries=galleries, curves=curves_svg, verdict=verdict, describe=wording.describe
+            summary=summary,
+            galleries=galleries,
+            curves=curves_svg,
+            verdict=verdict,
+            describe=wording.describe,
+            signed=wording.signed,
+            service_lines=wording.service_lines(summary),
+            metrics=differences.METRICS,
+            slices=differences.SLICES,
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import shlex
@@ -14,13 +15,15 @@ import typing
 from rich import console as rich_console
 
 from tfmm import config as config_lib
+from tfmm import dead_letters
 from tfmm.ctr import integrations
-from tfmm.data import declared, schema, unread
+from tfmm.data import checks, declared, layout, schema, unread
+from tfmm.evaluate import in_service, wording
 from tfmm.quickstart import html_report, live, processes, terminal
 from tfmm.stages import folders
 from tfmm.training import progress
 
-SUMMARY, REPORT = "summary.json", "report.html"
+SUMMARY = "summary.json"
 
 
 class GateRefused(Exception):
@@ -78,18 +81,20 @@ def run(
         outputs = environments.latest_outputs(environment.metadata_path)
         verdict = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / folders.VERDICT).read_text())
         if environments.newest_version(environment.serving_dir) is None:
-            raise GateRefused("The gate refused the model: " + "; ".join(verdict["reasons"]))
+            raise GateRefused("\n".join(wording.verdict_lines(verdict)))
         figures = live.serve_and_stream(environment, outputs, lines)
     seconds = _stage_seconds(environment.progress_path, lines.seconds)
     data = environment.data_dir or pathlib.Path(outputs["Marketplace.dataset"])
-    summary = _summary(data, tables, outputs, verdict, figures, seconds, memory.gb)
+    summary = _summary(data, tables, outputs, verdict, environment.index_path, figures, seconds, memory.gb)
     summary |= {"methods": methods, "model": config.ctr.model}
     summary["total_seconds"] = round(time.monotonic() - started, 1)
-    _write_report(environment.workdir / REPORT, data, outputs, summary, verdict)
+    _write_report(environment.workdir / terminal.REPORT, data, outputs, summary, verdict)
     (environment.workdir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    for line in terminal.opening_lines(summary):
+        console.print(line, markup=False, highlight=False)
     console.print(terminal.result_table(summary))
-    for line in terminal.closing_lines(summary, environment.workdir / REPORT):
-        console.print(line)
+    for line in terminal.closing_lines(summary, environment.workdir):
+        console.print(line, markup=False)
     return summary
 
 
@@ -141,6 +146,7 @@ def _summary(
     tables: schema.Tables,
     outputs: typing.Mapping[str, str],
     verdict: typing.Mapping[str, typing.Any],
+    index_path: pathlib.Path,
     figures: typing.Mapping[str, float],
     seconds: typing.Mapping[str, float],
     peak_memory_gb: float,
@@ -148,7 +154,7 @@ def _summary(
     report = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / folders.REPORT).read_text())
     encoders = report["encoders"]
     first: dict[str, typing.Any] = next((facts for facts in encoders.values() if "acc_at_1" in facts), {})
-    keys = ("auc", "gauc", "logloss", "gauc_new_items")
+    keys = ("auc", "gauc", "logloss", "calibration", "gauc_new_items")
     return {
         "data": {
             name: sum(sum(part.row_groups) for part in schema.table_parts(data, name, tables))
@@ -159,11 +165,23 @@ def _summary(
         "encoders": encoders,
         **{name: {key: report["models"][name][key] for key in keys} for name in ("id", "multimodal")},
         "hidden": report["hidden"]["models"]["multimodal"],
-        "missing": report["missing"],
-        "gate": {name: verdict[name] for name in ("passed", "reasons", "checks")},
+        **{name: report[name] for name in ("missing", "differences", in_service.NAME) if name in report},
+        **_left_out(outputs, index_path),
+        "gate": {name: verdict[name] for name in ("passed", "reasons", "checks", "warnings")},
         **figures,
         "stages": dict(seconds),
         "peak_memory_gb": round(peak_memory_gb, 2),
+    }
+
+
+def _left_out(outputs: typing.Mapping[str, str], index_path: pathlib.Path) -> dict[str, list[typing.Any]]:
+    """Returns what the check found unread or faulty, and the dead letters of each stage by count and reason."""
+    checked = json.loads((pathlib.Path(outputs["DataCheck.report"]) / folders.REPORT).read_text())
+    letters = dead_letters.read(outputs["ExampleGenerator.examples"], outputs["CatalogEmbedder.snapshot"], index_path)
+    return {
+        "not_read": unread.in_words(layout.Unread(**found) for found in checked["unread"]),
+        "faults": [str(checks.Fault(**fault)) for fault in checked["faults"]],
+        "left_out": [dataclasses.asdict(found) for found in dead_letters.counts(letters)],
     }
 
 

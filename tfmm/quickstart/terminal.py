@@ -11,10 +11,11 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import table as rich_table
 
+from tfmm import dead_letters
 from tfmm.evaluate import wording
-from tfmm.modalities import NOTHING
 from tfmm.training import progress
 
+REPORT = "report.html"  # in the workdir
 TITLES = {
     "Marketplace": "Make the marketplace",
     "Dataset": "Take the data",
@@ -127,6 +128,7 @@ def result_table(summary: typing.Mapping[str, typing.Any]) -> rich_table.Table:
         ("auc", "AUC"),
         ("gauc", "GAUC"),
         ("logloss", "LogLoss"),
+        ("calibration", "Calibration"),
         ("gauc_new_items", "GAUC, new items"),
     ):
         base, new = summary["id"][key], summary["multimodal"][key]
@@ -137,23 +139,26 @@ def result_table(summary: typing.Mapping[str, typing.Any]) -> rich_table.Table:
     return table
 
 
-def closing_lines(summary: typing.Mapping[str, typing.Any], report: pathlib.Path) -> list[str]:
+def opening_lines(summary: typing.Mapping[str, typing.Any]) -> list[str]:
+    """Returns what stands above the closing table: the verdict, its reasons, what was not learned."""
+    stays = [] if summary["gate"]["passed"] else ["The model in service stays."]
+    return wording.verdict_lines(summary["gate"]) + stays
+
+
+def closing_lines(summary: typing.Mapping[str, typing.Any], workdir: pathlib.Path) -> list[str]:
     """Returns what stands under the closing table."""
-    gate = summary["gate"]
-    if gate["passed"]:
-        lines = ["The gate passed the multimodal model."]
-    else:
-        lines = [f"The gate refused it: {'; '.join(gate['reasons'])}. The model in service stays."]
-    lines += [
-        f"Target's vectors hidden ({name}): mean score / click rate {1 + found['bias']:.3f}, AUC {found['auc']:.4f}"
-        for name, found in summary["hidden"].items()
-        if name != NOTHING and found["bias"] is not None and found["auc"] is not None
-    ]
+    lines = wording.difference_lines(summary)
+    lines += wording.slice_lines(summary["hidden"], summary.get("missing", {})) + wording.service_lines(summary)
     for modality, facts in summary["encoders"].items():
         lines += wording.describe(modality, facts)
+    lines += summary.get("not_read", [])
+    lines += [f"left out: {dead_letters.Count(**found)}" for found in summary.get("left_out", [])]
+    lines += [f"`tfmm dead-letters {workdir}` shows them."] if summary.get("left_out") else []
     lines.append(
         f"Predict: gRPC {summary['grpc_predict_ms']:.1f} ms, REST {summary['rest_predict_ms']:.1f} ms. A new item "
         f"was scored with its embedding {summary['new_item_delay_s']:.2f} s after its event."
     )
-    lines.append(f"{summary['total_seconds']:.0f} s, at most {summary['peak_memory_gb']:.1f} GB. Report: {report}")
+    lines.append(
+        f"{summary['total_seconds']:.0f} s, at most {summary['peak_memory_gb']:.1f} GB. Report: {workdir / REPORT}"
+    )
     return lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import typing
 
+from tfmm import dead_letters
 from tfmm.config import RunConfig
 from tfmm.index import beam, snapshot, store
 from tfmm.modalities import DEAD_LETTERS
@@ -29,26 +30,30 @@ def embed_catalog(
         encoders_dir: one encoder folder per modality that has one.
         index_url: the item index, a path or a URL; made where missing.
         snapshot_dir: gets the snapshot, and the dead letters in `dead_letter/`.
-        say: is told how many contents were left out, and where they lie.
+        say: is told what the snapshot has of each modality, what was left out, and where that lies.
     Returns:
         The snapshot's manifest.
     """
     folders = {name: str(pathlib.Path(encoders_dir) / name) for name in run.encoders(modalities)}
-    dead_letters = pathlib.Path(snapshot_dir) / DEAD_LETTERS
+    rejected = pathlib.Path(snapshot_dir) / DEAD_LETTERS
     counts = beam.embed_catalog(
         data_dir,
         folders,
         index_url,
-        dead_letters,
+        rejected,
         modality_set=run.modality_set,
         feature_set=run.feature_set,
         max_bad_fraction=run.data.max_bad_fraction,
         time_zone=run.data.time_zone,
     )
-    for modality, count in counts.items():
-        if rejected := count["rejected"]:
-            say(f"left out: {rejected:,} contents of {modality}; {dead_letters} has each with its reason")
     with store.open_store(index_url) as index:
         active = index.active_encoders()
         versions = {name: active[name].encoder_version for name in modalities}
-        return snapshot.write_snapshot(index, snapshot_dir, versions)
+        manifest = snapshot.write_snapshot(index, snapshot_dir, versions)
+    for modality, facts in manifest["modalities"].items():
+        say(f"{modality}: {facts['size']:,} items of dim {facts['dim']}, encoder {facts['encoder_version']}")
+    for modality, count in counts.items():
+        say(f"{modality}: {count['missing']:,} items without content, {count['rejected']:,} left out")
+    for line in dead_letters.lines(rejected):
+        say(line)
+    return manifest

@@ -6,6 +6,7 @@ import pathlib
 import typing
 
 from tfmm.config import RunConfig
+from tfmm.pretrain import in_words
 from tfmm.pretrain import train as train_lib
 from tfmm.stages.folders import Folder
 from tfmm.training.progress import Progress, silent
@@ -17,8 +18,9 @@ def train_encoders(
     pairs_dir: Folder,
     output_dir: Folder,
     checkpoint_dir: Folder,
+    say: typing.Callable[[str], object],
     progress: Progress = silent,
-) -> typing.Iterator[dict[str, typing.Any]]:
+) -> dict[str, dict[str, typing.Any]]:
     """Trains or exports the encoders of modalities, one after another, see `pretrain.train.train`.
 
     Args:
@@ -27,10 +29,15 @@ def train_encoders(
         pairs_dir: one folder of pairs per modality.
         output_dir: gets one encoder folder per modality.
         checkpoint_dir: where a stopped run goes on from.
+        say: is told what each has learned, once it is written, and what it has not.
         progress: called with the steps done.
-    Yields:
-        Each encoder's manifest, once it is written.
+    Returns:
+        The manifests by modality.
     """
+    manifests = {}
     for name, config in run.encoders(modalities).items():
         pairs, output, checkpoints = (pathlib.Path(folder) / name for folder in (pairs_dir, output_dir, checkpoint_dir))
-        yield train_lib.train(config, pairs, output, checkpoint_dir=checkpoints, progress=progress)
+        manifests[name] = train_lib.train(config, pairs, output, checkpoint_dir=checkpoints, progress=progress)
+        for line in in_words.encoder_lines(manifests[name]):
+            say(line)
+    return manifests

@@ -6,7 +6,7 @@ import pathlib
 import typing
 
 from tfmm.config import RunConfig
-from tfmm.data import beam, examples, left_out
+from tfmm.data import beam, examples
 from tfmm.stages.folders import SPLITS, Folder
 from tfmm.training.examples import split_pattern
 
@@ -18,9 +18,7 @@ def make_examples(
 ) -> None:
     """Writes `examples/`, by Beam, and `transformed/` with `vocabulary/` inside; says which rows were left out."""
     folder = pathlib.Path(output_dir)
-    beam.write_examples(data_dir, run.data, run.feature_set, folder / RAW)
-    for line in left_out.in_words(left_out.read(folder / RAW)):
-        say(line)
+    beam.write_examples(data_dir, run.data, run.feature_set, folder / RAW, say)
     examples.transform(folder / RAW, folder / TRANSFORMED)
 
 

@@ -9,7 +9,7 @@ import typing
 
 from tfmm import artifacts
 from tfmm.config import RunConfig
-from tfmm.evaluate import encoders, gate, report
+from tfmm.evaluate import encoders, gate, in_service, report, wording
 from tfmm.stages.folders import ID, MULTIMODAL, SERVING, VERDICT, Folder
 
 JUDGED = "judged"  # of a verdict: the digest of the SavedModel that it is about
@@ -20,8 +20,10 @@ def judge(
     model_dirs: typing.Mapping[str, Folder],
     patterns: tuple[str, str],
     output_dir: Folder,
+    say: typing.Callable[[str], object],
     *,
     in_service_dir: Folder | None = None,
+    index_url: Folder | None = None,
     snapshot_dir: Folder | None = None,
     encoders_dir: Folder | None = None,
     data_dir: Folder | None = None,
@@ -33,7 +35,9 @@ def judge(
         model_dirs: `id` and `multimodal`, as `click_model.train_click_model` wrote them.
         patterns: examples as the join made them, train and eval.
         output_dir: gets `report.json`, `predictions.parquet` and `verdict.json`, which names what was judged.
+        say: is told the verdict with its reasons and warnings, then what was found of each model and encoder.
         in_service_dir: the SavedModel in service, where there is one.
+        index_url: the item index that servers follow, a path or a URL: the model in service sees it as it stands.
         snapshot_dir: probe its vectors.
         encoders_dir: probe them untrained too; needs `data_dir` and `snapshot_dir`.
         data_dir: the tables.
@@ -42,16 +46,25 @@ def judge(
     """
     models = {name: str(pathlib.Path(folder) / SERVING) for name, folder in model_dirs.items()}
     if in_service_dir is not None:
-        models["in_service"] = str(in_service_dir)
+        models[in_service.NAME] = str(in_service_dir)
     train_pattern, eval_pattern = patterns
     folders = encoders.encoder_folders(encoders_dir)
     probed = encoders.probe_encoders(
         eval_pattern, run.feature_set, snapshot_dir, data_dir, folders, run.modality_set
     )
     judged = report.evaluate(
-        models, train_pattern, eval_pattern, output_dir, run.feature_set, encoders=probed, snapshot_dir=snapshot_dir
+        models,
+        train_pattern,
+        eval_pattern,
+        output_dir,
+        run.feature_set,
+        encoders=probed,
+        snapshot_dir=snapshot_dir,
+        index_url=index_url,
     )
     verdict = gate.decide(judged, run.gate, candidate=MULTIMODAL, baseline=ID)
     said = {**dataclasses.asdict(verdict), JUDGED: artifacts.digest(models[MULTIMODAL])}
     (pathlib.Path(output_dir) / VERDICT).write_text(json.dumps(said, indent=2) + "\n")
+    for line in [*wording.verdict_lines(said), *wording.report_lines(judged)]:
+        say(line)
     return judged, verdict

@@ -2,8 +2,9 @@
 
 import pytest
 
+from tfmm import dead_letters
 from tfmm.config import DataConfig
-from tfmm.data import beam, left_out
+from tfmm.data import beam
 from tfmm.features import FeatureSet
 
 FEATURES = FeatureSet().resolved(3, 1)
@@ -23,14 +24,19 @@ def folder(tables, at):
 
 
 def test_what_is_left_out_is_counted_by_reason(folder, tmp_path):
-    beam.write_examples(folder, DataConfig(max_bad_fraction=0.3), FEATURES, tmp_path / "out")
-    counts = left_out.read(tmp_path / "out")
-    assert dict(counts) == {("behaviors", REASON): 3}
-    assert left_out.in_words(counts) == [f"left out: 3 rows of behaviors: {REASON}"]
+    said = []
+    beam.write_examples(folder, DataConfig(max_bad_fraction=0.3), FEATURES, tmp_path / "out", said.append)
+    (count,) = dead_letters.counts(dead_letters.read(tmp_path / "out"))
+    assert (count.source, count.reason, count.count) == ("behaviors", REASON, 3)
+    assert said == [
+        "examples: 16 train, 4 eval, 3 rows left out",
+        f"left out: 3 of behaviors: {REASON} ({count.code})",
+        f"`tfmm dead-letters {tmp_path / 'out'}` shows them.",
+    ]
 
 
 def test_more_than_the_limit_is_refused_as_in_the_pipeline(folder, tmp_path):
-    text = r"breaks rules too often.*behaviors `action` must be one of .* \(3 of 10\).*`data.max_bad_fraction`, now 0.2"
+    text = r"No reason may leave out more than 20 %[^$]*- 3 of 10 of behaviors: `action` must be"
     with pytest.raises(ValueError, match=text):
         beam.write_examples(folder, DataConfig(max_bad_fraction=0.2), FEATURES, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()

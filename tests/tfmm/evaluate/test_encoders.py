@@ -61,7 +61,7 @@ def test_served_vectors_are_probed_with_what_is_left_out_counted(shop):
     facts = found["image"]["probe"]
     assert facts["gauc"] == metrics.gauc(rows["label"][known], cosines[known], rows["user_id"][known]).value > 0.55
     assert facts["rows"] + facts["rows_left_out"] == len(known) and facts["rows_left_out"] > 0
-    assert "gauc_untrained" not in facts and found["image"]["warning"] is None
+    assert "gauc_untrained" not in facts and found["image"]["warnings"] == []
 
 
 def test_untrained_is_the_same_encoder_with_fresh_weights_on_the_same_rows(shop, catalog):
@@ -97,9 +97,11 @@ def test_an_encoder_no_better_than_untrained_is_said(shop, catalog, tmp_path):
     folders = encoders.encoder_folders(catalog / "encoders")
     found = encoders.probe_encoders(shop.eval, shop.features, tmp_path / "snapshot", catalog / "data", folders)["text"]
     assert found["probe"]["gauc"] == pytest.approx(found["probe"]["gauc_untrained"], abs=0.02)  # int8 against float
-    assert "not better than untrained beyond noise" in found["warning"]
+    assert found["is_no_better"] is True
+    (warning,) = found["warnings"]
+    assert "not better than untrained beyond noise" in warning and " users and " in warning
     lines = wording.describe("text", found)
-    assert lines[-1] == f"Warning: {found['warning']}"
+    assert lines[-1] == f"Warning: {warning}"
     assert "(untrained 0.300, chance 0.010)" in lines[0] and "2,000 held-out pairs of 100 items" in lines[0]
     assert f"untrained {found['probe']['gauc_untrained']:.4f}" in lines[1]
 

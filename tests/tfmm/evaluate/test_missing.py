@@ -81,9 +81,9 @@ def test_rows_that_lack_vectors_are_reported_per_modality(shop, saved, rows, tmp
 def test_set_that_no_row_lacks_has_counts_alone(shop, rows):
     ids = snapshot.load_snapshot(shop.snapshot)["image"].ids
     here = np.isin(rows["item_id"], ids)
-    found = missing.missing_report(
-        shop.snapshot, {"id": np.full(here.sum(), 0.5)}, *(rows[n][here] for n in ("label", "user_id", "item_id"))
-    )
+    lacks = missing.lacking(shop.snapshot, rows["item_id"][here])
+    scores = {"id": np.full(here.sum(), 0.5)}
+    found = missing.missing_report(lacks, scores, rows["label"][here], rows["user_id"][here])
     assert found["image"] == {"rows": 0, "clicks": 0, "models": {}} and found["text"]["rows"] > 0
 
 

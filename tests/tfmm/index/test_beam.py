@@ -32,6 +32,7 @@ def test_catalog_is_embedded_and_faults_are_counted_apart(catalog, encoder_dirs,
         "item_id": int(fingerprints.fingerprint(["item-1"])[0]),
         "modality": "image",
         "reason": "image: cannot be decoded",
+        "content": "bad bytes",
     }
     with item_index.ItemIndex(tmp_path / "index.sqlite") as index:
         taken = snapshot.take_snapshot(index)
@@ -106,7 +107,8 @@ def test_rows_without_an_id_are_dead_letters(ids, tmp_path):
     counts = beam.embed_catalog(tmp_path / "data", {}, tmp_path / "index.sqlite", tmp_path / "dead")
     assert counts == {"vector": {"embedded": 2, "changed": 2, "rejected": 2, "missing": 0}}
     lines = [line for path in (tmp_path / "dead").iterdir() for line in path.read_text().splitlines()]
-    reason = {"item_id": 0, "modality": "vector", "reason": "item_id: must be neither null, 0 nor empty"}
+    reason = {"item_id": 0, "modality": "vector", "reason": "item_id: must be neither null, 0 nor empty",
+              "content": "[1.0, 0.0]"}  # fmt: skip
     assert [json.loads(line) for line in lines] == [reason] * 2
 
 

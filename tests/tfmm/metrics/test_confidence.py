@@ -3,9 +3,14 @@
 import numpy as np
 import pytest
 
-from tfmm.metrics import auc, gauc, log_loss, user_bootstrap
+from tfmm.metrics import auc, calibration, gauc, log_loss, mean_interval, user_bootstrap
 
-FUNCTIONS = {"auc": auc, "gauc": lambda *columns: gauc(*columns).value, "log_loss": log_loss}
+FUNCTIONS = {
+    "auc": auc,
+    "gauc": lambda *columns: gauc(*columns).value,
+    "log_loss": log_loss,
+    "calibration_error": lambda labels, scores: abs(calibration(labels, scores) - 1.0),
+}
 
 
 def impressions(seed, users=60):
@@ -82,10 +87,25 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     )  # 200 trials: two standard errors are 3 points; percentile runs low
 
 
+def test_mean_draws_groups_together():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(50), rng.integers(1, 9, 50))
+    values = rng.random(groups.size)
+    interval = mean_interval(values, groups, replicates=40, seed=3)
+    generator, drawn = np.random.default_rng(3), []
+    for _ in range(40):
+        rows = np.concatenate([np.flatnonzero(groups == group) for group in generator.integers(0, 50, 50)])
+        drawn.append(values[rows].mean())
+    assert interval.value == pytest.approx(values.mean(), abs=1e-12)
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=1e-12)
+    with pytest.raises(ValueError, match="A mean needs at least one row"):
+        mean_interval([], [])
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"metric": "ndcg"}, "`metric` must be one of auc, gauc, log_loss. Received: 'ndcg'"),
+        ({"metric": "ndcg"}, "`metric` must be one of auc, calibration_error, gauc, log_loss. Received: 'ndcg'"),
         ({"replicates": 1}, "`replicates` must be at least 2. Received: 1"),
         ({"level": 95}, "`level` must lie between 0 and 1. Received: 95. Write 95 % as 0.95"),
         ({"user_ids": [1, 2]}, "one value per row, 4. Received: 2"),

@@ -37,12 +37,15 @@ def test_report_is_one_escaped_file(tmp_path):
             "image": [b"\x89PNG", None, None, None],
         }
     )
-    models = {name: {"auc": 0.6, "gauc": 0.6, "logloss": 0.5, "gauc_new_items": None} for name in ("id", "multimodal")}
+    model = {"auc": 0.6, "gauc": 0.6, "logloss": 0.5, "calibration": 1.1, "gauc_new_items": None}
+    models = {"id": model, "multimodal": model}
     summary = {
         **models,
         "methods": "SimScore + my_team:Best",
         "model": "",
-        "encoders": {"text": {"probe": {"gauc": None}, "warning": "<it> is no better"}},
+        "encoders": {"text": {"probe": {"gauc": None}, "warnings": ["<it> is no better"]}},
+        "not_read": ["not used: users.parquet"],
+        "left_out": [{"stage": "stream", "source": "log", "code": "not_json", "reason": "not JSON: <", "count": 1800}],
         "grpc_predict_ms": 3.0,
         "rest_predict_ms": 4.0,
         "new_item_delay_s": 0.2,
@@ -50,6 +53,10 @@ def test_report_is_one_escaped_file(tmp_path):
         "data": {"items": 4},
         "stages": {"Push": 1.0},
         "hidden": {"nothing": SLICE, "all": {**SLICE, "auc": None}},
+        "differences": {"multimodal": {"in_service": {"all": {
+            "rows": 9, "clicks": 3, "gauc": None, "log_loss": {"value": 0.03, "low": 0.01, "high": 0.05},
+        }}}},
+        "in_service": {"index": {"text": {"rows": 4, "left_out": None}}, "left_out": None},
         "missing": {"all": {"rows": 0, "models": {}}, "text": {"rows": 7, "models": {"multimodal": SLICE}}},
     }
     svg = html_report.curves({"MAKE": [{"epoch": 0, "loss": 0.7}, {"epoch": 1, "loss": 0.6}], "one": [{"loss": 1.0}]})
@@ -58,12 +65,16 @@ def test_report_is_one_escaped_file(tmp_path):
         summary,
         {"text": html_report.gallery(_snapshot(), "text", items)},
         svg,
-        {"passed": False, "reasons": ["AUC is 0.5"]},
+        {"passed": False, "reasons": ["AUC is 0.5"], "warnings": ["<i> nothing"], "checks": ["AUC is 0.5"]},
     )
     text = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;red" in text and "<b>red" not in text
     assert "<th>SimScore + my_team:Best</th>" in text and "SimTier" not in text and "scored by" not in text
     assert 'class="worse">Warning: &lt;it&gt; is no better' in text
+    assert 'class="worse">Warning: &lt;i&gt; nothing' in text
+    assert "multimodal - in_service" in text and "+0.0300 [+0.0100, +0.0500]" in text
+    assert "The model in service took 4 text rows" in text
+    assert "not used: users.parquet" in text and "1,800</td><td>not JSON: &lt; (not_json)" in text
     assert "data:image/png;base64,iVBORw" in text
     assert "refused the multimodal model: AUC is 0.5" in text
     assert "hidden from the model: all" in text and "missing in the index: text" in text

@@ -57,7 +57,7 @@ def test_a_stage_has_the_name_that_it_is_given():
 
 def _summary(new_items):
     models = {
-        name: {"auc": auc, "gauc": auc, "logloss": 0.5, "gauc_new_items": new_items}
+        name: {"auc": auc, "gauc": auc, "logloss": 0.5, "calibration": 1.02, "gauc_new_items": new_items}
         for name, auc in (("id", 0.6), ("multimodal", 0.65))
     }
     return {
@@ -79,7 +79,7 @@ def _summary(new_items):
                 "pairs_per_epoch": 4_288,
                 "steps": 536,
                 "probe": {"gauc": None, "rows": 3},
-                "warning": None,
+                "warnings": [],
             },
             "vector": {
                 "probe": {
@@ -89,7 +89,7 @@ def _summary(new_items):
                     "users": 12,
                     "rows": 3_000,
                 },
-                "warning": "It is no better.",
+                "warnings": ["It is no better."],
             },
         },
         "hidden": {
@@ -97,9 +97,16 @@ def _summary(new_items):
             "all": {"bias": -0.02, "auc": 0.561},
             "image": {"bias": None, "auc": None},
         },
+        "left_out": [
+            {"stage": "examples", "source": "behaviors", "code": "no_time", "reason": "no time", "count": 1800}
+        ],
         "grpc_predict_ms": 3.0,
         "rest_predict_ms": 4.0,
-        "gate": {"passed": False, "reasons": ["AUC is 0.5"]},
+        "gate": {"passed": False, "reasons": ["AUC is 0.5"], "warnings": ["It learned nothing."]},
+        "differences": {"multimodal": {"id": {"new_items": {
+            "rows": 90, "clicks": 31, "users": 30, "gauc": {"value": 0.05, "low": -0.01, "high": 0.12, "level": 0.99},
+            "log_loss": None, "undefined": {"log_loss": "too few"},
+        }}}},
         "new_item_delay_s": 0.2,
         "total_seconds": 100.0,
         "peak_memory_gb": 3.0,
@@ -110,12 +117,13 @@ def test_result_table_shows_differences(tmp_path):
     text = io.StringIO()
     console = rich_console.Console(file=text, width=120)
     console.print(terminal.result_table(_summary(0.55)))
-    for line in terminal.closing_lines(_summary(0.55), tmp_path / "report.html"):
+    for line in terminal.closing_lines(_summary(0.55), tmp_path):
         console.print(line)
-    assert "+0.0500" in text.getvalue()
+    assert "Calibration" in text.getvalue() and "+0.0500" in text.getvalue()
     said = " ".join(text.getvalue().split())
     assert "ID-only against SimScore + my_team.methods:Best, scored by my_team.models:Tower, on held-out" in said
     assert "SimTier" not in said and "MAKE" not in said
+    assert "left out: 1,800 of behaviors: no time (no_time)" in said and "`tfmm dead-letters" in said
     assert "image encoder: Acc@1 0.400 (untrained 0.100, chance 0.005), Acc@5 0.700" in said
     assert "image encoder: 1,700 distinct positives, no memory bank; 8 epochs of 4,288 pairs, 536 steps of 64" in said
     assert "over 900 held-out pairs of 200 items" in said
@@ -123,8 +131,15 @@ def test_result_table_shows_differences(tmp_path):
     assert "vector probe, vectors alone: GAUC 0.5500 [0.5400, 0.5600], AUC 0.5600, 12 users, 3,000 rows" in said
     assert "Warning: It is no better." in said
     assert "Target's vectors hidden (all): mean score / click rate 0.980, AUC 0.5610" in said
-    assert said.count("vectors hidden") == 1
-    assert "The gate refused it: AUC is 0.5." in text.getvalue()
+    assert "Target's vectors hidden (image): too few rows" in said and said.count("vectors hidden") == 2
+    assert "multimodal - id, new items: GAUC +0.0500 [-0.0100, +0.1200] (90 rows, 31 clicks, 30 users)" in said
+
+
+def test_verdict_reasons_and_warnings_are_said_first():
+    assert terminal.opening_lines(_summary(0.55)) == [
+        "The gate refused the multimodal model:", "- AUC is 0.5", "Warning: It learned nothing.",
+        "The model in service stays.",
+    ]  # fmt: skip
 
 
 def test_metric_that_does_not_exist_is_said():

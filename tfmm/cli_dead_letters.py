@@ -1,0 +1,60 @@
+"""The command `tfmm dead-letters`: what batch jobs and the stream left out, in one form."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import click
+
+from tfmm.cli_options import Command
+
+SHOWN_CONTENT = 200  # characters of a letter's content in the table
+
+
+@click.command(
+    "dead-letters",
+    cls=Command,
+    example="tfmm dead-letters quickstart\ntfmm dead-letters run/items.sqlite --reason not_json --json",
+)
+@click.argument("places", nargs=-1, required=True, type=str)
+@click.option("--reason", help="Only letters with this reason code, or with this text in their reason.")
+@click.option("--limit", type=click.IntRange(min=0), default=10, show_default=True, help="Letters shown; 0: all.")
+@click.option("--json", "as_json", is_flag=True, help="Letters as JSON lines, whole, without counts.")
+def dead_letters(places: tuple[str, ...], reason: str | None, limit: int, as_json: bool) -> None:
+    """Show what was left out, by stage, source and reason, and the letters: of a workdir, a stage's output, an index.
+
+    Each letter tells time, stage, source, key (row of the table, item, offset of the event), reason and content.
+    """
+    from rich import console, markup, table
+
+    from tfmm import dead_letters as letters_lib
+
+    def chosen() -> itertools.chain[letters_lib.DeadLetter]:
+        found = letters_lib.read(*places)
+        return itertools.chain(one for one in found if reason is None or reason == one.code or reason in one.reason)
+
+    shown = itertools.islice(chosen(), limit or None)
+    if as_json:
+        for letter in shown:
+            click.echo(json.dumps(dataclasses.asdict(letter), ensure_ascii=False))
+        return
+    terminal, counted = console.Console(), letters_lib.counts(chosen())
+    if not counted:
+        terminal.print("No dead letter found.")
+        return
+    sums = table.Table("count", "stage", "source", "reason code", "reason, of the first", title="Left out")
+    for one in counted:
+        cells = (f"{one.count:,}", one.stage, one.source, one.code, one.reason)
+        sums.add_row(*(markup.escape(cell) for cell in cells))
+    terminal.print(sums)
+    for letter in shown:
+        place = f"{letter.time or 'no time'} {letter.stage} {letter.source} {letter.key}: {letter.reason}"
+        terminal.print(place, markup=False, highlight=False)
+        content = letter.content or ""
+        cut = f"... ({len(content):,} characters, --json shows all)" if len(content) > SHOWN_CONTENT else ""
+        terminal.print(f"  {content[:SHOWN_CONTENT]}{cut}", markup=False, highlight=False)
+    total = sum(one.count for one in counted)
+    if limit and total > limit:
+        terminal.print(f"{limit:,} of {total:,} shown; --limit 0 shows all, --reason CODE those of one reason.")

@@ -1,0 +1,105 @@
+"""How two models differ on the same rows, with paired intervals: overall, on new items and on items without vectors."""
+
+from __future__ import annotations
+
+import typing
+
+import numpy as np
+
+from tfmm import metrics
+from tfmm.training.labels import weights_of
+
+METRICS = {"gauc": "GAUC", "log_loss": "LogLoss", "calibration_error": "Calibration error"}  # and their names in words
+SLICES = {"all": "", "new_items": "new items", "without_vectors": "items without vectors"}
+LEVEL = 0.99  # of an interval: some twenty are judged at once, and none may refuse a model by chance
+REPLICATES = 1000  # draws of users
+MIN_CLICKS = 30
+
+
+def report(
+    scores: typing.Mapping[str, np.ndarray],
+    references: typing.Iterable[str],
+    labels: np.ndarray,
+    user_ids: np.ndarray,
+    slices: typing.Mapping[str, np.ndarray],
+    weights: np.ndarray | None = None,
+) -> dict[str, typing.Any]:
+    """Compares each model with each reference on each slice.
+
+    Args:
+        scores: per model, probability float [n].
+        references: models that the others are held against; where there are no others, the first is.
+        labels: int [n], 0 or 1.
+        user_ids: int64 [n].
+        slices: per name of `SLICES`, bool [n].
+        weights: float [n], how many rows each stands for; None: one.
+    Returns:
+        Per model, reference and slice, `slice_difference`.
+    """
+    held_against = [name for name in references if name in scores]
+    return {
+        model: {
+            reference: {
+                name: slice_difference(
+                    labels[rows],
+                    scores[model][rows],
+                    scores[reference][rows],
+                    user_ids[rows],
+                    weights_of(weights, rows),
+                )
+                for name, rows in slices.items()
+            }
+            for reference in held_against
+            if reference != model
+        }
+        for model in [name for name in scores if name not in held_against] or held_against[:1]
+    }
+
+
+def slice_difference(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    reference_scores: np.ndarray,
+    user_ids: np.ndarray,
+    weights: np.ndarray | None = None,
+    wanted: typing.Iterable[str] = tuple(METRICS),
+) -> dict[str, typing.Any]:
+    """Returns a model's metrics minus the reference's, each with its interval over users, drawn for both alike.
+
+    Args:
+        labels, scores, reference_scores, user_ids, weights: [n], of one slice.
+        wanted: the metrics.
+    Returns:
+        `rows`, `clicks`, `users`; per metric wanted its `value`, `low`, `high` and `level`, or None with the
+        reason under `undefined`. The calibration error is how far predicted over observed clicks is from 1.
+    """
+    counted = np.ones(len(labels), bool) if weights is None else weights > 0
+    clicks, users = int(labels[counted].sum()), len(np.unique(user_ids[counted]))
+    found: dict[str, typing.Any] = {"rows": len(labels), "clicks": clicks, "users": users, "undefined": {}}
+    for metric in wanted:
+        mixed = _users_of_both_classes(labels[counted], user_ids[counted]) if metric == "gauc" else users
+        found[metric] = None
+        if mixed < metrics.MIN_GROUPS or clicks < MIN_CLICKS:
+            kind = "users with a click and a non-click" if metric == "gauc" else "users"
+            found["undefined"][metric] = (
+                f"{mixed:,} {kind} and {clicks:,} clicks are too few, {metrics.MIN_GROUPS} and {MIN_CLICKS} are needed"
+            )
+            continue
+        interval = metrics.user_bootstrap(
+            metric,
+            labels,
+            scores,
+            user_ids,
+            baseline_scores=reference_scores,
+            weights=weights,
+            replicates=REPLICATES,
+            level=LEVEL,
+        )
+        found[metric] = {key: getattr(interval, key) for key in ("value", "low", "high", "level")}
+    return found
+
+
+def _users_of_both_classes(labels: np.ndarray, user_ids: np.ndarray) -> int:
+    _, users = np.unique(user_ids, return_inverse=True)
+    clicks, rows = np.bincount(users, labels), np.bincount(users)
+    return int(np.count_nonzero((clicks > 0) & (clicks < rows)))
