@@ -70,7 +70,7 @@ def read_token(path: str = "") -> str:
     Raises:
         ValueError: it is shorter than 16 characters, or holds others than printable ASCII.
     """
-    text = pathlib.Path(path).read_text("utf-8").strip() if path else os.environ.get(TOKEN_VARIABLE, "")
+    text = (pathlib.Path(path).read_text("utf-8") if path else os.environ.get(TOKEN_VARIABLE, "")).strip()
     if (path or text) and (len(text) < 16 or not (text.isascii() and text.isprintable() and " " not in text)):
         raise ValueError(
             f"A token must have at least 16 printable ASCII characters without spaces. Received: {len(text)} "

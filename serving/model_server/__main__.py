@@ -114,6 +114,7 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
 
 def _faults(flags: argparse.Namespace) -> list[str]:
     """Returns what is wrong with the flags together, one line per fault."""
+    from serving import channel
     from serving.model_server import access, limits
     from serving.model_server import flags as other_flags
 
@@ -135,6 +136,13 @@ def _faults(flags: argparse.Namespace) -> list[str]:
         result.append("Waits between looks at files must be 0 or more seconds.")
     if flags.index_wait_seconds > 0 and flags.file_system_poll_wait_seconds == 0:
         result.append("--index_wait_seconds needs looks at the files: --file_system_poll_wait_seconds must not be 0.")
+    if flags.index_wait_seconds and not access.is_local(flags.host) and not (
+        flags.token_file or os.environ.get(channel.TOKEN_VARIABLE)
+    ):
+        result.append(
+            f"A server at --host={flags.host} takes upserts with a token alone, so one that waits for its item index "
+            f"(--index, --index_wait_seconds) would wait for ever: give --token_file or {channel.TOKEN_VARIABLE}."
+        )
     if flags.tensorflow_session_parallelism and (
         flags.tensorflow_intra_op_parallelism or flags.tensorflow_inter_op_parallelism
     ):

@@ -46,7 +46,7 @@ class SSLConfig:
             files = [pathlib.Path(folder) / name for name in ("cert", "key")]
             for file, content in zip(files, (self.server_cert, self.server_key)):
                 file.write_text(content)
-            context.load_cert_chain(files[0], files[1])
+            context.load_cert_chain(files[0], files[1], password="")  # a locked key is refused, not asked for
         if self.custom_ca:
             context.load_verify_locations(cadata=self.custom_ca)
         if self.client_verify:

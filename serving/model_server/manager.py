@@ -19,6 +19,7 @@ from serving.model_server.servable import Servable
 from tfmm.export.signatures import STATUS, UPSERT
 
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50  # ModelVersionStatus.State
+WAITS = "It waits for the item index: until a replicator says that it has every change, or --index_wait_seconds end."
 STATE_NAMES = {START: "START", LOADING: "LOADING", AVAILABLE: "AVAILABLE", UNLOADING: "UNLOADING", END: "END"}
 _log = logging.getLogger("serving.model_server")
 
@@ -127,7 +128,7 @@ class ModelManager:
                     version = model[number] = Version(number)
             if version.servable is None and self._is_due(version) and not self._stopping.is_set():
                 self._load(config, version, folders[number])
-            if version.waits_until is not None and time.monotonic() >= version.waits_until:
+            if (until := version.waits_until) is not None and time.monotonic() >= until:
                 _log.warning("%s version %d waited long enough for its item index", config.name, number)
                 self.mark_caught_up(config.name, number)
         for version in [v for v in model.values() if v.waits_until is not None and v.version not in wanted]:
@@ -161,23 +162,26 @@ class ModelManager:
         with self._changed:
             version.servable = servable
             version.waits_until = time.monotonic() + self._index_wait_s if waits else None
-        self._set(version, LOADING if waits else AVAILABLE, message="It waits for the item index." if waits else "")
+        self._set(version, LOADING if waits else AVAILABLE, message=WAITS if waits else "")
         _log.info(
-            "%s version %d is loaded after %.1f s and %d warm-up requests",
+            "%s version %d is loaded after %.1f s and %d warm-up requests. %s",
             config.name,
             version.version,
             time.monotonic() - started,
             records,
+            WAITS if waits else "It is available.",
         )
 
     def _unload(self, version: Version) -> None:
         servable = version.servable
         if servable is None:
             return
-        self._set(version, UNLOADING)
+        with self._changed:
+            version.waits_until = None  # from here on nothing puts it in service
+            self._set(version, UNLOADING)
         servable.close()
         with self._changed:
-            version.servable, version.waits_until = None, None
+            version.servable = None
         del servable
         self._set(version, END)
         if not self._stopping.is_set():
@@ -233,9 +237,8 @@ class ModelManager:
             if chosen is None and version in waiting and also_waiting:
                 chosen = waiting[version]
             elif chosen is None and waiting and (version is None or version in waiting):
-                raise errors.ServingError(
-                    errors.UNAVAILABLE, f"Version {version or max(waiting)} of {name} waits for the item index."
-                )
+                number = max(waiting) if version is None else version
+                raise errors.ServingError(errors.UNAVAILABLE, f"Version {number} of {name} is not in service. {WAITS}")
             if chosen is None or not chosen.enter():
                 wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
                 raise errors.ServingError(errors.NOT_FOUND, f"Servable not found for request: {wanted}")
@@ -301,7 +304,7 @@ class ModelManager:
         return True
 
     def reload(self, configs: typing.Iterable[ModelConfig]) -> None:
-        """Replaces the set of models, and returns when every one of them is in service.
+        """Replaces the set of models, and returns when every one of them is loaded.
 
         Raises:
             ServingError: FAILED_PRECONDITION where a label names a version that is not available (the old set

@@ -75,6 +75,10 @@ def certificate(folder, name, issuer=None):
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
     )
+    locked = serialization.BestAvailableEncryption(b"word")
+    (folder / f"{name}.locked").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
+    )
     (folder / f"{name}.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
     return key, made
 
@@ -94,6 +98,9 @@ def tls(tmp_path_factory):
     (folder / "ssl.config").write_text(pair)
     (folder / "mutual.config").write_text(pair + f'custom_ca: "{text("authority.pem")}"\nclient_verify: true\n')
     (folder / "no_pair.config").write_text(f'server_key: "{text("caller.key")}"\nserver_cert: "{text("server.pem")}"\n')
+    (folder / "locked.config").write_text(
+        f'server_key: "{text("server.locked")}"\nserver_cert: "{text("server.pem")}"\n'
+    )
     (folder / "no_ca.config").write_text(pair + "client_verify: true\n")
     (folder / "nonsense.config").write_text("certificate: 7")
     return folder
@@ -132,6 +139,14 @@ def test_a_network_is_not_faced_by_accident(capsys, tls):
     Options(models=(), host="0.0.0.0", ssl=access.read_ssl_config(str(tls / "ssl.config")))
     for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost"):
         Options(models=(), host=host)
+
+
+def test_index_is_not_waited_for_where_nobody_could_bring_it(capsys, monkeypatch):
+    monkeypatch.delenv(channel.TOKEN_VARIABLE, raising=False)
+    flags = ["--model_base_path=/m", "--host=0.0.0.0", "--allow_insecure=true", "--index_wait_seconds=-1"]
+    with pytest.raises(SystemExit, match="2"):
+        command.main(flags)
+    assert f"would wait for ever: give --token_file or {channel.TOKEN_VARIABLE}" in capsys.readouterr().err
 
 
 def test_on_this_machine_nothing_is_asked_without_a_token(base, serving_at):
@@ -197,6 +212,7 @@ def test_clients_must_have_a_certificate_where_it_is_asked(base, serving_at, tls
     ("name", "match"),
     [
         ("no_pair", "of one pair"),
+        ("locked", "of one pair"),
         ("no_ca", "`client_verify` needs `custom_ca`"),
         ("nonsense", "must be an SSLConfig as text proto"),
         ("missing", "No such file"),
@@ -215,7 +231,7 @@ def test_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch, capsy
     assert channel.read_token(str(tmp_path / "token")) == TOKEN
     monkeypatch.delenv(channel.TOKEN_VARIABLE, raising=False)
     assert channel.read_token() == ""
-    monkeypatch.setenv(channel.TOKEN_VARIABLE, TOKEN)
+    monkeypatch.setenv(channel.TOKEN_VARIABLE, TOKEN + "\n")  # as secrets made from files are
     assert channel.read_token() == TOKEN
     for name in ("short", "spaces"):
         with pytest.raises(ValueError, match="at least 16 printable ASCII characters"):
@@ -224,7 +240,10 @@ def test_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch, capsy
             command.main(["--model_base_path=/m", f"--token_file={tmp_path / name}"])
         with pytest.raises(SystemExit, match="2"):
             replicator.main(["--index=i", "--target=t", f"--token-file={tmp_path / name}"])
+    with pytest.raises(SystemExit, match="2"):
+        replicator.main([f"--index={tmp_path / 'items.sqlite'}", "--target=t", f"--ssl-ca-file={tmp_path / 'no.pem'}"])
     said = capsys.readouterr().err
+    assert "no.pem" in said
     assert "openssl rand" in said and "hunter2" not in said
 
 

@@ -18,7 +18,7 @@ from serving.replica import Replica
 from serving.streaming import event_log, events
 from tfmm.index import encode, graph_table, item_index, snapshot
 
-DIM, KILLS_EACH, EVENTS_PER_S = 8, 4, 9.0
+DIM, EVENTS_PER_S = 8, 9.0
 MODALITY = "vector"
 
 
@@ -63,9 +63,14 @@ def lookup(target, ids):
         replica.close()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(root, tmp_path, write_table):
+@pytest.mark.parametrize(
+    ("kills_each", "longest_s"),
+    [pytest.param(1, 2.0, id="once"), pytest.param(4, 12.0, id="often", marks=pytest.mark.slow)],
+)
+def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
+    root, tmp_path, write_table, kills_each, longest_s
+):
     generator, moments = np.random.default_rng(7), random.Random(7)
     given = encode.GivenVectors(DIM, MODALITY)
     index_path, events_path, target = tmp_path / "items.sqlite", tmp_path / "events.sqlite", f"127.0.0.1:{free_port()}"
@@ -115,10 +120,10 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(root, tmp_
             while index.position(log.name) == 0 or lookup(target, np.array([1])) is None:  # all three are at work
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
-            order = [process for process in processes for _ in range(KILLS_EACH)]
+            order = [process for process in processes for _ in range(kills_each)]
             moments.shuffle(order)
             for process in order:
-                time.sleep(moments.uniform(0.5, 12.0))
+                time.sleep(moments.uniform(0.5, longest_s))
                 process.kill()
                 if process is processes[0]:
                     at_start["ids"] = index.embeddings(MODALITY, given.version).ids

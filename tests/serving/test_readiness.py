@@ -18,7 +18,7 @@ from google.protobuf import wrappers_pb2
 
 from serving import replicator
 from serving.model_server.config import ModelConfig
-from serving.model_server.manager import AVAILABLE, LOADING, ModelManager
+from serving.model_server.manager import AVAILABLE, END, LOADING, UNLOADING, ModelManager
 from serving.replica import Replica
 from tfmm.index import encode, graph_table, item_index, snapshot
 
@@ -106,7 +106,7 @@ def test_version_waits_for_its_index_and_is_served_then(index, tmp_path, export)
     try:
         manager.poll()
         (version,) = manager.status("tfmm")
-        assert version.state == LOADING and version.message == "It waits for the item index."
+        assert version.state == LOADING and "--index_wait_seconds" in version.message
         assert manager.has_tried() and not manager.is_ready()
         with manager.lend("tfmm", 1, also_waiting=True) as servable:  # as the replicator may
             assert servable.version == 1
@@ -132,16 +132,34 @@ def test_version_waits_for_its_index_and_is_served_then(index, tmp_path, export)
         manager.stop()
 
 
+def test_version_that_goes_is_not_put_in_service_while_its_last_request_runs(index, tmp_path, export):
+    export(index, tmp_path / "model" / "1")
+    manager = ModelManager([ModelConfig("tfmm", str(tmp_path / "model"))], index_wait_s=1000.0)
+    try:
+        manager.poll()
+        export(index, tmp_path / "model" / "2")
+        with manager.lend("tfmm", 1, also_waiting=True):
+            polls = threading.Thread(target=manager.poll)
+            polls.start()
+            wait_for(lambda: manager.status("tfmm", 1)[0].state == UNLOADING)
+            manager.mark_caught_up("tfmm", 1)  # the replicator's word comes too late
+            assert manager.status("tfmm", 1)[0].state == UNLOADING
+        polls.join(60)
+        assert [(v.version, v.state) for v in manager.status("tfmm")] == [(2, LOADING), (1, END)]
+    finally:
+        manager.stop()
+
+
 def test_wait_has_an_end_where_one_is_set_and_models_without_an_index_do_not_wait(
     index, tmp_path, half_plus_two_dir, caplog, export
 ):
     export(index, tmp_path / "model" / "1")
     configs = [ModelConfig("tfmm", str(tmp_path / "model")), ModelConfig("half", str(half_plus_two_dir))]
-    manager = ModelManager(configs, index_wait_s=0.05)
+    manager = ModelManager(configs, index_wait_s=1.0)
     try:
         manager.poll()
         assert manager.status("half")[0].state == AVAILABLE and not manager.is_ready()
-        time.sleep(0.06)
+        time.sleep(1.0)
         manager.poll()
         assert manager.is_ready() and "waited long enough" in caplog.text
     finally:
@@ -193,7 +211,7 @@ def test_requests_of_a_waiting_server_are_unavailable(index, tmp_path, serving_a
     port = free_port()
 
     def serve():
-        with serving_at(tmp_path / "model", name="tfmm", port=port, index_wait_s=5.0):
+        with serving_at(tmp_path / "model", name="tfmm", port=port, index_wait_s=-1.0):
             ready.wait(60)
 
     thread = threading.Thread(target=serve)
@@ -201,9 +219,14 @@ def test_requests_of_a_waiting_server_are_unavailable(index, tmp_path, serving_a
     try:
         target = f"127.0.0.1:{port}"
         assert wait_for(lambda: is_serving(target) is not None)
-        if not is_serving(target):  # else the machine was so slow that its wait is over
-            with pytest.raises(grpc.RpcError, match="UNAVAILABLE"):
-                served(target, [1])
+        assert not is_serving(target)
+        with pytest.raises(grpc.RpcError, match=r"UNAVAILABLE[\s\S]*waits for the item index"):
+            served(target, [1])
+        replica = Replica(target, "tfmm")
+        assert replica.versions() == {1: False}
+        replica.tables(1, caught_up=True)
+        assert replica.versions() == {1: True}
+        replica.close()
         wait_for(lambda: is_serving(target))
         assert served(target, [1]) == [True]
     finally:
@@ -258,14 +281,14 @@ def test_second_server_on_a_port_ends_at_once(root, tmp_path, half_plus_two_dir)
             assert second.wait(READY_S) != 0
 
 
-@pytest.mark.slow
-def test_killed_server_is_not_ready_before_it_has_the_index_again(root, index, tmp_path, export):
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_server_is_not_ready_before_it_has_the_index_again(root, index, tmp_path, export, kills):
     export(index, tmp_path / "model" / "1")
     write(index, range(10, 2000), time_us=2)
     port, rest_port = free_port(), free_port()
     target = f"127.0.0.1:{port}"
     with replicator.Replicator(index.url, [target], refresh_s=0.05, batch_size=50):
-        for round_number in range(3):
+        for round_number in range(kills + 1):
             with server_process(root, tmp_path / "model", port, rest_port, "--index_wait_seconds=-1") as process:
                 wait_for(lambda: is_serving(target))
                 assert all(served(target, [1, 3, 10, 1999, *range(3000, 3000 + round_number)]))

@@ -16,8 +16,6 @@ import tensorflow as tf
 from serving import client as client_lib
 from tfmm import saved_model
 
-SWAPS = 12
-
 
 class Large(tf.Module):
     """A model whose graph and weights are large enough to be seen when they stay: hundreds of operations, 8 MB."""
@@ -38,8 +36,8 @@ def memory_mb(process):
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-@pytest.mark.slow
-def test_memory_comes_back_after_each_of_many_swaps_and_no_request_fails(root, tmp_path):
+@pytest.mark.parametrize("swaps", [4, pytest.param(12, marks=pytest.mark.slow)])
+def test_memory_comes_back_after_each_of_many_swaps_and_no_request_fails(root, tmp_path, swaps):
     module, base = Large(), tmp_path / "m"
     saved_model.save(module, {"serving_default": module.score}, base / "1")
     ready = tmp_path / "ready.json"
@@ -67,7 +65,7 @@ def test_memory_comes_back_after_each_of_many_swaps_and_no_request_fails(root, t
         thread.start()
         memory = []
         with client_lib.RankingClient(target, model_name="m", timeout_s=60) as client:
-            for version in range(2, SWAPS + 2):
+            for version in range(2, swaps + 2):
                 shutil.copytree(base / "1", tmp_path / "building")
                 (tmp_path / "building").replace(base / str(version))
                 while client.versions() != [version]:
