@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import os
 import pathlib
+import ssl
 import typing
 
 import grpc
 
 AUTHORIZATION = "authorization"  # the key of metadata, and the header, that the token comes in
 CAUGHT_UP = "tfmm-caught-up"  # the key of metadata by which the replicator says that a version has every change
+TIME_OUT = "x-envoy-expected-rq-timeout-ms"  # REST's header for how long the caller waits; meshes set it by themselves
 SCHEME = "Bearer "
 TOKEN_VARIABLE = "TFMM_TOKEN"
 
@@ -43,6 +45,13 @@ class Access:
         """Returns what each call says of its caller."""
         return [(AUTHORIZATION, SCHEME + self.token)] if self.token else []
 
+    def context(self) -> ssl.SSLContext:
+        """Returns what REST over https needs."""
+        context = ssl.create_default_context(cafile=self.ca_file or None)
+        if self.cert_file:
+            context.load_cert_chain(self.cert_file, self.key_file)
+        return context
+
     def open(self, target: str, options: typing.Sequence[tuple[str, typing.Any]] = ()) -> grpc.Channel:
         """Returns a channel to host:port."""
         if not self.ca_file:
@@ -61,7 +70,7 @@ def read_token(path: str = "") -> str:
     Raises:
         ValueError: it is shorter than 16 characters, or holds others than printable ASCII.
     """
-    text = pathlib.Path(path).read_text("utf-8").strip() if path else os.environ.get(TOKEN_VARIABLE, "")
+    text = (pathlib.Path(path).read_text("utf-8") if path else os.environ.get(TOKEN_VARIABLE, "")).strip()
     if (path or text) and (len(text) < 16 or not (text.isascii() and text.isprintable() and " " not in text)):
         raise ValueError(
             f"A token must have at least 16 printable ASCII characters without spaces. Received: {len(text)} "

@@ -28,6 +28,8 @@ from tensorflow_serving.apis import (
 )
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
 
+from serving import channel
+
 Value = typing.Any  # an int, str, float or bool, or a list of these; None: missing
 T = typing.TypeVar("T")
 _REFUSALS = ("INVALID_ARGUMENT", "400")  # codes of requests that the model cannot take
@@ -52,13 +54,24 @@ class RankingClient:
         target: host:port of gRPC.
         rest_url: such as http://127.0.0.1:8501; needed by the REST calls alone.
         model_name: the model's name at the server.
-        timeout_s: per call.
+        timeout_s: per call; it travels with the call, so that a server does not work for nobody.
+        access: what the server asks of its callers: `Access(ca_file=...)` for TLS, a token for upserts.
     """
 
-    def __init__(self, target: str, rest_url: str | None = None, model_name: str = "tfmm", *, timeout_s: float = 10.0):
+    def __init__(
+        self,
+        target: str,
+        rest_url: str | None = None,
+        model_name: str = "tfmm",
+        *,
+        timeout_s: float = 10.0,
+        access: channel.Access = channel.NO_ACCESS,
+    ):
         self._target, self._rest_url = target, rest_url
         self._model_name, self._timeout_s = model_name, timeout_s
-        self._channel = grpc.insecure_channel(target, _OPTIONS)
+        self._metadata = access.metadata()
+        self._channel = access.open(target, _OPTIONS)
+        self._ssl = access.context() if (rest_url or "").startswith("https:") else None
         self._predictions = prediction_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._inputs: dict[int | None, Inputs] = {}  # of `rank`, by the version asked for
@@ -217,7 +230,7 @@ class RankingClient:
 
     def _call(self, method: typing.Callable[..., T], request: typing.Any) -> T:
         try:
-            return method(request, timeout=self._timeout_s)
+            return method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise PredictError(error.code().name, error.details()) from error
 
@@ -225,9 +238,10 @@ class RankingClient:
         if self._rest_url is None:
             raise ValueError("`rest_url` must be given for calls over REST.")
         url = f"{self._rest_url.rstrip('/')}/v1/models/{self._model_name}{path}"
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", channel.TIME_OUT: str(round(1e3 * self._timeout_s))}
+        request = urllib.request.Request(url, body, headers | dict(self._metadata))
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+            with urllib.request.urlopen(request, timeout=self._timeout_s, context=self._ssl) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             with error:

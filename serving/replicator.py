@@ -319,12 +319,12 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
     """Runs until SIGTERM or SIGINT."""
     command_line = parser()
     options = command_line.parse_args(arguments)
+    logs.configure(options.log_format, options.log_level)
     try:
         access = channel.from_options(options)
+        replicator = Replicator(options.index, options.target, options.model_name, access=access)
     except (ValueError, OSError) as error:
         command_line.error(str(error))
-    logs.configure(options.log_format, options.log_level)
-    replicator = Replicator(options.index, options.target, options.model_name, access=access)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: replicator.stop_requested.set())
     is_ready, next_report = options.ready_file is None, 0.0

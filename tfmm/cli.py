@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import tempfile
 import warnings
 
 import click
@@ -215,19 +216,28 @@ def export(
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 def serve(index_url: str | None, flags: tuple[str, ...]) -> None:
     """Serve SavedModels over TF Serving's gRPC and REST, with its flags."""
-    from serving import replica_metrics, replicator
+    from serving import channel, replica_metrics, replicator
     from serving.model_server import __main__ as model_server
     from tfmm.index import store
 
     command_line = model_server.parser("tfmm serve", model_name="tfmm", rest_api_port=8501)
     command_line.add_argument("--index", help="follow this item index: new items are served in seconds")
     given = command_line.parse_args(flags)
-    if index_url is not None and given.port <= 0:
-        raise click.BadParameter("must be a fixed port where an index is followed.", param_hint="--port")
-    if index_url is not None:
-        store.open_store(index_url, create=False).close()
-    follower = replicator.Replicator(index_url, [f"127.0.0.1:{given.port}"], given.model_name) if index_url else None
-    with follower or contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        follower = None
+        if index_url is not None:
+            store.open_store(index_url, create=False).close()
+            command_line.set_defaults(index_wait_seconds=-1.0)  # ready is: with every change of the index
+            target = f"127.0.0.1:{given.port}"
+            if given.port <= 0 or given.ssl_config_file or given.host not in ("127.0.0.1", "localhost"):
+                folder = stack.enter_context(tempfile.TemporaryDirectory())  # that nobody else may enter
+                socket_path = given.grpc_socket_path or f"{folder}/grpc.sock"
+                command_line.set_defaults(grpc_socket_path=socket_path)
+                target = f"unix:{socket_path}"
+            caller = channel.Access(channel.read_token(given.token_file))
+            follower = stack.enter_context(
+                replicator.Replicator(index_url, [target], given.model_name, access=caller)
+            )
         try:
             measured = [replica_metrics.LagMetrics(follower.lag)] if follower else []
             raise SystemExit(model_server.main(flags, command_line, measured))

@@ -40,7 +40,7 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
         prog: the command's name.
         **defaults: values of flags that are not given, where they differ from those below.
     """
-    from serving import logs, metrics
+    from serving import channel, logs, metrics
     from serving.model_server import flags as other_flags
     from serving.model_server import limits
 
@@ -92,6 +92,14 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
     flag("tensorflow_inter_op_parallelism", int, 0, "operations at a time, 0 for one per core")
     flag("num_threads", int, 0, "model calls that run at a time, 0 for one per core")
     limits.add_flags(flag)
+    flag("ssl_config_file", str, "", "SSLConfig as text proto: gRPC and REST use TLS")
+    flag("allow_insecure", bool, False, "let --host face a network without TLS")
+    flag("token_file", str, "", f"has the token that upserts and reloads need; else {channel.TOKEN_VARIABLE} has it")
+    flag(
+        "index_wait_seconds", float, 0.0,
+        "how long a loaded version waits until a replicator says that it has every change of the item index; "
+        "0 for not at all, -1 for as long as it takes",
+    )
     for name, (kind, reason) in other_flags.WITHOUT_EFFECT.items():
         flag(name, kind, argparse.SUPPRESS, f"changes nothing: {reason}")
     for name, (kind, harmless, reason) in other_flags.REFUSED.items():
@@ -106,10 +114,12 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
 
 def _faults(flags: argparse.Namespace) -> list[str]:
     """Returns what is wrong with the flags together, one line per fault."""
+    from serving import channel
+    from serving.model_server import access, limits
     from serving.model_server import flags as other_flags
-    from serving.model_server import limits
 
     result = other_flags.faults(vars(flags))
+    result += access.faults(flags.host, bool(flags.ssl_config_file), flags.allow_insecure)
     try:
         limits.from_flags(flags)
     except ValueError as error:
@@ -124,6 +134,15 @@ def _faults(flags: argparse.Namespace) -> list[str]:
         result.append("--monitoring_config_file needs --rest_api_port; --metrics_port does without.")
     if flags.file_system_poll_wait_seconds < 0 or flags.model_config_file_poll_wait_seconds < 0:
         result.append("Waits between looks at files must be 0 or more seconds.")
+    if flags.index_wait_seconds > 0 and flags.file_system_poll_wait_seconds == 0:
+        result.append("--index_wait_seconds needs looks at the files: --file_system_poll_wait_seconds must not be 0.")
+    if flags.index_wait_seconds and not access.is_local(flags.host) and not (
+        flags.token_file or os.environ.get(channel.TOKEN_VARIABLE)
+    ):
+        result.append(
+            f"A server at --host={flags.host} takes upserts with a token alone, so one that waits for its item index "
+            f"(--index, --index_wait_seconds) would wait for ever: give --token_file or {channel.TOKEN_VARIABLE}."
+        )
     if flags.tensorflow_session_parallelism and (
         flags.tensorflow_intra_op_parallelism or flags.tensorflow_inter_op_parallelism
     ):
@@ -151,8 +170,8 @@ def main(
         return _print_versions()
     if faults := _faults(flags):
         command_line.error("\n".join(faults))
-    from serving import logs
-    from serving.model_server import config, errors, limits, memory, metrics
+    from serving import channel, logs
+    from serving.model_server import access, config, errors, limits, memory, metrics
     from serving.model_server.server import Options, serve
 
     logs.configure(flags.log_format, flags.log_level)
@@ -162,8 +181,10 @@ def main(
             if flags.model_config_file
             else [config.ModelConfig(flags.model_name, flags.model_base_path)]
         )
+        ssl_config = access.read_ssl_config(flags.ssl_config_file) if flags.ssl_config_file else None
+        token = channel.read_token(flags.token_file)
         metrics_path = metrics.monitored_path(flags.monitoring_config_file) if flags.monitoring_config_file else ""
-    except (errors.ServingError, OSError) as error:
+    except (errors.ServingError, ValueError, OSError) as error:
         command_line.error(str(error))
     options = Options(
         models=tuple(models),
@@ -193,6 +214,10 @@ def main(
         grpc_arguments=flags.grpc_channel_arguments,
         num_threads=flags.num_threads,
         limits=limits.from_flags(flags),
+        ssl=ssl_config,
+        allow_insecure=flags.allow_insecure,
+        token=token,
+        index_wait_s=flags.index_wait_seconds,
         metrics_path=metrics_path,
         metrics_port=flags.metrics_port,
         metrics_host=flags.metrics_host,

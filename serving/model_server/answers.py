@@ -15,9 +15,11 @@ from tensorflow_serving.apis import (
 )
 
 from serving.model_server import inference, predict
+from serving.model_server.access import Guard
 from serving.model_server.errors import INVALID_ARGUMENT, ServingError
 from serving.model_server.manager import ModelManager
 from serving.model_server.servable import Servable
+from tfmm.export.signatures import STATUS, UPSERT
 
 METADATA_FIELD = "signature_def"  # the one that GetModelMetadata knows
 
@@ -29,16 +31,36 @@ class Answers:
         manager: lends the versions.
         as_tensor_content: whether outputs of Predict travel as raw bytes instead of typed value lists.
         verify_methods: whether the signature's `method_name` must be that of the call.
+        guard: says who may write.
     """
 
-    def __init__(self, manager: ModelManager, *, as_tensor_content: bool = False, verify_methods: bool = False):
+    def __init__(
+        self,
+        manager: ModelManager,
+        *,
+        as_tensor_content: bool = False,
+        verify_methods: bool = False,
+        guard: Guard | None = None,
+    ):
         self.manager = manager
+        self.guard = guard or Guard()
         self._as_tensor_content = as_tensor_content
         self._verify_methods = verify_methods
 
-    def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
-        with self._lend(request) as servable:
+    def predict(
+        self, request: predict_pb2.PredictRequest, authorization: str | bytes | None = None
+    ) -> predict_pb2.PredictResponse:
+        _verify_spec(request)
+        with self.lend_for(request.model_spec, authorization) as servable:
             return predict.predict(servable, request, as_tensor_content=self._as_tensor_content)
+
+    def lend_for(
+        self, spec: model_pb2.ModelSpec, authorization: str | bytes | None
+    ) -> typing.ContextManager[Servable]:
+        """Lends the version whose signature a ModelSpec names, if this caller may call it."""
+        if spec.signature_name == UPSERT:
+            self.guard.verify(authorization)
+        return self.manager.lend(*target(spec), also_waiting=spec.signature_name in (UPSERT, STATUS))
 
     def classify(self, request: classification_pb2.ClassificationRequest) -> classification_pb2.ClassificationResponse:
         with self._lend(request) as servable:

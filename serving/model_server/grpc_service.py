@@ -21,6 +21,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from serving import channel
 from serving.model_server import config, errors
 from serving.model_server.answers import Answers
 from serving.model_server.execution import Executor, Terms
@@ -96,14 +97,24 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._answers = answers
         self._executor = executor
 
-    async def _submit(self, call: typing.Callable, request: typing.Any, context: grpc.aio.ServicerContext):
+    async def _submit(
+        self, call: typing.Callable, request: typing.Any, context: grpc.aio.ServicerContext, *more: typing.Any
+    ):
         left_s, spec = context.time_remaining(), _spec(request)
         deadline = None if left_s is None else time.monotonic() + left_s
         kind = (call.__name__, spec.name, spec.signature_name) if spec is not None else call.__name__
-        return await self._executor.submit(call, request, terms=Terms(deadline, kind, request.ByteSize()))
+        return await self._executor.submit(call, request, *more, terms=Terms(deadline, kind, request.ByteSize()))
 
     async def Predict(self, request: predict_pb2.PredictRequest, context: grpc.aio.ServicerContext):
-        return await self._submit(self._answers.predict, request, context)
+        metadata = dict(context.invocation_metadata() or ())
+        authorization = metadata.get(channel.AUTHORIZATION)
+        has_caught_up = channel.CAUGHT_UP in metadata
+        if has_caught_up:
+            self._answers.guard.verify(authorization)
+        response = await self._submit(self._answers.predict, request, context, authorization)
+        if has_caught_up:
+            self._answers.manager.mark_caught_up(response.model_spec.name, response.model_spec.version.value)
+        return response
 
     async def Classify(self, request: classification_pb2.ClassificationRequest, context: grpc.aio.ServicerContext):
         return await self._submit(self._answers.classify, request, context)
@@ -134,6 +145,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     async def HandleReloadConfigRequest(
         self, request: model_management_pb2.ReloadConfigRequest, context: grpc.aio.ServicerContext
     ):
+        self._answers.guard.verify(dict(context.invocation_metadata() or ()).get(channel.AUTHORIZATION))
         configs = config.from_proto(request.config)
         await asyncio.get_running_loop().run_in_executor(None, self._answers.manager.reload, configs)
         return model_management_pb2.ReloadConfigResponse()

@@ -11,10 +11,10 @@ import h11
 from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from serving import channel
 from serving.model_server.errors import CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ServingError
 from serving.model_server.limits import Limits
 
-TIME_OUT_HEADER = "x-envoy-expected-rq-timeout-ms"  # how long the caller waits; meshes set it by themselves
 _LINGER_S = 2.0  # in which a client may finish a body that is not read, so that it sees the answer
 T = typing.TypeVar("T")
 
@@ -22,7 +22,7 @@ T = typing.TypeVar("T")
 def deadline(request: Request, timeout_s: float) -> float | None:
     """Returns the monotonic time until which a client waits, by the server's time-out (0: none) and its own header."""
     waits_s = [timeout_s] if timeout_s else []
-    if (said := request.headers.get(TIME_OUT_HEADER)) is not None and said.isascii() and said.isdecimal():
+    if (said := request.headers.get(channel.TIME_OUT)) is not None and said.isascii() and said.isdecimal():
         waits_s += [int(said[:12]) / 1000]
     return time.monotonic() + min(waits_s) if waits_s else None
 

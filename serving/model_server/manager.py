@@ -16,8 +16,10 @@ from serving.model_server import errors, memory, warmup
 from serving.model_server.config import ModelConfig
 from serving.model_server.limits import Limits
 from serving.model_server.servable import Servable
+from tfmm.export.signatures import STATUS, UPSERT
 
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50  # ModelVersionStatus.State
+WAITS = "It waits for the item index: until a replicator says that it has every change, or --index_wait_seconds end."
 STATE_NAMES = {START: "START", LOADING: "LOADING", AVAILABLE: "AVAILABLE", UNLOADING: "UNLOADING", END: "END"}
 _log = logging.getLogger("serving.model_server")
 
@@ -33,6 +35,7 @@ class Version:
     servable: Servable | None = None
     attempts: int = 0
     retry_at: float = 0.0  # monotonic seconds
+    waits_until: float | None = None  # monotonic seconds; loaded, and not in service before it has the item index
 
 
 class ModelManager:
@@ -40,6 +43,7 @@ class ModelManager:
 
     A version is served once it has loaded and its warm-up requests have run; the versions that it replaces
     are then closed after their last request. Where no version folder is left, the version in service stays.
+    With `index_wait_s`, a version with an item index is served once `mark_caught_up` says that it has every change.
 
     Args:
         configs: the models.
@@ -51,6 +55,7 @@ class ModelManager:
         labels_may_lead: whether `reload` takes new labels for versions that are not available yet.
         session_threads: inter-op and intra-op threads of every version; 0 for one per core.
         limits: of requests.
+        index_wait_s: how long a loaded version waits for its item index, to be served without then; 0 for not at all.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class ModelManager:
         labels_may_lead: bool = False,
         session_threads: tuple[int, int] = (0, 0),
         limits: Limits = Limits(),  # noqa: B008 (frozen)
+        index_wait_s: float = 0.0,
     ):
         self._poll_wait_s = poll_wait_s
         self._max_load_retries = max_load_retries
@@ -73,6 +79,7 @@ class ModelManager:
         self._labels_may_lead = labels_may_lead
         self._session_threads = session_threads
         self._limits = limits
+        self._index_wait_s = index_wait_s
         self._changed = threading.Condition()  # guards all that follows
         self._configs = {config.name: config for config in configs}
         self._models: dict[str, dict[int, Version]] = {}
@@ -119,8 +126,13 @@ class ModelManager:
             if version is None or (version.state == END and version.code == errors.OK):
                 with self._changed:
                     version = model[number] = Version(number)
-            if version.state != AVAILABLE and self._is_due(version) and not self._stopping.is_set():
+            if version.servable is None and self._is_due(version) and not self._stopping.is_set():
                 self._load(config, version, folders[number])
+            if (until := version.waits_until) is not None and time.monotonic() >= until:
+                _log.warning("%s version %d waited long enough for its item index", config.name, number)
+                self.mark_caught_up(config.name, number)
+        for version in [v for v in model.values() if v.waits_until is not None and v.version not in wanted]:
+            self._unload(version)
         if not any(model[number].state == AVAILABLE for number in wanted):
             return  # what is in service stays until something can take its place
         for version in list(model.values()):
@@ -146,22 +158,27 @@ class ModelManager:
             _log.error("%s version %d did not load: %s", config.name, version.version, failure.message)
             self._set(version, END, failure.code, failure.message)
             return
+        waits = self._index_wait_s and {UPSERT, STATUS} <= servable.signatures.keys()
         with self._changed:
             version.servable = servable
-        self._set(version, AVAILABLE)
+            version.waits_until = time.monotonic() + self._index_wait_s if waits else None
+        self._set(version, LOADING if waits else AVAILABLE, message=WAITS if waits else "")
         _log.info(
-            "%s version %d is available after %.1f s and %d warm-up requests",
+            "%s version %d is loaded after %.1f s and %d warm-up requests. %s",
             config.name,
             version.version,
             time.monotonic() - started,
             records,
+            WAITS if waits else "It is available.",
         )
 
     def _unload(self, version: Version) -> None:
         servable = version.servable
         if servable is None:
             return
-        self._set(version, UNLOADING)
+        with self._changed:
+            version.waits_until = None  # from here on nothing puts it in service
+            self._set(version, UNLOADING)
         servable.close()
         with self._changed:
             version.servable = None
@@ -175,9 +192,18 @@ class ModelManager:
             version.state, version.code, version.message = state, code, message
             self._changed.notify_all()
 
+    def mark_caught_up(self, name: str, version: int) -> None:
+        """Puts a version in service that waits for the item index; else nothing happens."""
+        with self._changed:
+            entry = self._models.get(name, {}).get(version)
+            if entry is not None and entry.waits_until is not None:
+                entry.waits_until = None
+                self._set(entry, AVAILABLE)
+                _log.info("%s version %d is available: it has every change of the item index", name, version)
+
     @contextlib.contextmanager
     def lend(
-        self, name: str, version: int | None = None, label: str | None = None
+        self, name: str, version: int | None = None, label: str | None = None, *, also_waiting: bool = False
     ) -> typing.Iterator[Servable]:
         """Lends a loaded version, which stays loaded until the block ends.
 
@@ -185,16 +211,18 @@ class ModelManager:
             name: the model.
             version: its number; None for the newest one available.
             label: or a label of the config.
+            also_waiting: whether one that waits for its item index is lent where its number is given.
         Raises:
-            ServingError: NOT_FOUND where it is not available, INVALID_ARGUMENT for an unknown label.
+            ServingError: NOT_FOUND where it is not available, UNAVAILABLE where it waits for its item index,
+                INVALID_ARGUMENT for an unknown label.
         """
-        servable = self._enter(name, version, label)
+        servable = self._enter(name, version, label, also_waiting)
         try:
             yield servable
         finally:
             servable.leave()
 
-    def _enter(self, name: str, version: int | None, label: str | None) -> Servable:
+    def _enter(self, name: str, version: int | None, label: str | None, also_waiting: bool) -> Servable:
         if not name:
             raise errors.ServingError(errors.INVALID_ARGUMENT, "ModelSpec has no name.")
         with self._changed:
@@ -202,7 +230,15 @@ class ModelManager:
             available = {
                 v.version: v.servable for v in self._models.get(name, {}).values() if v.state == AVAILABLE
             }
+            waiting = {
+                v.version: v.servable for v in self._models.get(name, {}).values() if v.waits_until is not None
+            }
             chosen = available.get(max(available, default=0) if version is None else version)
+            if chosen is None and version in waiting and also_waiting:
+                chosen = waiting[version]
+            elif chosen is None and waiting and (version is None or version in waiting):
+                number = max(waiting) if version is None else version
+                raise errors.ServingError(errors.UNAVAILABLE, f"Version {number} of {name} is not in service. {WAITS}")
             if chosen is None or not chosen.enter():
                 wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
                 raise errors.ServingError(errors.NOT_FOUND, f"Servable not found for request: {wanted}")
@@ -249,6 +285,14 @@ class ModelManager:
                 for name in self._configs
             )
 
+    def has_tried(self) -> bool:
+        """Whether of every configured model a version is loaded, or could not be."""
+        with self._changed:
+            return all(
+                any(v.servable is not None or v.attempts for v in self._models.get(name, {}).values())
+                for name in self._configs
+            )
+
     def wait_ready(self, timeout_s: float | None = None) -> bool:
         """Waits until `is_ready`, or until the manager stops."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -260,7 +304,7 @@ class ModelManager:
         return True
 
     def reload(self, configs: typing.Iterable[ModelConfig]) -> None:
-        """Replaces the set of models, and returns when every one of them is in service.
+        """Replaces the set of models, and returns when every one of them is loaded.
 
         Raises:
             ServingError: FAILED_PRECONDITION where a label names a version that is not available (the old set
@@ -273,7 +317,7 @@ class ModelManager:
             self._configs = wanted
         self.poll()
         for name in wanted:
-            if not any(v.state == AVAILABLE for v in self._models.get(name, {}).values()):
+            if not any(v.servable for v in self._models.get(name, {}).values()):
                 reasons = [v.message for v in self._models.get(name, {}).values() if v.message]
                 raise errors.ServingError(
                     errors.UNKNOWN, f"Model {name} did not become available. {' '.join(reasons)}".strip()

@@ -22,9 +22,10 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from serving import channel
 from serving import metrics as metrics_lib
 from serving.model_server import errors, examples, http_limits, json_tensors
-from serving.model_server.answers import METADATA_FIELD, Answers, target
+from serving.model_server.answers import METADATA_FIELD, Answers
 from serving.model_server.execution import Executor, Terms
 from serving.model_server.metrics import ServerMetrics
 
@@ -78,9 +79,9 @@ def application(
                 action = parse_path(request.method, path, spec)
                 until = http_limits.deadline(request, timeout_s)
                 body = _unpacked(request, await http_limits.read_body(request, limits), limits.max_request_bytes)
-                call = executor.submit(
-                    _ACTIONS[action], answers, spec, body, terms=Terms(until, ("REST", action), len(body))
-                )
+                terms = Terms(until, ("REST", action), len(body))
+                authorization = request.headers.get(channel.AUTHORIZATION)
+                call = executor.submit(_ACTIONS[action], answers, spec, body, authorization, terms=terms)
                 content = await http_limits.unless_gone(request, call, until)
             code = errors.OK
         except Exception as error:  # every failure becomes a JSON answer with its code
@@ -155,17 +156,17 @@ def parse_path(method: str, path: str, spec: model_pb2.ModelSpec) -> str:
     return (match["action"] or "status").lower()
 
 
-def _predict(answers: Answers, spec: model_pb2.ModelSpec, body: bytes) -> bytes:
+def _predict(answers: Answers, spec: model_pb2.ModelSpec, body: bytes, authorization: str | None) -> bytes:
     request = json_tensors.parse_object(body)
     spec.signature_name = json_tensors.signature_name(request)
-    with answers.manager.lend(*target(spec)) as servable:
+    with answers.lend_for(spec, authorization) as servable:
         definition = servable.signature(spec.signature_name)
         kind, value = json_tensors.predict_values(request)
         outputs = servable.run(spec.signature_name, json_tensors.decode(kind, value, definition))
         return json_tensors.encode_response(kind, outputs)
 
 
-def _classify(answers: Answers, spec: model_pb2.ModelSpec, body: bytes) -> bytes:
+def _classify(answers: Answers, spec: model_pb2.ModelSpec, body: bytes, _: str | None) -> bytes:
     request = classification_pb2.ClassificationRequest()
     response = answers.classify(_read_examples(request, spec, body))
     return _results(
@@ -176,7 +177,7 @@ def _classify(answers: Answers, spec: model_pb2.ModelSpec, body: bytes) -> bytes
     )
 
 
-def _regress(answers: Answers, spec: model_pb2.ModelSpec, body: bytes) -> bytes:
+def _regress(answers: Answers, spec: model_pb2.ModelSpec, body: bytes, _: str | None) -> bytes:
     response = answers.regress(_read_examples(regression_pb2.RegressionRequest(), spec, body))
     return _results([json_tensors.shortest(entry.value) for entry in response.result.regressions])
 
@@ -193,11 +194,11 @@ def _results(rows: list[typing.Any]) -> bytes:
     return json_tensors.dump({"results": rows})
 
 
-def _status(answers: Answers, spec: model_pb2.ModelSpec, _: bytes) -> bytes:
+def _status(answers: Answers, spec: model_pb2.ModelSpec, *_: typing.Any) -> bytes:
     return _print(answers.status(get_model_status_pb2.GetModelStatusRequest(model_spec=spec)))
 
 
-def _metadata(answers: Answers, spec: model_pb2.ModelSpec, _: bytes) -> bytes:
+def _metadata(answers: Answers, spec: model_pb2.ModelSpec, *_: typing.Any) -> bytes:
     request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=[METADATA_FIELD])
     return _print(answers.metadata(request))
 

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import socket
 import typing
@@ -15,7 +16,7 @@ import grpc
 import uvicorn
 
 from serving import metrics
-from serving.model_server import config, errors, http_limits
+from serving.model_server import access, config, errors, http_limits
 from serving.model_server.answers import Answers
 from serving.model_server.config import ModelConfig
 from serving.model_server.execution import Executor
@@ -63,10 +64,18 @@ class Options:
     grpc_arguments: tuple[tuple[str, int | str], ...] = ()  # of gRPC core
     num_threads: int = 0  # model calls at a time; 0: one per core
     limits: Limits = dataclasses.field(default_factory=Limits)
+    ssl: access.SSLConfig | None = None  # None: no TLS
+    allow_insecure: bool = False  # whether `host` may face a network without it
+    token: str = dataclasses.field(default="", repr=False)  # for upserts and reloads; "": none is set
+    index_wait_s: float = 0.0  # for how long a loaded version waits for its item index; negative: without end
     metrics_path: str = ""  # of Prometheus metrics on the REST port; "": none there
     metrics_port: int = -1  # of theirs alone; 0: any free one; -1: none
     metrics_host: str = "127.0.0.1"
     stop_grace_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if faults := access.faults(self.host, self.ssl is not None, self.allow_insecure):
+            raise ValueError(" ".join(faults))
 
 
 class _Uvicorn(uvicorn.Server):
@@ -80,6 +89,8 @@ async def serve(
     options: Options, stop: asyncio.Event, collectors: typing.Sequence[metrics.Collector] = ()
 ) -> None:
     """Serves until `stop` is set, then ends open requests and frees every model.
+
+    Ports answer once of every model a version is loaded, or could not be; before, they refuse connections.
 
     Once every model has a version in service, `ready_file` gets {"pid", "grpc_port", "rest_port"} as JSON, with
     "metrics_port" where there is one.
@@ -101,10 +112,14 @@ async def serve(
         labels_may_lead=options.labels_may_lead,
         session_threads=options.session_threads,
         limits=options.limits,
+        index_wait_s=options.index_wait_s if options.index_wait_s >= 0 else math.inf,
     )
     executor = Executor(options.num_threads or os.cpu_count() or 1, options.limits)
     answers = Answers(
-        manager, as_tensor_content=options.as_tensor_content, verify_methods=options.verify_signature_methods
+        manager,
+        as_tensor_content=options.as_tensor_content,
+        verify_methods=options.verify_signature_methods,
+        guard=access.Guard(options.token, is_local=access.is_local(options.host)),
     )
     arguments = _GRPC_ARGUMENTS | {"grpc.max_receive_message_length": options.limits.max_request_bytes}
     arguments |= dict(options.grpc_arguments)
@@ -115,45 +130,41 @@ async def serve(
         maximum_concurrent_rpcs=options.max_grpc_calls or None,
     )
     add_services(grpc_server, answers, executor, with_health=options.with_health)
-    grpc_port = grpc_server.add_insecure_port(f"{options.host}:{options.port}") if options.port >= 0 else None
-    if options.grpc_socket_path:
-        grpc_server.add_insecure_port(f"unix:{options.grpc_socket_path}")
-    listener = _listen(options.host, options.rest_api_port) if options.rest_api_port >= 0 else None
+    listener = _reserve(options.host, options.rest_api_port) if options.rest_api_port >= 0 else None
     rest_port = listener.getsockname()[1] if listener else None
     loop = asyncio.get_running_loop()
-    background, rest, rest_ends = [], None, None
+    background, rest, rest_ends, reserved = [], None, None, None
     metrics_end = contextlib.ExitStack()
     try:
+        if options.port >= 0:
+            reserved = _reserve(options.host, options.port)
+        grpc_port = reserved.getsockname()[1] if reserved else None
         metrics_port = metrics_end.enter_context(
             metrics.served(measured.registry, options.metrics_port, options.metrics_host)
         )
-        await grpc_server.start()
         manager.start()
+        if options.model_config_file and options.config_poll_wait_s:
+            background.append(asyncio.create_task(_follow_config(manager, options)))
+        while not manager.has_tried() and not stop.is_set():
+            await asyncio.sleep(0.02)
+        if reserved:
+            reserved.close()
+        _add_ports(grpc_server, options, grpc_port)
+        await grpc_server.start()
         facts = {"pid": os.getpid(), "grpc_port": grpc_port, "rest_port": rest_port}
         if metrics_port is not None:
             facts["metrics_port"] = metrics_port
         background.append(asyncio.create_task(_announce(manager, options.ready_file, facts)))
-        if options.model_config_file and options.config_poll_wait_s:
-            background.append(asyncio.create_task(_follow_config(manager, options)))
         if listener:
-            rest = _Uvicorn(
-                uvicorn.Config(
-                    application(
-                        answers,
-                        executor,
-                        measured,
-                        metrics_path=options.metrics_path,
-                        timeout_s=options.rest_timeout_s,
-                        cors=options.rest_allows_other_origins,
-                    ),
-                    http=http_limits.protocol(options.limits),
-                    log_config=None,
-                    access_log=False,
-                    timeout_keep_alive=_KEEP_ALIVE_S,
-                    lifespan="off",
-                    timeout_graceful_shutdown=int(options.stop_grace_s),
-                )
+            app = application(
+                answers,
+                executor,
+                measured,
+                metrics_path=options.metrics_path,
+                timeout_s=options.rest_timeout_s,
+                cors=options.rest_allows_other_origins,
             )
+            rest = _Uvicorn(_rest_config(app, options))
             rest_ends = asyncio.create_task(rest.serve(sockets=[listener]))
         _log.info(
             "listening: gRPC on %s, REST on %s",
@@ -171,8 +182,8 @@ async def serve(
         await loop.run_in_executor(None, metrics_end.close)
         await loop.run_in_executor(None, manager.stop)
         executor.close()
-        if listener:
-            listener.close()
+        for end in filter(None, [listener, reserved]):
+            end.close()
         if options.ready_file:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(options.ready_file)
@@ -204,7 +215,35 @@ async def _follow_config(manager: ModelManager, options: Options) -> None:
             _log.error("%s is not in force: %s", options.model_config_file, error)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _rest_config(app: typing.Any, options: Options) -> uvicorn.Config:
+    result = uvicorn.Config(
+        app,
+        http=http_limits.protocol(options.limits),
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        lifespan="off",
+        timeout_graceful_shutdown=int(options.stop_grace_s),
+    )
+    result.load()
+    if options.ssl is not None:
+        result.ssl = options.ssl.context()
+    return result
+
+
+def _add_ports(server: grpc.aio.Server, options: Options, port: int | None) -> None:
+    if port is not None:
+        address = f"[{options.host}]:{port}" if ":" in options.host else f"{options.host}:{port}"
+        if options.ssl is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, options.ssl.grpc_credentials())
+    if options.grpc_socket_path:
+        server.add_insecure_port(f"unix:{options.grpc_socket_path}")
+
+
+def _reserve(host: str, port: int) -> socket.socket:
+    """Binds a port that nobody is to have meanwhile; it refuses connections until something listens."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sends at once on sockets that name their protocol; others wait 40 ms for the client's ACK
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -61,6 +61,40 @@ class Counter(tf.Module):
             return {"ok": tf.identity(fail)}
 
 
+class Indexed(tf.Module):
+    """A model that is one item index table, with the signatures of the click model's export; the default looks up."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def signatures(self):
+        def upsert(modality, item_ids, rows, scales, sequences, encoder_version):
+            return {"statuses": self.table.upsert(item_ids, rows, scales, sequences, encoder_version)}
+
+        def status():
+            found = {name: value[None] for name, value in self.table.status().items()}
+            return {"modality": tf.constant([self.table.modality])} | found
+
+        def lookup(item_ids):
+            return dict(zip(("rows", "scales", "mask"), self.table.lookup(item_ids)))
+
+        ids = tf.TensorSpec([None], tf.int64)
+        upserts = {
+            "modality": tf.TensorSpec([], tf.string),
+            "item_ids": ids,
+            "rows": tf.TensorSpec([None, self.table.dim], tf.int8),
+            "scales": tf.TensorSpec([None], tf.float32),
+            "sequences": ids,
+            "encoder_version": tf.TensorSpec([], tf.string),
+        }
+        return {
+            "upsert_items": tf.function(upsert).get_concrete_function(**upserts),
+            "index_status": tf.function(status).get_concrete_function(),
+            "serving_default": tf.function(lookup).get_concrete_function(item_ids=ids),
+        }
+
+
 def write_half_plus_two(path, offset=2.0):
     module = HalfPlusTwo(offset)
     return saved_model.save(
@@ -135,6 +169,17 @@ def rest(server):
 def write_models():
     """The writers, for tests that make their own version folders."""
     return {"half_plus_two": write_half_plus_two, "counter": write_counter}
+
+
+@pytest.fixture(scope="session")
+def write_table():
+    """Writes a version folder that is one item index table."""
+
+    def write(table, folder):
+        module = Indexed(table)
+        saved_model.save(module, module.signatures(), folder)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import re
 
 import yaml
 
+from serving import replicator
 from serving.model_server import config, metrics
 
 
@@ -19,10 +20,10 @@ def test_files_agree_with_the_commands(root):
     targets = re.findall(r"AS (\w+)", dockerfile)
     services = yaml.safe_load((deploy / "compose.yaml").read_text())["services"]
     assert [service["build"]["target"] for service in services.values()] == targets
-    server, _, _ = kubernetes(deploy)
-    (container,) = containers(server)
+    (container,) = containers(kubernetes(deploy)["StatefulSet", "tfmm-server"])
+    assert container["args"] == ["--ssl_config_file=/tls/ssl.config"]
     assert container["image"] == f"tfmm-{targets[0]}"
-    known = set(re.findall(r'add_argument\("(--[\w-]+)"', (root / "serving" / "replicator.py").read_text()))
+    known = {option for action in replicator.parser()._actions for option in action.option_strings}
     module, *arguments = services["replicator"]["command"]
     assert module == "serving.replicator"
     assert set(arguments[::2]) <= known
@@ -30,7 +31,8 @@ def test_files_agree_with_the_commands(root):
 
 
 def kubernetes(deploy):
-    return list(yaml.safe_load_all((deploy / "kubernetes.yaml").read_text()))
+    found = yaml.safe_load_all((deploy / "kubernetes.yaml").read_text())
+    return {(entry["kind"], entry["metadata"]["name"]): entry for entry in found}
 
 
 def containers(workload):
@@ -38,7 +40,9 @@ def containers(workload):
 
 
 def test_index_is_on_one_node_and_reaches_every_server(root):
-    server, service, index = kubernetes(root / "serving" / "deploy")
+    found = kubernetes(root / "serving" / "deploy")
+    server, index = found["StatefulSet", "tfmm-server"], found["StatefulSet", "tfmm-index"]
+    service = found["Service", "tfmm-server"]
     ports = {port["containerPort"] for port in containers(server)[0]["ports"]}
     assert ports == {port["port"] for port in service["spec"]["ports"]}
     assert service["spec"]["clusterIP"] == "None" and server["spec"]["serviceName"] == service["metadata"]["name"]
@@ -53,12 +57,25 @@ def test_index_is_on_one_node_and_reaches_every_server(root):
         module, *arguments = container["args"]
         path = root.joinpath(*module.split("."))
         source = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-        assert set(arguments[::2]) <= set(re.findall(r'"(--[\w-]+)"', source.read_text()))
+        known = set(re.findall(r'"(--[\w-]+)"', source.read_text() + (root / "serving" / "channel.py").read_text()))
+        assert set(arguments[::2]) <= known
         options[module] = list(zip(arguments[::2], arguments[1::2]))
     assert len({dict(found)["--index"] for found in options.values()}) == 1
     name = server["metadata"]["name"]
     wanted = {f"{name}-{n}.{service['metadata']['name']}:8500" for n in range(server["spec"]["replicas"])}
     assert {value for option, value in options["serving.replicator"] if option == "--target"} == wanted
+
+
+def test_only_the_index_and_callers_reach_the_servers(root):
+    found = kubernetes(root / "serving" / "deploy")
+    policy, server = found["NetworkPolicy", "tfmm-server"]["spec"], found["StatefulSet", "tfmm-server"]["spec"]
+    assert policy["podSelector"] == server["selector"] and policy["policyTypes"] == ["Ingress"]
+    (rule,) = policy["ingress"]
+    named = {port["name"] for port in containers({"spec": server})[0]["ports"]}
+    assert {port["port"] for port in rule["ports"]} == named
+    assert found["StatefulSet", "tfmm-index"]["spec"]["selector"] == rule["from"][0]["podSelector"]
+    services = yaml.safe_load((root / "serving" / "deploy" / "compose.yaml").read_text())["services"]
+    assert all(port.startswith("127.0.0.1:") for port in services["server"]["ports"])
 
 
 def test_images_hold_what_is_packaged_and_nothing_else(root):

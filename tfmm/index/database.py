@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import sqlite3
 import threading
@@ -16,7 +17,8 @@ class Database:
     machine took back would be missed by servers that have seen a later one.
 
     Args:
-        path: the file; made where missing, with its folder. It must be on a local disk (write-ahead log).
+        path: the file; made where missing, with its folder, for its owner alone to read and write. It must
+            be on a local disk (write-ahead log).
         schema: SQL statements that make the tables, separated by semicolons.
         version: of the schema.
         upgrades: by older version, the statements that lead to the next one; they run when such a file is opened.
@@ -36,6 +38,8 @@ class Database:
         self.path = str(path)
         if self.path != ":memory:":
             pathlib.Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
         self.lock = threading.RLock()
         self._depth = 0
         self._connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None, check_same_thread=False)

@@ -96,8 +96,6 @@ def test_tfmm_serve_takes_them_all_and_keeps_its_own():
     assert serve("--model_base_path=/m", "--nonsense").exit_code == 2
     helped = serve("--help")
     assert helped.exit_code == 0 and "--monitoring_config_file" in helped.output and "--index" in helped.output
-    followed = serve("--model_base_path=/m", "--port=0", "--index", "items.sqlite")
-    assert followed.exit_code == 2 and "fixed port" in followed.output
     assert "`tfmm embed` makes" in serve("--model_base_path=/m", "--index", "nowhere.sqlite").output
 
 

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from serving import channel
 from serving.model_server import __main__ as command
 from serving.model_server import http_limits
 from serving.model_server.errors import ServingError
@@ -131,11 +132,11 @@ def test_calls_of_rest_clients_that_left_do_not_run(tmp_path, serving_at, write_
 
         running, go, real, ran = threading.Event(), threading.Event(), rest._ACTIONS["predict"], []
 
-        def held(answers, spec, body):
+        def held(answers, spec, body, authorization):
             ran.append(body)
             running.set()
             assert go.wait(30)
-            return real(answers, spec, body)
+            return real(answers, spec, body, authorization)
 
         monkeypatch.setitem(rest._ACTIONS, "predict", held)
         head = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: me\r\nContent-Length: %d\r\n\r\n"
@@ -161,17 +162,17 @@ class Headers:
 
 
 def test_rest_deadline_is_the_nearer_of_the_servers_and_the_clients():
-    said = Headers({http_limits.TIME_OUT_HEADER: "250"})
+    said = Headers({channel.TIME_OUT: "250"})
     cases = ((said, 30.0, 0.25), (said, 0.0, 0.25), (said, 0.1, 0.1), (Headers({}), 9.0, 9.0))
     for request, timeout_s, wait_s in cases:
         assert http_limits.deadline(request, timeout_s) - time.monotonic() == pytest.approx(wait_s, abs=0.05)
     assert http_limits.deadline(Headers({}), 0.0) is None
-    assert http_limits.deadline(Headers({http_limits.TIME_OUT_HEADER: "soon"}), 0.0) is None
+    assert http_limits.deadline(Headers({channel.TIME_OUT: "soon"}), 0.0) is None
 
 
 def test_rest_client_says_how_long_it_waits(half_plus_two_dir, serving_at):
     with serving_at(half_plus_two_dir) as addresses:
-        answer = post(addresses, b'{"instances": [1]}', headers={http_limits.TIME_OUT_HEADER: "0"})
+        answer = post(addresses, b'{"instances": [1]}', headers={channel.TIME_OUT: "0"})
         assert answer.status_code == 504
 
 

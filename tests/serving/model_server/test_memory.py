@@ -1,0 +1,82 @@
+"""Versions come and go under load, and the server's memory stays."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from serving import client as client_lib
+from tfmm import saved_model
+
+
+class Large(tf.Module):
+    """A model whose graph and weights are large enough to be seen when they stay: hundreds of operations, 8 MB."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = tf.Variable(tf.random.normal([2_000_000], seed=1))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    def score(self, x):
+        for position in range(600):
+            x = tf.tanh(x + tf.gather(self.weights, [position]))
+        return {"y": x}
+
+
+def memory_mb(process):
+    pages = int(pathlib.Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.parametrize("swaps", [4, pytest.param(12, marks=pytest.mark.slow)])
+def test_memory_comes_back_after_each_of_many_swaps_and_no_request_fails(root, tmp_path, swaps):
+    module, base = Large(), tmp_path / "m"
+    saved_model.save(module, {"serving_default": module.score}, base / "1")
+    ready = tmp_path / "ready.json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving.model_server", "--model_name=m", f"--model_base_path={base}", "--port=0",
+         f"--ready_file={ready}", "--file_system_poll_wait_seconds=0.2"],
+        cwd=root, env={**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    stop, failed, answers = threading.Event(), [], []
+    try:
+        while not ready.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        target = f"127.0.0.1:{json.loads(ready.read_text())['grpc_port']}"
+
+        def load():
+            with client_lib.RankingClient(target, model_name="m", timeout_s=60) as client:
+                while not stop.is_set():
+                    try:
+                        answers.append(client.predict({"x": np.ones(8, np.float32)})["y"][0])
+                    except client_lib.PredictError as error:
+                        failed.append(error)
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        memory = []
+        with client_lib.RankingClient(target, model_name="m", timeout_s=60) as client:
+            for version in range(2, swaps + 2):
+                shutil.copytree(base / "1", tmp_path / "building")
+                (tmp_path / "building").replace(base / str(version))
+                while client.versions() != [version]:
+                    time.sleep(0.05)
+                time.sleep(1.0)
+                memory.append(memory_mb(process))
+        stop.set()
+        thread.join(60)
+    finally:
+        stop.set()
+        process.terminate()
+        process.wait(60)
+    assert answers and not failed
+    assert max(memory[-3:]) <= 1.05 * memory[0], memory

@@ -1,0 +1,148 @@
+"""Kills at random moments, of the server, the replicator and the streaming job: nothing is lost, nothing is wrong."""
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+
+from serving.replica import Replica
+from serving.streaming import event_log, events
+from tfmm.index import encode, graph_table, item_index, snapshot
+
+DIM, EVENTS_PER_S = 8, 9.0
+MODALITY = "vector"
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Revived:
+    """A process that is started anew whenever it was killed."""
+
+    def __init__(self, root, *command):
+        self._root, self._command = root, command
+        self.process = self._start()
+
+    def _start(self):
+        environment = {**os.environ, "PYTHONPATH": str(self._root), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        return subprocess.Popen(
+            [sys.executable, "-m", *self._command], cwd=self._root, env=environment, stderr=subprocess.DEVNULL
+        )
+
+    def kill(self):
+        """Kills it, and starts it anew."""
+        assert self.process.poll() is None, f"{self._command[0]} ended by itself"
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.process = self._start()
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def lookup(target, ids):
+    replica = Replica(target, "tfmm")
+    try:
+        return replica._predict(1, "serving_default", {"item_ids": ids})
+    except grpc.RpcError:
+        return None
+    finally:
+        replica.close()
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize(
+    ("kills_each", "longest_s"),
+    [pytest.param(1, 2.0, id="once"), pytest.param(4, 12.0, id="often", marks=pytest.mark.slow)],
+)
+def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
+    root, tmp_path, write_table, kills_each, longest_s
+):
+    generator, moments = np.random.default_rng(7), random.Random(7)
+    given = encode.GivenVectors(DIM, MODALITY)
+    index_path, events_path, target = tmp_path / "items.sqlite", tmp_path / "events.sqlite", f"127.0.0.1:{free_port()}"
+    vectors = {item: generator.normal(size=DIM) for item in range(1, 20)}
+    with item_index.ItemIndex(index_path) as index:
+        rows, scales = encode.quantize(np.stack(list(vectors.values())))
+        index.write(MODALITY, given.version, list(vectors), rows, scales, [1] * len(vectors))
+        table = snapshot.take_snapshot(index, {MODALITY: given.version})[MODALITY]
+    write_table(graph_table.GraphTable(MODALITY, table, DIM, 10_000, given.version), tmp_path / "models" / "1")
+
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(event_log.SQLiteEventLog(events_path))
+        index = stack.enter_context(item_index.ItemIndex(index_path))
+        processes = [
+            Revived(root, "serving.model_server", "--model_name=tfmm", f"--model_base_path={tmp_path / 'models'}",
+                    f"--port={target.split(':')[1]}", "--index_wait_seconds=-1"),
+            Revived(root, "serving.replicator", "--index", str(index_path), "--target", target),
+            Revived(root, "serving.streaming", "--events", str(events_path), "--index", str(index_path)),
+        ]  # fmt: skip
+        for process in processes:
+            stack.callback(process.end)
+        done, stale, at_start = threading.Event(), [], {"ids": np.array(list(vectors))}
+
+        def append():
+            number = 0
+            while not done.is_set():
+                number += 1
+                item = 20 + number if number % 4 else moments.randrange(1, 20 + number)  # new ones, and changes
+                vectors[item] = generator.normal(size=DIM)
+                log.append([events.make_event(item, vector=vectors[item].tolist())])
+                time.sleep(1 / EVENTS_PER_S)
+
+        def watch():
+            """A server that was started anew answers first when it has all that stood in the index at its start."""
+            while not done.is_set():
+                ids = at_start["ids"]
+                if ids is not None and (answer := lookup(target, ids)) is not None:
+                    stale.extend(ids[~answer["mask"]].tolist())
+                    at_start["ids"] = None
+                time.sleep(0.05)
+
+        threads = [threading.Thread(target=append), threading.Thread(target=watch)]
+        for thread in threads:
+            thread.start()
+        try:
+            deadline = time.monotonic() + 240
+            while index.position(log.name) == 0 or lookup(target, np.array([1])) is None:  # all three are at work
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            order = [process for process in processes for _ in range(kills_each)]
+            moments.shuffle(order)
+            for process in order:
+                time.sleep(moments.uniform(0.5, longest_s))
+                process.kill()
+                if process is processes[0]:
+                    at_start["ids"] = index.embeddings(MODALITY, given.version).ids
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join(60)
+        last, deadline = log.append([]), time.monotonic() + 240
+        ids = np.array(sorted(vectors))
+        while True:
+            answer = lookup(target, ids) if index.position(log.name) == last else None
+            wanted = index.embeddings(MODALITY, given.version)
+            if answer is not None and answer["mask"].all() and np.array_equal(answer["rows"], wanted.rows):
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    rows, scales = encode.quantize(np.stack([vectors[item] for item in ids.tolist()]))
+    assert wanted.ids.tolist() == ids.tolist()  # 0 lost
+    np.testing.assert_array_equal(wanted.rows, rows)  # 0 wrong
+    np.testing.assert_array_equal(answer["rows"], rows)
+    np.testing.assert_allclose(answer["scales"], scales, rtol=1e-6)
+    assert not stale  # a restarted server was not ready before it had caught up
