@@ -382,19 +382,3 @@ def test_what_declared_modalities_lack_is_told_at_once(tables, at):
     ):
         assert any(text.startswith(start) for text in said), start
     assert not any(text.startswith("declaration modality 'clip'") for text in said)
-
-
-def test_picture_bomb_is_told_by_its_header_and_not_opened(tables, at, monkeypatch):
-    def refuse(image, **how):
-        assert len(image) < 900, "opened"
-        return tf.constant(np.zeros((1, 1, 3), np.uint8))
-
-    monkeypatch.setattr(rules.tf.io, "decode_image", refuse)
-    data = good(at)
-    data["items"][0]["image"] = PNG[:16] + (8000).to_bytes(4, "big") * 2 + PNG[24:] + bytes(1000)
-    (fault,) = checks.check(tables(**data)).faults
-    assert (fault.column, fault.rule, fault.count) == ("image", "must have at most 50,000,000 pixels", 1)
-    data["items"][0]["image"] = PNG
-    rule = "must have at most 15 pixels"
-    found = checks.check(tables(**data), max_pixels={"image": 15}).faults
-    assert [(fault.column, fault.rule, fault.count) for fault in found] == [("image", rule, 2)]
