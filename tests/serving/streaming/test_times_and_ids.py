@@ -43,6 +43,7 @@ def embedded(index):
 @pytest.mark.parametrize(
     ("value", "unit"),
     [(NOW_US // 1_000_000, "seconds"), (NOW_US // 1000, "milliseconds"), (NOW_US * 1000, "nanoseconds")],
+    ids=["seconds", "milliseconds", "nanoseconds"],
 )
 def test_time_in_another_unit_is_a_dead_letter_that_names_it(index, value, unit):
     ingest(index, event(event_time_us=value), event(7))
@@ -50,7 +51,11 @@ def test_time_in_another_unit_is_a_dead_letter_that_names_it(index, value, unit)
     assert embedded(index) == [7]
 
 
-@pytest.mark.parametrize("value", [NOW_US + 400 * DAY_US, 253_402_300_799_000_000, (1 << 63) - 1])
+@pytest.mark.parametrize(
+    "value",
+    [NOW_US + 400 * DAY_US, 253_402_300_799_000_000, (1 << 63) - 1],
+    ids=["in_400_days", "year_9999", "largest"],
+)
 def test_time_far_ahead_is_a_dead_letter_and_blocks_nothing(index, value):
     ingest(index, event(event_time_us=value), event(event_time_us=value, withdrawn=True))
     assert len(reasons(index)) == 2
@@ -59,7 +64,7 @@ def test_time_far_ahead_is_a_dead_letter_and_blocks_nothing(index, value):
     assert embedded(index) == [SHOE]
 
 
-@pytest.mark.parametrize("value", [0, 5, NOW_US - 9000 * DAY_US, NOW_US + DAY_US // 2])
+@pytest.mark.parametrize("value", [0, 5, NOW_US - 9000 * DAY_US, NOW_US + DAY_US // 2], ids=["0", "5", "old", "ahead"])
 def test_old_times_and_clocks_that_are_ahead_are_taken(index, value):
     ingest(index, event(event_time_us=value))
     assert reasons(index) == [] and embedded(index) == [SHOE]

@@ -92,7 +92,9 @@ def test_withdrawn_item_stays_so_whatever_the_catalog_says(shop):
     assert shop.shoe() == []
 
 
-@pytest.mark.parametrize("created_us", [NOW_US + 365 * DAY_US, 253_370_764_800_000_000, -5])
+@pytest.mark.parametrize(
+    "created_us", [NOW_US + 365 * DAY_US, 253_370_764_800_000_000, -5], ids=["in_a_year", "year_9999", "before_1970"]
+)
 def test_time_to_come_in_the_catalog_blocks_no_update(shop, created_us):
     shop.embed(created_us=created_us)
     shop.event(NOW_US - DAY_US)
