@@ -35,7 +35,7 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted({line for extra in ("vision", "tfrs", "pipeline", "serving", "stream")
                         for line in EXTRAS[extra]})
-EXTRAS["dev"] = ["build", "hypothesis", "mypy", "pytest>=8", "pytest-timeout", "ruff", "scikit-learn",
+EXTRAS["dev"] = ["build", "hypothesis", "mypy", "pytest>=8", "pytest-timeout", "pytest-xdist", "ruff", "scikit-learn",
                  "sybil>=8", "wheel"]
 
 setup(
