@@ -72,7 +72,7 @@ def test_summary_has_every_figure(road):
     assert set(summary["data"]) == {"items", "searches", "behaviors", "impressions"}
     for model in ("id", "multimodal"):
         assert 0.5 < summary[model]["auc"] < 1.0
-        assert set(summary[model]) == {"auc", "gauc", "logloss", "gauc_new_items"}
+        assert set(summary[model]) == {"auc", "calibration", "gauc", "gauc_new_items", "logloss"}
     assert summary["acc_at_1"] > 10 / summary["data"]["items"]  # chance is 1 / held-out items
     assert summary["gate"]["passed"] is True
     for facts in summary["encoders"].values():
