@@ -14,7 +14,6 @@ from tfmm import __version__, cli_data, cli_dead_letters
 from tfmm.cli_options import (
     DEFAULT_RUN,
     ExistingFolder,
-    File,
     Folder,
     Group,
     later_run_options,
@@ -247,7 +246,7 @@ def serve(index_url: str | None, flags: tuple[str, ...]) -> None:
 
 
 @main.command(example="tfmm stream --events run/events.sqlite --index run/items.sqlite --encoders run/encoders")
-@click.option("--events", "events_path", type=File, required=True, help="SQLite file of new item events.")
+@click.option("--events", "events_url", required=True, help="New item events, a path or a URL; made where missing.")
 @click.option("--index", "index_url", required=True, help="The item index, a path or a URL; made where missing.")
 @click.option(
     "--encoders", "encoders_dir", type=ExistingFolder, help="As `tfmm pretrain` wrote them; own vectors need none."
@@ -255,7 +254,7 @@ def serve(index_url: str | None, flags: tuple[str, ...]) -> None:
 @click.option("--metrics-port", type=int, default=-1, help="Prometheus metrics on 127.0.0.1; 0 takes a free port.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def stream(
-    events_path: pathlib.Path,
+    events_url: str,
     index_url: str,
     encoders_dir: pathlib.Path | None,
     metrics_port: int,
@@ -266,7 +265,7 @@ def stream(
 
     encoders = [] if encoders_dir is None else ["--encoders", str(encoders_dir)]
     flags = [f"--metrics-port={metrics_port}", f"--log-format={log_format}"]
-    streaming.main(["--events", str(events_path), "--index", index_url, *encoders, *flags])
+    streaming.main(["--events", events_url, "--index", index_url, *encoders, *flags])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
         epilog="Example: python -m serving.streaming --events run/events.sqlite --index run/items.sqlite "
         "--encoders run/encoders. Further options go to Beam, such as --runner=PortableRunner.",
     )
-    parser.add_argument("--events", required=True, help="SQLite event log; made where missing")
+    parser.add_argument(
+        "--events", required=True, help="source of events, a path (a SQLite log, made where missing) or a URL of your own"
+    )
     parser.add_argument("--index", required=True, help="item index, a path or a URL; made where missing")
     parser.add_argument(
         "--encoders",
@@ -47,7 +49,7 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
         signal.signal(number, lambda *_: pipeline.stop_requested.set())
     with metrics.served(stream_metrics.REGISTRY, options.metrics_port, options.metrics_host):
         pipeline.run(
-            event_log.SQLiteEventLog(options.events),
+            event_log.open_source(options.events),
             options.encoders,
             options.index,
             options.ready_file,

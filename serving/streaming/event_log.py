@@ -1,15 +1,20 @@
-"""The durable log that new item events come from, behind one small source interface."""
+"""The durable log that new item events come from, behind one small source interface, opened by URL."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import typing
 
+from tfmm import registered
 from tfmm.index import database
 
 FORMAT_VERSION = 1
+GROUP = "tfmm.event_sources"  # entry points of other packages: a URL's scheme = module:Class
+SOURCES = {"sqlite": "serving.streaming.event_log:SQLiteEventLog"}  # by scheme
 READ_BYTES = 1 << 26  # a read ends with the payload that reaches them, so that memory holds what it gives
+_SCHEME = "sqlite:///"
 _SCHEMA = """
 CREATE TABLE log (id TEXT NOT NULL);
 INSERT INTO log VALUES (lower(hex(randomblob(16))));
@@ -25,21 +30,45 @@ class Event(typing.NamedTuple):
 
 
 class EventSource(typing.Protocol):
-    """What the streaming job reads; picklable, since the job's workers open it themselves."""
+    """What the streaming job reads; picklable, since the job's workers open it themselves.
+
+    A source of one's own is a class that is called with its URL, registered as an entry point of `GROUP`.
+    """
 
     @property
     def name(self) -> str:
         """Names the log and its contents: a log that starts anew has another name."""
 
     def read(self, after: int, limit: int) -> list[Event]:
-        """Returns up to `limit` events with larger offsets than `after`, ascending; does not wait."""
+        """Returns up to `limit` events with larger offsets than `after`, ascending; does not wait.
+
+        The index keeps the offset of the last event that it took, and the job begins behind it when it starts again.
+        """
+
+
+def open_source(url: str | os.PathLike[str]) -> EventSource:
+    """Opens a source of events.
+
+    Args:
+        url: a plain path is a `SQLiteEventLog`, as `sqlite:///` before it says; other schemes are those of entry points
+            of the group `tfmm.event_sources`.
+    Raises:
+        ValueError: an unknown scheme.
+
+    >>> open_source("queue://shop/items")
+    Traceback (most recent call last):
+    ...
+    ValueError: The scheme of an event source's URL must be one of ['sqlite']. Received: 'queue' in 'queue://shop/items'...
+    """
+    opened, text = registered.resolve(url, GROUP, SOURCES, "an event source")
+    return opened(text)
 
 
 class SQLiteEventLog:
     """An append-only log in a SQLite file, for any number of writers and readers on one machine.
 
     Args:
-        path: the file; made where missing.
+        path: the file, with `sqlite:///` before it or without; made where missing.
 
     >>> log = SQLiteEventLog(getfixture("tmp_path") / "events.sqlite")
     >>> log.append([b"one", b"two"])
@@ -49,7 +78,7 @@ class SQLiteEventLog:
     """
 
     def __init__(self, path: str | pathlib.Path):
-        self._database = database.Database(path, _SCHEMA, FORMAT_VERSION)
+        self._database = database.Database(os.fspath(path).removeprefix(_SCHEME), _SCHEMA, FORMAT_VERSION)
         self.path = self._database.path
 
     def __reduce__(self) -> tuple[type, tuple[str]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import os
 import typing
 
 import numpy as np
 
+from tfmm import registered
 from tfmm.index.rows import MAX_DIM, IndexRows
 
 GROUP = "tfmm.index_stores"  # entry points of other packages: a URL's scheme = module:Class
@@ -253,18 +253,8 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> IndexStor
     ...
     ValueError: The scheme of an index store's URL must be one of ['sqlite']. Received: 'redis' in 'redis://localhost'...
     """
-    text = os.fspath(url)
-    scheme, separator, _ = text.partition("://")
-    if not separator:
-        scheme, text = "sqlite", f"sqlite:///{text}"
-    entries = {found.name: found for found in importlib.metadata.entry_points(group=GROUP)}
-    entries |= {name: importlib.metadata.EntryPoint(name, value, GROUP) for name, value in STORES.items()}
-    if scheme not in entries:
-        raise ValueError(
-            f"The scheme of an index store's URL must be one of {sorted(entries)}. Received: {scheme!r} in {text!r}. "
-            f"A store of your own is registered as an entry point of the group {GROUP!r}."
-        )
-    return entries[scheme].load()(text, create=create)
+    opened, text = registered.resolve(url, GROUP, STORES, "an index store")
+    return opened(text, create=create)
 
 
 def verify_dim(dim: int, layout: str = "") -> None:

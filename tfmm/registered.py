@@ -1,0 +1,37 @@
+"""Classes that a URL's scheme names: ours, and those that other packages register as entry points."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import typing
+
+
+def resolve(
+    url: str | os.PathLike[str], group: str, ours: typing.Mapping[str, str], noun: str
+) -> tuple[typing.Any, str]:
+    """Returns the class that a URL's scheme names, and the URL in full.
+
+    Args:
+        url: a plain path is a SQLite file, as `sqlite:///` before it says.
+        group: of entry points, whose names are schemes and whose values read `module:Class`.
+        ours: schemes that are tfmm's own, which no entry point takes over, with `module:Class`.
+        noun: what the URL opens, for the error.
+    Raises:
+        ValueError: an unknown scheme.
+
+    >>> resolve("a.zip", "none", {"sqlite": "zipfile:ZipFile"}, "an archive")
+    (<class 'zipfile.ZipFile'>, 'sqlite:///a.zip')
+    """
+    text = os.fspath(url)
+    scheme, separator, _ = text.partition("://")
+    if not separator:
+        scheme, text = "sqlite", f"sqlite:///{text}"
+    entries = {found.name: found for found in importlib.metadata.entry_points(group=group)}
+    entries |= {name: importlib.metadata.EntryPoint(name, value, group) for name, value in ours.items()}
+    if scheme not in entries:
+        raise ValueError(
+            f"The scheme of {noun}'s URL must be one of {sorted(entries)}. Received: {scheme!r} in {text!r}. "
+            f"One of your own is registered as an entry point of the group {group!r}."
+        )
+    return entries[scheme].load(), text
