@@ -18,7 +18,6 @@ Folder = click.Path(file_okay=False, path_type=pathlib.Path)
 ExistingFolder = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
 DEFAULT_RUN = "quickstart"
 _F = typing.TypeVar("_F", bound=typing.Callable[..., typing.Any])
-File = click.Path(dir_okay=False, path_type=pathlib.Path)
 
 
 class Command(click.Command):

@@ -20,7 +20,7 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
         "--encoders run/encoders. Further options go to Beam, such as --runner=PortableRunner.",
     )
     parser.add_argument(
-        "--events", required=True, help="source of events, a path (a SQLite log, made where missing) or a URL of your own"
+        "--events", required=True, help="source of events: a path (a SQLite log, made where missing) or your URL"
     )
     parser.add_argument("--index", required=True, help="item index, a path or a URL; made where missing")
     parser.add_argument(
