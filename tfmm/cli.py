@@ -171,8 +171,13 @@ def evaluate(
     assignments: tuple[str, ...],
 ) -> None:
     """Score held-out impressions with the exported models and judge them; exit 1 where the gate refuses."""
+    from tfmm.index import store
     from tfmm.stages import examples, folders, judgement, run_file
 
+    if index_url is not None and in_service_dir is None:
+        raise ValueError(f"--index must stand beside --in-service, whose model sees it. Received: {index_url} alone.")
+    if index_url is not None:
+        store.open_store(index_url, create=False).close()
     config = take_config("models", models_dir, run, assignments)
     with run_file.beside(config, output_dir):
         _, verdict = judgement.judge(

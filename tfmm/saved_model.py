@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfmm import plain_paths
 
 SERVE_TAG = tf.saved_model.SERVING
+PYTHON_PREFIX = "Graph execution error:\n\n"  # put before the C++ message by Python alone
 
 
 def save(

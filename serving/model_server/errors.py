@@ -8,6 +8,8 @@ import logging
 import tensorflow as tf
 from tensorflow.core.protobuf import error_codes_pb2
 
+from tfmm import saved_model
+
 _log = logging.getLogger("serving.model_server")
 
 OK = 0
@@ -23,7 +25,6 @@ INTERNAL = tf.errors.INTERNAL
 PERMISSION_DENIED = tf.errors.PERMISSION_DENIED
 UNAUTHENTICATED = tf.errors.UNAUTHENTICATED
 UNAVAILABLE = tf.errors.UNAVAILABLE
-_PYTHON_PREFIX = "Graph execution error:\n\n"  # put before the C++ message by Python alone
 MAX_MESSAGE_SIZE = 1024  # characters of an error message that travel
 
 _HTTP_STATUS = {
@@ -65,7 +66,7 @@ def from_exception(error: BaseException) -> ServingError:
     if isinstance(error, ServingError):
         result = error
     elif isinstance(error, tf.errors.OpError):
-        result = ServingError(error.error_code, error.message.removeprefix(_PYTHON_PREFIX))
+        result = ServingError(error.error_code, error.message.removeprefix(saved_model.PYTHON_PREFIX))
     elif isinstance(error, asyncio.TimeoutError):
         result = ServingError(DEADLINE_EXCEEDED, "The request took longer than the server's time-out for it.")
     else:

@@ -19,6 +19,7 @@ from tfmm import config as config_lib
 from tfmm import preprocessing, saved_model
 from tfmm.ctr import model as model_lib
 from tfmm.data import declared, examples, schema
+from tfmm.evaluate import in_service
 from tfmm.export import parity
 from tfmm.export import saved_model as export_lib
 from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet, Sequence
@@ -363,6 +364,19 @@ def test_a_model_in_service_gets_the_features_of_new_items_while_the_next_one_de
     assert score_of(loaded, NEW) != before
     catalog = index.embeddings("item_features", item_features.layouts(index)[0].version)
     assert set(ITEMS) < set(catalog.ids.tolist())
+
+
+def test_the_model_in_service_is_judged_with_the_features_of_new_items(road, loaded, index, tmp_path):
+    before = score_of(loaded, NEW)
+    stream(index, events.make_event(NEW, features=NEW_FEATURES))  # features alone: no row of vectors is new
+    assert in_service.catch_up(loaded, index) == {
+        "item_features": {"rows": 1, "left_out": None, "ahead": None},
+        "vector": {"rows": 0, "left_out": None, "ahead": None},
+    }
+    assert score_of(loaded, NEW) != before
+    snapshot.write_snapshot(index, tmp_path / "snapshot")
+    scored = trainer_score(road, NEW, AS_EXAMPLES, tmp_path / "snapshot")
+    np.testing.assert_allclose(score_of(loaded, NEW), scored, atol=1e-6)
 
 
 def test_an_index_without_features_works_and_says_so(road, tmp_path, caplog):

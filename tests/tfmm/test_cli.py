@@ -180,3 +180,17 @@ def test_settings_of_the_marketplace_are_refused_beside_data_of_ones_own(tmp_pat
     result = CliRunner().invoke(cli.main, [*arguments, "--set", "marketplace.num_users=9"])
     assert result.exit_code == 1 and "must be left out where --data stands in its place" in result.output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--index", "items.sqlite"], "--index must stand beside --in-service, whose model sees it. Received: items."),
+        (["--index", "none.sqlite", "--in-service", "."], "none.sqlite does not exist. `tfmm embed` makes"),
+    ],
+)
+def test_index_that_no_model_would_see_is_refused_before_any_work(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.main, ["evaluate", "--models", ".", "--output", "out", *arguments])
+    assert result.exit_code == 1 and result.output.startswith(f"Error: {said}"), result.output
+    assert not list(tmp_path.iterdir())

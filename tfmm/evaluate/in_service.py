@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfmm import saved_model
 from tfmm.export.signatures import EXAMPLES, STATUS, UPSERT
-from tfmm.index import store
+from tfmm.index import graph_table, store
 from tfmm.training import examples as examples_lib
 
 NAME = "in_service"  # of the model in service, among those of a report
@@ -23,20 +23,23 @@ def prepare(
 
     Args:
         loaded: the model in service.
-        index_url: the item index, a path or a URL; None, or where there is none: the model stays as it was exported.
+        index_url: the item index, a path or a URL; None, or where there is none: the model stays as exported.
         files: TFRecord files of the examples that it is to score.
     Returns:
-        `index`: what `catch_up` returns; `left_out`: why the model cannot score the examples, or None.
+        `index`: what `catch_up` returns; `left_out`: why the model cannot score the examples, or None; `as_exported`:
+        why it lacks what came into the index since its export, or None.
     """
-    reason = _refusal(loaded, files)
-    if reason is not None or index_url is None:
-        return {"index": {}, "left_out": reason}
+    facts: dict[str, typing.Any] = {"index": {}, "left_out": _refusal(loaded, files), "as_exported": None}
+    if facts["left_out"] is not None or STATUS not in loaded.signatures:
+        return facts
+    if index_url is None:
+        return {**facts, "as_exported": "no item index is named"}
     try:
         index = store.open_store(index_url, create=False)
-    except FileNotFoundError:
-        return {"index": {}, "left_out": None}
+    except FileNotFoundError as error:
+        return {**facts, "as_exported": str(error)}
     with index:
-        return {"index": catch_up(loaded, index), "left_out": None}
+        return {**facts, "index": catch_up(loaded, index)}
 
 
 def _refusal(loaded: saved_model.LoadedModel, files: typing.Sequence[str]) -> str | None:
@@ -47,7 +50,7 @@ def _refusal(loaded: saved_model.LoadedModel, files: typing.Sequence[str]) -> st
     try:
         loaded(EXAMPLES, {"examples": first}, ("score",))
     except tf.errors.OpError as error:
-        return f"it cannot score these examples: {error.message.splitlines()[0][:300]}"
+        return f"it cannot score these examples: {_message(error)}"
     return None
 
 
@@ -58,8 +61,9 @@ def catch_up(loaded: saved_model.LoadedModel, index: store.IndexStore) -> dict[s
         loaded: an exported model, in this process only.
         index: the item index that its servers follow.
     Returns:
-        Per modality, `rows` that were written, and `left_out`: why rows are missing, or None: the index knows no such
-        encoder, or the model's table is full.
+        Per modality, `rows` that were written; `left_out`: why rows are missing, or None: the index knows no such
+        encoder, or the model refuses them, such as one whose table is full; `ahead`: that the model was beyond the
+        index and was given every row again, or None.
     """
     if STATUS not in loaded.signatures:
         return {}
@@ -74,15 +78,27 @@ def catch_up(loaded: saved_model.LoadedModel, index: store.IndexStore) -> dict[s
 def _follow(
     loaded: saved_model.LoadedModel, index: store.IndexStore, modality: str, version: str, watermark: int
 ) -> dict[str, typing.Any]:
+    facts: dict[str, typing.Any] = {"rows": 0, "left_out": None, "ahead": None}
     if not index.has_encoder(modality, version):
-        return {"rows": 0, "left_out": f"{index.url} knows no {modality} encoder {version}"}
-    written = 0
+        return {**facts, "left_out": f"{index.url} knows no {modality} encoder {version}"}
+    if watermark > (newest := index.newest_sequence()):
+        facts["ahead"] = (
+            f"it holds change {watermark}, the index none beyond {newest}, as one that was restored. It was given "
+            "every row again; what it holds by a later number stayed"
+        )
+        watermark = 0
     while len(rows := index.changes(modality, version, watermark, CHUNK)):
         inputs = {"item_ids": rows.ids, "rows": rows.rows, "scales": rows.scales, "sequences": rows.sequences}
         try:
-            loaded(UPSERT, {**inputs, "modality": modality, "encoder_version": version})
-        except tf.errors.OutOfRangeError as error:
+            statuses = loaded(UPSERT, {**inputs, "modality": modality, "encoder_version": version})["statuses"]
+        except tf.errors.OpError as error:
+            why = "do not fit" if isinstance(error, tf.errors.OutOfRangeError) else "are refused"
             lag = index.lag(modality, version, watermark)
-            return {"rows": written, "left_out": f"{lag:,} rows do not fit: {error.message.splitlines()[0]}"}
-        written, watermark = written + len(rows), int(rows.sequences[-1])
-    return {"rows": written, "left_out": None}
+            return {**facts, "left_out": f"{lag:,} rows {why}: {_message(error)}"}
+        facts["rows"] += int((statuses != graph_table.STALE).sum())
+        watermark = int(rows.sequences[-1])
+    return facts
+
+
+def _message(error: tf.errors.OpError) -> str:
+    return error.message.removeprefix(saved_model.PYTHON_PREFIX).splitlines()[0][:300]

@@ -90,7 +90,13 @@ def service_lines(report: Facts) -> list[str]:
     """Returns how the model in service was made to see the index as it stands."""
     facts = report.get(in_service.NAME, {"index": {}})
     lines = [] if facts.get("left_out") is None else [f"The model in service is not compared: {facts['left_out']}"]
+    if facts.get("as_exported"):
+        lines.append(
+            "Warning: the model in service is judged as it was exported, without newer items: " + facts["as_exported"]
+        )
     for modality, found in facts["index"].items():
+        if found.get("ahead"):
+            lines.append(f"Warning: the model in service is ahead of the index in {modality}: {found['ahead']}")
         lines.append(f"The model in service took {found['rows']:,} {modality} rows of the index, newer than its export")
         if found["left_out"]:
             lines.append(f"Warning: the model in service lacks {modality} rows of the index: {found['left_out']}")

@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
 
 BATCH_SIZE = 64
 DECLARED = FeatureSet()
-MAX_CONTENT_BYTES = 1 << 20  # of a rejected content that its dead letter keeps; the catalog has it whole
+MAX_CONTENT = 1 << 20  # characters of a rejected content that its dead letter keeps; the catalog has it whole
 _METRICS = "item_index"
 
 
@@ -310,10 +310,17 @@ def embed_catalog(
 
 
 def _to_json(rejected: encode.Rejected) -> str:
-    content = rejected.content
-    if isinstance(content, bytes):
-        content = dead_letters.as_text(content[:MAX_CONTENT_BYTES])
-    return json.dumps({**rejected._asdict(), "content": content if isinstance(content, str) else json.dumps(content)})
+    return json.dumps({**rejected._asdict(), "content": _kept(rejected.content)})
+
+
+def _kept(content: encode.Content | None) -> str | None:
+    """Returns a content as text, the end of what is long replaced by its size; None where there is none."""
+    if content is None:
+        return None
+    whole = content if isinstance(content, (bytes, str)) else json.dumps(content)
+    data = whole.encode("utf-8", "surrogatepass") if isinstance(whole, str) else whole
+    text = str(dead_letters.as_text(data))
+    return text if len(text) <= MAX_CONTENT else f"{text[:MAX_CONTENT]}... ({len(data):,} bytes)"
 
 
 def _verify(

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfmm import fingerprints
+from tfmm import dead_letters, fingerprints
 from tfmm.index import beam, encode, item_features, item_index, snapshot
 from tfmm.modalities import Modality, ModalitySet
 
@@ -183,3 +183,33 @@ def test_declared_vectors_stand_side_by_side(catalog, encoder_dirs, tmp_path):
     assert set(rows.ids.tolist()) == set(ids.tolist())
     expected, _ = encode.quantize(clips[1:])
     np.testing.assert_array_equal(rows.rows[np.argsort(rows.ids)], expected[np.argsort(ids)])
+
+
+@pytest.mark.parametrize(
+    ("content", "kept"),
+    [
+        (None, None),
+        (b"null", "null"),
+        (b"\xff\xfe", "base64://4="),
+        ([1.0, None], "[1.0, null]"),
+        ("\u00e9" * 8, "\u00e9" * 8),
+        (("\u00e9" * 8).encode(), "\u00e9" * 8),  # characters count, and none is cut
+        (("\u00e9" * 9).encode(), "\u00e9" * 8 + "... (18 bytes)"),
+        ("\u00e9" * 9, "\u00e9" * 8 + "... (18 bytes)"),
+        ([1.0] * 4, "[1.0, 1.... (20 bytes)"),
+    ],
+)
+def test_a_dead_letter_keeps_its_content_as_it_came_and_says_where_it_is_cut(content, kept, monkeypatch):
+    monkeypatch.setattr(beam, "MAX_CONTENT", 8 if content not in (b"\xff\xfe", [1.0, None]) else 11)
+    line = beam._to_json(encode.Rejected(7, "text", "why", content))
+    assert json.loads(line) == {"item_id": 7, "modality": "text", "reason": "why", "content": kept}
+
+
+def test_a_row_without_id_and_title_is_no_title_named_null(encoder_dirs, tmp_path):
+    (tmp_path / "data").mkdir()
+    columns = {"item_id": ["", None, "c"], "title": [None, "null", "red shoe"]}
+    pq.write_table(pa.table(columns), tmp_path / "data" / "items.parquet")
+    folders = {"text": encoder_dirs["text"]}
+    beam.embed_catalog(tmp_path / "data", folders, tmp_path / "index.sqlite", tmp_path / "dead")
+    found = [letter.content for letter in dead_letters.read(*(tmp_path / "dead").iterdir())]
+    assert sorted(found, key=str) == [None, "null"]
