@@ -8,14 +8,24 @@ import os
 import pathlib
 import ssl
 import typing
+from urllib.parse import quote
 
 import grpc
 
 AUTHORIZATION = "authorization"  # the key of metadata, and the header, that the token comes in
-CAUGHT_UP = "tfmm-caught-up"  # the key of metadata by which the replicator says that a version has every change
+CAUGHT_UP = "tfmm-caught-up"  # the key of metadata by which the replicator says that a version has what it needs
 TIME_OUT = "x-envoy-expected-rq-timeout-ms"  # REST's header for how long the caller waits; meshes set it by themselves
 SCHEME = "Bearer "
 TOKEN_VARIABLE = "TFMM_TOKEN"
+
+
+def watermarks_text(watermarks: typing.Mapping[str, int]) -> str:
+    """Returns how far a version's tables are, as metadata may have it.
+
+    >>> watermarks_text({"text": 7, "image": 12})
+    'image=12,text=7'
+    """
+    return ",".join(f"{quote(modality)}={watermark}" for modality, watermark in sorted(watermarks.items()))
 
 
 @dataclasses.dataclass(frozen=True)

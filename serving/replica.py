@@ -70,14 +70,14 @@ class Replica:
             if state in (states.AVAILABLE, states.LOADING)
         }
 
-    def tables(self, version: int, *, caught_up: bool = False) -> dict[str, TableStatus]:
-        """Returns the state of a version's tables by modality.
+    def say_caught_up(self, version: int, found: typing.Mapping[str, TableStatus]) -> None:
+        """Says that a version whose tables are as `tables` found them has the index; one that waits is served then."""
+        seen = channel.watermarks_text({modality: status.watermark for modality, status in found.items()})
+        self._predict(version, STATUS, {}, [(channel.CAUGHT_UP, seen)])
 
-        Args:
-            version: of the model.
-            caught_up: says that the version has every change of the index; a server that waits for it serves it then.
-        """
-        answer = self._predict(version, STATUS, {}, [(channel.CAUGHT_UP, "1")] if caught_up else [])
+    def tables(self, version: int) -> dict[str, TableStatus]:
+        """Returns the state of a version's tables by modality."""
+        answer = self._predict(version, STATUS, {})
         columns = [answer[name].tolist() for name in ("modality", "encoder_version", "watermark", "size", "capacity")]
         return {
             modality.decode(): TableStatus(encoder.decode(), *numbers) for modality, encoder, *numbers in zip(*columns)

@@ -48,6 +48,7 @@ class Lag:
     watermark: int
     rows: int  # changes that it does not have yet
     state: str  # following, or what keeps it from following
+    model_name: str = "tfmm"
 
     @property
     def is_following(self) -> bool:
@@ -72,7 +73,7 @@ class _Follower(threading.Thread):
         self._replica = Replica(target, replicator.model_name, access=replicator.access)
         self._index = store.open_store(replicator.index)
         self._versions: dict[int, dict[str, _Table]] = {}
-        self._waiting: set[int] = set()  # versions that a server does not serve before they have every change
+        self._waiting: dict[int, int] = {}  # versions not served yet, with the change that they need
         self._next_refresh = 0.0
         self.state = "not reached yet"
 
@@ -108,6 +109,7 @@ class _Follower(threading.Thread):
         """Finds versions that came and went, and asks the tables how far they are."""
         available = self._replica.versions()
         versions: dict[int, dict[str, _Table]] = {}
+        waiting: dict[int, int] = {}
         for version, is_served in available.items():
             tables = self._versions.get(version, {})
             try:
@@ -119,10 +121,11 @@ class _Follower(threading.Thread):
                     continue  # it is still loading
                 if error.code() not in _NO_INDEX:
                     raise  # else it is a model without tables, such as the one of IDs alone
+            else:
+                if not is_served:  # changes that come from now on do not keep it out of service
+                    waiting[version] = self._waiting.get(version, self._index.newest_sequence())
             versions[version] = tables
-            if not is_served:
-                self._waiting.add(version)
-        self._waiting &= versions.keys()
+        self._waiting = waiting
         if versions.keys() != self._versions.keys():
             _log.info("%s: versions that are loaded: %s", self._replica.target, list(versions))
         self._versions = versions
@@ -157,14 +160,15 @@ class _Follower(threading.Thread):
         """Sends one batch per table that is behind; returns True where there may be more."""
         tables = self._versions[version]
         now, size = time.monotonic(), self._replicator.batch_size
-        if not (pending := self._pending(tables, now)) and version not in self._waiting:
+        if not self._pending(tables, now) and version not in self._waiting:
             return False
         # A server that was started anew since would take this batch and hide the gap before it.
-        self._learn(version, tables, self._replica.tables(version))
-        if not (pending := self._pending(tables, now)):
-            self._replica.tables(version, caught_up=True)
-            self._waiting.discard(version)
-            return False
+        found = self._replica.tables(version)
+        self._learn(version, tables, found)
+        pending = self._pending(tables, now)
+        if version in self._waiting and all(first > self._waiting[version] for first in pending.values()):
+            self._replica.say_caught_up(version, found)
+            del self._waiting[version]
         has_more = False
         for modality in pending:
             table = tables[modality]
@@ -195,13 +199,10 @@ class _Follower(threading.Thread):
             )
         return has_more
 
-    def _pending(self, tables: dict[str, _Table], now: float) -> list[str]:
-        """Returns the modalities that have changes to send; one that was refused waits for its time."""
-        return [
-            modality
-            for modality, table in tables.items()
-            if now >= table.held_until and self._changes(modality, table, 1)
-        ]
+    def _pending(self, tables: dict[str, _Table], now: float) -> dict[str, int]:
+        """Returns the first change to send, by modality that has one; one that was refused waits for its time."""
+        firsts = {m: self._changes(m, table, 1) for m, table in tables.items() if now >= table.held_until}
+        return {modality: int(rows.sequences[0]) for modality, rows in firsts.items() if rows is not None}
 
     def _changes(self, modality: str, table: _Table, limit: int) -> rows_lib.IndexRows | None:
         if not self._index.has_encoder(modality, table.encoder_version):
@@ -212,7 +213,7 @@ class _Follower(threading.Thread):
     def lag(self, index: store.IndexStore) -> list[Lag]:
         versions = self._versions
         if not versions:
-            return [Lag(self._replica.target, 0, "", 0, 0, self.state)]
+            return [Lag(self._replica.target, 0, "", 0, 0, self.state, self._replicator.model_name)]
         return [
             Lag(
                 self._replica.target,
@@ -223,6 +224,7 @@ class _Follower(threading.Thread):
                 if index.has_encoder(modality, table.encoder_version)
                 else 0,
                 table.state,
+                self._replicator.model_name,
             )
             for version, tables in versions.items()
             for modality, table in list(tables.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import pathlib
@@ -228,7 +229,7 @@ def serve(index_url: str | None, flags: tuple[str, ...]) -> None:
     command_line.add_argument("--index", help="follow this item index: new items are served in seconds")
     given = command_line.parse_args(flags)
     with contextlib.ExitStack() as stack:
-        follower = None
+        followers: list[replicator.Replicator] = []
         if index_url is not None:
             store.open_store(index_url, create=False).close()
             command_line.set_defaults(index_wait_seconds=-1.0)  # ready is: with every change of the index
@@ -239,16 +240,30 @@ def serve(index_url: str | None, flags: tuple[str, ...]) -> None:
                 command_line.set_defaults(grpc_socket_path=socket_path)
                 target = f"unix:{socket_path}"
             caller = channel.Access(channel.read_token(given.token_file))
-            follower = stack.enter_context(
-                replicator.Replicator(index_url, [target], given.model_name, access=caller)
-            )
+            names = _model_names(given)
+            command_line.set_defaults(index_models=names)
+            for name in names:
+                job = replicator.Replicator(index_url, [target], name, access=caller)
+                followers.append(stack.enter_context(job))
         try:
-            measured = [replica_metrics.LagMetrics(follower.lag)] if follower else []
+            lags = replica_metrics.LagMetrics(lambda: [lag for follower in followers for lag in follower.lag()])
+            measured = [lags] if followers else []
             raise SystemExit(model_server.main(flags, command_line, measured))
         except RuntimeError as error:  # gRPC's word for a port that is taken
             ports = f"{given.port} and {given.rest_api_port}"
             raise OSError(f"The server could not start on ports {ports}: {error}") from error
 
+
+def _model_names(given: argparse.Namespace) -> list[str]:
+    """Returns the models that a server of these flags has from the start."""
+    from serving.model_server import config, errors
+
+    if not given.model_config_file:
+        return [given.model_name]
+    try:
+        return [model.name for model in config.read_file(given.model_config_file)]
+    except (errors.ServingError, ValueError, OSError):
+        return []  # the server says what is wrong with the file
 
 @main.command(example="tfmm stream --events run/events.sqlite --index run/items.sqlite --encoders run/encoders")
 @click.option("--events", "events_url", required=True, help="New item events, a path or a URL; made where missing.")

@@ -217,6 +217,7 @@ def main(
         ssl=ssl_config,
         allow_insecure=flags.allow_insecure,
         token=token,
+        index_models=getattr(flags, "index_models", None),
         index_wait_s=flags.index_wait_seconds,
         metrics_path=metrics_path,
         metrics_port=flags.metrics_port,

@@ -7,6 +7,7 @@ import time
 import typing
 
 import grpc
+import tensorflow as tf
 from google.protobuf import message as message_lib
 from google.protobuf import wrappers_pb2
 from tensorflow_serving.apis import (
@@ -27,6 +28,7 @@ from serving.model_server.answers import Answers
 from serving.model_server.execution import Executor, Terms
 from serving.model_server.manager import ModelManager
 from serving.model_server.metrics import ServerMetrics
+from tfmm.export.signatures import STATUS
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3  # grpc.health.v1.HealthCheckResponse
@@ -108,11 +110,10 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     async def Predict(self, request: predict_pb2.PredictRequest, context: grpc.aio.ServicerContext):
         metadata = dict(context.invocation_metadata() or ())
         authorization = metadata.get(channel.AUTHORIZATION)
-        has_caught_up = channel.CAUGHT_UP in metadata
-        if has_caught_up:
+        if seen := metadata.get(channel.CAUGHT_UP):
             self._answers.guard.verify(authorization)
         response = await self._submit(self._answers.predict, request, context, authorization)
-        if has_caught_up:
+        if seen and request.model_spec.signature_name == STATUS and seen == _watermarks(response):
             self._answers.manager.mark_caught_up(response.model_spec.name, response.model_spec.version.value)
         return response
 
@@ -192,3 +193,9 @@ def add_services(server: grpc.aio.Server, answers: Answers, executor: Executor, 
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(answers), server)
     if with_health:
         server.add_generic_rpc_handlers((health_handler(answers.manager),))
+
+
+def _watermarks(status: predict_pb2.PredictResponse) -> str:
+    """Returns how far the tables of a version are, as its index_status says."""
+    modalities, watermarks = (tf.make_ndarray(status.outputs[name]).tolist() for name in ("modality", "watermark"))
+    return channel.watermarks_text(dict(zip([modality.decode() for modality in modalities], watermarks)))

@@ -56,6 +56,7 @@ class ModelManager:
         session_threads: inter-op and intra-op threads of every version; 0 for one per core.
         limits: of requests.
         index_wait_s: how long a loaded version waits for its item index, to be served without then; 0 for not at all.
+        index_models: the models whose versions wait; None for all.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ModelManager:
         session_threads: tuple[int, int] = (0, 0),
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         index_wait_s: float = 0.0,
+        index_models: typing.Collection[str] | None = None,
     ):
         self._poll_wait_s = poll_wait_s
         self._max_load_retries = max_load_retries
@@ -80,6 +82,7 @@ class ModelManager:
         self._session_threads = session_threads
         self._limits = limits
         self._index_wait_s = index_wait_s
+        self._index_models = index_models
         self._changed = threading.Condition()  # guards all that follows
         self._configs = {config.name: config for config in configs}
         self._models: dict[str, dict[int, Version]] = {}
@@ -158,7 +161,8 @@ class ModelManager:
             _log.error("%s version %d did not load: %s", config.name, version.version, failure.message)
             self._set(version, END, failure.code, failure.message)
             return
-        waits = self._index_wait_s and {UPSERT, STATUS} <= servable.signatures.keys()
+        is_followed = self._index_models is None or config.name in self._index_models
+        waits = self._index_wait_s and is_followed and {UPSERT, STATUS} <= servable.signatures.keys()
         with self._changed:
             version.servable = servable
             version.waits_until = time.monotonic() + self._index_wait_s if waits else None

@@ -67,6 +67,7 @@ class Options:
     ssl: access.SSLConfig | None = None  # None: no TLS
     allow_insecure: bool = False  # whether `host` may face a network without it
     token: str = dataclasses.field(default="", repr=False)  # for upserts and reloads; "": none is set
+    index_models: tuple[str, ...] | None = None  # whose versions wait for the item index; None for all
     index_wait_s: float = 0.0  # for how long a loaded version waits for its item index; negative: without end
     metrics_path: str = ""  # of Prometheus metrics on the REST port; "": none there
     metrics_port: int = -1  # of theirs alone; 0: any free one; -1: none
@@ -112,6 +113,7 @@ async def serve(
         labels_may_lead=options.labels_may_lead,
         session_threads=options.session_threads,
         limits=options.limits,
+        index_models=options.index_models,
         index_wait_s=options.index_wait_s if options.index_wait_s >= 0 else math.inf,
     )
     executor = Executor(options.num_threads or os.cpu_count() or 1, options.limits)

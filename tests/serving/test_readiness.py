@@ -224,7 +224,11 @@ def test_requests_of_a_waiting_server_are_unavailable(index, tmp_path, serving_a
             served(target, [1])
         replica = Replica(target, "tfmm")
         assert replica.versions() == {1: False}
-        replica.tables(1, caught_up=True)
+        found = replica.tables(1)
+        other = {name: status._replace(watermark=status.watermark + 1) for name, status in found.items()}
+        replica.say_caught_up(1, other)  # of a process that is no more
+        assert replica.versions() == {1: False}
+        replica.say_caught_up(1, found)
         assert replica.versions() == {1: True}
         replica.close()
         wait_for(lambda: is_serving(target))
@@ -270,6 +274,56 @@ def test_tfmm_serve_with_an_index_is_ready_with_every_change_on_any_port(root, i
     finally:
         process.kill()
         process.wait()
+
+
+def test_tfmm_serve_with_an_index_follows_it_for_every_model(root, index, tmp_path, export):
+    for name in ("a", "b"):
+        export(index, tmp_path / name / "1")
+    write(index, range(10, 300), time_us=2)
+    models = [f'config {{ name: "{name}" base_path: "{tmp_path / name}" model_platform: "tensorflow" }}'
+              for name in ("a", "b")]  # fmt: skip
+    (tmp_path / "models.config").write_text(f"model_config_list {{ {' '.join(models)} }}")
+    ready_file = tmp_path / "ready.json"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfmm.cli", "serve", f"--model_config_file={tmp_path / 'models.config'}", "--port=0",
+         "--rest_api_port=-1", f"--index={index.url}", f"--ready_file={ready_file}"],
+        cwd=root, env={**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: ready_file.exists() or process.poll() is not None)
+        target = f"127.0.0.1:{json.loads(ready_file.read_text())['grpc_port']}"
+        for name in ("a", "b"):
+            replica = Replica(target, name)
+            assert replica.versions() == {1: True}
+            answer = replica._predict(1, "serving_default", {"item_ids": np.array([1, 10, 299])})
+            assert answer["mask"].all()
+            replica.close()
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def test_writes_without_end_keep_no_server_out_of_service(index, tmp_path, serving_at, export):
+    export(index, tmp_path / "model" / "1", capacity=1 << 20)
+    port, stop = free_port(), threading.Event()
+
+    def write_on():
+        first = 1_000
+        with item_index.ItemIndex(index.path) as own:
+            while not stop.wait(0.005):
+                write(own, range(first, first + 50), time_us=first)
+                first += 50
+
+    writer = threading.Thread(target=write_on)
+    writer.start()
+    try:
+        with replicator.Replicator(index.url, [f"127.0.0.1:{port}"], refresh_s=0.05, batch_size=10) as job:
+            with serving_at(tmp_path / "model", name="tfmm", port=port, index_wait_s=-1.0) as addresses:
+                assert wait_for(lambda: is_serving(addresses["grpc"]))
+                assert any(lag.rows for lag in job.lag())
+    finally:
+        stop.set()
+        writer.join(60)
 
 
 @pytest.mark.slow

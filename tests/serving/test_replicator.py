@@ -309,9 +309,9 @@ def test_command_follows_and_ends_on_sigterm(index, tmp_path, root):
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             told = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
-            table = f'{{modality="image",target="{target}",version="1"}}'
+            table = f'{{modality="image",model_name="tfmm",target="{target}",version="1"}}'
             assert f"tfmm_replica_lag_rows{table} 0.0" in told and f"tfmm_replica_following{table} 1.0" in told
-            assert f'tfmm_replica_reached{{target="{target}"}} 1.0' in told
+            assert f'tfmm_replica_reached{{model_name="tfmm",target="{target}"}} 1.0' in told
             (table,) = json.loads(status.read_text())["tables"]
             assert (table["rows"], table["modality"], table["version"]) == (0, "image", 1)
             process.send_signal(signal.SIGTERM)
