@@ -97,10 +97,10 @@ def _difference_rules(
     models = report["models"]
     if slices is None:  # a report without intervals: by the values alone
         value = _minus(models[candidate]["gauc"], models[reference]["gauc"])
-        slices = {"all": {"gauc": value if value is None else {"value": value, "low": value, "high": value}}}
+        slices = {differences.ALL: {"gauc": value if value is None else {"value": value, "low": value, "high": value}}}
     rules = []
     for name, found in slices.items():
-        slice_gain = min_gain if name == "all" else min(min_gain, -config.max_loss_to_service)
+        slice_gain = min_gain if name == differences.ALL else min(min_gain, -config.max_loss_to_service)
         bounds = {
             "gauc": slice_gain,
             "log_loss": config.max_logloss_rise,
@@ -111,7 +111,7 @@ def _difference_rules(
             what += f", {differences.SLICES[name]}" if differences.SLICES[name] else ""
             reason = found.get("undefined", {}).get(metric)
             if found[metric] is None and reason is not None:
-                rules.append((True, f"{what}: not judged, as {reason}"))
+                rules.append((True, f"{what}: not judged: {reason}"))
             else:
                 rules.append(_paired_rule(what, found[metric], bounds[metric], at_most=metric != "gauc"))
     return rules
