@@ -12,7 +12,7 @@ from tfmm.training.labels import weights_of
 METRICS = {"gauc": "GAUC", "log_loss": "LogLoss", "calibration_error": "Calibration error"}  # and their names in words
 ALL, NEW_ITEMS, WITHOUT_VECTORS = "all", "new_items", "without_vectors"  # slices; the latter two are sets of items
 SLICES = {ALL: "", NEW_ITEMS: "new items", WITHOUT_VECTORS: "items without vectors"}
-LEVEL = 0.99  # of an interval: some twenty are judged at once, and none may refuse a model by chance
+LEVEL = 0.99  # of an interval: some twenty are judged at once; of the sampling alone, without the spread of retraining
 REPLICATES = 1000  # draws of users
 MIN_CLICKS = 30
 
@@ -92,7 +92,7 @@ def slice_difference(
         needed["items"] = found["items"], metrics.MIN_GROUPS
     for metric in wanted:
         of_metric = dict(needed)
-        if metric == "gauc":
+        if metric == "gauc" and users >= metrics.MIN_GROUPS:
             mixed = _users_of_both_classes(labels[counted], user_ids[counted])
             of_metric["users with a click and a non-click"] = mixed, metrics.MIN_GROUPS
         short = [f"{count:,} {what}, {least} are needed" for what, (count, least) in of_metric.items() if count < least]
