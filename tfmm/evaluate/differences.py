@@ -1,4 +1,4 @@
-"""How two models differ on the same rows, with paired intervals: overall, on new items and on items without vectors."""
+"""How two models differ on the same rows, with paired intervals: overall, on new items, on items without any vector."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfmm.training.labels import weights_of
 
 METRICS = {"gauc": "GAUC", "log_loss": "LogLoss", "calibration_error": "Calibration error"}  # and their names in words
 ALL, NEW_ITEMS, WITHOUT_VECTORS = "all", "new_items", "without_vectors"  # slices; the latter two are sets of items
-SLICES = {ALL: "", NEW_ITEMS: "new items", WITHOUT_VECTORS: "items without vectors"}
+SLICES = {ALL: "", NEW_ITEMS: "new items", WITHOUT_VECTORS: "items without any vector"}
 LEVEL = 0.99  # of an interval: some twenty are judged at once; of the sampling alone, without the spread of retraining
 REPLICATES = 1000  # draws of users
 MIN_CLICKS = 30
