@@ -40,8 +40,9 @@ def decide(
 ) -> Verdict:
     """Holds a report against absolute bars, the ID-only twin and, where there is one, the model in service.
 
-    A difference from the twin or the model in service fails where it misses its bound beyond the paired interval:
-    what chance explains refuses no model.
+    A difference from the twin or the model in service fails where it misses its bound beyond the paired interval,
+    which covers the evaluation's sampling; the spread of retraining is not in it, and the bars must cover that. On all
+    rows a difference without an interval is held by its value, with a warning; on other slices it is not judged.
 
     Args:
         report: what `report.evaluate` returned; models are looked up under `report["models"]`.
@@ -72,17 +73,22 @@ def decide(
         _rule(f"GAUC of {candidate}", new["gauc"], config.min_gauc),
         _rule(f"LogLoss of {candidate}", new["logloss"], config.max_logloss, at_most=True),
     ]
-    if candidate != baseline:
-        rules += _difference_rules(report, config, candidate, baseline, config.min_gain_over_id)
+    references = {} if candidate == baseline else {baseline: config.min_gain_over_id}
     if service in models:
-        rules += _difference_rules(report, config, candidate, service, -config.max_loss_to_service)
-    elif reason := report.get(service, {}).get("left_out"):
-        rules.append((True, f"{candidate} is not held against {service}: {reason}"))
+        references[service] = -config.max_loss_to_service
+    warnings = []
+    for reference, min_gain in references.items():
+        rules += _difference_rules(report, config, candidate, reference, min_gain)
+        warnings += _unjudged(report, candidate, reference)
+    reason = report.get(service, {}).get("left_out")
+    if service not in models and reason:
+        warnings.append(f"{candidate} is not held against {service}: {reason}")
+        rules.append((True, warnings[-1]))
     rules += _hidden_rules(report.get("hidden", {"models": {}}), candidate, config.max_hidden_bias)
     encoder_rules = list(_encoder_rules(report, candidate, config.encoders))
     reasons = tuple(text for held, text in rules + encoder_rules if not held)
-    warnings = tuple(text for held, text in encoder_rules if held)
-    return Verdict(not reasons, reasons, tuple(text for _, text in rules), warnings)
+    warnings += [text for held, text in encoder_rules if held]
+    return Verdict(not reasons, reasons, tuple(text for _, text in rules), tuple(warnings))
 
 
 def _difference_rules(
@@ -92,15 +98,17 @@ def _difference_rules(
     reference: str,
     min_gain: float,
 ) -> list[Rule]:
-    """Holds a model against another on each slice; a loss in GAUC on a slice is held to what service may lose."""
+    """Holds a model against another on each slice; a loss in GAUC on a slice is held to what service may lose.
+
+    What has no interval is not judged on a slice, and on all rows held by its value: too few rows pass no model.
+    """
     slices = report.get("differences", {}).get(candidate, {}).get(reference)
-    models = report["models"]
-    if slices is None:  # a report without intervals: by the values alone
-        value = _minus(models[candidate]["gauc"], models[reference]["gauc"])
-        slices = {"all": {"gauc": value if value is None else {"value": value, "low": value, "high": value}}}
+    values = _differences_alone(report["models"], candidate, reference)
+    if slices is None:  # a report without intervals
+        slices = {differences.ALL: {"gauc": values["gauc"]}}
     rules = []
     for name, found in slices.items():
-        slice_gain = min_gain if name == "all" else min(min_gain, -config.max_loss_to_service)
+        slice_gain = min_gain if name == differences.ALL else min(min_gain, -config.max_loss_to_service)
         bounds = {
             "gauc": slice_gain,
             "log_loss": config.max_logloss_rise,
@@ -110,11 +118,40 @@ def _difference_rules(
             what = f"{differences.METRICS[metric]} of {candidate} minus {differences.METRICS[metric]} of {reference}"
             what += f", {differences.SLICES[name]}" if differences.SLICES[name] else ""
             reason = found.get("undefined", {}).get(metric)
-            if found[metric] is None and reason is not None:
-                rules.append((True, f"{what}: not judged, as {reason}"))
+            if found[metric] is None and name == differences.ALL:
+                rules.append(_paired_rule(what, values[metric], bounds[metric], at_most=metric != "gauc"))
+            elif found[metric] is None and reason is not None:
+                rules.append((True, f"{what}: not judged: {reason}"))
             else:
                 rules.append(_paired_rule(what, found[metric], bounds[metric], at_most=metric != "gauc"))
     return rules
+
+
+def _differences_alone(
+    models: typing.Mapping[str, typing.Mapping[str, typing.Any]], candidate: str, reference: str
+) -> dict[str, dict[str, float] | None]:
+    """Returns how a model differs from another on all rows, without an interval; None for what one of them lacks."""
+    new, old = (
+        {
+            "gauc": models[name]["gauc"],
+            "log_loss": models[name]["logloss"],
+            "calibration_error": None if found is None else abs(found - 1.0),
+        }
+        for name, found in ((name, models[name].get("calibration")) for name in (candidate, reference))
+    )
+    values = {metric: _minus(new[metric], old[metric]) for metric in new}
+    return {
+        metric: None if value is None else dict.fromkeys(("value", "low", "high"), value)
+        for metric, value in values.items()
+    }
+
+
+def _unjudged(report: typing.Mapping[str, typing.Any], candidate: str, reference: str) -> list[str]:
+    """Returns a warning for each reason for which a difference on all rows has no interval."""
+    slices = report.get("differences", {}).get(candidate, {}).get(reference, {})
+    reasons = dict.fromkeys(slices.get(differences.ALL, {}).get("undefined", {}).values())
+    said = f"{candidate} is held against {reference} without an interval, so that chance may decide"
+    return [f"{said}: {reason}" for reason in reasons]
 
 
 def _paired_rule(
@@ -142,12 +179,13 @@ def _encoder_rules(report: typing.Mapping[str, typing.Any], candidate: str, sett
     """Says what each encoder did not learn, and what the click model would lose without its vectors.
 
     With the setting "refuse", an encoder that is not better than its untrained self fails, unless the click model
-    ranks worse, beyond the interval, with the vectors of its modality hidden.
+    ranks worse, beyond the interval, with the vectors of its modality hidden, or that could not be measured.
     """
     worth = report.get("hidden", {}).get("worth", {}).get(candidate, {})
     for modality, facts in report.get("encoders", {}).items():
         warnings = facts.get("warnings", [])
-        gain = missing.set_of(modality, worth).get("gauc") if warnings else None
+        found = missing.set_of(modality, worth)
+        gain = found.get("gauc")
         is_needed = gain is not None and gain["low"] > 0.0
         said = " ".join(warnings)
         if gain is not None:
@@ -161,8 +199,15 @@ def _encoder_rules(report: typing.Mapping[str, typing.Any], candidate: str, sett
                 else ", within noise: it may be as good without them, which a run tells whose `modalities` lack "
                 f"{modality}."
             )
+        else:
+            why = (
+                found.get("undefined", {}).get("gauc")
+                or report.get("hidden", {}).get("left_out", {}).get(candidate)
+                or "the report has no scores with hidden vectors"
+            )
+            said += f" What its vectors are worth to {candidate} could not be measured: {why}."
         if warnings:
-            yield setting == "warn" or is_needed or not facts.get("is_no_better"), said
+            yield setting == "warn" or gain is None or is_needed or not facts.get("is_no_better"), said
 
 
 def _minus(left: float | None, right: float | None) -> float | None:

@@ -57,7 +57,7 @@ def evaluate(
             the export.
     Returns:
         The report, see `compare`, with `encoders`; with `differences` from the baseline and the model in service,
-        paired, overall, on new items and, where `snapshot_dir` is given, on items without vectors (see
+        paired, overall, on new items and, where `snapshot_dir` is given, on items without any vector (see
         `differences.report`); with `hidden`: the scores with the target's vectors hidden (see
         `missing.hidden_report`); with `missing` where `snapshot_dir` is given (see `missing.missing_report`); and,
         where there is a model in service, with `in_service`: the rows of the index that it took, and why it is
@@ -84,13 +84,13 @@ def evaluate(
     report = compare(scores, label, user, rows["item_id"], counts, baseline, weights)
     report["encoders"] = dict(encoders or {})
     report["hidden"] = missing.hidden_report(hidden, scores, label, user, chosen, weights)
-    slices = {"all": np.ones(len(label), bool), "new_items": counts == 0}
+    slices = {differences.ALL: np.ones(len(label), bool), differences.NEW_ITEMS: counts == 0}
     if snapshot_dir is not None:
         lacks = missing.lacking(snapshot_dir, rows["item_id"])
         report["missing"] = missing.missing_report(lacks, scores, label, user, weights)
-        slices["without_vectors"] = np.any(list(lacks.values()), axis=0)
+        slices[differences.WITHOUT_VECTORS] = np.all(list(lacks.values()), axis=0)
     references = (baseline, in_service.NAME)
-    report["differences"] = differences.report(scores, references, label, user, slices, weights)
+    report["differences"] = differences.report(scores, references, label, user, rows["item_id"], slices, weights)
     if service:
         report[in_service.NAME] = service
     folder = pathlib.Path(output_dir).absolute()  # pyarrow takes other relative names for URIs

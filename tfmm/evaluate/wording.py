@@ -42,10 +42,19 @@ def difference_lines(report: Facts, model: str = "multimodal") -> list[str]:
     for reference, slices in report.get("differences", {}).get(model, {}).items():
         for name, found in slices.items():
             parts = [f"{differences.METRICS[m]} {signed(found[m])}" for m in differences.METRICS if found.get(m)]
+            parts += _unjudged(found.get("undefined", {}))
             where = f", {differences.SLICES[name]}" if differences.SLICES[name] else ""
             counts = f"{found['rows']:,} rows, {found['clicks']:,} clicks, {found['users']:,} users"
-            lines.append(f"{model} - {reference}{where}: {', '.join(parts) or 'too few rows'} ({counts})")
+            lines.append(f"{model} - {reference}{where}: {', '.join(parts)} ({counts})")
     return lines
+
+
+def _unjudged(undefined: typing.Mapping[str, str]) -> list[str]:
+    """Returns per reason which metrics have no interval."""
+    names: dict[str, list[str]] = {}
+    for metric, reason in undefined.items():
+        names.setdefault(reason, []).append(differences.METRICS[metric])
+    return [f"{' and '.join(metrics)} not judged: {reason}" for reason, metrics in names.items()]
 
 
 def signed(found: typing.Mapping[str, float]) -> str:

@@ -30,11 +30,11 @@ def sigmoid(values):
     return 1 / (1 + np.exp(-values))
 
 
-def judge(scores, labels, users, slices=None, config=CONFIG):
-    counts = np.ones(len(labels), int)
-    report = report_lib.compare(scores, labels, users, users, counts)
-    slices = {"all": np.ones(len(labels), bool), **(slices or {})}
-    report["differences"] = differences.report(scores, ("id", "in_service"), labels, users, slices)
+def judge(scores, labels, users, slices=None, config=CONFIG, items=None):
+    counts, items = np.ones(len(labels), int), np.arange(len(labels)) if items is None else items
+    report = report_lib.compare(scores, labels, users, items, counts)
+    slices = {differences.ALL: np.ones(len(labels), bool), **(slices or {})}
+    report["differences"] = differences.report(scores, ("id", "in_service"), labels, users, items, slices)
     json.dumps(report, allow_nan=False)
     return gate.decide(report, config)
 
@@ -80,6 +80,54 @@ def test_model_of_the_same_truth_is_refused_by_chance_alone_in_few_of_many_runs(
     assert refused <= 6  # a dozen lines each, no true difference in any; 2 of 60 are refused
 
 
+def refusals(num_items, name, runs=60):
+    """Judges models that each err once per item, on a slice of so many items that all users see: none is better."""
+    refused = 0
+    for seed in range(runs):
+        generator = np.random.default_rng(seed)
+        users, items = np.repeat(np.arange(600), 5), generator.integers(0, num_items, 3000)
+        truth = generator.normal(-1.5, 0.7, len(users))
+        labels = (generator.random(len(users)) < sigmoid(truth)).astype(int)
+        errors = generator.normal(0, 0.5, (3, num_items))
+        names = ("id", "multimodal", "in_service")
+        scores = {model: sigmoid(truth + error[items]) for model, error in zip(names, errors)}
+        rows = np.ones(len(users), bool)
+        found = differences.report(scores, ("id", "in_service"), labels, users, items, {name: rows})
+        models = {model: {"auc": 0.6, "gauc": 0.6, "logloss": 0.4} for model in scores}
+        refused += not gate.decide({"models": models, "differences": found}, CONFIG).passed
+    return refused
+
+
+def test_models_that_err_by_item_are_refused_by_chance_on_few_slices_of_items():
+    assert refusals(8, "new_items") == 0  # too few to judge; by users alone 22 of 60 are refused
+    assert refusals(40, "without_vectors") <= 2  # by users alone 5
+
+
+def test_slice_of_few_items_is_not_judged_and_that_is_said():
+    labels, users, probability = log()
+    items = np.arange(len(users)) % 8
+    scores = {"id": probability, "multimodal": noisy(probability, 1.5)}
+    rows = np.random.default_rng(0).random(len(labels)) < 0.2
+    verdict = judge(scores, labels, users, {"new_items": rows}, items=items)
+    said = [line for line in verdict.checks if "new items" in line]
+    assert len(said) == 3 and all(line.endswith(", new items: not judged: 8 items, 30 are needed") for line in said)
+
+
+def test_interval_of_a_slice_of_items_holds_that_of_items():
+    labels, users, probability = log()
+    items = np.random.default_rng(1).integers(0, 35, len(users))
+    error = np.random.default_rng(2).normal(0, 0.5, 35)[items]
+    columns = labels, sigmoid(logit(probability) + error), probability, users
+    alone, both = differences.slice_difference(*columns), differences.slice_difference(*columns, item_ids=items)
+    for metric in ("log_loss", "calibration_error"):
+        drawn = metrics.user_bootstrap(
+            metric, labels, columns[1], items, baseline_scores=probability, level=differences.LEVEL
+        )
+        assert both[metric]["low"] == min(alone[metric]["low"], drawn.low)
+        assert both[metric]["high"] == max(alone[metric]["high"], drawn.high)
+    assert both["gauc"] == alone["gauc"]
+
+
 def test_scores_off_the_click_rate_are_refused_though_the_order_is_better():
     labels, users, probability = log()
     scores = {"id": noisy(probability, 0.5), "multimodal": sigmoid(logit(probability) + 0.17)}
@@ -90,8 +138,9 @@ def test_scores_off_the_click_rate_are_refused_though_the_order_is_better():
     assert judge(scores, labels, users, config=dataclasses.replace(config, max_calibration_rise=0.2)).passed
 
 
-@pytest.mark.parametrize(("name", "words"), [("new_items", "new items"), ("without_vectors", "items without vectors")])
-def test_loss_on_a_slice_alone_is_refused(name, words):
+@pytest.mark.parametrize("name", ["new_items", "without_vectors"])
+def test_loss_on_a_slice_alone_is_refused(name):
+    words = differences.SLICES[name]
     labels, users, probability = log()
     rows = np.random.default_rng(0).random(len(labels)) < 0.2
     model = np.where(rows, noisy(probability, 1.6), probability)
@@ -105,8 +154,8 @@ def test_slice_with_few_users_is_not_judged_and_that_is_said():
     scores = {"id": probability, "multimodal": np.where(users < 12, 1 - probability, probability)}
     verdict = judge(scores, labels, users, {"new_items": users < 12}, dataclasses.replace(CONFIG, max_logloss_rise=1.0))
     said = [line for line in verdict.checks if "new items" in line]
-    assert len(said) == 3 and all("not judged, as 12 users" in line for line in said)
-    assert all("30 and 30 are needed" in line for line in said)
+    assert len(said) == 3 and all("not judged: 12 users" in line for line in said)
+    assert all(line.endswith(", 30 are needed") for line in said)
 
 
 def test_model_in_service_is_held_against_by_the_same_metrics():
@@ -128,9 +177,9 @@ def test_model_in_service_that_cannot_score_the_rows_is_said():
 
 def test_twin_alone_is_held_against_the_model_in_service():
     labels, users, probability = log(num_users=100)
-    slices = {"all": np.ones(len(labels), bool)}
+    slices = {differences.ALL: np.ones(len(labels), bool)}
     scores = {"id": noisy(probability, 0.5), "in_service": probability}
-    found = differences.report(scores, ("id", "in_service"), labels, users, slices)
+    found = differences.report(scores, ("id", "in_service"), labels, users, np.arange(len(users)), slices)
     assert list(found) == ["id"] and list(found["id"]) == ["in_service"]
 
 

@@ -75,6 +75,8 @@ def test_rows_that_lack_vectors_are_reported_per_modality(shop, saved, rows, tmp
         assert found["rows"] > 0 and set(found["models"]) == {"id", "multimodal"}
         score = 1 / (1 + np.exp(3.0 - rows["item_id"][chosen] % 5))
         assert found["models"]["id"]["mean_score"] == pytest.approx(score.mean(), rel=1e-6)
+    gated = report["differences"]["multimodal"]["id"]["without_vectors"]
+    assert gated["rows"] == lacks["all"].sum() < (lacks["image"] | lacks["text"]).sum()
     assert json.loads((tmp_path / "report.json").read_text()) == report
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tfmm.metrics import auc, calibration, gauc, log_loss, mean_interval, user_bootstrap
+from tfmm.metrics import auc, calibration, confidence, gauc, log_loss, mean_interval, user_bootstrap
 
 FUNCTIONS = {
     "auc": auc,
@@ -126,3 +126,15 @@ def test_refuses(changes, match):
     }
     with pytest.raises(ValueError, match=match):
         user_bootstrap(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("metric", FUNCTIONS)
+def test_many_users_are_drawn_in_bundles_with_an_interval_as_wide(metric, monkeypatch):
+    labels, scores, users = impressions(0, users=3000)
+    other = 1 - scores
+    each = user_bootstrap(metric, labels, scores, users, baseline_scores=other, replicates=400)
+    monkeypatch.setattr(confidence, "MAX_DRAWN", 700)
+    bundled = user_bootstrap(metric, labels, scores, users, baseline_scores=other, replicates=400)
+    assert bundled.value == pytest.approx(each.value, abs=1e-12)
+    assert bundled.standard_error == pytest.approx(each.standard_error, rel=0.2)
+    assert bundled != each and bundled.low < each.value < bundled.high

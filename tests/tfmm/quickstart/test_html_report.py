@@ -54,7 +54,8 @@ def test_report_is_one_escaped_file(tmp_path):
         "stages": {"Push": 1.0},
         "hidden": {"nothing": SLICE, "all": {**SLICE, "auc": None}},
         "differences": {"multimodal": {"in_service": {"all": {
-            "rows": 9, "clicks": 3, "gauc": None, "log_loss": {"value": 0.03, "low": 0.01, "high": 0.05},
+            "rows": 9, "clicks": 3, "undefined": {"gauc": "3 clicks, 30 are needed"}, "gauc": None,
+            "log_loss": {"value": 0.03, "low": 0.01, "high": 0.05},
         }}}},
         "in_service": {"index": {"text": {"rows": 4, "left_out": None}}, "left_out": None},
         "missing": {"all": {"rows": 0, "models": {}}, "text": {"rows": 7, "models": {"multimodal": SLICE}}},

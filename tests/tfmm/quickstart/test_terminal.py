@@ -132,7 +132,7 @@ def test_result_table_shows_differences(tmp_path):
     assert "It is no better." not in said  # the verdict says it, and first
     assert "Target's vectors hidden (all): mean score / click rate 0.980, AUC 0.5610" in said
     assert "Target's vectors hidden (image): too few rows" in said and said.count("vectors hidden") == 2
-    assert "multimodal - id, new items: GAUC +0.0500 [-0.0100, +0.1200] (90 rows, 31 clicks, 30 users)" in said
+    assert "multimodal - id, new items: GAUC +0.0500 [-0.0100, +0.1200], LogLoss not judged: too few (90 rows" in said
 
 
 def test_verdict_reasons_and_warnings_are_said_first():
