@@ -15,7 +15,7 @@ import typing
 import grpc
 import uvicorn
 
-from serving import metrics
+from serving import channel, metrics
 from serving.model_server import access, config, errors, http_limits
 from serving.model_server.answers import Answers
 from serving.model_server.config import ModelConfig
@@ -119,7 +119,7 @@ async def serve(
         manager,
         as_tensor_content=options.as_tensor_content,
         verify_methods=options.verify_signature_methods,
-        guard=access.Guard(options.token, is_local=access.is_local(options.host)),
+        guard=access.Guard(options.token, is_local=channel.is_local(options.host)),
     )
     arguments = _GRPC_ARGUMENTS | {"grpc.max_receive_message_length": options.limits.max_request_bytes}
     arguments |= dict(options.grpc_arguments)
