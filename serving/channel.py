@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import ipaddress
 import os
 import pathlib
 import ssl
 import typing
-from urllib.parse import quote
+import urllib.parse
 
 import grpc
 
@@ -25,7 +26,7 @@ def watermarks_text(watermarks: typing.Mapping[str, int]) -> str:
     >>> watermarks_text({"text": 7, "image": 12})
     'image=12,text=7'
     """
-    return ",".join(f"{quote(modality)}={watermark}" for modality, watermark in sorted(watermarks.items()))
+    return ",".join(f"{urllib.parse.quote(modality)}={watermark}" for modality, watermark in sorted(watermarks.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Access:
         ca_file: PEM file of who signed the server's certificate; "" for a server without TLS.
         cert_file: PEM file of the caller's own certificate, where the server wants one (`client_verify`).
         key_file: its key.
+        allow_insecure: whether the token may leave this machine without TLS.
     """
 
     token: str = dataclasses.field(default="", repr=False)
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
+    allow_insecure: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.cert_file) != bool(self.key_file) or (self.cert_file and not self.ca_file):
@@ -62,8 +65,33 @@ class Access:
             context.load_cert_chain(self.cert_file, self.key_file)
         return context
 
+    def verify(self, target: str, rest_url: str | None = None) -> None:
+        """Raises ValueError where the token would leave this machine in the clear.
+
+        Args:
+            target: as gRPC takes it.
+            rest_url: of REST; None where it is not called.
+        """
+        if not self.token or self.allow_insecure:
+            return
+        clear = [] if self.ca_file or _is_local_target(target) else [target]
+        if rest_url is not None:
+            url = urllib.parse.urlsplit(rest_url)
+            clear += [] if url.scheme == "https" or is_local(url.hostname or "") else [rest_url]
+        if clear:
+            raise ValueError(
+                f"A token must leave this machine over TLS. Received one, and without TLS: {', '.join(clear)}. Give "
+                "`ca_file` (--ssl-ca-file) and, of REST, an https URL; or `allow_insecure` (--allow-insecure) where "
+                "something else encrypts the way."
+            )
+
     def open(self, target: str, options: typing.Sequence[tuple[str, typing.Any]] = ()) -> grpc.Channel:
-        """Returns a channel to host:port."""
+        """Returns a channel to host:port, or another target of gRPC's.
+
+        Raises:
+            ValueError: as `verify`.
+        """
+        self.verify(target)
         if not self.ca_file:
             return grpc.insecure_channel(target, options)
         files = [self.ca_file, self.key_file, self.cert_file]
@@ -72,6 +100,32 @@ class Access:
 
 
 NO_ACCESS = Access()  # of a server on this machine
+
+
+def is_local(host: str) -> bool:
+    """Returns whether an address is reached from this machine alone.
+
+    >>> [is_local(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "10.0.0.7", "server")]
+    [True, True, True, False, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_local_target(target: str) -> bool:
+    """Returns whether a target of gRPC's surely stays on this machine.
+
+    >>> [_is_local_target(target) for target in ("unix:/run/s", "dns:///localhost:1", "[::1]:1", "ipv4:10.0.0.7:1")]
+    [True, True, True, False]
+    """
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
+        target = target.removeprefix(scheme)
+    hosts = [address.rpartition(":")[0] or address for address in target.split(",")]
+    return all(is_local(host.removeprefix("[").removesuffix("]")) for host in hosts)
 
 
 def read_token(path: str = "") -> str:
@@ -95,6 +149,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ssl-ca-file", default="", help="PEM of who signed the servers' certificates; they use TLS")
     parser.add_argument("--ssl-cert-file", default="", help="PEM of the own certificate, where servers want one")
     parser.add_argument("--ssl-key-file", default="", help="PEM of its key")
+    parser.add_argument("--allow-insecure", action="store_true", help="let the token leave this machine without TLS")
 
 
 def from_options(options: typing.Any) -> Access:
@@ -104,5 +159,9 @@ def from_options(options: typing.Any) -> Access:
         ValueError, OSError: as `read_token` and `Access`.
     """
     return Access(
-        read_token(options.token_file), options.ssl_ca_file, options.ssl_cert_file, options.ssl_key_file
+        read_token(options.token_file),
+        options.ssl_ca_file,
+        options.ssl_cert_file,
+        options.ssl_key_file,
+        options.allow_insecure,
     )

@@ -56,6 +56,8 @@ class RankingClient:
         model_name: the model's name at the server.
         timeout_s: per call; it travels with the call, so that a server does not work for nobody.
         access: what the server asks of its callers: `Access(ca_file=...)` for TLS, a token for upserts.
+    Raises:
+        ValueError: a token would leave this machine without TLS.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class RankingClient:
     ):
         self._target, self._rest_url = target, rest_url
         self._model_name, self._timeout_s = model_name, timeout_s
+        access.verify(target, rest_url)
         self._metadata = access.metadata()
         self._channel = access.open(target, _OPTIONS)
         self._ssl = access.context() if (rest_url or "").startswith("https:") else None

@@ -136,7 +136,7 @@ def _faults(flags: argparse.Namespace) -> list[str]:
         result.append("Waits between looks at files must be 0 or more seconds.")
     if flags.index_wait_seconds > 0 and flags.file_system_poll_wait_seconds == 0:
         result.append("--index_wait_seconds needs looks at the files: --file_system_poll_wait_seconds must not be 0.")
-    if flags.index_wait_seconds and not access.is_local(flags.host) and not (
+    if flags.index_wait_seconds and not channel.is_local(flags.host) and not (
         flags.token_file or os.environ.get(channel.TOKEN_VARIABLE)
     ):
         result.append(

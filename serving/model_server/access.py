@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hmac
-import ipaddress
 import pathlib
 import ssl
 import tempfile
@@ -98,21 +97,9 @@ def _descriptor():  # type: ignore[no-untyped-def]
     return pool.FindMessageTypeByName("tfmm.serving.SSLConfig")
 
 
-def is_local(host: str) -> bool:
-    """Returns whether an address is reached from this machine alone.
-
-    >>> [is_local(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "10.0.0.7", "server")]
-    [True, True, True, False, False, False]
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def faults(host: str, has_ssl: bool, allow_insecure: bool) -> list[str]:
     """Returns what keeps a server from listening at an address."""
-    if is_local(host) or has_ssl or allow_insecure:
+    if channel.is_local(host) or has_ssl or allow_insecure:
         return []
     return [f"--host={host} faces a network: {_ADVICE}."]
 

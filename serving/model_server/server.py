@@ -15,7 +15,7 @@ import typing
 import grpc
 import uvicorn
 
-from serving import metrics
+from serving import channel, metrics
 from serving.model_server import access, config, errors, http_limits
 from serving.model_server.answers import Answers
 from serving.model_server.config import ModelConfig
@@ -121,7 +121,7 @@ async def serve(
         manager,
         as_tensor_content=options.as_tensor_content,
         verify_methods=options.verify_signature_methods,
-        guard=access.Guard(options.token, is_local=access.is_local(options.host)),
+        guard=access.Guard(options.token, is_local=channel.is_local(options.host)),
     )
     arguments = _GRPC_ARGUMENTS | {"grpc.max_receive_message_length": options.limits.max_request_bytes}
     arguments |= dict(options.grpc_arguments)
@@ -151,6 +151,8 @@ async def serve(
             await asyncio.sleep(0.02)
         if reserved:
             reserved.close()
+        if listener:
+            _listen(listener, "REST")
         _add_ports(grpc_server, options, grpc_port)
         await grpc_server.start()
         facts = {"pid": os.getpid(), "grpc_port": grpc_port, "rest_port": rest_port}
@@ -173,7 +175,7 @@ async def serve(
             options.grpc_socket_path if grpc_port is None else f"{options.host}:{grpc_port}",
             f"{options.host}:{rest_port}" if listener else "no port",
         )
-        await stop.wait()
+        await _until(stop, rest_ends)
     finally:
         for task in background:
             task.cancel()
@@ -189,6 +191,18 @@ async def serve(
         if options.ready_file:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(options.ready_file)
+
+
+async def _until(stop: asyncio.Event, rest_ends: asyncio.Task[None] | None) -> None:
+    """Waits for `stop`; raises what ends REST before."""
+    stops = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([stops, *filter(None, [rest_ends])], return_when=asyncio.FIRST_COMPLETED)
+        if rest_ends is not None and rest_ends.done() and not stop.is_set():
+            await rest_ends
+            raise RuntimeError("REST ended by itself.")
+    finally:
+        stops.cancel()
 
 
 async def _announce(manager: ModelManager, ready_file: str, facts: dict[str, int | None]) -> None:
@@ -245,7 +259,11 @@ def _add_ports(server: grpc.aio.Server, options: Options, port: int | None) -> N
 
 
 def _reserve(host: str, port: int) -> socket.socket:
-    """Binds a port that nobody is to have meanwhile; it refuses connections until something listens."""
+    """Finds and binds a port; it refuses connections until something listens.
+
+    It is not this server's yet: another that binds with SO_REUSEADDR, as servers do, may have it too until one of them
+    listens.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sends at once on sockets that name their protocol; others wait 40 ms for the client's ACK
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -256,3 +274,12 @@ def _reserve(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _listen(listener: socket.socket, name: str) -> None:
+    """Takes a reserved port for good; whoever serves on it listens again, which changes nothing."""
+    try:
+        listener.listen()
+    except OSError as error:
+        host, port = listener.getsockname()[:2]
+        raise OSError(error.errno, f"{name} cannot listen on {host}, port {port}: {error.strerror}") from error

@@ -253,6 +253,36 @@ def test_secrets_are_not_printed(tls):
     assert TOKEN not in repr(channel.Access(TOKEN))
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["server:8500", "10.1.2.3:8500", "dns:///server:8500", "ipv4:127.0.0.1:1,10.1.2.3:1", "localhost.example:8500",
+     "dns://10.1.2.3/localhost:8500", "[2001:db8::1]:8500"],
+)  # fmt: skip
+def test_token_does_not_leave_this_machine_in_the_clear(target, tls, tmp_path, capsys):
+    clear, here = channel.Access(TOKEN), "127.0.0.1:8500"
+    for make in (Replica, client.RankingClient):
+        with pytest.raises(ValueError, match="over TLS") as refused:
+            make(target, model_name="m", access=clear)
+        assert target in str(refused.value) and "--allow-insecure" in str(refused.value)
+        assert TOKEN not in str(refused.value)
+    with pytest.raises(ValueError, match=r"without TLS: http://server:8501\. Give"):
+        client.RankingClient(here, "http://server:8501", access=channel.Access(TOKEN, str(tls / "authority.pem")))
+    (tmp_path / "token").write_text(TOKEN)
+    flags = [f"--index={tmp_path / 'items.sqlite'}", f"--target={target}", f"--token-file={tmp_path / 'token'}"]
+    with pytest.raises(SystemExit, match="2"):
+        replicator.main(flags)
+    assert "A token must leave this machine over TLS" in capsys.readouterr().err
+    for allowed in (channel.NO_ACCESS, channel.Access(TOKEN, allow_insecure=True),
+                    channel.from_options(replicator.parser().parse_args([*flags, "--allow-insecure"]))):  # fmt: skip
+        client.RankingClient(target, "http://server:8501", access=allowed).close()
+    client.RankingClient(target, "https://server", access=channel.Access(TOKEN, str(tls / "authority.pem"))).close()
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1:1", "localhost:1", "[::1]:1", "dns:///localhost:1", "unix:/run/s"])
+def test_token_goes_in_the_clear_on_this_machine(target):
+    client.RankingClient(target, "http://localhost:8501", access=channel.Access(TOKEN)).close()
+
+
 def test_half_a_certificate_is_refused():
     with pytest.raises(ValueError, match="belong together"):
         channel.Access(ca_file="ca.pem", cert_file="own.pem")

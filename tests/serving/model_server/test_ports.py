@@ -1,0 +1,63 @@
+"""A server has all of its ports, or ends and says why."""
+
+import asyncio
+import errno
+import os
+import socket
+
+import pytest
+
+from serving.model_server import server
+from serving.model_server.config import ModelConfig
+
+
+def bound():
+    """A socket on a free port, as servers bind theirs, that does not listen."""
+    found = socket.socket()
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.bind(("127.0.0.1", 0))
+    return found
+
+
+def test_rest_port_that_another_server_takes_meanwhile_ends_the_start(tmp_path, half_plus_two_dir):
+    """Both have bound the port, which is no error; the other one listens first."""
+    base, ready_file = tmp_path / "m", tmp_path / "ready.json"
+    base.mkdir()
+    with bound() as other, socket.create_server(("127.0.0.1", 0)) as free:
+        port, metrics_port = other.getsockname()[1], free.getsockname()[1]
+        free.close()
+        options = server.Options(
+            (ModelConfig("m", str(base)),), port=0, rest_api_port=port, metrics_port=metrics_port,
+            ready_file=str(ready_file), poll_wait_s=0.05, stop_grace_s=0.0,
+        )  # fmt: skip
+
+        async def start():
+            serves = asyncio.create_task(server.serve(options, asyncio.Event()))
+            while not serves.done():  # until it has bound its ports and looks for a version
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", metrics_port)
+                    writer.close()
+                    break
+                except ConnectionRefusedError:
+                    await asyncio.sleep(0.02)
+            other.listen()
+            os.symlink(half_plus_two_dir / "123", base / "1")
+            await asyncio.wait_for(serves, 120)
+
+        with pytest.raises(OSError, match=rf"REST cannot listen on 127\.0\.0\.1, port {port}: .*in use") as refused:
+            asyncio.run(start())
+    assert refused.value.errno == errno.EADDRINUSE
+    assert not ready_file.exists()
+
+
+def test_rest_that_ends_by_itself_ends_the_server():
+    async def run(end):
+        with pytest.raises(RuntimeError, match=r"REST ended by itself|a fault"):
+            await server._until(asyncio.Event(), asyncio.create_task(end))
+
+    async def ends(error=None):
+        if error:
+            raise error
+
+    asyncio.run(run(ends()))
+    asyncio.run(run(ends(RuntimeError("a fault"))))
