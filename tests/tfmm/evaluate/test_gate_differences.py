@@ -59,7 +59,7 @@ def test_better_order_with_worse_log_loss_is_refused():
 
 
 def test_same_rise_on_few_rows_may_be_chance_and_the_interval_says_so():
-    labels, users, probability = log(num_users=40, rows=6)
+    labels, users, probability = log(num_users=60, rows=6)
     scores = {"id": noisy(probability, 0.5), "multimodal": noisy(probability, 0.6, seed=2)}
     rise = metrics.log_loss(labels, scores["multimodal"]) - metrics.log_loss(labels, scores["id"])
     assert rise > CONFIG.max_logloss_rise
