@@ -20,6 +20,7 @@ from serving import client as client_lib
 from tfmm import config as config_lib
 
 SETTLE_S = 2.0
+LOAD_S = 300.0  # a version that is not in service by then will never be
 
 
 def ask_until(stop: threading.Event, target: str, counts: dict[str, int], faults: list[str]) -> None:
@@ -43,7 +44,10 @@ def swap(server: served_model.Server, base_path: pathlib.Path, swaps: int) -> li
             building = base_path.parent / f"building-{version}"
             shutil.copytree(first, building)
             building.replace(base_path / str(version))
-            while client.versions() != [version]:
+            deadline = time.monotonic() + LOAD_S
+            while (served := client.versions()) != [version]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"Version {version} is not in service after {LOAD_S} s. In service: {served}.")
                 time.sleep(0.1)
             time.sleep(SETTLE_S)
             memory_mb.append(server.memory_mb())
