@@ -69,6 +69,7 @@ class SCLConfig:
     weight_decay: float = 1e-4
     memory_bank_size: int = 196_800  # K at most, as in the paper; 0: no bank
     memory_bank_share: float = 0.01  # K at most, per distinct positive item: a bank must not hold what also fits
+    lone_positive_bank: int = 8_192  # K at most where a query has one positive item, see `pretrain.plan`; 0: as above
     momentum: float = 0.99  # of the key encoder
     temperature: float = 0.07  # start of the learnable temperature
     in_batch_negatives: bool = True  # beside the memory bank
@@ -88,6 +89,7 @@ class SCLConfig:
             0 < self.dim <= MAX_DIM, f"`dim` must lie in 1..{MAX_DIM} (int8 dots are exact up to there).", self.dim
         )
         require(self.memory_bank_size >= 0, "`memory_bank_size` must not be negative.", self.memory_bank_size)
+        require(self.lone_positive_bank >= 0, "`lone_positive_bank` must not be negative.", self.lone_positive_bank)
         require(self.memory_bank_share >= 0.0, "`memory_bank_share` must not be negative.", self.memory_bank_share)
         require(0.0 <= self.momentum < 1.0, "`momentum` must lie in [0, 1).", self.momentum)
         require(

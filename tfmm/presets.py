@@ -75,6 +75,7 @@ def paper() -> RunConfig:
     scl = SCLConfig(
         dim=128,
         memory_bank_size=196_800,
+        lone_positive_bank=196_800,
         batch_size=1_024,
         max_pairs_seen=1 << 40,
         image_size=224,

@@ -31,6 +31,7 @@ FROM_MANIFEST = (
     "heldout_pairs",
     "heldout_items",
     "distinct_positives",
+    "positives_per_query",
     "memory_bank_size",
     "batch_size",
     "epochs",

@@ -8,6 +8,8 @@ import numpy as np
 
 from tfmm.config import SCLConfig
 
+LONE = 1.5  # positives per query: up to here most pairs have a query to which nothing else is known to fit
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -15,6 +17,8 @@ class Plan:
 
     Attributes:
         distinct_positives: positive items of the training pairs.
+        positives_per_query: how many distinct positive items a pair's query has, its own among them; the mean of the
+            pairs.
         memory_bank_size: K; 0 trains without a bank.
         batch_size: B; the pairs of an epoch where they are fewer.
         epochs: how often the pairs are seen.
@@ -22,6 +26,7 @@ class Plan:
     """
 
     distinct_positives: int
+    positives_per_query: float
     memory_bank_size: int
     batch_size: int
     epochs: int
@@ -33,13 +38,15 @@ class Plan:
         return self.epochs * (self.pairs_per_epoch // self.batch_size)
 
 
-def make_plan(config: SCLConfig, item_ids: np.ndarray) -> Plan:
+def make_plan(config: SCLConfig, queries: np.ndarray, item_ids: np.ndarray) -> Plan:
     """Fits the settings to the training pairs.
 
     Memory bank: at most `memory_bank_size` keys and at most `memory_bank_share` of the distinct positives. A bank
-    as large as a catalog holds every item that would also fit, as a negative: it pulls apart what is alike. One
-    smaller than a batch adds little to the in-batch negatives and is off; without in-batch negatives it is what
-    the loss stands on, and holds at least a batch.
+    as large as a catalog holds every item that would also fit, as a negative: it pulls apart what is alike. Where
+    nearly every query has one positive (`LONE`), as a search that ends in a purchase, little else fits, and more
+    negatives teach more: then a bank may hold each distinct positive once, up to `lone_positive_bank`. One smaller than
+    a batch adds little to the in-batch negatives and is off; without in-batch negatives it is what the loss stands on,
+    and holds at least a batch.
 
     Budget: `epochs`, but no more than see `max_pairs_seen` pairs, and one at least; an epoch of more pairs than that
     sees so many.
@@ -48,20 +55,35 @@ def make_plan(config: SCLConfig, item_ids: np.ndarray) -> Plan:
 
     Args:
         config: the stage's settings.
+        queries: int64 [n], which query each training pair has; equal contents have equal numbers.
         item_ids: int64 [n], the positive's item of each training pair.
 
-    >>> make_plan(SCLConfig(), np.arange(5_000) % 1_800)
-    Plan(distinct_positives=1800, memory_bank_size=0, batch_size=64, epochs=8, pairs_per_epoch=4992)
-    >>> make_plan(SCLConfig(), np.arange(700_000))
-    Plan(distinct_positives=700000, memory_bank_size=7000, batch_size=64, epochs=1, pairs_per_epoch=449984)
+    >>> pairs = np.arange(5_000)
+    >>> plan = make_plan(SCLConfig(), pairs, pairs % 1_800)  # searches
+    >>> plan.positives_per_query, plan.memory_bank_size, plan.epochs, plan.pairs_per_epoch
+    (1.0, 1800, 8, 4992)
+    >>> plan = make_plan(SCLConfig(), pairs % 50, pairs % 1_800)  # items bought together
+    >>> plan.positives_per_query, plan.memory_bank_size
+    (36.0, 0)
     """
     num_pairs, distinct = len(item_ids), len(np.unique(item_ids))
     epochs = max(1, min(config.epochs, config.max_pairs_seen // num_pairs))
     pairs_per_epoch = min(num_pairs, config.max_pairs_seen)
     batch_size = min(config.batch_size, pairs_per_epoch)
-    bank = min(config.memory_bank_size, int(config.memory_bank_share * distinct))
+    per_query = _positives_per_query(queries, item_ids)
+    lone = min(config.lone_positive_bank, distinct) if per_query <= LONE else 0
+    bank = min(config.memory_bank_size, max(int(config.memory_bank_share * distinct), lone))
     if not config.in_batch_negatives:
         bank = max(bank, min(config.memory_bank_size, batch_size))
     elif bank < batch_size:
         bank = 0
-    return Plan(distinct, bank, batch_size, epochs, pairs_per_epoch // batch_size * batch_size)
+    return Plan(distinct, per_query, bank, batch_size, epochs, pairs_per_epoch // batch_size * batch_size)
+
+
+def _positives_per_query(queries: np.ndarray, item_ids: np.ndarray) -> float:
+    """Returns the mean, over pairs, of the number of distinct items that are positives of the pair's query."""
+    _, query, pairs = np.unique(queries, return_inverse=True, return_counts=True)
+    _, item = np.unique(item_ids, return_inverse=True)
+    distinct = np.unique(query * (item.max(initial=0) + 1) + item)
+    positives = np.bincount(distinct // (item.max(initial=0) + 1), minlength=len(pairs))
+    return float(pairs @ positives / len(queries))

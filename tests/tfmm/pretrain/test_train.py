@@ -53,8 +53,8 @@ def test_text_end_to_end(text_pairs, tmp_path):
     assert manifest["acc_at_5"] >= manifest["acc_at_1"] > 0.3
     assert manifest["acc_at_1_chance"] == 1 / 20 and manifest["acc_at_5_chance"] == 5 / 20
     assert 0.0 <= manifest["acc_at_1_untrained"] <= manifest["acc_at_5_untrained"] <= 1.0
-    sizes = {"distinct_positives": 40, "memory_bank_size": 25, "batch_size": 10, "epochs": 6, "pairs_per_epoch": 40,
-             "steps": 24}  # fmt: skip
+    sizes = {"distinct_positives": 40, "positives_per_query": 1.0, "memory_bank_size": 25, "batch_size": 10,
+             "epochs": 6, "pairs_per_epoch": 40, "steps": 24}  # fmt: skip
     assert {name: manifest[name] for name in sizes} == sizes
     assert reports[0] == (("pretrain_text", 0, 24), sizes)
     assert reports[-1][0] == ("pretrain_text", 24, 24)
@@ -105,8 +105,9 @@ def test_another_config_does_not_resume(text_pairs, tmp_path):
 
 
 def test_the_settings_in_effect_follow_the_pairs(text_pairs, tmp_path):
-    """40 distinct positives: the default bank is off, and the budget ends training within the first epoch."""
-    config = SCLConfig(modality="text", text_buckets=512, dim=16, batch_size=8, epochs=3, max_pairs_seen=30)
+    """40 distinct positives: the bank by their share is off, and the budget ends training within the first epoch."""
+    config = SCLConfig(modality="text", text_buckets=512, dim=16, batch_size=8, epochs=3, max_pairs_seen=30,
+                       lone_positive_bank=0)  # fmt: skip
     fitted = fit(config, text_pairs, checkpoint_dir=tmp_path)
     names = ("memory_bank_size", "distinct_positives", "batch_size", "epochs", "pairs_per_epoch", "steps")
     assert [fitted.facts[name] for name in names] == [0, 40, 8, 1, 24, 3]
