@@ -71,10 +71,11 @@ def lookup(target, ids):
 def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
     root, tmp_path, write_table, kills_each, longest_s
 ):
-    generator, moments = np.random.default_rng(7), random.Random(7)
+    generator, moments, items = np.random.default_rng(7), random.Random(7), random.Random(8)
     given = encode.GivenVectors(DIM, MODALITY)
     index_path, events_path, target = tmp_path / "items.sqlite", tmp_path / "events.sqlite", f"127.0.0.1:{free_port()}"
     vectors = {item: generator.normal(size=DIM) for item in range(1, 20)}
+    history = {item: [vector] for item, vector in vectors.items()}  # all that each item ever had, oldest first
     with item_index.ItemIndex(index_path) as index:
         rows, scales = encode.quantize(np.stack(list(vectors.values())))
         index.write(MODALITY, given.version, list(vectors), rows, scales, [1] * len(vectors))
@@ -92,26 +93,32 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
         ]  # fmt: skip
         for process in processes:
             stack.callback(process.end)
-        done, stale, at_start = threading.Event(), [], {"ids": np.array(list(vectors))}
+        done, stale, starts, looked_at = threading.Event(), [], [], set()  # starts: the index as each found it
 
         def append():
             number = 0
             while not done.is_set():
                 number += 1
-                item = 20 + number if number % 4 else moments.randrange(1, 20 + number)  # new ones, and changes
+                item = 20 + number if number % 4 else items.randrange(1, 20 + number)  # new ones, and changes
                 vectors[item] = generator.normal(size=DIM)
+                history.setdefault(item, []).append(vectors[item])
                 log.append([events.make_event(item, vector=vectors[item].tolist())])
                 time.sleep(1 / EVENTS_PER_S)
 
         def watch():
             """A server that was started anew answers first when it has all that stood in the index at its start."""
             while not done.is_set():
-                ids = at_start["ids"]
-                if ids is not None and (answer := lookup(target, ids)) is not None:
-                    stale.extend(ids[~answer["mask"]].tolist())
-                    at_start["ids"] = None
+                number = len(starts) - 1
+                if number not in looked_at and (answer := lookup(target, starts[number].ids)) is not None:
+                    columns = (starts[number].ids.tolist(), starts[number].rows, answer["mask"], answer["rows"])
+                    for item, row, is_there, found in zip(*columns):
+                        known = [rows.tolist() for rows in encode.quantize(np.stack(history[item]))[0]]
+                        if not is_there or found.tolist() not in known[known.index(row.tolist()) :]:
+                            stale.append(item)
+                    looked_at.add(number)
                 time.sleep(0.05)
 
+        starts.append(index.embeddings(MODALITY, given.version))
         threads = [threading.Thread(target=append), threading.Thread(target=watch)]
         for thread in threads:
             thread.start()
@@ -126,7 +133,11 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
                 time.sleep(moments.uniform(0.5, longest_s))
                 process.kill()
                 if process is processes[0]:
-                    at_start["ids"] = index.embeddings(MODALITY, given.version).ids
+                    starts.append(index.embeddings(MODALITY, given.version))
+            deadline = time.monotonic() + 240
+            while len(starts) - 1 not in looked_at:  # one before may have been killed before it answered
+                assert threads[1].is_alive() and time.monotonic() < deadline
+                time.sleep(0.2)
         finally:
             done.set()
             for thread in threads:

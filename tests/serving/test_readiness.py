@@ -70,6 +70,11 @@ def is_serving(target):
             return None
 
 
+def accepts(port):
+    with socket.socket() as found:
+        return found.connect_ex(("127.0.0.1", port)) == 0
+
+
 def wait_for(condition, timeout_s=READY_S):
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
@@ -242,8 +247,9 @@ def test_requests_of_a_waiting_server_are_unavailable(index, tmp_path, serving_a
 def test_ports_refuse_until_the_first_version_is_loaded(root, tmp_path, half_plus_two_dir):
     port, rest_port, base = free_port(), free_port(), tmp_path / "tfmm"
     base.mkdir()
-    with server_process(root, base, port, rest_port) as process:
-        time.sleep(8.0)
+    metrics_port = free_port()
+    with server_process(root, base, port, rest_port, f"--metrics-port={metrics_port}") as process:
+        wait_for(lambda: process.poll() is not None or accepts(metrics_port))  # it has bound the others by then
         assert process.poll() is None
         for number in (port, rest_port):
             with pytest.raises(ConnectionRefusedError, match="refused"):

@@ -16,13 +16,15 @@ import tensorflow as tf
 from serving import client as client_lib
 from tfmm import saved_model
 
+WEIGHTS_MB = 80  # far more than 5 % of the server's memory
+
 
 class Large(tf.Module):
-    """A model whose graph and weights are large enough to be seen when they stay: hundreds of operations, 8 MB."""
+    """A model whose graph and weights are large enough to be seen when they stay: hundreds of operations too."""
 
     def __init__(self):
         super().__init__()
-        self.weights = tf.Variable(tf.random.normal([2_000_000], seed=1))
+        self.weights = tf.Variable(tf.random.normal([WEIGHTS_MB * 250_000], seed=1))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
     def score(self, x):
@@ -68,7 +70,9 @@ def test_memory_comes_back_after_each_of_many_swaps_and_no_request_fails(root, t
             for version in range(2, swaps + 2):
                 shutil.copytree(base / "1", tmp_path / "building")
                 (tmp_path / "building").replace(base / str(version))
+                deadline = time.monotonic() + 120
                 while client.versions() != [version]:
+                    assert time.monotonic() < deadline, version
                     time.sleep(0.05)
                 time.sleep(1.0)
                 memory.append(memory_mb(process))
@@ -79,4 +83,5 @@ def test_memory_comes_back_after_each_of_many_swaps_and_no_request_fails(root, t
         process.terminate()
         process.wait(60)
     assert answers and not failed
+    assert 0.05 * memory[0] < WEIGHTS_MB, memory  # else a version that stays would not be seen
     assert max(memory[-3:]) <= 1.05 * memory[0], memory
