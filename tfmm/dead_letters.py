@@ -25,6 +25,8 @@ from tfmm.modalities import DEAD_LETTERS
 
 EXAMPLES, EMBEDDING, STREAM = "examples", "embedding", "stream"  # stages
 Path = str | os.PathLike[str]
+WAIT_S = 60.0  # for an index that is locked
+_HEADER = b"SQLite format 3\0"  # of every database that is not empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,7 @@ def read(*places: Path) -> typing.Iterator[DeadLetter]:
 
     Raises:
         FileNotFoundError: a place does not exist.
+        OSError: an index cannot be read, such as one that is locked.
         ValueError: a file is no dead-letter file and no item index, or a URL is of no kind that is known.
     """
     for place in places:
@@ -137,16 +140,32 @@ def _holds_letters(path: pathlib.Path) -> bool:
         return path.name.startswith("dead_letter")
     if path.suffix == ".jsonl":
         return path.parent.name == DEAD_LETTERS
+    with _open(path) as database:
+        query = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'dead_letters'"
+        return database is not None and bool(database.execute(query).fetchone()[0])
+
+
+@contextlib.contextmanager
+def _open(path: pathlib.Path) -> typing.Iterator[sqlite3.Connection | None]:
+    """Opens a database to read; gives None for a file of another kind.
+
+    Raises:
+        OSError: it cannot be read, such as one of another user, one that is locked, or damaged.
+    """
     try:
-        with _open(path) as database:
-            query = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'dead_letters'"
-            return bool(database.execute(query).fetchone()[0])
-    except sqlite3.DatabaseError:  # a file of another kind
-        return False
-
-
-def _open(path: pathlib.Path) -> contextlib.closing[sqlite3.Connection]:
-    return contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60.0))
+        with path.open("rb") as file:
+            start = file.read(len(_HEADER))
+        if start and start != _HEADER:
+            yield None
+            return
+        url = f"{path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(url, uri=True, timeout=WAIT_S)) as database:
+            yield database
+    except (sqlite3.Error, OSError) as error:
+        raise OSError(
+            f"{path} cannot be read: {error}. Read it as its owner, who alone may, in a folder that may be written, "
+            "while no other process keeps it locked; restore one that is damaged."
+        ) from error
 
 
 def _of_parquet(path: pathlib.Path) -> typing.Iterator[DeadLetter]:
@@ -169,6 +188,7 @@ def _of_json_lines(path: pathlib.Path) -> typing.Iterator[DeadLetter]:
 
 def _of_index(path: pathlib.Path) -> typing.Iterator[DeadLetter]:
     with _open(path) as database:
+        assert database is not None  # `_holds_letters` has looked
         query = "SELECT source, position, reason, payload FROM dead_letters ORDER BY source, position"
         yield from map(_of_stream, (store.DeadLetter(*row) for row in database.execute(query)))
 

@@ -1,6 +1,8 @@
 """Dead letters of batch and stream: one form, one command, counts by reason."""
 
+import contextlib
 import json
+import sqlite3
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,6 +111,30 @@ def test_what_holds_no_letters_is_said(workdir):
         list(dead_letters.read(workdir / "nowhere"))
     with pytest.raises(ValueError, match="must be an item index, or dead letters as a stage wrote them"):
         list(dead_letters.read(workdir / "metadata.sqlite"))
+
+
+def test_an_index_that_cannot_be_read_is_not_one_without_letters(workdir, monkeypatch):
+    index = workdir / "index" / "items.sqlite"
+    with contextlib.closing(sqlite3.connect(index, isolation_level=None)) as writer:
+        writer.execute("PRAGMA journal_mode=DELETE")
+        monkeypatch.setattr(dead_letters, "WAIT_S", 0.01)
+        writer.execute("BEGIN EXCLUSIVE")
+        for place in (index, workdir):
+            with pytest.raises(OSError, match=r"items\.sqlite cannot be read: database is locked\. Read it as"):
+                list(dead_letters.read(place))
+            result = CliRunner().invoke(cli.main, ["dead-letters", str(place)])
+            assert result.exit_code == 1 and result.output.startswith(f"Error: {index} cannot be read: ")
+
+
+def test_a_damaged_index_is_said_and_a_file_of_another_kind_is_passed_over(workdir):
+    (workdir / "other.sqlite").write_bytes(b"no database at all, though its name says so" * 100)
+    assert len(list(dead_letters.read(workdir))) == 6
+    index = workdir / "index" / "items.sqlite"
+    with contextlib.closing(sqlite3.connect(index)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    index.write_bytes(index.read_bytes()[:100] + b"?" * 8000)
+    with pytest.raises(OSError, match=r"items\.sqlite cannot be read: .*malformed"):
+        list(dead_letters.read(workdir))
 
 
 def test_lines_say_where_to_look(workdir):

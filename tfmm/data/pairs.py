@@ -72,7 +72,7 @@ def build_pairs(
     Returns:
         The manifest per modality: `train`, `heldout`, `found` (pairs before the draw of at most `max_pairs`),
         `source` (search, co-purchase or co-click), `with_negative`; the fields of `scarcity.LogCounts`, and `warning`:
-        a sentence where pairs are few, with the reason, or None.
+        sentences where pairs are few, with the reason, or None.
     Raises:
         ValueError: no source gives pairs for the contents of a modality, or a declared one has no content.
     """
@@ -240,11 +240,11 @@ def _write_first(
         counts = {split: len(rows.query) for split, rows in splits.items()}
         if min(counts.values()) >= MIN_PAIRS:
             _write(folder, splits, queries, contents, item_ids)
-            log = count_log()
+            log, items = count_log(), len(np.unique(item_ids[splits["heldout"].positive]))
             facts: dict[str, typing.Any] = {
                 **counts,
                 **log._asdict(),
-                "warning": scarcity.warning(modality.name, source, counts, log),
+                "warning": scarcity.warning(modality.name, source, {**counts, "heldout_items": items}, log),
                 "found": len(links.query),
                 "source": source,
                 "with_negative": int((splits["train"].negative >= 0).sum()),
