@@ -32,6 +32,7 @@ FROM_MANIFEST = (
     "heldout_items",
     "distinct_positives",
     "positives_per_query",
+    "queries_among_positives",
     "memory_bank_size",
     "batch_size",
     "epochs",

@@ -19,6 +19,8 @@ class Plan:
         distinct_positives: positive items of the training pairs.
         positives_per_query: how many distinct positive items a pair's query has, its own among them; the mean of the
             pairs.
+        queries_among_positives: share of the pairs whose query is the positive of a pair, too: 1 of items bought
+            together, about 0 of searches.
         memory_bank_size: K; 0 trains without a bank.
         batch_size: B; the pairs of an epoch where they are fewer.
         epochs: how often the pairs are seen.
@@ -27,6 +29,7 @@ class Plan:
 
     distinct_positives: int
     positives_per_query: float
+    queries_among_positives: float
     memory_bank_size: int
     batch_size: int
     epochs: int
@@ -38,15 +41,16 @@ class Plan:
         return self.epochs * (self.pairs_per_epoch // self.batch_size)
 
 
-def make_plan(config: SCLConfig, queries: np.ndarray, item_ids: np.ndarray) -> Plan:
+def make_plan(config: SCLConfig, queries: np.ndarray, positives: np.ndarray, item_ids: np.ndarray) -> Plan:
     """Fits the settings to the training pairs.
 
     Memory bank: at most `memory_bank_size` keys and at most `memory_bank_share` of the distinct positives. A bank
     as large as a catalog holds every item that would also fit, as a negative: it pulls apart what is alike. Where
-    nearly every query has one positive (`LONE`), as a search that ends in a purchase, little else fits, and more
-    negatives teach more: then a bank may hold each distinct positive once, up to `lone_positive_bank`. One smaller than
-    a batch adds little to the in-batch negatives and is off; without in-batch negatives it is what the loss stands on,
-    and holds at least a batch.
+    nearly every query has one positive (`LONE`) and is no item itself, as a search that ends in a purchase, little else
+    fits, and more negatives teach more: then a bank may hold each distinct positive once, up to `lone_positive_bank`.
+    An item, too, has one known positive where the log is short, but others fit. A bank smaller than a batch adds little
+    to the in-batch negatives and is off; without in-batch negatives it is what the loss stands on, and holds at least a
+    batch.
 
     Budget: `epochs`, but no more than see `max_pairs_seen` pairs, and one at least; an epoch of more pairs than that
     sees so many.
@@ -55,14 +59,14 @@ def make_plan(config: SCLConfig, queries: np.ndarray, item_ids: np.ndarray) -> P
 
     Args:
         config: the stage's settings.
-        queries: int64 [n], which query each training pair has; equal contents have equal numbers.
+        queries, positives: int64 [n], which contents each training pair has; equal contents have equal numbers.
         item_ids: int64 [n], the positive's item of each training pair.
 
     >>> pairs = np.arange(5_000)
-    >>> plan = make_plan(SCLConfig(), pairs, pairs % 1_800)  # searches
+    >>> plan = make_plan(SCLConfig(), 1_800 + pairs, pairs % 1_800, pairs % 1_800)  # searches
     >>> plan.positives_per_query, plan.memory_bank_size, plan.epochs, plan.pairs_per_epoch
     (1.0, 1800, 8, 4992)
-    >>> plan = make_plan(SCLConfig(), pairs % 50, pairs % 1_800)  # items bought together
+    >>> plan = make_plan(SCLConfig(), pairs % 50, pairs % 1_800, pairs % 1_800)  # items bought together
     >>> plan.positives_per_query, plan.memory_bank_size
     (36.0, 0)
     """
@@ -71,13 +75,14 @@ def make_plan(config: SCLConfig, queries: np.ndarray, item_ids: np.ndarray) -> P
     pairs_per_epoch = min(num_pairs, config.max_pairs_seen)
     batch_size = min(config.batch_size, pairs_per_epoch)
     per_query = _positives_per_query(queries, item_ids)
-    lone = min(config.lone_positive_bank, distinct) if per_query <= LONE else 0
+    among = float(np.isin(queries, positives).mean())
+    lone = min(config.lone_positive_bank, distinct) if per_query <= LONE and among < 0.5 else 0
     bank = min(config.memory_bank_size, max(int(config.memory_bank_share * distinct), lone))
     if not config.in_batch_negatives:
         bank = max(bank, min(config.memory_bank_size, batch_size))
     elif bank < batch_size:
         bank = 0
-    return Plan(distinct, per_query, bank, batch_size, epochs, pairs_per_epoch // batch_size * batch_size)
+    return Plan(distinct, per_query, among, bank, batch_size, epochs, pairs_per_epoch // batch_size * batch_size)
 
 
 def _positives_per_query(queries: np.ndarray, item_ids: np.ndarray) -> float:

@@ -97,7 +97,7 @@ def fit(
     encoder = make_encoder(config)
     pairs, contents, unusable = _load(encoder, train_path)
     heldout = Heldout(encoder, heldout_path)
-    plan = make_plan(config, pairs.query, pairs.item_ids)
+    plan = make_plan(config, pairs.query, pairs.positive, pairs.item_ids)
     stage = f"pretrain_{config.modality}"
     sizes = {**dataclasses.asdict(plan), "steps": plan.steps}
     progress(stage, 0, plan.steps, **sizes)

@@ -17,12 +17,16 @@ def items(pairs, distinct):
 
 def make_plan(config, item_ids):
     """Of items bought together: every query has all of them."""
-    return plan_lib.make_plan(config, np.zeros(len(item_ids), np.int64), item_ids)
+    return plan_lib.make_plan(config, np.full(len(item_ids), item_ids[0]), item_ids, item_ids)
 
 
 def plan_of_searches(config, item_ids):
     """Each query has one positive."""
-    return plan_lib.make_plan(config, np.arange(len(item_ids)), item_ids)
+    return plan_of(config, np.arange(len(item_ids)), item_ids)
+
+
+def plan_of(config, searches, item_ids):
+    return plan_lib.make_plan(config, -1 - searches, item_ids, item_ids)
 
 
 def test_a_bank_follows_the_distinct_positives_not_the_pairs():
@@ -52,7 +56,7 @@ def test_where_a_query_has_one_positive_the_bank_holds_each_once(modality, disti
     assert plan_of_searches(config, items(1_000_000, distinct)).memory_bank_size == bank
     without = dataclasses.replace(config, lone_positive_bank=0)
     assert plan_of_searches(without, items(1_000_000, distinct)) == dataclasses.replace(
-        make_plan(without, items(1_000_000, distinct)), positives_per_query=1.0
+        make_plan(without, items(1_000_000, distinct)), positives_per_query=1.0, queries_among_positives=0.0
     )
 
 
@@ -60,16 +64,22 @@ def test_few_repeated_queries_are_searches_and_many_are_not():
     """What counts is what a pair meets: one popular query outweighs many rare ones."""
     config, item_ids = SCLConfig(), items(4_000, 1_000)
     repeated = np.where(np.arange(4_000) < 400, np.arange(4_000) // 2, np.arange(4_000))
-    plan = plan_lib.make_plan(config, repeated, item_ids)
+    plan = plan_of(config, repeated, item_ids)
     assert (plan.positives_per_query, plan.memory_bank_size) == (1.1, 1_000)
     popular = np.where(np.arange(4_000) < 400, 0, np.arange(4_000))
-    plan = plan_lib.make_plan(config, popular, item_ids)
+    plan = plan_of(config, popular, item_ids)
     assert (plan.positives_per_query, plan.memory_bank_size) == (40.9, 0)
 
 
 def test_pairs_that_are_there_twice_are_one_positive():
-    plan = plan_lib.make_plan(SCLConfig(), items(1_000, 100), items(1_000, 100))
+    plan = plan_of(SCLConfig(), items(1_000, 100), items(1_000, 100))
     assert (plan.positives_per_query, plan.memory_bank_size) == (1.0, 100)
+
+
+def test_items_that_were_bought_with_one_other_in_a_short_log_are_no_searches():
+    followed_by_the_next = np.roll(items(1_000, 1_000), 1)
+    plan = plan_lib.make_plan(SCLConfig(), followed_by_the_next, items(1_000, 1_000), items(1_000, 1_000))
+    assert (plan.positives_per_query, plan.queries_among_positives, plan.memory_bank_size) == (1.0, 1.0, 0)
 
 
 def test_a_bank_can_be_forced():
@@ -110,5 +120,5 @@ def test_a_log_beyond_the_budget_is_seen_in_part():
 
 
 def test_a_batch_holds_no_more_than_there_are_pairs():
-    assert make_plan(SCLConfig(batch_size=10), items(45, 45)) == Plan(45, 45.0, 0, 10, 8, 40)
+    assert make_plan(SCLConfig(batch_size=10), items(45, 45)) == Plan(45, 45.0, 1.0, 0, 10, 8, 40)
     assert make_plan(SCLConfig(batch_size=512), items(40, 40)).batch_size == 40

@@ -53,8 +53,8 @@ def test_text_end_to_end(text_pairs, tmp_path):
     assert manifest["acc_at_5"] >= manifest["acc_at_1"] > 0.3
     assert manifest["acc_at_1_chance"] == 1 / 20 and manifest["acc_at_5_chance"] == 5 / 20
     assert 0.0 <= manifest["acc_at_1_untrained"] <= manifest["acc_at_5_untrained"] <= 1.0
-    sizes = {"distinct_positives": 40, "positives_per_query": 1.0, "memory_bank_size": 25, "batch_size": 10,
-             "epochs": 6, "pairs_per_epoch": 40, "steps": 24}  # fmt: skip
+    sizes = {"distinct_positives": 40, "positives_per_query": 1.0, "queries_among_positives": 0.0,
+             "memory_bank_size": 25, "batch_size": 10, "epochs": 6, "pairs_per_epoch": 40, "steps": 24}  # fmt: skip
     assert {name: manifest[name] for name in sizes} == sizes
     assert reports[0] == (("pretrain_text", 0, 24), sizes)
     assert reports[-1][0] == ("pretrain_text", 24, 24)
