@@ -9,12 +9,14 @@ import ssl
 import tempfile
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import text_format
 
 from serving import channel
+from serving.model_server import text_protos
 from serving.model_server.errors import PERMISSION_DENIED, UNAUTHENTICATED, ServingError
 
 _ADVICE = "give --ssl_config_file, or --allow_insecure where something else encrypts and guards it"
+_SSL_FIELDS = {"server_key": "STRING", "server_cert": "STRING", "custom_ca": "STRING", "client_verify": "BOOL"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +62,7 @@ def read_ssl_config(path: str) -> SSLConfig:
         ValueError: it is none, or key and certificate are no pair.
         OSError: it cannot be read.
     """
-    message = message_factory.GetMessageClass(_descriptor())() if hasattr(message_factory, "GetMessageClass") else (
-        message_factory.MessageFactory().GetPrototype(_descriptor())()
-    )  # fmt: skip
+    message = text_protos.new("SSLConfig", _SSL_FIELDS)
     try:
         text_format.Parse(pathlib.Path(path).read_text("utf-8"), message)
     except text_format.ParseError as error:
@@ -78,23 +78,6 @@ def read_ssl_config(path: str) -> SSLConfig:
     if found.client_verify and not found.custom_ca:
         raise ValueError(f"{path}: `client_verify` needs `custom_ca`, who signed the clients' certificates.")
     return found
-
-
-def _descriptor():  # type: ignore[no-untyped-def]
-    """TF Serving's message; its Python package does not have it."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="tfmm/ssl_config.proto", package="tfmm.serving", syntax="proto3"
-    )
-    field = descriptor_pb2.FieldDescriptorProto
-    message = file.message_type.add(name="SSLConfig")
-    kinds = {"server_key": "STRING", "server_cert": "STRING", "custom_ca": "STRING", "client_verify": "BOOL"}
-    for number, (name, kind) in enumerate(kinds.items(), start=1):
-        message.field.add(
-            name=name, number=number, type=getattr(field, f"TYPE_{kind}"), label=field.LABEL_OPTIONAL
-        )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return pool.FindMessageTypeByName("tfmm.serving.SSLConfig")
 
 
 def faults(host: str, has_ssl: bool, allow_insecure: bool) -> list[str]:

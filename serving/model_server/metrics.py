@@ -6,11 +6,11 @@ import logging
 import typing
 
 import prometheus_client
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import text_format
 from prometheus_client import core
 
 from serving import metrics
-from serving.model_server import errors
+from serving.model_server import errors, text_protos
 from serving.model_server.execution import Executor
 from serving.model_server.manager import AVAILABLE, STATE_NAMES, ModelManager
 from serving.model_server.servable import DEFAULT_SIGNATURE, Servable
@@ -19,6 +19,7 @@ from tfmm.export.signatures import STATUS
 _log = logging.getLogger("serving.model_server")
 PREFIX = ":tensorflow:serving:"  # of the metrics that TensorFlow Serving has, under its names
 DEFAULT_PATH = "/monitoring/prometheus/metrics"
+_MONITORING_FIELDS = {"prometheus_config": ("PrometheusConfig", {"enable": "BOOL", "path": "STRING"})}
 _MICROSECONDS = [10 * 1.8**power for power in range(33)]  # its buckets
 _SECONDS = [0.001 * 2**power for power in range(15)]  # 1 ms to 16 s
 _INFERENCE = ("predict", "classify", "regress", "multiinference")
@@ -149,7 +150,7 @@ def monitored_path(file: str) -> str:
     """
     with open(file, encoding="utf-8") as source:
         try:
-            config = text_format.Parse(source.read(), _monitoring_config())
+            config = text_format.Parse(source.read(), text_protos.new("MonitoringConfig", _MONITORING_FIELDS))
         except text_format.ParseError as error:
             raise errors.ServingError(errors.INVALID_ARGUMENT, f"{file}: {error}") from error
     settings = config.prometheus_config
@@ -158,25 +159,3 @@ def monitored_path(file: str) -> str:
             errors.INVALID_ARGUMENT, f"{file}: `path` must begin with /. Received: {settings.path}."
         )
     return (settings.path or DEFAULT_PATH) if settings.enable else ""
-
-
-def _monitoring_config() -> typing.Any:
-    """Returns an empty MonitoringConfig; the package of TensorFlow Serving's protos leaves it out."""
-    file = descriptor_pb2.FileDescriptorProto(name="monitoring_config.proto", syntax="proto3")
-    field = descriptor_pb2.FieldDescriptorProto
-    prometheus = file.message_type.add(name="PrometheusConfig")
-    prometheus.field.add(name="enable", number=1, type=field.TYPE_BOOL, label=field.LABEL_OPTIONAL)
-    prometheus.field.add(name="path", number=2, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
-    file.message_type.add(name="MonitoringConfig").field.add(
-        name="prometheus_config",
-        number=1,
-        type=field.TYPE_MESSAGE,
-        type_name=".PrometheusConfig",
-        label=field.LABEL_OPTIONAL,
-    )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    descriptor = pool.FindMessageTypeByName("MonitoringConfig")
-    if hasattr(message_factory, "GetMessageClass"):
-        return message_factory.GetMessageClass(descriptor)()
-    return message_factory.MessageFactory(pool).GetPrototype(descriptor)()  # protobuf 3
