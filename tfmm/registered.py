@@ -6,6 +6,17 @@ import importlib.metadata
 import os
 import typing
 
+SQLITE = "sqlite:///"  # before the path of a file
+
+
+def sqlite_path(url: str | os.PathLike[str]) -> str:
+    """Returns the path of a SQLite file, given as a path or a URL.
+
+    >>> sqlite_path("sqlite:////data/items.sqlite"), sqlite_path("items.sqlite")
+    ('/data/items.sqlite', 'items.sqlite')
+    """
+    return os.fspath(url).removeprefix(SQLITE)
+
 
 def resolve(
     url: str | os.PathLike[str], group: str, ours: typing.Mapping[str, str], noun: str
@@ -26,7 +37,7 @@ def resolve(
     text = os.fspath(url)
     scheme, separator, _ = text.partition("://")
     if not separator:
-        scheme, text = "sqlite", f"sqlite:///{text}"
+        scheme, text = "sqlite", f"{SQLITE}{text}"
     entries = {found.name: found for found in importlib.metadata.entry_points(group=group)}
     entries |= {name: importlib.metadata.EntryPoint(name, value, group) for name, value in ours.items()}
     if scheme not in entries:

@@ -14,7 +14,6 @@ FORMAT_VERSION = 1
 GROUP = "tfmm.event_sources"  # entry points of other packages: a URL's scheme = module:Class
 SOURCES = {"sqlite": "serving.streaming.event_log:SQLiteEventLog"}  # by scheme
 READ_BYTES = 1 << 26  # a read ends with the payload that reaches them, so that memory holds what it gives
-_SCHEME = "sqlite:///"
 _SCHEMA = """
 CREATE TABLE log (id TEXT NOT NULL);
 INSERT INTO log VALUES (lower(hex(randomblob(16))));
@@ -78,7 +77,7 @@ class SQLiteEventLog:
     """
 
     def __init__(self, path: str | pathlib.Path):
-        self._database = database.Database(os.fspath(path).removeprefix(_SCHEME), _SCHEMA, FORMAT_VERSION)
+        self._database = database.Database(registered.sqlite_path(path), _SCHEMA, FORMAT_VERSION)
         self.path = self._database.path
 
     def __reduce__(self) -> tuple[type, tuple[str]]:

@@ -9,11 +9,11 @@ import typing
 
 import numpy as np
 
+from tfmm import registered
 from tfmm.index import catalog_memory, database, store
 from tfmm.index import rows as rows_lib
 
 FORMAT_VERSION = 3
-_SCHEME = "sqlite:///"
 _SCHEMA = """
 CREATE TABLE encoders (
     encoder INTEGER PRIMARY KEY, modality TEXT NOT NULL, encoder_version TEXT NOT NULL,
@@ -63,7 +63,7 @@ class ItemIndex(store.IndexStore):
     """
 
     def __init__(self, url: str | os.PathLike[str], *, create: bool = True):
-        path = os.fspath(url).removeprefix(_SCHEME)
+        path = registered.sqlite_path(url)
         if not create and not pathlib.Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist. `tfmm embed` makes the item index.")
         self._database = database.Database(path, _SCHEMA, FORMAT_VERSION, _UPGRADES)
@@ -72,7 +72,7 @@ class ItemIndex(store.IndexStore):
 
     @property
     def url(self) -> str:
-        return f"{_SCHEME}{self.path}"
+        return f"{registered.SQLITE}{self.path}"
 
     def close(self) -> None:
         self._database.close()
