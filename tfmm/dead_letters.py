@@ -116,7 +116,11 @@ def counts(letters: typing.Iterable[DeadLetter]) -> list[Count]:
 
 def lines(*places: Path) -> list[str]:
     """Returns what a command says of the rows that were left out: a line per reason, and how to see them."""
-    found = counts(read(*[place for place in places if pathlib.Path(place).exists()]))
+    return count_lines(counts(read(*[place for place in places if pathlib.Path(place).exists()])), *places)
+
+
+def count_lines(found: typing.Sequence[Count], *places: Path) -> list[str]:
+    """Returns what `lines` does, of what was counted already."""
     if not found:
         return []
     shown = " ".join(str(place) for place in places)
@@ -188,7 +192,8 @@ def _of_json_lines(path: pathlib.Path) -> typing.Iterator[DeadLetter]:
 
 def _of_index(path: pathlib.Path) -> typing.Iterator[DeadLetter]:
     with _open(path) as database:
-        assert database is not None  # `_holds_letters` has looked
+        if database is None:
+            raise ValueError(f"{path} must be an item index. Received: a file of another kind.")
         query = "SELECT source, position, reason, payload FROM dead_letters ORDER BY source, position"
         yield from map(_of_stream, (store.DeadLetter(*row) for row in database.execute(query)))
 

@@ -171,9 +171,9 @@ def write_examples(
         pathlib.Path(stale).unlink()
     counts = run(data_dir, config, feature_set, folder)
     say(f"examples: {counts['train']:,} train, {counts['eval']:,} eval, {counts['dead_letter']:,} rows left out")
-    for line in dead_letters.lines(folder):
-        say(line)
     found, tables = dead_letters.counts(dead_letters.read(folder)), declared.tables(feature_set)
+    for line in dead_letters.count_lines(found, folder):
+        say(line)
     totals = {
         name: sum(sum(part.row_groups) for part in schema.table_parts(data_dir, name, tables))
         for name in {one.source for one in found}
