@@ -23,6 +23,22 @@ def root() -> pathlib.Path:
     return ROOT
 
 
+@pytest.fixture
+def install_entry_point(tmp_path, monkeypatch):
+    """Returns a function that installs a package of somebody's own, for processes of the test too."""
+
+    def install(folder: pathlib.Path, group: str, line: str) -> None:
+        installed = tmp_path / "site" / "own_package-1.dist-info"
+        installed.mkdir(parents=True)
+        (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: own-package\nVersion: 1\n")
+        (installed / "entry_points.txt").write_text(f"[{group}]\n{line}\n")
+        folders = [str(installed.parent), str(folder)]
+        monkeypatch.setattr(sys, "path", [*folders, *sys.path])
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
+
+    return install
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """The folder with the real data sets; it lies beside the checkout and is no part of it."""

@@ -1,6 +1,5 @@
 """A source of one's own: its file, and one line of its package's entry points."""
 
-import os
 import pathlib
 import signal
 import subprocess
@@ -16,15 +15,9 @@ SOURCES = pathlib.Path(__file__).parent / "sources"
 
 
 @pytest.fixture
-def own_source(tmp_path, monkeypatch):
-    """Installs the package of `lines.LineSource`, for processes of the test too."""
-    installed = tmp_path / "site" / "own_sources-1.dist-info"
-    installed.mkdir(parents=True)
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: own-sources\nVersion: 1\n")
-    (installed / "entry_points.txt").write_text("[tfmm.event_sources]\nlines = lines:LineSource\n")
-    folders = [str(installed.parent), str(SOURCES)]
-    monkeypatch.setattr(sys, "path", [*folders, *sys.path])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
+def own_source(install_entry_point):
+    """Installs the package of `lines.LineSource`."""
+    install_entry_point(SOURCES, "tfmm.event_sources", "lines = lines:LineSource")
 
 
 def test_streaming_job_reads_it_by_url_and_goes_on_behind_what_it_took(own_source, encoders_dir, tmp_path, wait_for):

@@ -1,8 +1,6 @@
 """Tiny encoders and catalogs for the tests of the index."""
 
-import os
 import pathlib
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -69,12 +67,6 @@ OWN_STORES = pathlib.Path(__file__).parent / "stores"
 
 
 @pytest.fixture
-def own_store(tmp_path, monkeypatch):
+def own_store(install_entry_point):
     """Installs a store of somebody's own: its file, and one line of its package's entry points."""
-    installed = tmp_path / "site" / "own_stores-1.dist-info"
-    installed.mkdir(parents=True)
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: own-stores\nVersion: 1\n")
-    (installed / "entry_points.txt").write_text("[tfmm.index_stores]\npickled = pickled:PickledStore\n")
-    folders = [str(installed.parent), str(OWN_STORES)]
-    monkeypatch.setattr(sys, "path", [*folders, *sys.path])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
+    install_entry_point(OWN_STORES, "tfmm.index_stores", "pickled = pickled:PickledStore")
