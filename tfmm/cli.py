@@ -265,6 +265,7 @@ def _model_names(given: argparse.Namespace) -> list[str]:
     except (errors.ServingError, ValueError, OSError):
         return []  # the server says what is wrong with the file
 
+
 @main.command(example="tfmm stream --events run/events.sqlite --index run/items.sqlite --encoders run/encoders")
 @click.option("--events", "events_url", required=True, help="New item events, a path or a URL; made where missing.")
 @click.option("--index", "index_url", required=True, help="The item index, a path or a URL; made where missing.")

@@ -108,7 +108,7 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
     metrics.add_options(result)
     logs.add_options(result)
     result.add_argument("--version", action="store_true", help="say which versions these are, and end")
-    result.set_defaults(**defaults)
+    result.set_defaults(**{"index_models": None, **defaults})
     return result
 
 
@@ -217,7 +217,7 @@ def main(
         ssl=ssl_config,
         allow_insecure=flags.allow_insecure,
         token=token,
-        index_models=getattr(flags, "index_models", None),
+        index_models=flags.index_models,
         index_wait_s=flags.index_wait_seconds,
         metrics_path=metrics_path,
         metrics_port=flags.metrics_port,
