@@ -17,7 +17,7 @@ from tfmm.features import ACTIONS, AGE, KEYS, PADDING, Column, Feature, FeatureS
 
 _BATCH = 1024
 _GZIP = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
-_SECOND_US = 1_000_000
+SECOND_US = 1_000_000
 Columns = dict[str, np.ndarray]
 # What the join itself knows of a behavior, beside features by name; no declared name begins so.
 LATEST, ACTION, ORDER_LINE = "_latest", "_action", "_order_line"
@@ -34,8 +34,13 @@ def eval_start(times: np.ndarray, eval_fraction: float) -> int:
     """
     if not len(times):
         raise ValueError("The impressions table must have rows. Received: none.")
-    place = min(int(len(times) * (1 - eval_fraction)), len(times) - 1)
+    place = eval_place(len(times), eval_fraction)
     return int(np.partition(times, place)[place])
+
+
+def eval_place(num_rows: int, eval_fraction: float) -> int:
+    """Returns which of the sorted timestamps is the first of the eval split."""
+    return min(int(num_rows * (1 - eval_fraction)), num_rows - 1)
 
 
 def build(
@@ -79,30 +84,35 @@ def _history(
     shown: Columns, behaviors: Columns, catalog: Columns, sequence: Sequence, columns: typing.Sequence[Column]
 ) -> Columns:
     """Returns a sequence's columns [B, L] for sorted impressions."""
-    latest = behaviors.get(LATEST, behaviors["timestamp"])
-    sorting = behaviors_lib.sort_behaviors(
-        behaviors["user_id"], behaviors["timestamp"], behaviors["item_id"], behaviors.get(ORDER_LINE), latest
-    )
-    if sequence.actions:
-        places = [ACTIONS.index(action) for action in sequence.actions]
-        sorting = sorting[np.isin(behaviors[ACTION][sorting], places)]
-    acts = {name: values[sorting] for name, values in behaviors.items()}
+    acts = in_order(behaviors, sequence)
     rows, mask = behaviors_lib.histories(
-        shown["user_id"], shown["timestamp"], acts["user_id"], latest[sorting], sequence.length
+        shown["user_id"], shown["timestamp"], acts["user_id"], acts[LATEST], sequence.length
     )
     result: Columns = {}
     for column in columns:
         feature = column.feature
-        if not len(sorting):
+        if not len(acts[LATEST]):
             values = np.full(rows.shape, column.missing)
         elif feature.column == AGE and feature.role == "behavior":
-            values = (shown["timestamp"][:, None] - acts["timestamp"][rows]) / _SECOND_US
+            values = (shown["timestamp"][:, None] - acts["timestamp"][rows]) / SECOND_US
         elif feature.name == "item_id" or feature.role == "behavior":
             values = acts[feature.name][rows]
         else:
             values = look_up(acts["item_id"], catalog, "item_id", column)[rows]
         result[column.name] = np.where(mask, values, column.missing).astype(dtype_of(column))
     return result
+
+
+def in_order(behaviors: Columns, sequence: Sequence) -> Columns:
+    """Returns the behaviors of a sequence's actions, by user and time, with `_latest`."""
+    known = {LATEST: behaviors["timestamp"]} | behaviors
+    sorting = behaviors_lib.sort_behaviors(
+        known["user_id"], known["timestamp"], known["item_id"], known.get(ORDER_LINE), known[LATEST]
+    )
+    if sequence.actions:
+        places = [ACTIONS.index(action) for action in sequence.actions]
+        sorting = sorting[np.isin(known[ACTION][sorting], places)]
+    return {name: values[sorting] for name, values in known.items()}
 
 
 def dtype_of(column: Column | Feature) -> type:
