@@ -109,8 +109,7 @@ def _join(
     }
     for number in range(num_parts):
         files = {table: parts / f"{table}-{number}" for table in dtypes}
-        found = {table: np.fromfile(path, dtypes[table]) for table, path in files.items() if path.exists()}
-        tables = {table: {name: rows[name] for name in rows.dtype.names} for table, rows in found.items()}
+        tables = {table: _columns(np.fromfile(path, dtypes[table])) for table, path in files.items() if path.exists()}
         if "impressions" in tables:
             joined = _join_part(tables, items, catalog["item_id"], first_eval, feature_set, histories, letters)
             for split, rows in joined.items():
@@ -169,14 +168,14 @@ def _join_part(
     bad, left = reading.unlisted(tables["impressions"], listed)
     letters.append(left)
     shown = {name: values[~bad] for name, values in tables["impressions"].items()}
-    order = _time_order(shown, shown["user_id"], shown["item_id"])
+    order = _time_order(shown, shown["item_id"])
     shown = {name: values[order] for name, values in shown.items()}
     is_eval = reading.is_eval(shown, first_eval)
     users = reading.users_of([tables["users"]] if "users" in tables else [], feature_set)
     behaviors = reading.behaviors_of([tables["behaviors"]] if "behaviors" in tables else [], feature_set)
     rows = np.zeros(len(order), shards.row_dtype(feature_set))
     rows[shards.ITEM] = _places(shown["item_id"], items)
-    for name in set(rows.dtype.names) & set(shown):
+    for name in set(_columns(rows)) & set(shown):
         rows[name] = shown[name]
     for feature in feature_set.of_table("users"):
         rows[feature.name] = examples.look_up(shown["user_id"], users, "user_id", Column(feature.name, feature))
@@ -189,7 +188,7 @@ def _join_part(
         rows[shards.end_of(sequence)] = history.num_records + before[end]
         rows[shards.size_of(sequence)] = end - start
         found = np.zeros(int(kept.sum()), shards.history_dtype(feature_set, sequence))
-        for name in set(found.dtype.names) & set(acts):
+        for name in set(_columns(found)) & set(acts):
             found[name] = acts[name][kept]
         found[shards.ITEM] = _places(acts["item_id"][kept], items)
         found[shards.SHOWN] = _cover(start[~is_eval], end[~is_eval], len(acts["user_id"]))[kept]
@@ -207,15 +206,11 @@ def _cover(start: np.ndarray, end: np.ndarray, num_behaviors: int) -> np.ndarray
     return np.cumsum(begun - ended)[:num_behaviors]
 
 
-def _time_order(columns: typing.Any, user_ids: np.ndarray, item_ids: np.ndarray) -> np.ndarray:
+def _time_order(columns: Columns, item_ids: np.ndarray) -> np.ndarray:
     """Returns the order by time, ties by a hash of the ids: neither the files' order nor an id or a label orders."""
-    last = [columns[name] for name in (NEGATIVE_RATE, SAMPLE_WEIGHT, LABEL) if name in _names(columns)]
-    instants_ = columns["timestamp"]
-    return np.lexsort((*last, behaviors_lib.tie_break(user_ids, item_ids, instants_), instants_))
-
-
-def _names(columns: typing.Any) -> typing.Collection[str]:
-    return columns.dtype.names if isinstance(columns, np.ndarray) else columns
+    last = [columns[name] for name in (NEGATIVE_RATE, SAMPLE_WEIGHT, LABEL) if name in columns]
+    tie = behaviors_lib.tie_break(columns["user_id"], item_ids, columns["timestamp"])
+    return np.lexsort((*last, tie, columns["timestamp"]))
 
 
 def _in_time_order(
@@ -231,7 +226,7 @@ def _in_time_order(
             for path, cut in zip(files, cuts)
         ]
         rows = np.concatenate(pieces)
-        rows = rows[_time_order(rows, rows["user_id"], items["item_id"][rows[shards.ITEM]])]
+        rows = rows[_time_order(_columns(rows), items["item_id"][rows[shards.ITEM]])]
         with records.Writer(folder / shards.shard_name(split, shard, len(firsts)), dtype) as writer:
             writer.append(rows)
     return sum(_count(path, dtype) for path in files)
@@ -297,6 +292,11 @@ def _records(columns: Columns) -> np.ndarray:
     for name, values in columns.items():
         result[name] = values
     return result
+
+
+def _columns(rows: np.ndarray) -> Columns:
+    """Returns the columns of a structured array [n] by name."""
+    return {name: rows[name] for name in rows.dtype.names or ()}
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -101,9 +101,7 @@ class Reader:
         return table, columns | {own: _label_values(table[column], own) for own, column in labels.items()}
 
 
-def row_groups(
-    data_dir: str | pathlib.Path, names: typing.Sequence[str], feature_set: FeatureSet
-) -> list[RowGroup]:
+def row_groups(data_dir: str | pathlib.Path, names: typing.Sequence[str], feature_set: FeatureSet) -> list[RowGroup]:
     """Returns the row groups of tables, file after file."""
     result, tables = [], declared.tables(feature_set)
     for name in names:
@@ -170,7 +168,7 @@ def sorted_by(key: str, parts: list[Columns]) -> Columns:
 
 
 def _empty(table: str, keys: typing.Iterable[str], feature_set: FeatureSet) -> Columns:
-    own = {
+    own: Columns = {
         f.name: np.zeros((0, f.max_values) if f.kind == "ids" else 0, examples.dtype_of(f))
         for f in feature_set.of_table(table)
     }
@@ -192,9 +190,7 @@ def _label_values(column: pa.ChunkedArray, name: str) -> np.ndarray:
     return column.fill_null(0).to_numpy()
 
 
-def _dead_letters(
-    table: pa.Table, name: str, rows: np.ndarray, bad: np.ndarray, reasons: np.ndarray
-) -> DeadLetters:
+def _dead_letters(table: pa.Table, name: str, rows: np.ndarray, bad: np.ndarray, reasons: np.ndarray) -> DeadLetters:
     places = np.flatnonzero(bad)
     contents = _plain(table.take(pa.array(places)))
     return [

@@ -25,6 +25,7 @@ ITEMS = f"items{records.SUFFIX}"
 ITEM = "_item"  # int32, the place in the table of items; 0 stands for padding
 SHOWN = "_shown"  # int32, of a behavior: in how many rows of training it stands
 PIECE = 65_536  # records that are read at a time
+AGES = 4_096  # rows whose whole histories are read at a time
 Columns = dict[str, np.ndarray]
 
 
@@ -131,11 +132,16 @@ class Shards:
 
     def column(self, name: str) -> np.ndarray:
         """Returns a column of one value per row [n], of those of `row_dtype` and of the items."""
-        parts = []
-        for shard in self._shards:
-            for piece in shard.pieces(PIECE):
-                parts.append(piece[name].copy() if name in piece.dtype.names else self.items[name][piece[ITEM]])
+        parts = [
+            piece[name].copy() if name in piece.dtype.names else self.items[name][piece[ITEM]]
+            for piece in self.pieces()
+        ]
         return np.concatenate(parts) if parts else np.zeros(0)
+
+    def pieces(self) -> typing.Iterator[np.ndarray]:
+        """Yields all rows in time order, in pieces of `row_dtype`."""
+        for shard in self._shards:
+            yield from shard.pieces(PIECE)
 
     def window(self, rows: np.ndarray, sequence: Sequence) -> tuple[np.ndarray, np.ndarray]:
         """Returns the behaviors of rows one after another, records [t] of `history_dtype`, and the mask bool [k, L].
@@ -177,9 +183,7 @@ class Shards:
         return result
 
 
-def values_of(
-    acts: np.ndarray, column: Column, items: np.ndarray, rows: np.ndarray, mask: np.ndarray
-) -> np.ndarray:
+def values_of(acts: np.ndarray, column: Column, items: np.ndarray, rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Returns a column's values of behaviors [t]; `rows` and `mask` [k, L] say to which row each belongs."""
     if is_of_items(column.feature):
         return items[column.feature.name][acts[ITEM]]
