@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import pathlib
 import typing
 
 import numpy as np
 
-from tfmm import artifacts, dead_letters, extras, plain_paths
-from tfmm import config as config_lib
+from tfmm import extras
 from tfmm.config import DataConfig
-from tfmm.data import declared, examples, instants, left_out, reading, schema, times
+from tfmm.data import declared, examples, instants, reading, schema, times
 from tfmm.features import FeatureSet
 
 try:
     import apache_beam as beam
     from apache_beam import pvalue
     from apache_beam.metrics import Metrics
-    from apache_beam.options.pipeline_options import PipelineOptions
 except ModuleNotFoundError as error:
     raise extras.MissingExtraError(extras.explain(error) or error, name=error.name) from error
 
@@ -109,64 +106,6 @@ def write(
     _ = built["dead_letter"] | "Write_dead_letter" >> beam.io.WriteToParquet(
         str(folder / "dead_letter"), reading.DEAD_LETTER, file_name_suffix=".parquet"
     )
-
-
-def run(
-    data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, output_dir: str | pathlib.Path
-) -> dict[str, int]:
-    """Runs `write` in this process; returns the counts of train, eval and dead_letter rows."""
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
-    pipeline = beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", "--direct_num_workers=1"]))
-    pathlib.Path(output_dir).mkdir(parents=True, exist_ok=True)
-    with plain_paths.plain(output_dir) as folder:
-        write(pipeline, data_dir, config, feature_set, folder, prefix="{split}")
-        result = pipeline.run()
-        result.wait_until_finish()
-    counters = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(NAMESPACE))["counters"]
-    counts = {"train": 0, "eval": 0, "dead_letter": 0}
-    for counter in counters:
-        counts[counter.key.metric.name] += counter.committed
-    return counts
-
-
-def write_examples(
-    data_dir: str | pathlib.Path,
-    config: DataConfig,
-    feature_set: FeatureSet,
-    output_dir: str | pathlib.Path,
-    say: typing.Callable[[str], object] = lambda line: None,
-) -> dict[str, typing.Any]:
-    """Runs `BuildExamples` on this machine, and says how many rows it wrote and which were left out.
-
-    Writes `{train,eval}-*.tfrecord.gz`, `dead_letter-*.parquet` (rows that were left out, with their reason)
-    and a manifest.
-
-    Returns:
-        The manifest: counts `train`, `eval` and `dead_letter`, and the `feature_set`.
-    Raises:
-        ValueError: a split came out empty, or a rule leaves out more than `config.max_bad_fraction` of a table's rows.
-    """
-    folder = pathlib.Path(output_dir)
-    escaped = glob.escape(str(folder))
-    for stale in glob.glob(f"{escaped}/*.tfrecord.gz") + glob.glob(f"{escaped}/dead_letter-*.parquet"):
-        pathlib.Path(stale).unlink()
-    counts = run(data_dir, config, feature_set, folder)
-    say(f"examples: {counts['train']:,} train, {counts['eval']:,} eval, {counts['dead_letter']:,} rows left out")
-    found, tables = dead_letters.counts(dead_letters.read(folder)), declared.tables(feature_set)
-    for line in dead_letters.count_lines(found, folder):
-        say(line)
-    totals = {
-        name: sum(sum(part.row_groups) for part in schema.table_parts(data_dir, name, tables))
-        for name in {one.source for one in found}
-    }
-    left_out.verify(found, totals, config.max_bad_fraction, folder)
-    if not counts["train"] or not counts["eval"]:
-        raise ValueError(
-            f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "
-            "that were left out, with their reasons."
-        )
-    facts = {**counts, "feature_set": config_lib.to_dict(feature_set)}
-    return artifacts.write_manifest(folder, "examples", config, parents=[data_dir], **facts)
 
 
 class _ReadLogs(beam.DoFn):

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import glob
-import pathlib
 import typing
 
 import numpy as np
 import tensorflow as tf
 
-from tfmm import artifacts, preprocessing
-from tfmm import config as config_lib
-from tfmm.config import DataConfig
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.features import ACTIONS, AGE, KEYS, PADDING, Column, Feature, FeatureSet, Sequence
+from tfmm.features import ACTIONS, AGE, KEYS, Column, Feature, FeatureSet, Sequence
 
 _BATCH = 1024
 _GZIP = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
@@ -165,87 +161,3 @@ def read_columns(pattern: str, spec: dict[str, tf.io.FixedLenFeature]) -> Column
     )
     parts = list(batches.as_numpy_iterator())
     return {name: np.concatenate([part[name] for part in parts]) for name in spec}
-
-
-def vocabularies(columns: Columns, feature_set: FeatureSet) -> dict[str, np.ndarray]:
-    """Counts ids and keeps the frequent ones.
-
-    Args:
-        columns: int64 [B] or [B, L] of the train split, by column.
-        feature_set: ids seen less often than their `min_count` are left out; an id is counted wherever it stands, in
-            a history too.
-    Returns:
-        Per vocabulary, int64 ids, the most frequent first, ties by id; never 0.
-    """
-    result = {}
-    for name in feature_set.vocabularies:
-        sharing = [c for c in feature_set.columns if c.feature.has_vocabulary and c.feature.embedding == name]
-        ids, counts = np.unique(np.concatenate([columns[c.name].ravel() for c in sharing]), return_counts=True)
-        kept = (counts >= sharing[0].feature.min_count) & (ids != PADDING)
-        ids, counts = ids[kept], counts[kept]
-        result[name] = ids[np.lexsort((ids, -counts))]
-    return result
-
-
-def statistics(columns: Columns, feature_set: FeatureSet) -> dict[str, np.ndarray]:
-    """Returns what scales numbers, float32, see `tfmm.preprocessing`; as Transform's, to about 1e-6.
-
-    Args:
-        columns: float32 [B] or [B, L] of the train split, by column; what is missing is left out.
-        feature_set: says which are numbers.
-    """
-    result = {}
-    for feature in feature_set.numbers:
-        own = [columns[c.name].ravel() for c in feature_set.columns if c.feature.name == feature.name]
-        values = np.concatenate(own)
-        values = values[preprocessing.is_number(tf.constant(values)).numpy()]
-        if feature.scaling == "quantiles":
-            result[feature.name] = _boundaries(values, feature.num_quantiles)
-        else:
-            scalable = preprocessing.scalable(tf.constant(values), feature).numpy().astype(np.float64)
-            moments = (scalable.mean(), scalable.var()) if len(scalable) else (0.0, 0.0)
-            result[feature.name] = preprocessing.scaling(*map(tf.constant, moments)).numpy()
-    return result
-
-
-def _boundaries(values: np.ndarray, num_quantiles: int) -> np.ndarray:
-    """Returns float32 [num_quantiles - 1]: the values that begin parts of about one size, as Transform has them."""
-    if not len(values):
-        return np.zeros(num_quantiles - 1, np.float32)
-    return np.sort(values)[np.arange(1, num_quantiles) * len(values) // num_quantiles].astype(np.float32)
-
-
-def transform(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path) -> dict[str, typing.Any]:
-    """Adds the model's inputs, as TFX's Transform does, without TFX.
-
-    Writes `{train,eval}-*.tfrecord.gz`, and `vocabulary/` with vocabularies and statistics of the train split.
-
-    Args:
-        examples_dir: as `write_examples` left it.
-        output_dir: made where missing.
-    Returns:
-        The manifest.
-    """
-    source, folder = pathlib.Path(examples_dir), pathlib.Path(output_dir)
-    manifest = artifacts.read_manifest(source, "examples", ("feature_set",))
-    feature_set = config_lib.from_dict(FeatureSet, manifest["feature_set"])
-    spec, escaped = preprocessing.raw_spec(feature_set), glob.escape(str(source))
-    splits = {split: read_columns(f"{escaped}/{split}-*.tfrecord.gz", spec) for split in ("train", "eval")}
-    found = vocabularies(splits["train"], feature_set), statistics(splits["train"], feature_set)
-    preprocessing.write(folder / "vocabulary", *found)
-    preprocessor = preprocessing.load(feature_set, folder / "vocabulary")
-    for split, columns in splits.items():
-        inputs = preprocessor({name: tf.constant(values) for name, values in columns.items()})
-        with tf.io.TFRecordWriter(str(folder / f"{split}-00000-of-00001.tfrecord.gz"), _GZIP) as writer:
-            for record in serialize(columns | {name: values.numpy() for name, values in inputs.items()}):
-                writer.write(record)
-    return artifacts.write_manifest(
-        folder,
-        "transformed_examples",
-        config_lib.from_dict(DataConfig, manifest["config"]),
-        parents=[source],
-        vocabulary_sizes=preprocessor.sizes,
-        feature_set=manifest["feature_set"],
-        train=manifest["train"],
-        eval=manifest["eval"],
-    )
