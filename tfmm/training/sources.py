@@ -217,9 +217,12 @@ def dataset(
     form = batch(num_batches - 1)
     names = sorted(form)
 
+    def values_of(number: np.ndarray) -> list[np.ndarray]:
+        columns = batch(int(number))
+        return [columns[name] for name in names]
+
     def read(number: tf.Tensor) -> dict[str, tf.Tensor]:
-        kinds = [form[name].dtype for name in names]
-        values = tf.numpy_function(lambda i: [batch(int(i))[name] for name in names], [number], kinds)
+        values = tf.numpy_function(values_of, [number], [form[name].dtype for name in names])
         return {name: tf.ensure_shape(value, form[name].shape) for name, value in zip(names, values)}
 
     return tf.data.Dataset.range(num_batches).map(read, num_parallel_calls=2, deterministic=True).prefetch(2)
