@@ -14,8 +14,8 @@ import pyarrow as pa
 from tfmm import artifacts, dead_letters, extras, plain_paths
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
+from tfmm.data import as_known, declared, examples, instants, left_out, rules, schema, times
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import declared, examples, instants, left_out, rules, schema, times
 from tfmm.data.parts import Part
 from tfmm.features import ACTIONS, KEYS, LABEL, Feature, FeatureSet
 
@@ -61,7 +61,9 @@ class BuildExamples(beam.PTransform):
             raise ValueError(f"{self._data_dir} must have what the run declares. Received:\n- " + "\n- ".join(found))
         declared.id_types(self._data_dir, self._features)  # refuses ids of mixed types
         splits = schema.read_table(self._data_dir, "impressions", ["split"])["split"]
+        tables = declared.tables(self._features)
         seen = times.resolutions(self._data_dir, self._config.time_zone)
+        seen |= as_known.verified(self._data_dir, self._config.time_zone, tables)
         for note in times.notes(seen):
             _LOG.warning(note)
         shown_at, _ = times.read_bounds(self._data_dir, "impressions", seen["impressions"])
@@ -74,11 +76,10 @@ class BuildExamples(beam.PTransform):
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
         names = ["impressions", *(["behaviors"] if has_behaviors else [])]
         names += ["users"] if self._features.of_table("users") else []
-        tables = declared.tables(self._features)
         catalog = (
             root
             | "ListItems" >> beam.Create(_row_groups(self._data_dir, ["items"], tables))
-            | "ReadItems" >> beam.Map(_read_catalog, self._features, seen)
+            | "ReadItems" >> beam.FlatMap(_read_catalog, self._features, seen).with_outputs("dead_letter", main="rows")
         )
         read = (
             root
@@ -93,11 +94,11 @@ class BuildExamples(beam.PTransform):
             read.rows
             | "GroupByShard" >> beam.GroupByKey()
             | "Join"
-            >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsList(catalog)).with_outputs(
+            >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsList(catalog.rows)).with_outputs(
                 "train", "eval", "dead_letter"
             )
         )
-        dead_letters = (read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
+        dead_letters = (catalog.dead_letter, read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
         return {"train": built.train, "eval": built.eval, "dead_letter": dead_letters}
 
 
@@ -207,7 +208,8 @@ def _read(
 ) -> tuple[pa.Table, examples.Columns]:
     """Returns a row group in the declared types, and the features that come from it, by name."""
     labels = feature_set.label.sources if name == "impressions" else {}
-    wanted = declared.columns_of(name, (*_COLUMNS[name], *labels.values()), feature_set)
+    updated = [schema.UPDATED_AT] if times.VERSIONS.get(name) in seen else []
+    wanted = declared.columns_of(name, (*_COLUMNS[name], *updated, *labels.values()), feature_set)
     table = schema.read_part(part, name, wanted, group, declared.tables(feature_set))
     columns = {
         f.name: declared.instants_of(part, name, group, f, seen)
@@ -215,6 +217,7 @@ def _read(
         else declared.values(table[f.column], f)
         for f in feature_set.of_table(name)
     }
+    columns |= as_known.columns(as_known.updates(part, name, group, seen))
     return table, columns | {own: _label_values(table[column], own) for own, column in labels.items()}
 
 
@@ -227,10 +230,17 @@ def _label_values(column: pa.ChunkedArray, name: str) -> np.ndarray:
 
 def _read_catalog(
     element: tuple[str, Part, int, int], feature_set: FeatureSet, seen: times.Seen
-) -> examples.Columns:
-    name, part, group, _ = element
+) -> typing.Iterator[typing.Any]:
+    """Yields a row group of items; versions whose time is a fault are dead letters."""
+    name, part, group, first = element
     table, columns = _read(name, part, group, feature_set, seen)
-    return columns | {"item_id": schema.fingerprints(table["item_id"])}
+    columns["item_id"] = schema.fingerprints(table["item_id"])
+    own_rules = [rule for rule in rules.row_rules(name) if rule.column == schema.UPDATED_AT]
+    bad, reasons = rules.broken(table, own_rules)
+    if bad.any():
+        Metrics.counter(NAMESPACE, "dead_letter").inc(int(bad.sum()))
+        yield from _dead_letters(table, name, np.arange(first, first + table.num_rows), bad, reasons)
+    yield {key: values[~bad] for key, values in columns.items()}
 
 
 def _dead_letters(
@@ -359,5 +369,5 @@ def _stacked(parts: list[examples.Columns]) -> examples.Columns:
 
 def _sorted_by(key: str, parts: list[examples.Columns]) -> examples.Columns:
     columns = _stacked(parts)
-    order = np.argsort(columns[key], kind="stable")
+    order = as_known.order(columns, key)
     return {name: values[order] for name, values in columns.items()}
