@@ -108,6 +108,41 @@ def find(ids: np.ndarray, sorted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return places, sorted_ids[places] == ids
 
 
+class Versions:
+    """The rows of a table with versions, for any number of look-ups: id and time become one int64.
+
+    Args:
+        ids: int64 [m], in `order`.
+        latest: int64 [m], from when on at the latest each row holds.
+
+    Attributes:
+        ids: int64 [k], each id once, ascending.
+        starts: int64 [k], the first row of each.
+    """
+
+    def __init__(self, ids: np.ndarray, latest: np.ndarray):
+        is_first = np.ones(len(ids), bool)
+        is_first[1:] = ids[1:] != ids[:-1]
+        self.starts = np.flatnonzero(is_first)
+        self.ids = ids[self.starts]
+        self._moments, ranks = np.unique(latest, return_inverse=True)
+        self._width = len(self._moments) + 1  # ids x width stays below 2^63 up to 3 billion rows
+        self._keys = (np.cumsum(is_first) - 1) * self._width + ranks
+
+    def newest(self, owners: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the newest rows strictly before instants, int64, and bool, True where there is one.
+
+        Args:
+            owners: int64, places in `ids`, of any shape.
+            at: int64 microseconds, of a shape that broadcasts to it.
+        """
+        if not len(self.ids):
+            return np.zeros(owners.shape, np.int64), np.zeros(owners.shape, bool)
+        before = np.searchsorted(self._moments, at)  # how many moments are earlier
+        places = np.searchsorted(self._keys, owners * self._width + before) - 1
+        return places, places >= self.starts[owners]
+
+
 def look_up(
     ids: np.ndarray,
     table: typing.Mapping[str, np.ndarray],
@@ -117,8 +152,7 @@ def look_up(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the rows of a table that were known of ids at some instants: the newest versions strictly before.
 
-    Id and time become one int64, so that one binary search finds both: O((m + n) log m) for the keys, and O(log m) for
-    each of the values that come out.
+    By binary search: O((m + n) log m) for the keys of `Versions`, and O(log m) for each of the values that come out.
 
     Args:
         ids: int64 [n].
@@ -138,19 +172,12 @@ def look_up(
     if LATEST not in table:
         places, known = find(ids, owned)
         return (places, known) if acts is None else (places[acts], known[acts])
-    is_first = np.ones(len(owned), bool)
-    is_first[1:] = owned[1:] != owned[:-1]
-    starts = np.flatnonzero(is_first)
-    moments, ranks = np.unique(table[LATEST], return_inverse=True)
-    width = len(moments) + 1  # ids x width stays below 2^63 up to 3 billion rows
-    keys = (np.cumsum(is_first) - 1) * width + ranks
-    owners, known = find(ids, owned[starts])
-    before = np.searchsorted(moments, at)  # how many moments are earlier
+    versions = Versions(owned, table[LATEST])
+    owners, listed = find(ids, versions.ids)
     if acts is not None:
-        owners, known, before = owners[acts], known[acts], before[:, None]
-    places = np.searchsorted(keys, owners * width + before) - 1
-    known = known & (places >= (starts[owners] if len(starts) else 0))
-    return np.where(known, places, 0), known
+        owners, listed, at = owners[acts], listed[acts], at[:, None]
+    places, known = versions.newest(owners, at)
+    return np.where(known & listed, places, 0), known & listed
 
 
 def doubled(ids: np.ndarray, found: Updates) -> np.ndarray:
