@@ -10,7 +10,7 @@ import numpy as np
 
 from tfmm import extras
 from tfmm.config import DataConfig
-from tfmm.data import declared, examples, instants, reading, schema, times
+from tfmm.data import as_known, declared, examples, instants, reading, schema, times
 from tfmm.features import FeatureSet
 
 try:
@@ -44,6 +44,7 @@ class BuildExamples(beam.PTransform):
         declared.id_types(self._data_dir, self._features)  # refuses ids of mixed types
         splits = schema.read_table(self._data_dir, "impressions", ["split"])["split"]
         seen = times.resolutions(self._data_dir, self._config.time_zone)
+        seen |= as_known.verified(self._data_dir, self._config.time_zone, declared.tables(self._features))
         for note in times.notes(seen):
             _LOG.warning(note)
         shown_at, _ = times.read_bounds(self._data_dir, "impressions", seen["impressions"])
@@ -59,7 +60,7 @@ class BuildExamples(beam.PTransform):
         catalog = (
             root
             | "ListItems" >> beam.Create(reading.row_groups(self._data_dir, ["items"], self._features))
-            | "ReadItems" >> beam.Map(lambda element: reader.catalog(reading.RowGroup(*element)))
+            | "ReadItems" >> beam.ParDo(_ReadItems(reader)).with_outputs("dead_letter", main="rows")
         )
         read = (
             root
@@ -71,11 +72,11 @@ class BuildExamples(beam.PTransform):
             read.rows
             | "GroupByShard" >> beam.GroupByKey()
             | "Join"
-            >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsList(catalog)).with_outputs(
+            >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsList(catalog.rows)).with_outputs(
                 "train", "eval", "dead_letter"
             )
         )
-        dead_letters = (read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
+        dead_letters = (catalog.dead_letter, read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
         return {"train": built.train, "eval": built.eval, "dead_letter": dead_letters}
 
 
@@ -106,6 +107,22 @@ def write(
     _ = built["dead_letter"] | "Write_dead_letter" >> beam.io.WriteToParquet(
         str(folder / "dead_letter"), reading.DEAD_LETTER, file_name_suffix=".parquet"
     )
+
+
+class _ReadItems(beam.DoFn):
+    """Row group of items -> their arrays."""
+
+    def __init__(self, reader: reading.Reader):
+        self._reader = reader
+
+    def setup(self) -> None:
+        self._left_out = Metrics.counter(NAMESPACE, "dead_letter")
+
+    def process(self, element: reading.RowGroup) -> typing.Iterator[typing.Any]:
+        good, letters = self._reader.catalog(reading.RowGroup(*element))
+        self._left_out.inc(len(letters))
+        yield from (pvalue.TaggedOutput("dead_letter", letter) for letter in letters)
+        yield good
 
 
 class _ReadLogs(beam.DoFn):

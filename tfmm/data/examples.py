@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import typing
 
 import numpy as np
 import tensorflow as tf
 
+from tfmm.data import as_known
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.features import ACTIONS, AGE, KEYS, Column, Feature, FeatureSet, Sequence
 
@@ -51,8 +53,8 @@ def build(
         behaviors: `user_id`, `item_id`, `timestamp`, `_action` (place in `features.ACTIONS`): int64 [n], in any order;
             perhaps `_order_line`; perhaps `_latest`, until when each may have happened (`tfmm.data.times`), else that
             is `timestamp`.
-        catalog: `item_id`: int64 [m], ascending.
-        users: `user_id`: int64 [k], ascending.
+        catalog: `item_id`: int64 [m], ascending; in `as_known.order`, with its columns, where items have versions.
+        users: `user_id`: int64 [k], by the same token.
         feature_set: features and sequences, lengths filled in.
     Returns:
         One array per column of the feature set, `timestamp` and those of the label, sorted by time (ties by a hash,
@@ -61,7 +63,10 @@ def build(
     keys = [impressions[name] for name in (*KEYS, "timestamp")]
     order = np.lexsort((behaviors_lib.tie_break(*keys), keys[-1]))
     shown = {name: values[order] for name, values in impressions.items()}
-    sources = {"items": (catalog, "item_id"), "users": (users, "user_id")}
+    sources = {
+        name: (table, as_known.look_up(shown[key], table, key, shown["timestamp"]))
+        for name, table, key in (("items", catalog, "item_id"), ("users", users, "user_id"))
+    }
     result: Columns = {}
     for column in feature_set.columns:
         if column.sequence is None:
@@ -69,7 +74,7 @@ def build(
             if column.name in KEYS or table == "impressions":
                 result[column.name] = shown[column.name]
             else:
-                result[column.name] = look_up(shown[sources[table][1]], *sources[table], column)
+                result[column.name] = look_up(*sources[table], column)
     for sequence in feature_set.sequences:
         columns = [c for c in feature_set.columns if c.sequence is not None and c.sequence.name == sequence.name]
         result |= _history(shown, behaviors, catalog, sequence, columns)
@@ -84,6 +89,9 @@ def _history(
     rows, mask = behaviors_lib.histories(
         shown["user_id"], shown["timestamp"], acts["user_id"], acts[LATEST], sequence.length
     )
+    known = functools.cache(
+        lambda: as_known.look_up(acts["item_id"], catalog, "item_id", shown["timestamp"], rows)
+    )
     result: Columns = {}
     for column in columns:
         feature = column.feature
@@ -94,7 +102,7 @@ def _history(
         elif feature.name == "item_id" or feature.role == "behavior":
             values = acts[feature.name][rows]
         else:
-            values = look_up(acts["item_id"], catalog, "item_id", column)[rows]
+            values = look_up(catalog, known(), column)
         result[column.name] = np.where(mask, values, column.missing).astype(dtype_of(column))
     return result
 
@@ -117,22 +125,13 @@ def dtype_of(column: Column | Feature) -> type:
     return np.float32 if kind in ("number", "boolean") else np.int64
 
 
-def look_up(ids: np.ndarray, table: Columns, key: str, column: Column) -> np.ndarray:
-    """Returns a feature's values [n, ...] for ids int64 [n] of a table; missing where it has no such row."""
-    values = table[column.feature.name]
-    places, known = find(ids, table[key])
+def look_up(table: Columns, found: tuple[np.ndarray, np.ndarray], column: Column) -> np.ndarray:
+    """Returns a feature's values [B, ...] or [B, L] at the rows that `as_known.look_up` found; else missing."""
+    values, (places, known) = table[column.feature.name], found
     if not len(values):
-        return np.full((len(ids), *values.shape[1:]), column.missing, dtype_of(column))
+        return np.full((*places.shape, *values.shape[1:]), column.missing, dtype_of(column))
     is_known = known.reshape(known.shape + (1,) * (values.ndim - 1))
     return np.where(is_known, values[places], column.missing).astype(dtype_of(column))
-
-
-def find(items: np.ndarray, sorted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Looks ids of any shape up in a sorted array: rows int64, and bool, True where the id is there."""
-    if not len(sorted_ids):
-        return np.zeros(items.shape, np.int64), np.zeros(items.shape, bool)
-    places = np.minimum(np.searchsorted(sorted_ids, items), len(sorted_ids) - 1)
-    return places, sorted_ids[places] == items
 
 
 def serialize(columns: Columns) -> typing.Iterator[bytes]:
@@ -155,7 +154,7 @@ def read_columns(pattern: str, spec: dict[str, tf.io.FixedLenFeature]) -> Column
     """Reads gzip TFRecord files of tf.Examples: arrays by column, rows in the files' order."""
     files = sorted(glob.glob(pattern))
     if not files:
-        raise FileNotFoundError(f"{pattern} matches no file. Run `tfmm.data.beam.write_examples` first.")
+        raise FileNotFoundError(f"{pattern} matches no file. Write the examples first.")
     batches = (
         tf.data.TFRecordDataset(files, "GZIP").batch(_BATCH).map(lambda records: tf.io.parse_example(records, spec))
     )

@@ -21,8 +21,20 @@ import pyarrow.parquet as pq
 from tfmm import artifacts, dead_letters
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
+from tfmm.data import (
+    as_known,
+    declared,
+    examples,
+    instants,
+    left_out,
+    order_statistics,
+    reading,
+    records,
+    schema,
+    shards,
+    times,
+)
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import declared, examples, instants, left_out, order_statistics, reading, records, schema, shards, times
 from tfmm.features import Column, FeatureSet, Sequence
 from tfmm.labels import LABEL, NEGATIVE_RATE, SAMPLE_WEIGHT
 
@@ -89,19 +101,20 @@ def _join(
         raise ValueError(f"{data_dir} must have what the run declares. Received:\n- " + "\n- ".join(found))
     declared.id_types(data_dir, feature_set)  # refuses ids of mixed types
     seen = times.resolutions(data_dir, config.time_zone)
+    seen |= as_known.verified(data_dir, config.time_zone, declared.tables(feature_set))
     for note in times.notes(seen):
         _LOG.warning(note)
     groups = reading.row_groups(data_dir, reading.log_names(data_dir, feature_set), feature_set)
     has_behaviors, has_split = schema.has_table(data_dir, "behaviors"), reading.has_split(groups)
     reader = reading.Reader(feature_set, seen, has_behaviors, has_split)
-    catalog_parts = [reader.catalog(group) for group in reading.row_groups(data_dir, ["items"], feature_set)]
-    catalog = reading.sorted_by("item_id", catalog_parts)
+    letters = _DeadLetters(folder)
+    catalog = _catalog(reader, reading.row_groups(data_dir, ["items"], feature_set), letters)
     num_rows = sum(group.part.row_groups[group.group] for group in groups if group.table == "impressions")
     num_parts = max(1, round(num_rows / ROWS_PER_PARTITION))
-    letters = _DeadLetters(folder)
     item_ids, dtypes = _spread(reader, groups, num_parts, parts, catalog["item_id"], letters)
     items = _items(item_ids, catalog, feature_set)
     np.save(folder / shards.ITEMS, items)
+    known = shards.Known(items)
     first_eval = None if has_split else _first_eval(parts / _TIMES, config.eval_fraction)
     histories = {
         sequence: records.Writer(folder / shards.history_name(sequence), shards.history_dtype(feature_set, sequence))
@@ -111,7 +124,7 @@ def _join(
         files = {table: parts / f"{table}-{number}" for table in dtypes}
         tables = {table: _columns(np.fromfile(path, dtypes[table])) for table, path in files.items() if path.exists()}
         if "impressions" in tables:
-            joined = _join_part(tables, items, catalog["item_id"], first_eval, feature_set, histories, letters)
+            joined = _join_part(tables, items, known, catalog["item_id"], first_eval, feature_set, histories, letters)
             for split, rows in joined.items():
                 rows.tofile(parts / f"{split}-{number}")
         for path in files.values():
@@ -122,6 +135,16 @@ def _join(
     counts = {split: _in_time_order(parts, split, num_parts, folder, items, dtype) for split in SPLITS}
     counts["dead_letter"] = letters.close()
     return counts, {path.name: _digest(path) for path in sorted(folder.glob(f"*{records.SUFFIX}"))}
+
+
+def _catalog(reader: reading.Reader, groups: typing.Iterable[reading.RowGroup], letters: _DeadLetters) -> Columns:
+    """Returns the items, ascending by id."""
+    parts = []
+    for group in groups:
+        good, left = reader.catalog(group)
+        letters.append(left)
+        parts.append(good)
+    return reading.sorted_by("item_id", parts)
 
 
 def _spread(
@@ -158,6 +181,7 @@ def _spread(
 def _join_part(
     tables: typing.Mapping[str, Columns],
     items: np.ndarray,
+    known: shards.Known,
     listed: np.ndarray,
     first_eval: int | None,
     feature_set: FeatureSet,
@@ -174,11 +198,12 @@ def _join_part(
     users = reading.users_of([tables["users"]] if "users" in tables else [], feature_set)
     behaviors = reading.behaviors_of([tables["behaviors"]] if "behaviors" in tables else [], feature_set)
     rows = np.zeros(len(order), shards.row_dtype(feature_set))
-    rows[shards.ITEM] = _places(shown["item_id"], items)
+    rows[shards.ITEM] = known.places(_places(shown["item_id"], items), shown["timestamp"])
     for name in set(_columns(rows)) & set(shown):
         rows[name] = shown[name]
+    own = as_known.look_up(shown["user_id"], users, "user_id", shown["timestamp"])
     for feature in feature_set.of_table("users"):
-        rows[feature.name] = examples.look_up(shown["user_id"], users, "user_id", Column(feature.name, feature))
+        rows[feature.name] = examples.look_up(users, own, Column(feature.name, feature))
     for sequence, history in histories.items():
         acts = examples.in_order(behaviors, sequence)
         keys = shown["user_id"], shown["timestamp"], acts["user_id"], acts[examples.LATEST]
@@ -254,19 +279,41 @@ def _count(path: pathlib.Path, dtype: np.dtype) -> int:
 
 
 def _items(item_ids: np.ndarray, catalog: Columns, feature_set: FeatureSet) -> np.ndarray:
-    """Returns the table of items: padding first, then by id."""
-    result = np.zeros(len(item_ids) + 1, shards.item_dtype(feature_set))
-    result["item_id"][1:] = item_ids
+    """Returns the table of items, see `shards`: padding first, then by id."""
+    ids, found = item_ids, as_known.find(item_ids, catalog["item_id"])
+    has_versions = as_known.LATEST in catalog
+    if has_versions:
+        ids, found = _with_versions(item_ids, catalog["item_id"])
+    result = np.zeros(len(ids) + 1, shards.item_dtype(feature_set, has_versions))
+    result["item_id"][1:] = ids
     for feature in shards.item_features(feature_set):
         if feature.name != "item_id":
             column = Column(feature.name, feature)
             result[feature.name][0] = column.missing
-            result[feature.name][1:] = examples.look_up(item_ids, catalog, "item_id", column)
+            result[feature.name][1:] = examples.look_up(catalog, found, column)
+    if has_versions:
+        places, is_version = found
+        latest = np.full(len(ids), instants.NULL)
+        latest[is_version] = catalog[as_known.LATEST][places[is_version]]
+        result[as_known.LATEST] = np.append(instants.NULL, latest)
     return result
 
 
+def _with_versions(item_ids: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Returns for each item a row of which nothing is known, then its versions: ids, and what is there of the catalog.
+
+    >>> ids, (places, is_version) = _with_versions(np.array([5, 6, 7]), np.array([0, 5, 5, 7]))
+    >>> ids.tolist(), places[is_version].tolist(), is_version.astype(int).tolist()
+    ([5, 5, 5, 6, 7, 7], [1, 2, 3], [0, 1, 1, 0, 0, 1])
+    """
+    rows = np.flatnonzero(listed)
+    firsts = np.searchsorted(listed[rows], item_ids)
+    places = np.insert(rows, firsts, -1)
+    return np.insert(listed[rows], firsts, item_ids), (places, places >= 0)
+
+
 def _places(item_ids: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Returns the places of ids in the table of items, which has them all."""
+    """Returns the first places of ids in the table of items, which has them all."""
     return np.searchsorted(items["item_id"][1:], item_ids) + 1
 
 

@@ -10,8 +10,8 @@ import typing
 import numpy as np
 import pyarrow as pa
 
+from tfmm.data import as_known, declared, examples, instants, rules, schema, times
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import declared, examples, instants, rules, schema, times
 from tfmm.data.parts import Part
 from tfmm.features import ACTIONS, KEYS, LABEL, FeatureSet
 
@@ -46,7 +46,7 @@ class Reader:
 
     Attributes:
         feature_set: what is read of each table.
-        seen: how fine each table's times are.
+        seen: how fine each table's times are, those of versions among them (`as_known.verified`).
         has_behaviors: whether there is a table of them; else clicks stand for them.
         has_split: whether the impressions say to which split they belong.
     """
@@ -56,10 +56,15 @@ class Reader:
     has_behaviors: bool
     has_split: bool
 
-    def catalog(self, group: RowGroup) -> Columns:
-        """Returns `item_id` and the items' features."""
+    def catalog(self, group: RowGroup) -> tuple[Columns, DeadLetters]:
+        """Returns `item_id` and the items' features; versions whose time is a fault are dead letters."""
         table, columns = self._columns(group)
-        return columns | {"item_id": schema.fingerprints(table["item_id"])}
+        columns["item_id"] = schema.fingerprints(table["item_id"])
+        own_rules = [rule for rule in rules.row_rules(group.table) if rule.column == schema.UPDATED_AT]
+        bad, reasons = rules.broken(table, own_rules)
+        rows = np.arange(group.first, group.first + table.num_rows)
+        good = {name: values[~bad] for name, values in columns.items()}
+        return good, _dead_letters(table, group.table, rows, bad, reasons)
 
     def log(self, group: RowGroup) -> tuple[dict[str, Columns], DeadLetters]:
         """Returns the good rows by table, as `examples.build` takes them, and what breaks a rule, with its reason."""
@@ -90,7 +95,8 @@ class Reader:
         """Returns a row group in the declared types, and the features that come from it, by name."""
         name, part = group.table, group.part
         labels = self.feature_set.label.sources if name == "impressions" else {}
-        wanted = declared.columns_of(name, (*_COLUMNS[name], *labels.values()), self.feature_set)
+        updated = [schema.UPDATED_AT] if times.VERSIONS.get(name) in self.seen else []
+        wanted = declared.columns_of(name, (*_COLUMNS[name], *updated, *labels.values()), self.feature_set)
         table = schema.read_part(part, name, wanted, group.group, declared.tables(self.feature_set))
         columns = {
             f.name: declared.instants_of(part, name, group.group, f, self.seen)
@@ -98,6 +104,7 @@ class Reader:
             else declared.values(table[f.column], f)
             for f in self.feature_set.of_table(name)
         }
+        columns |= as_known.columns(as_known.updates(part, name, group.group, self.seen))
         return table, columns | {own: _label_values(table[column], own) for own, column in labels.items()}
 
 
@@ -161,9 +168,9 @@ def stacked(parts: list[Columns]) -> Columns:
 
 
 def sorted_by(key: str, parts: list[Columns]) -> Columns:
-    """Stacks parts, ascending by a key."""
+    """Stacks parts, ascending by a key, versions of one by `as_known.order`."""
     columns = stacked(parts)
-    order = np.argsort(columns[key], kind="stable")
+    order = as_known.order(columns, key)
     return {name: values[order] for name, values in columns.items()}
 
 

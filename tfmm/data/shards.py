@@ -4,6 +4,10 @@ A row does not hold its history but the place of it: the sequences' files hold e
 a row says where its window ends and how long it is. What the catalog says of items stands in a table of items, to which
 rows and behaviors point. So a history of 1000 costs a row 12 bytes, and a behavior is stored, counted and preprocessed
 once however many rows show it.
+
+Where items have versions (`tfmm.data.as_known`), an item's first row stands for what was known before all of them, its
+versions follow, the oldest first. A row points to the version that was known to it, a behavior to the first row: which
+version a row sees of it is found when the row is read.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import numpy as np
 
 from tfmm import artifacts, preprocessing
 from tfmm import config as config_lib
-from tfmm.data import examples, records
+from tfmm.data import as_known, examples, records
 from tfmm.features import AGE, Column, Feature, FeatureSet, Sequence
 
 KIND = "examples"
@@ -66,9 +70,10 @@ def item_features(feature_set: FeatureSet) -> list[Feature]:
     return [feature for feature in feature_set.features if is_of_items(feature)]
 
 
-def item_dtype(feature_set: FeatureSet) -> np.dtype:
-    """Returns the dtype of an item: its id and what the catalog says of it."""
-    return np.dtype([_field(feature.name, feature) for feature in item_features(feature_set)])
+def item_dtype(feature_set: FeatureSet, has_versions: bool = False) -> np.dtype:
+    """Returns the dtype of an item: its id and what the catalog says of it; of versions, from when on each holds."""
+    latest = [(as_known.LATEST, "<i8")] if has_versions else []
+    return np.dtype([*(_field(feature.name, feature) for feature in item_features(feature_set)), *latest])
 
 
 def row_dtype(feature_set: FeatureSet) -> np.dtype:
@@ -92,6 +97,30 @@ def _field(name: str, feature: Feature) -> tuple[str, typing.Any, tuple[int, ...
     return name, examples.dtype_of(feature), (feature.max_values,) if feature.kind == "ids" else ()
 
 
+class Known:
+    """Which rows of a table of items were known at an instant; without versions, that is all.
+
+    Args:
+        items: of `item_dtype` [m].
+    """
+
+    def __init__(self, items: np.ndarray):
+        self._versions = None
+        if as_known.LATEST in items.dtype.names:
+            self._versions = as_known.Versions(items["item_id"], items[as_known.LATEST])
+
+    @property
+    def has_versions(self) -> bool:
+        return self._versions is not None
+
+    def places(self, firsts: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """Returns int [n] places in the table, for an item's first int [n] and microseconds int64 [n] of each."""
+        if self._versions is None:
+            return firsts
+        owners = np.searchsorted(self._versions.starts, firsts)
+        return self._versions.newest(owners, at)[0]  # there always is one: the first row holds from the beginning
+
+
 class Shards:
     """One split's rows, in time order, with their histories.
 
@@ -99,6 +128,7 @@ class Shards:
         feature_set: what the examples hold.
         num_rows: n.
         items: of `item_dtype` [m]; the first stands for padding and holds what is missing.
+        has_versions: whether what is known of an item depends on when it is shown.
         digest: hash of the rows, the histories and the items.
     Raises:
         FileNotFoundError: the artifact is not there, or not finished.
@@ -118,6 +148,8 @@ class Shards:
         self.num_rows = int(self._starts[-1])
         self._histories = {s.name: records.Records(self.folder / history_name(s)) for s in self.feature_set.sequences}
         self.items = np.load(self.folder / ITEMS)
+        self._known = Known(self.items)
+        self.has_versions = self._known.has_versions
         names = {ITEMS, *map(history_name, self.feature_set.sequences), *(os.path.basename(file) for file in files)}
         self.digest = artifacts.fingerprint({name: manifest["digests"][name] for name in sorted(names)})
 
@@ -146,16 +178,20 @@ class Shards:
     def window(self, rows: np.ndarray, sequence: Sequence) -> tuple[np.ndarray, np.ndarray]:
         """Returns the behaviors of rows one after another, records [t] of `history_dtype`, and the mask bool [k, L].
 
-        Cost grows with the behaviors, not with the sequence's length.
+        A behavior points to the version of its item that its row knows. Cost grows with the behaviors, not with the
+        sequence's length.
         """
         history = self._histories[sequence.name].array
         ends, sizes = rows[end_of(sequence)], rows[size_of(sequence)]
         mask = np.arange(sequence.length) < sizes[:, None]
         parts = [history[end - size : end] for end, size in zip(ends.tolist(), sizes.tolist())]
-        return np.concatenate(parts) if parts else history[:0], mask
+        acts = np.concatenate(parts) if parts else history[:0].copy()
+        if self.has_versions:
+            acts[ITEM] = self._known.places(acts[ITEM], np.repeat(rows["timestamp"], sizes))
+        return acts, mask
 
     def histories(self, sequence: Sequence) -> typing.Iterator[np.ndarray]:
-        """Yields a sequence's behaviors in pieces of `history_dtype`, each behavior once."""
+        """Yields a sequence's behaviors in pieces of `history_dtype`, each once, with the first place of its item."""
         yield from self._histories[sequence.name].pieces(PIECE)
 
     def release(self) -> None:

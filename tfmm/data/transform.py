@@ -1,7 +1,8 @@
 """Vocabularies and statistics of training shards, as TFX's Transform finds them: counted where a value is stored once.
 
 An item's value counts as often as rows show the item, a behavior's as often as rows show the behavior; so each pass is
-over rows, items and behaviors, never over histories row by row. Only a behavior's age, which is of a row, is.
+over rows, items and behaviors, never over histories row by row. Only what is of a row is: a behavior's age, and what
+was known of its item where items have versions.
 """
 
 from __future__ import annotations
@@ -58,20 +59,25 @@ class _Train:
     def values(self, column: Column) -> typing.Iterator[Weighted]:
         """Yields all values of a column, in pieces; those of padding may be among them."""
         feature, sequence = column.feature, column.sequence
-        if shards.is_of_items(feature):
+        if sequence is not None and self._is_of_rows(feature):
+            for start in range(0, self.rows.num_rows, shards.AGES):
+                places = np.arange(start, min(start + shards.AGES, self.rows.num_rows))
+                yield self.rows.gather(places, [column.name])[column.name].ravel(), None
+                self.rows.release()
+        elif shards.is_of_items(feature):
             counts = self._targets if sequence is None else self._histories[sequence.name]
             yield self.rows.items[feature.name], counts
         elif sequence is None:
             for piece in self.rows.pieces():
                 yield piece[feature.name], None
-        elif shards.is_age(feature):
-            for start in range(0, self.rows.num_rows, shards.AGES):
-                places = np.arange(start, min(start + shards.AGES, self.rows.num_rows))
-                yield self.rows.gather(places, [column.name])[column.name].ravel(), None
-                self.rows.release()
         else:
             for acts in self.rows.histories(sequence):
                 yield acts[feature.name], acts[shards.SHOWN]
+
+    def _is_of_rows(self, feature: Feature) -> bool:
+        """Returns whether a behavior has another value in each row that shows it."""
+        has_versions = self.rows.has_versions and feature.name != "item_id"
+        return shards.is_age(feature) or (has_versions and shards.is_of_items(feature))
 
 
 def _vocabularies(train: _Train) -> dict[str, np.ndarray]:
