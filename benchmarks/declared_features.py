@@ -28,11 +28,12 @@ from tfmm import metrics, preprocessing, presets
 from tfmm.config import RunConfig
 from tfmm.ctr import model as model_lib
 from tfmm.ctr import train
-from tfmm.data import beam, examples
+from tfmm.data import join, transform
 from tfmm.data.sources import online_retail
 from tfmm.features import DEFAULT_FEATURES, LABEL, Feature, FeatureSet
 from tfmm.marketplace import generator
 from tfmm.training import examples as examples_lib
+from tfmm.training import sources
 
 LENGTH = 10  # of histories
 DRAWS = 4  # of weights, per seed of the marketplace
@@ -94,19 +95,19 @@ def train_all(
     """
     declared = with_shuffled(run, names)
     add_shuffled(data, run.feature_set, names, shuffle)
-    beam.write_examples(data, run.data, declared, folder / "raw")
-    examples.transform(folder / "raw", folder / "examples")
+    join.write_examples(data, run.data, declared, folder / "examples")
+    transform.fit(folder / "examples", folder / "vocabulary")
     patterns = [str(folder / "examples" / f"{split}-*") for split in ("train", "eval")]
-    vocabularies, result = folder / "examples" / "vocabulary", []
+    vocabularies, result = folder / "vocabulary", []
     for seed in seeds:
         scores: Scores = {}
         for name, features in variants(run, names).items():
             output = folder / f"{name}-{seed}".replace(" ", "_")
             config = dataclasses.replace(run.ctr, seed=seed)
             manifest = train.train(config, *patterns, vocabularies, output, features)
-            sizes = preprocessing.load(features, vocabularies).sizes
-            rows = train.read_examples(examples_lib.example_files(patterns[1]), features, sizes, {})
-            scores |= {"user_id": rows["user_id"], "label": rows[LABEL]}
+            preprocessor = preprocessing.load(features, vocabularies)
+            rows = sources.open_source(examples_lib.example_files(patterns[1]), features, {}, preprocessor)
+            scores |= {"user_id": rows.column("user_id"), "label": rows.column(LABEL)}
             scores[name] = train.predict(model_lib.load_model(output), {}, rows)
             print(seed, name, manifest["metrics"], flush=True)
         result.append(scores)

@@ -26,6 +26,7 @@ from tfmm.make import train as make_train
 from tfmm.marketplace import generator
 from tfmm.stages import catalog, encoders, examples, pairs
 from tfmm.training import examples as examples_lib
+from tfmm.training import sources
 
 MODALITIES = ("image", "text")
 SIDES = {"default": {}, "no bank": {"memory_bank_size": 0}}
@@ -47,9 +48,9 @@ def measure(seed: int, folder: pathlib.Path) -> dict[str, dict]:
     generator.generate(run.marketplace, data)
     pairs.make_pairs(run, data, folder / "pairs", print)
     examples.make_examples(run, data, folder / "examples", print)
-    patterns = examples.transformed_patterns(folder / "examples")
-    vocabulary = folder / "examples" / examples.TRANSFORMED / examples.VOCABULARY
-    sizes = preprocessing.load(run.feature_set, vocabulary).sizes
+    patterns = examples.patterns(folder / "examples")
+    vocabulary = folder / "examples" / examples.VOCABULARY
+    preprocessor = preprocessing.load(run.feature_set, vocabulary)
     seen, result = None, {}
     for side, changes in SIDES.items():
         own = folder / side.replace(" ", "_")
@@ -62,11 +63,14 @@ def measure(seed: int, folder: pathlib.Path) -> dict[str, dict]:
         ctr_train.train(run.ctr, *patterns, vocabulary, own / "model", run.feature_set, modalities=MODALITIES,
                         snapshot_dir=snapshot, make_dir=own / "make")
         tables = item_vectors.load_vectors(snapshot, MODALITIES)
-        shown, rows = (ctr_train.read_examples(examples_lib.example_files(pattern), run.feature_set, sizes, tables)
-                       for pattern in patterns)
-        seen = np.unique(shown["item_id"])
+        shown, rows = (
+            sources.open_source(examples_lib.example_files(pattern), run.feature_set, tables, preprocessor)
+            for pattern in patterns
+        )
+        seen = np.unique(shown.column("item_id"))
         scores = ctr_train.predict(model_lib.load_model(own / "model"), tables, rows)
-        result[side] = figures(rows, scores, seen) | {
+        columns = {name: rows.column(name) for name in ("user_id", "item_id", "label")}
+        result[side] = figures(columns, scores, seen) | {
             name: {m["modality"]: m[name] for m in made.values()} for name in ("acc_at_1", "memory_bank_size", "steps")
         }
         print(seed, side, json.dumps(result[side]), flush=True)

@@ -24,7 +24,7 @@ from tfmm import features, metrics, preprocessing, vectors
 from tfmm.ctr import model as model_lib
 from tfmm.ctr import train
 from tfmm.index import item_vectors
-from tfmm.training import evaluation
+from tfmm.training import evaluation, sources
 from tfmm.training import examples as examples_lib
 from tfx_pipeline import environments
 
@@ -93,8 +93,10 @@ def measure(run: pathlib.Path, settings: list[str], folder: pathlib.Path) -> dic
     vocabularies = pathlib.Path(outputs["MultimodalTrainer.model"]) / "vocabulary"
     patterns = [f"{outputs['Transform.transformed_examples']}/Split-{split}/*" for split in ("train", "eval")]
     tables, feature_set = item_vectors.load_vectors(snapshot, MODALITIES), config.feature_set
-    sizes = preprocessing.load(feature_set, vocabularies).sizes
-    rows = train.read_examples(examples_lib.example_files(patterns[1]), feature_set, sizes, tables)
+    preprocessor = preprocessing.load(feature_set, vocabularies)
+    source = sources.open_source(examples_lib.example_files(patterns[1]), feature_set, tables, preprocessor)
+    keys = {name: source.column(name) for name in ("user_id", "item_id")}
+    rows = keys | source.gather(np.arange(source.num_rows))
     result = {}
     for name in ["id twin", *settings]:
         modalities = () if name == "id twin" else MODALITIES
@@ -105,7 +107,8 @@ def measure(run: pathlib.Path, settings: list[str], folder: pathlib.Path) -> dic
         model = model_lib.load_model(output)
         scored = variants(rows, feature_set) if modalities else {"full": rows}
         own_tables = tables if modalities else {}
-        result[name] = {v: figures(rows, train.predict(model, own_tables, columns)) for v, columns in scored.items()}
+        result[name] = {v: figures(rows, train.predict(model, own_tables, sources.InMemory(columns)))
+                        for v, columns in scored.items()}
         shown = {v: {k: round(x, 4) for k, x in found["all"].items()} for v, found in result[name].items()}
         print(run.name, name, json.dumps(shown), flush=True)
     return result

@@ -19,17 +19,17 @@ import statistics
 import tempfile
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import recording
-import tensorflow as tf
 
 from tfmm import config as config_lib
-from tfmm import metrics, preprocessing
+from tfmm import metrics
 from tfmm.ctr import train as ctr_train
-from tfmm.data import beam, examples
+from tfmm.data import join, shards, transform
 from tfmm.evaluate import report
 from tfmm.export import saved_model
-from tfmm.features import FeatureSet, Label
+from tfmm.features import KEYS, FeatureSet, Label
 from tfmm.index import encode, item_index, snapshot
 from tfmm.make import train as make_train
 from tfmm.marketplace import generator
@@ -83,23 +83,23 @@ def write_snapshot(data: pathlib.Path, folder: pathlib.Path, seed: int) -> pathl
 
 
 def write_log(side: Side, splits: dict[str, Columns], features: FeatureSet, folder: pathlib.Path, seed: int) -> None:
-    """Writes the examples that a log has, with vocabularies of its own, as `examples.transform` does."""
-    folder.mkdir()
-    generator, kept = np.random.default_rng(seed), {}
+    """Writes the examples that a log has, with vocabularies of its own."""
+    data = folder / "data"
+    data.mkdir(parents=True)
+    for table in ("items.parquet", "behaviors.parquet"):
+        (data / table).symlink_to(folder.parent / "data" / table)
+    generator, parts = np.random.default_rng(seed), []
     for split, rows in splits.items():
         rates = side.rates(rows)
         chosen = (rows["label"] == 1) | (generator.random(len(rates)) < rates)
         more = {"negative_rate": rates, "sample_weight": np.where(rows["label"] == 1, 1, 1 / rates).astype(np.float32)}
-        own = rows | {name: more[name] for name in features.label.sources if name in more}
-        kept[split] = {name: values[chosen] for name, values in own.items()}
-    found = examples.vocabularies(kept["train"], features), examples.statistics(kept["train"], features)
-    preprocessing.write(folder / "vocabulary", *found)
-    preprocessor = preprocessing.load(features, folder / "vocabulary")
-    for split, rows in kept.items():
-        inputs = preprocessor({name: tf.constant(values) for name, values in rows.items()})
-        with tf.io.TFRecordWriter(str(folder / f"{split}-0.tfrecord.gz"), "GZIP") as writer:
-            for record in examples.serialize(rows | {name: values.numpy() for name, values in inputs.items()}):
-                writer.write(record)
+        own = {column: (rows | more)[name] for name, column in features.label.sources.items()}
+        keys = {name: rows[name] for name in KEYS} | {"timestamp": rows["timestamp"].astype("datetime64[us]")}
+        columns = {name: values[chosen] for name, values in (keys | own).items()}
+        parts.append(pa.table(columns | {"split": [split] * int(chosen.sum())}))
+    pq.write_table(pa.concat_tables(parts), data / "impressions.parquet")
+    join.write_examples(data, RUN.data, features, folder / "examples")
+    transform.fit(folder / "examples", folder / "vocabulary")
 
 
 def measure(side: Side, splits: dict[str, Columns], features: FeatureSet, snapshot_dir: pathlib.Path,
@@ -108,7 +108,8 @@ def measure(side: Side, splits: dict[str, Columns], features: FeatureSet, snapsh
     features = dataclasses.replace(features, label=side.label)
     write_log(side, splits, features, folder, seed)
     run = RUN.with_seed(seed)
-    patterns, vocabulary = (f"{folder}/train-*", f"{folder}/eval-*"), folder / "vocabulary"
+    patterns = f"{folder}/examples/train-*", f"{folder}/examples/eval-*"
+    vocabulary = folder / "vocabulary"
     rows = examples_lib.read_columns(eval_files, FeatureSet().resolved(20, 2), ("user_id", "label"))
     result = {}
     for name in models:
@@ -131,9 +132,8 @@ def measure(side: Side, splits: dict[str, Columns], features: FeatureSet, snapsh
 def measure_seed(seed: int, folder: pathlib.Path, models: list[str], sides: list[str]) -> dict[str, dict]:
     run = RUN.with_seed(seed)
     generator.generate(run.marketplace, folder / "data")
-    beam.write_examples(folder / "data", run.data, run.feature_set, folder / "examples")
-    spec = preprocessing.raw_spec(run.feature_set)
-    splits = {split: examples.read_columns(f"{folder}/examples/{split}-*", spec) for split in ("train", "eval")}
+    join.write_examples(folder / "data", run.data, run.feature_set, folder / "examples")
+    splits = {split: shards.read_columns(f"{folder}/examples/{split}-*") for split in ("train", "eval")}
     snapshot_dir = write_snapshot(folder / "data", folder, seed)
     eval_files = examples_lib.example_files(f"{folder}/examples/eval-*")
     found: dict = {"rows": {split: len(rows["label"]) for split, rows in splits.items()}}

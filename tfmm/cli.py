@@ -137,8 +137,8 @@ def train(
     config = take_config("catalog", snapshot_dir, run, assignments)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = inputs.modalities_of(config, data_dir)
-    patterns, make_dir = examples.transformed_patterns(output_dir), output_dir / "make"
-    vocabulary, checkpoints = output_dir / examples.TRANSFORMED / examples.VOCABULARY, output_dir / CHECKPOINTS
+    patterns, make_dir = examples.patterns(output_dir), output_dir / "make"
+    vocabulary, checkpoints = output_dir / examples.VOCABULARY, output_dir / CHECKPOINTS
     lines = progress.lines(click.echo)
     with run_file.beside(config, output_dir):
         examples.make_examples(config, data_dir, output_dir, click.echo)
@@ -184,7 +184,7 @@ def evaluate(
         _, verdict = judgement.judge(
             config,
             {name: models_dir / name for name in (folders.ID, folders.MULTIMODAL)},
-            examples.raw_patterns(models_dir),
+            examples.patterns(models_dir),
             output_dir,
             click.echo,
             in_service_dir=in_service_dir,

@@ -16,10 +16,11 @@ import tensorflow as tf
 from tfmm import preprocessing, runs
 from tfmm.config import CTRConfig, DataConfig, ExportConfig, MAKEConfig, RunConfig
 from tfmm.ctr import model as model_lib
-from tfmm.data import beam, declared, examples
+from tfmm.data import declared, join, transform
 from tfmm.export import serving_module, signatures
 from tfmm.features import ACTIONS, DEFAULT_FEATURES, KINDS, PARTS, ROLES, SCALINGS, Feature, Label, Sequence
 from tfmm.quickstart import requests
+from tfmm.training import sources
 
 client = pytest.importorskip("serving.client", reason="the client's packages are not installed")
 
@@ -167,13 +168,14 @@ def run(config, folder):
     if faults := declared.faults(folder / "data", feature_set):
         assert all(len(fault) > 20 for fault in faults)
         with pytest.raises(ValueError, match="must have what the run declares"):
-            beam.run(folder / "data", config.data, feature_set, folder / "raw")
+            join.write_examples(folder / "data", config.data, feature_set, folder / "raw")
         return 0
-    manifest = beam.write_examples(folder / "data", config.data, feature_set, folder / "raw")
-    examples.transform(folder / "raw", folder / "out")
-    preprocessor = preprocessing.load(feature_set, folder / "out" / "vocabulary")
-    spec = preprocessing.transformed_spec(feature_set)
-    found = examples.read_columns(str(folder / "out" / "train-*"), spec)
+    manifest = join.write_examples(folder / "data", config.data, feature_set, folder / "raw")
+    transform.fit(folder / "raw", folder / "out")
+    preprocessor = preprocessing.load(feature_set, folder / "out")
+    files = sorted(str(path) for path in (folder / "raw").glob("train-*"))
+    source = sources.open_source(files, feature_set, {}, preprocessor)
+    found = source.gather(np.arange(source.num_rows))
     check_inputs(found, feature_set, preprocessor.sizes)
     assert manifest["dead_letter"] == 0
     id_types = declared.id_types(folder / "data", feature_set)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import pathlib
@@ -17,13 +18,13 @@ from tfmm.ctr import integrations
 from tfmm.ctr import model as model_lib
 from tfmm.ctr.hidden_vectors import hide_behaviors
 from tfmm.ctr.optimizer import HeldRate, TwoRateAdam
-from tfmm.features import KEYS, LABEL, FeatureSet
+from tfmm.features import LABEL, FeatureSet
 from tfmm.index import item_vectors
 from tfmm.index.item_vectors import ItemVectors
 from tfmm.make import model as make_model
 from tfmm.metrics.log_loss import log_loss
 from tfmm.training import checkpoint as checkpoint_lib
-from tfmm.training import evaluation, loop
+from tfmm.training import evaluation, loop, sources
 from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
 from tfmm.training.labels import click_rate, metric_weights, weighing
@@ -72,9 +73,9 @@ def train(
     if modalities and snapshot_dir is None:
         raise ValueError(f"`snapshot_dir` must be given for the modalities {list(modalities)}.")
     tables = item_vectors.load_vectors(str(snapshot_dir), modalities) if modalities else {}
-    sizes = preprocessing.load(feature_set, vocabulary_dir).sizes
-    train_columns, eval_columns = (
-        read_examples(examples_lib.example_files(pattern), feature_set, sizes, tables)
+    preprocessor = preprocessing.load(feature_set, vocabulary_dir)
+    train_rows, eval_rows = (
+        sources.open_source(examples_lib.example_files(pattern), feature_set, tables, preprocessor)
         for pattern in (train_pattern, eval_pattern)
     )
 
@@ -85,7 +86,7 @@ def train(
         config,
         extractor.settings if extractor else make_config or config_lib.MAKEConfig(),
         feature_set,
-        sizes,
+        preprocessor.sizes,
         {modality: table.dim for modality, table in tables.items()},
         methods,
     )
@@ -96,8 +97,9 @@ def train(
         model.take_make(extractor)
         model.freeze_make(extractor.settings.epochs > 0)
     if feature_set.label.is_sampled:  # few steps: those that bring the mean score to the click rate are saved
-        model.start_at(click_rate(train_columns, feature_set.label))
-    num_rows = len(train_columns[LABEL])
+        shown = {name: train_rows.column(name) for name in feature_set.label.sources}
+        model.start_at(click_rate(shown, feature_set.label))
+    num_rows = train_rows.num_rows
     segment_rows = config.block_rows * math.ceil(num_rows / config.block_rows / config.segments)
     starts = range(0, num_rows, segment_rows)
     steps = sum(math.ceil(min(segment_rows, num_rows - start) / config.batch_size) for start in starts)
@@ -116,12 +118,11 @@ def train(
         start = starts[segment % len(starts)]
         block_rows, seed = config.block_rows, config.seed
         order = examples_lib.blocked_order(min(segment_rows, num_rows - start), block_rows, seed, segment)
-        rows = {name: values[start + order] for name, values in train_columns.items()}
-        rows = hide_behaviors(rows, config, list(tables), feature_set, segment)
-        return examples_lib.dataset(rows, np.arange(len(order)), config.batch_size)
+        hide = functools.partial(hide_behaviors, config, list(tables), feature_set, segment)
+        return sources.dataset(train_rows, start + order, config.batch_size, hide)
 
     def at_epoch_end(segment: int) -> dict[str, float]:
-        return evaluate(model, tables, eval_columns) if (segment + 1) % len(starts) == 0 else {}
+        return evaluate(model, tables, eval_rows) if (segment + 1) % len(starts) == 0 else {}
 
     checkpoint = None
     if checkpoint_dir is not None:
@@ -129,7 +130,7 @@ def train(
             model.get_config(),
             source.digest_of(__name__),
             own_classes.source_digest((config.model, *(method.name for method in methods))),
-            [examples_lib.digest(columns) for columns in (train_columns, eval_columns)],
+            [rows.digest for rows in (train_rows, eval_rows)],
             [table.digest() for table in tables.values()],
             [] if extractor is None else [artifacts.read_manifest(str(make_dir))["id"]],
         )
@@ -161,56 +162,28 @@ def train(
 def model_inputs(
     batch: typing.Mapping[str, tf.Tensor], tables: typing.Mapping[str, ItemVectors], feature_set: FeatureSet
 ) -> dict[str, tf.Tensor]:
-    """Returns the inputs of CTRModel for a batch of `read_examples`."""
+    """Returns the inputs of CTRModel for a batch of `training.sources`."""
     own = {column.input: batch[column.input] for column in feature_set.columns}
     return own | item_vectors.vector_inputs(batch, tables, feature_set)
 
 
 def predict(
-    model: model_lib.CTRModel, tables: typing.Mapping[str, ItemVectors], columns: examples_lib.Columns
+    model: model_lib.CTRModel, tables: typing.Mapping[str, ItemVectors], rows: sources.ExampleSource
 ) -> np.ndarray:
     """Returns the score float32 [n] of each row."""
     score = tf.function(lambda batch: model(model_inputs(batch, tables, model.feature_set), training=False)["score"])
-    num_rows = len(columns[LABEL])
-    batches = examples_lib.dataset(columns, np.arange(num_rows), evaluation.BATCH_SIZE)
-    return np.concatenate([score(batch).numpy() for batch in batches])[:num_rows]
+    batches = sources.dataset(rows, np.arange(rows.num_rows), evaluation.BATCH_SIZE)
+    return np.concatenate([score(batch).numpy() for batch in batches])[: rows.num_rows]
 
 
 def evaluate(
-    model: model_lib.CTRModel, tables: typing.Mapping[str, ItemVectors], columns: examples_lib.Columns
+    model: model_lib.CTRModel, tables: typing.Mapping[str, ItemVectors], rows: sources.ExampleSource
 ) -> dict[str, float]:
     """Returns AUC, GAUC and LogLoss on rows; a metric that the rows cannot give is left out."""
-    scores, weights = predict(model, tables, columns), metric_weights(columns, model.feature_set.label)
+    label = model.feature_set.label
+    columns = {name: rows.column(name) for name in ("user_id", *label.sources)}
+    scores, weights = predict(model, tables, rows), metric_weights(columns, label)
     return {
         **evaluation.ranking_metrics(columns[LABEL], scores, columns["user_id"], weights),
         "logloss": log_loss(columns[LABEL], scores, weights),
     }
-
-
-def read_examples(
-    files: typing.Sequence[str],
-    feature_set: FeatureSet,
-    sizes: typing.Mapping[str, int],
-    tables: typing.Mapping[str, ItemVectors],
-) -> examples_lib.Columns:
-    """Reads transformed examples in time order, with the slots of their item vectors.
-
-    Raises:
-        ValueError: a column is missing, or an index is not in the vocabulary.
-    """
-    inputs = [column.input for column in feature_set.columns]
-    ids = [sequence.item_ids for sequence in feature_set.sequences]
-    wanted = {*KEYS, *ids, *inputs, "timestamp", *feature_set.label.sources}
-    raw = examples_lib.read_columns(files, feature_set, wanted)
-    columns = examples_lib.in_time_order(raw)
-    for column in feature_set.columns:
-        if column.feature.is_embedded:
-            highest, size = int(columns[column.input].max()), sizes[column.feature.embedding]
-            if highest >= size or int(columns[column.input].min()) < 0:
-                raise ValueError(
-                    f"`{column.input}` must be below {size}, the size of vocabulary "
-                    f"{column.feature.embedding!r}. Received: {highest}. Examples and `vocabulary_dir` must come "
-                    "from the same Transform."
-                )
-    with_slots = item_vectors.add_slots(columns, tables, feature_set)
-    return {name: values for name, values in with_slots.items() if name not in ids}

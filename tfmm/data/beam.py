@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import glob
-import json
 import logging
 import pathlib
 import typing
 
 import numpy as np
-import pyarrow as pa
 
-from tfmm import artifacts, dead_letters, extras, plain_paths
-from tfmm import config as config_lib
+from tfmm import extras
 from tfmm.config import DataConfig
-from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import declared, examples, instants, left_out, rules, schema, times
-from tfmm.data.parts import Part
-from tfmm.features import ACTIONS, KEYS, LABEL, Feature, FeatureSet
+from tfmm.data import as_known, declared, examples, instants, reading, schema, times
+from tfmm.features import FeatureSet
 
 try:
     import apache_beam as beam
     from apache_beam import pvalue
     from apache_beam.metrics import Metrics
-    from apache_beam.options.pipeline_options import PipelineOptions
 except ModuleNotFoundError as error:
     raise extras.MissingExtraError(extras.explain(error) or error, name=error.name) from error
 
 ROWS_PER_SHARD = 50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
 NAMESPACE = "tfmm.data"
 _LOG = logging.getLogger(__name__)
-_BASE = ("user_id", "item_id", "timestamp", "label")  # of an impression, whatever a run declares
-_ROW, _IS_EVAL = "_row", "_is_eval"  # see `examples.LATEST`
-_COLUMNS = {  # what the join itself needs of each table
-    "impressions": ("user_id", "item_id", "timestamp", "split"),  # and the label's
-    "behaviors": ("user_id", "item_id", "timestamp", "action", "order_line"),
-    "items": ("item_id",),
-    "users": ("user_id",),
-}
-_DEAD_LETTER = pa.schema(
-    [("table", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())]
-)
 
 
 class BuildExamples(beam.PTransform):
@@ -62,6 +44,7 @@ class BuildExamples(beam.PTransform):
         declared.id_types(self._data_dir, self._features)  # refuses ids of mixed types
         splits = schema.read_table(self._data_dir, "impressions", ["split"])["split"]
         seen = times.resolutions(self._data_dir, self._config.time_zone)
+        seen |= as_known.verified(self._data_dir, self._config.time_zone, declared.tables(self._features))
         for note in times.notes(seen):
             _LOG.warning(note)
         shown_at, _ = times.read_bounds(self._data_dir, "impressions", seen["impressions"])
@@ -72,32 +55,28 @@ class BuildExamples(beam.PTransform):
         )
         num_shards = max(1, round(len(splits) / ROWS_PER_SHARD))
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
-        names = ["impressions", *(["behaviors"] if has_behaviors else [])]
-        names += ["users"] if self._features.of_table("users") else []
-        tables = declared.tables(self._features)
+        reader = reading.Reader(self._features, seen, has_behaviors, first_eval is None)
+        names = reading.log_names(self._data_dir, self._features)
         catalog = (
             root
-            | "ListItems" >> beam.Create(_row_groups(self._data_dir, ["items"], tables))
-            | "ReadItems" >> beam.Map(_read_catalog, self._features, seen)
+            | "ListItems" >> beam.Create(reading.row_groups(self._data_dir, ["items"], self._features))
+            | "ReadItems" >> beam.ParDo(_ReadItems(reader)).with_outputs("dead_letter", main="rows")
         )
         read = (
             root
-            | "ListLogs" >> beam.Create(_row_groups(self._data_dir, names, tables))
+            | "ListLogs" >> beam.Create(reading.row_groups(self._data_dir, names, self._features))
             | "SpreadLogs" >> beam.Reshuffle()
-            | "ReadLogs"
-            >> beam.ParDo(_ReadLogs(num_shards, has_behaviors, first_eval is None, seen, self._features)).with_outputs(
-                "dead_letter", main="rows"
-            )
+            | "ReadLogs" >> beam.ParDo(_ReadLogs(num_shards, reader)).with_outputs("dead_letter", main="rows")
         )
         built = (
             read.rows
             | "GroupByShard" >> beam.GroupByKey()
             | "Join"
-            >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsList(catalog)).with_outputs(
+            >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsList(catalog.rows)).with_outputs(
                 "train", "eval", "dead_letter"
             )
         )
-        dead_letters = (read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
+        dead_letters = (catalog.dead_letter, read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
         return {"train": built.train, "eval": built.eval, "dead_letter": dead_letters}
 
 
@@ -126,186 +105,43 @@ def write(
         )
     folder.mkdir(parents=True, exist_ok=True)
     _ = built["dead_letter"] | "Write_dead_letter" >> beam.io.WriteToParquet(
-        str(folder / "dead_letter"), _DEAD_LETTER, file_name_suffix=".parquet"
+        str(folder / "dead_letter"), reading.DEAD_LETTER, file_name_suffix=".parquet"
     )
 
 
-def run(
-    data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, output_dir: str | pathlib.Path
-) -> dict[str, int]:
-    """Runs `write` in this process; returns the counts of train, eval and dead_letter rows."""
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
-    pipeline = beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", "--direct_num_workers=1"]))
-    pathlib.Path(output_dir).mkdir(parents=True, exist_ok=True)
-    with plain_paths.plain(output_dir) as folder:
-        write(pipeline, data_dir, config, feature_set, folder, prefix="{split}")
-        result = pipeline.run()
-        result.wait_until_finish()
-    counters = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(NAMESPACE))["counters"]
-    counts = {"train": 0, "eval": 0, "dead_letter": 0}
-    for counter in counters:
-        counts[counter.key.metric.name] += counter.committed
-    return counts
+class _ReadItems(beam.DoFn):
+    """Row group of items -> their arrays."""
 
-
-def write_examples(
-    data_dir: str | pathlib.Path,
-    config: DataConfig,
-    feature_set: FeatureSet,
-    output_dir: str | pathlib.Path,
-    say: typing.Callable[[str], object] = lambda line: None,
-) -> dict[str, typing.Any]:
-    """Runs `BuildExamples` on this machine, and says how many rows it wrote and which were left out.
-
-    Writes `{train,eval}-*.tfrecord.gz`, `dead_letter-*.parquet` (rows that were left out, with their reason)
-    and a manifest.
-
-    Returns:
-        The manifest: counts `train`, `eval` and `dead_letter`, and the `feature_set`.
-    Raises:
-        ValueError: a split came out empty, or a rule leaves out more than `config.max_bad_fraction` of a table's rows.
-    """
-    folder = pathlib.Path(output_dir)
-    escaped = glob.escape(str(folder))
-    for stale in glob.glob(f"{escaped}/*.tfrecord.gz") + glob.glob(f"{escaped}/dead_letter-*.parquet"):
-        pathlib.Path(stale).unlink()
-    counts = run(data_dir, config, feature_set, folder)
-    say(f"examples: {counts['train']:,} train, {counts['eval']:,} eval, {counts['dead_letter']:,} rows left out")
-    found, tables = dead_letters.counts(dead_letters.read(folder)), declared.tables(feature_set)
-    for line in dead_letters.count_lines(found, folder):
-        say(line)
-    totals = {
-        name: sum(sum(part.row_groups) for part in schema.table_parts(data_dir, name, tables))
-        for name in {one.source for one in found}
-    }
-    left_out.verify(found, totals, config.max_bad_fraction, folder)
-    if not counts["train"] or not counts["eval"]:
-        raise ValueError(
-            f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "
-            "that were left out, with their reasons."
-        )
-    facts = {**counts, "feature_set": config_lib.to_dict(feature_set)}
-    return artifacts.write_manifest(folder, "examples", config, parents=[data_dir], **facts)
-
-
-def _row_groups(
-    data_dir: str, names: typing.Sequence[str], tables: schema.Tables
-) -> list[tuple[str, Part, int, int]]:
-    """Returns (table, file, row group, row of the table with which it starts)."""
-    result = []
-    for name in names:
-        first = 0
-        for part in schema.table_parts(data_dir, name, tables):
-            for group, num_rows in enumerate(part.row_groups):
-                result.append((name, part, group, first))
-                first += num_rows
-    return result
-
-
-def _read(
-    name: str, part: Part, group: int, feature_set: FeatureSet, seen: times.Seen
-) -> tuple[pa.Table, examples.Columns]:
-    """Returns a row group in the declared types, and the features that come from it, by name."""
-    labels = feature_set.label.sources if name == "impressions" else {}
-    wanted = declared.columns_of(name, (*_COLUMNS[name], *labels.values()), feature_set)
-    table = schema.read_part(part, name, wanted, group, declared.tables(feature_set))
-    columns = {
-        f.name: declared.instants_of(part, name, group, f, seen)
-        if f.kind == "time"
-        else declared.values(table[f.column], f)
-        for f in feature_set.of_table(name)
-    }
-    return table, columns | {own: _label_values(table[column], own) for own, column in labels.items()}
-
-
-def _label_values(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """Returns int64 labels or float32 weights and rates; of rows that a rule leaves out, anything."""
-    if pa.types.is_null(column.type):
-        return np.zeros(len(column), np.int64 if name == LABEL else np.float32)
-    return column.fill_null(0).to_numpy()
-
-
-def _read_catalog(
-    element: tuple[str, Part, int, int], feature_set: FeatureSet, seen: times.Seen
-) -> examples.Columns:
-    name, part, group, _ = element
-    table, columns = _read(name, part, group, feature_set, seen)
-    return columns | {"item_id": schema.fingerprints(table["item_id"])}
-
-
-def _dead_letters(
-    table: pa.Table, name: str, rows: np.ndarray, bad: np.ndarray, reasons: np.ndarray
-) -> typing.Iterator[pvalue.TaggedOutput]:
-    places = np.flatnonzero(bad)
-    for place, content in zip(places.tolist(), _plain(table.take(pa.array(places)))):
-        yield pvalue.TaggedOutput(
-            "dead_letter",
-            {
-                "table": name,
-                "row": int(rows[place]),
-                "reason": reasons[place],
-                "content": json.dumps(content, default=str),
-            },
-        )
-
-
-def _plain(table: pa.Table) -> list[dict[str, typing.Any]]:
-    """Returns rows as plain values; times as text, since those that are bad may lie beyond all calendars."""
-    columns = {
-        name: instants.texts(table[name]) if pa.types.is_timestamp(table[name].type) else table[name].to_pylist()
-        for name in table.column_names
-    }
-    return [dict(zip(columns, row)) for row in zip(*columns.values())]
-
-
-class _ReadLogs(beam.DoFn):
-    """(table, file, row group, first row) -> (shard, (table, arrays)); a user's rows share a shard."""
-
-    def __init__(
-        self,
-        num_shards: int,
-        has_behaviors: bool,
-        has_split: bool,
-        seen: times.Seen,
-        feature_set: FeatureSet,
-    ):
-        self._num_shards, self._has_behaviors, self._has_split = num_shards, has_behaviors, has_split
-        self._seen, self._features = seen, feature_set
+    def __init__(self, reader: reading.Reader):
+        self._reader = reader
 
     def setup(self) -> None:
         self._left_out = Metrics.counter(NAMESPACE, "dead_letter")
 
-    def process(self, element: tuple[str, Part, int, int]) -> typing.Iterator[typing.Any]:
-        name, part, group, first = element
-        table, columns = _read(name, part, group, self._features, self._seen)
-        own_rules = rules.row_rules(
-            name, has_split=self._has_split, tables=declared.tables(self._features), label=self._features.label
-        )
-        bad, reasons = rules.broken(table, own_rules)
-        rows = np.arange(first, first + table.num_rows)
-        self._left_out.inc(int(bad.sum()))
-        yield from _dead_letters(table, name, rows, bad, reasons)
-        columns["user_id"] = schema.fingerprints(table["user_id"])
-        if name != "users":
-            columns["item_id"] = schema.fingerprints(table["item_id"])
-            stored = times.read_stored(part, name, group)
-            columns["timestamp"], columns[examples.LATEST] = times.bounds(stored, self._seen[name])
-        if name == "impressions":
-            columns[_ROW] = rows
-            columns[_IS_EVAL] = np.asarray(pa.compute.equal(table["split"], "eval").fill_null(False).to_numpy(), bool)
-        elif name == "behaviors":
-            columns[examples.ACTION] = declared.action_places(table["action"])
-            columns[examples.ORDER_LINE] = table["order_line"].fill_null(0).to_numpy()
-        shards = behaviors_lib.tie_break(columns["user_id"]) % np.uint64(self._num_shards)
-        for shard in np.unique(shards[~bad]).tolist():
-            kept = ~bad & (shards == shard)
-            own = {key: values[kept] for key, values in columns.items()}
-            yield shard, (name, own)
-            if name == "impressions" and not self._has_behaviors:
-                clicked = own["label"] == 1
-                acts = {key: own[key][clicked] for key in (*KEYS, "timestamp", examples.LATEST)}
-                acts[examples.ACTION] = np.full(int(clicked.sum()), ACTIONS.index("click"))
-                yield shard, ("behaviors", acts)
+    def process(self, element: reading.RowGroup) -> typing.Iterator[typing.Any]:
+        good, letters = self._reader.catalog(reading.RowGroup(*element))
+        self._left_out.inc(len(letters))
+        yield from (pvalue.TaggedOutput("dead_letter", letter) for letter in letters)
+        yield good
+
+
+class _ReadLogs(beam.DoFn):
+    """Row group -> (shard, (table, arrays)); a user's rows share a shard."""
+
+    def __init__(self, num_shards: int, reader: reading.Reader):
+        self._num_shards, self._reader = num_shards, reader
+
+    def setup(self) -> None:
+        self._left_out = Metrics.counter(NAMESPACE, "dead_letter")
+
+    def process(self, element: reading.RowGroup) -> typing.Iterator[typing.Any]:
+        good, letters = self._reader.log(reading.RowGroup(*element))
+        self._left_out.inc(len(letters))
+        yield from (pvalue.TaggedOutput("dead_letter", letter) for letter in letters)
+        for name, columns in good.items():
+            shards = reading.shards_of(columns, self._num_shards)
+            for shard in np.unique(shards).tolist():
+                yield shard, (name, {key: values[shards == shard] for key, values in columns.items()})
 
 
 class _JoinShard(beam.DoFn):
@@ -318,46 +154,21 @@ class _JoinShard(beam.DoFn):
         self._counters = {name: Metrics.counter(NAMESPACE, name) for name in ("train", "eval", "dead_letter")}
 
     def process(self, element: typing.Any, catalog_parts: list[examples.Columns]) -> typing.Iterator[typing.Any]:
-        parts: dict[str, list[examples.Columns]] = {"impressions": [], "behaviors": [], "users": []}
+        parts: dict[str, list[examples.Columns]] = {name: [] for name in reading.LOGS}
         for name, columns in element[1]:
             parts[name].append(columns)
         if not parts["impressions"]:
             return
-        catalog, impressions = _sorted_by("item_id", catalog_parts), _stacked(parts["impressions"])
-        users = _sorted_by("user_id", parts["users"]) if parts["users"] else self._nobody()
-        behaviors = _stacked(parts["behaviors"]) if parts["behaviors"] else self._nothing()
-        shown = pa.table({name: impressions[name] for name in _BASE})
-        bad, reasons = rules.broken(shown, rules.row_rules("impressions", item_ids=catalog["item_id"]))
-        self._counters["dead_letter"].inc(int(bad.sum()))
-        yield from _dead_letters(shown, "impressions", impressions[_ROW], bad, reasons)
-        is_eval = impressions[_IS_EVAL] if self._first_eval is None else impressions["timestamp"] >= self._first_eval
+        catalog, impressions = reading.sorted_by("item_id", catalog_parts), reading.stacked(parts["impressions"])
+        users = reading.users_of(parts["users"], self._features)
+        behaviors = reading.behaviors_of(parts["behaviors"], self._features)
+        bad, letters = reading.unlisted(impressions, catalog["item_id"])
+        self._counters["dead_letter"].inc(len(letters))
+        yield from (pvalue.TaggedOutput("dead_letter", letter) for letter in letters)
+        is_eval = reading.is_eval(impressions, self._first_eval)
         for split, rows in (("train", ~bad & ~is_eval), ("eval", ~bad & is_eval)):
             chosen = {name: values[rows] for name, values in impressions.items()}
             built = examples.build(chosen, behaviors, catalog, users, self._features)
             self._counters[split].inc(int(rows.sum()))
             for record in examples.serialize(built):
                 yield pvalue.TaggedOutput(split, record)
-
-    def _nobody(self) -> examples.Columns:
-        own = {f.name: _empty(f) for f in self._features.of_table("users")}
-        return own | {"user_id": np.zeros(0, np.int64)}
-
-    def _nothing(self) -> examples.Columns:
-        own = {f.name: _empty(f) for f in self._features.of_table("behaviors")}
-        return own | {name: np.zeros(0, np.int64) for name in (*KEYS, "timestamp", examples.ACTION)}
-
-
-def _empty(feature: Feature) -> np.ndarray:
-    return np.zeros((0, feature.max_values) if feature.kind == "ids" else 0, examples.dtype_of(feature))
-
-
-def _stacked(parts: list[examples.Columns]) -> examples.Columns:
-    """Stacks the columns that all parts have."""
-    names = [name for name in parts[0] if all(name in part for part in parts)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
-
-
-def _sorted_by(key: str, parts: list[examples.Columns]) -> examples.Columns:
-    columns = _stacked(parts)
-    order = np.argsort(columns[key], kind="stable")
-    return {name: values[order] for name, values in columns.items()}

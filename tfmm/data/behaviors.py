@@ -39,7 +39,7 @@ def sort_behaviors(
     return np.lexsort((tie_break(users, items, times), lines, times, latest, users))
 
 
-def histories(
+def windows(
     users: np.ndarray,
     times: np.ndarray,
     behavior_users: np.ndarray,
@@ -53,11 +53,10 @@ def histories(
         behavior_users, behavior_times: int64 [n], sorted by user, then time; the latest instants, by the same token.
         max_behaviors: L.
     Returns:
-        rows: int64 [B, L], rows of the behaviors, oldest first, right-padded with 0.
-        mask: bool [B, L], True where a behavior is.
+        start, end: int64 [B]; the behaviors start <= row < end, oldest first, L at most. By one sort of both tables.
 
-    >>> histories(np.array([7]), np.array([30]), np.array([7, 7, 7]), np.array([10, 20, 30]), 4)[1]
-    array([[ True,  True, False, False]])
+    >>> windows(np.array([7]), np.array([30]), np.array([7, 7, 7]), np.array([10, 20, 30]), 4)
+    (array([0]), array([2]))
     """
     num_impressions, num_behaviors = len(users), len(behavior_users)
     # One merged order in which an impression stands before a behavior of the same instant.
@@ -67,7 +66,26 @@ def histories(
     end = np.empty(num_impressions, np.int64)
     places = order[~is_behavior[order]]
     end[places] = earlier[~is_behavior[order]]
-    start = np.maximum(np.searchsorted(behavior_users, users), end - max_behaviors)
+    return np.maximum(np.searchsorted(behavior_users, users), end - max_behaviors), end
+
+
+def histories(
+    users: np.ndarray,
+    times: np.ndarray,
+    behavior_users: np.ndarray,
+    behavior_times: np.ndarray,
+    max_behaviors: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the windows of `windows`, row by row.
+
+    Returns:
+        rows: int64 [B, L], rows of the behaviors, oldest first, right-padded with 0.
+        mask: bool [B, L], True where a behavior is.
+
+    >>> histories(np.array([7]), np.array([30]), np.array([7, 7, 7]), np.array([10, 20, 30]), 4)[1]
+    array([[ True,  True, False, False]])
+    """
+    start, end = windows(users, times, behavior_users, behavior_times, max_behaviors)
     offsets = np.arange(max_behaviors)
     mask = offsets < (end - start)[:, None]
     return np.where(mask, start[:, None] + offsets, 0), mask

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from tfmm import extras
 from tfmm.config import DataConfig
-from tfmm.data import declared, doubts, examples, instants, rules, schema, times, unread
+from tfmm.data import as_known, declared, doubts, examples, instants, rules, schema, times, unread
 from tfmm.data.layout import Unread
 from tfmm.data.parts import LayoutError, Part
 from tfmm.features import FeatureSet, Label
@@ -71,7 +71,7 @@ class CheckReport:
             fault
             for fault in self.faults
             if not fault.rows
-            or fault.rule in (UNIQUE, COLLISION)
+            or fault.rule in (UNIQUE, COLLISION, as_known.ONE_PER_TIME)
             or (
                 fault.count > max_bad_fraction * self.counts[fault.table]
                 and not (fault.rule == rules.UNKNOWN_ITEM and fault.table != "impressions")
@@ -103,7 +103,8 @@ def check(
     """
     feature_set = feature_set or FeatureSet()
     tables = declared.tables(feature_set, modality_set)
-    run = _Check(pathlib.Path(data_dir), _pandera(), tables, feature_set.label, max_pixels or {})
+    config = config or DataConfig()
+    run = _Check(pathlib.Path(data_dir), _pandera(), tables, feature_set.label, max_pixels or {}, config.time_zone)
     unused = unread.of_folder(data_dir, tables)
     for name, table in tables.items():
         try:
@@ -123,7 +124,6 @@ def check(
     run.check_ids()
     run.check_declaration(feature_set or FeatureSet(), modality_set)
     run.check_catalog(modality_set)
-    config = config or DataConfig()
     run.check_splits(config)
     return CheckReport(run.counts, tuple(run.faults), tuple(unused), run.notes(config))
 
@@ -185,9 +185,10 @@ class _Check:
         tables: schema.Tables,
         label: Label,
         max_pixels: typing.Mapping[str, int],
+        time_zone: str,
     ):
         self.data_dir, self._pandera, self._tables, self._label = data_dir, pandera, tables, label
-        self._max_pixels = max_pixels
+        self._max_pixels, self._time_zone = max_pixels, time_zone
         self.counts: dict[str, int] = {}
         self.faults: list[Fault] = []
         self.damaged: set[str] = set()  # tables of which nothing more is read
@@ -304,13 +305,15 @@ class _Check:
         same = np.asarray(pc.fill_null(pc.equal(ids.take(pa.array(again)), ids.take(pa.array(before))), True)).astype(
             bool
         )
-        for rows, rule in (
-            (np.sort(again[same]), UNIQUE),
-            (np.sort(again[~same]), COLLISION),
-        ):
+        repeated, rule, usable = again[same], UNIQUE, np.ones(len(prints), bool)
+        if schema.UPDATED_AT in columns:
+            seen = as_known.see(self.data_dir, self._time_zone, self._tables, [name])
+            if updates := as_known.read_updates(self.data_dir, name, seen, self._tables):
+                repeated, rule, usable = as_known.doubled(prints, updates), as_known.ONE_PER_TIME, ~updates.faulty
+        for rows, text in ((np.sort(repeated), rule), (np.sort(again[~same]), COLLISION)):
             if len(rows):
-                self.add(name, key, rule, len(rows), rows[:SHOWN], ids.take(pa.array(rows[:SHOWN])).to_pylist())
-        self._ids[name] = prints[order]
+                self.add(name, key, text, len(rows), rows[:SHOWN], ids.take(pa.array(rows[:SHOWN])).to_pylist())
+        self._ids[name] = prints[order][usable[order]]
 
     def check_ids(self) -> None:
         try:
@@ -359,7 +362,9 @@ class _Check:
         unreadable = {(fault.table, fault.column) for fault in self.faults if not fault.rows}
         with_times = [name for name in self.counts if name in times.COLUMNS and name not in self.damaged]
         names = [name for name in with_times if (name, times.COLUMNS[name]) not in unreadable]
-        seen = times.resolutions(self.data_dir, config.time_zone, names)
+        whole = {table: columns for table, columns in self._columns.items() if table not in self.damaged}
+        names += [key for table, key in times.VERSIONS.items() if schema.UPDATED_AT in whole.get(table, [])]
+        seen = times.resolutions(self.data_dir, config.time_zone, names, self._tables)
         zeros = [
             f'{place} is 0 or "" in {count:,} rows, which stands for missing.'
             for place, count in self._zeros.items()

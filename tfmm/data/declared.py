@@ -20,7 +20,15 @@ from tfmm.features import ACTIONS, AGE, KEYS, LABEL, PADDING, Feature, FeatureSe
 from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
 from tfmm.modalities import MAX_DIM, UNDECLARED, ModalitySet
 
-USERS = Table("users", "what is known of users", (Column("user_id", "id", "unique", required=True),), required=True)
+USERS = Table(
+    "users",
+    "what is known of users",
+    (
+        Column("user_id", "id", "unique, or at each `updated_at`", required=True),
+        Column(schema.UPDATED_AT, "timestamp", "from when on the row holds; a user may have a row per time"),
+    ),
+    required=True,
+)
 _KINDS = {"id": "id", "ids": "ids", "number": "number", "boolean": "boolean", "time": "timestamp"}
 _LABEL_MEANINGS = {SAMPLE_WEIGHT: "how often a row counts", NEGATIVE_RATE: "share of such negatives that the log keeps"}
 _UNIQUE = {"items": "item_id", "users": "user_id", "searches": "search_id"}

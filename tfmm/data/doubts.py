@@ -9,8 +9,8 @@ import typing
 import numpy as np
 import pyarrow.compute as pc
 
+from tfmm.data import as_known, declared, instants, schema, times
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import instants, schema, times
 
 FIRST_YEAR_US = 788_918_400_000_000  # 1995: there were no logs of shops before
 AHEAD_US = instants.DAY_US  # of a clock that is ahead, or of another zone
@@ -32,9 +32,9 @@ def notes(
         columns: by table, those that can be read.
     """
     found: list[str] = []
-    bounds = {name: times.read_bounds(data_dir, name, one) for name, one in seen.items()}
+    bounds = {name: times.read_bounds(data_dir, name, one, tables) for name, one in seen.items()}
     for name, (earliest, _) in bounds.items():
-        found += _odd_years(f"{name}.{times.COLUMNS[name]}", earliest)
+        found += _odd_years(f"{times.table_of(name)}.{times.COLUMNS[name]}", earliest)
     if "impressions" not in bounds or not {"user_id", "item_id"} <= set(columns["impressions"]):
         return tuple(found)
 
@@ -50,6 +50,13 @@ def notes(
         found += _before_creation(items, latest, schema.fingerprints(read("items", "item_id")), bounds["items"][0])
     if "split" in columns["impressions"]:
         found += _mixed_splits(read("impressions", "split"), earliest)
+    for table in times.VERSIONS:
+        key = typing.cast(str, declared.unique_key(table))
+        updates = as_known.read_updates(data_dir, table, seen, tables)
+        if updates is not None and key in columns[table]:
+            found += _without_time(table, updates)
+            owners = schema.fingerprints(read(table, key))
+            found += _not_yet_known(table, schema.fingerprints(read("impressions", key)), earliest, owners, updates)
     return tuple(found)
 
 
@@ -91,6 +98,28 @@ def _before_creation(
         yield (
             f"impressions are earlier than `created_at` of their items: is it when these were last changed? "
             f"({count:,} of {_rows(early)})."
+        )
+
+
+def _without_time(table: str, updates: as_known.Updates) -> typing.Iterator[str]:
+    is_null = updates.latest == instants.NULL
+    if 0 < (count := int(is_null.sum())) < len(is_null):
+        place = f"{table}.{schema.UPDATED_AT}"
+        yield f"{place} is null: such rows count as known from the beginning ({count:,} of {_rows(is_null)})."
+
+
+def _not_yet_known(
+    table: str, shown: np.ndarray, earliest: np.ndarray, owners: np.ndarray, updates: as_known.Updates
+) -> typing.Iterator[str]:
+    versions = {name: values[~updates.faulty] for name, values in {"id": owners, **as_known.columns(updates)}.items()}
+    order = as_known.order(versions, "id")
+    versions = {name: values[order] for name, values in versions.items()}
+    _, known = as_known.look_up(shown, versions, "id", earliest)
+    unknown = as_known.find(shown, versions["id"])[1] & ~known & (shown != 0) & (earliest != instants.NULL)
+    if count := int(unknown.sum()):
+        yield (
+            f"impressions are not later than any `{schema.UPDATED_AT}` of their {table}, so features of these are "
+            f"missing there: are the rows of before gone, or is it no time of change? ({count:,} of {_rows(unknown)})."
         )
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import glob
-import pathlib
 import typing
 
 import numpy as np
 import tensorflow as tf
 
-from tfmm import artifacts, preprocessing
-from tfmm import config as config_lib
-from tfmm.config import DataConfig
+from tfmm.data import as_known
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.features import ACTIONS, AGE, KEYS, PADDING, Column, Feature, FeatureSet, Sequence
+from tfmm.features import ACTIONS, AGE, KEYS, Column, Feature, FeatureSet, Sequence
 
 _BATCH = 1024
 _GZIP = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
-_SECOND_US = 1_000_000
+SECOND_US = 1_000_000
 Columns = dict[str, np.ndarray]
 # What the join itself knows of a behavior, beside features by name; no declared name begins so.
 LATEST, ACTION, ORDER_LINE = "_latest", "_action", "_order_line"
@@ -34,8 +32,13 @@ def eval_start(times: np.ndarray, eval_fraction: float) -> int:
     """
     if not len(times):
         raise ValueError("The impressions table must have rows. Received: none.")
-    place = min(int(len(times) * (1 - eval_fraction)), len(times) - 1)
+    place = eval_place(len(times), eval_fraction)
     return int(np.partition(times, place)[place])
+
+
+def eval_place(num_rows: int, eval_fraction: float) -> int:
+    """Returns which of the sorted timestamps is the first of the eval split."""
+    return min(int(num_rows * (1 - eval_fraction)), num_rows - 1)
 
 
 def build(
@@ -50,8 +53,8 @@ def build(
         behaviors: `user_id`, `item_id`, `timestamp`, `_action` (place in `features.ACTIONS`): int64 [n], in any order;
             perhaps `_order_line`; perhaps `_latest`, until when each may have happened (`tfmm.data.times`), else that
             is `timestamp`.
-        catalog: `item_id`: int64 [m], ascending.
-        users: `user_id`: int64 [k], ascending.
+        catalog: `item_id`: int64 [m], ascending; in `as_known.order`, with its columns, where items have versions.
+        users: `user_id`: int64 [k], by the same token.
         feature_set: features and sequences, lengths filled in.
     Returns:
         One array per column of the feature set, `timestamp` and those of the label, sorted by time (ties by a hash,
@@ -60,7 +63,10 @@ def build(
     keys = [impressions[name] for name in (*KEYS, "timestamp")]
     order = np.lexsort((behaviors_lib.tie_break(*keys), keys[-1]))
     shown = {name: values[order] for name, values in impressions.items()}
-    sources = {"items": (catalog, "item_id"), "users": (users, "user_id")}
+    sources = {
+        name: (table, as_known.look_up(shown[key], table, key, shown["timestamp"]))
+        for name, table, key in (("items", catalog, "item_id"), ("users", users, "user_id"))
+    }
     result: Columns = {}
     for column in feature_set.columns:
         if column.sequence is None:
@@ -68,7 +74,7 @@ def build(
             if column.name in KEYS or table == "impressions":
                 result[column.name] = shown[column.name]
             else:
-                result[column.name] = look_up(shown[sources[table][1]], *sources[table], column)
+                result[column.name] = look_up(*sources[table], column)
     for sequence in feature_set.sequences:
         columns = [c for c in feature_set.columns if c.sequence is not None and c.sequence.name == sequence.name]
         result |= _history(shown, behaviors, catalog, sequence, columns)
@@ -79,30 +85,38 @@ def _history(
     shown: Columns, behaviors: Columns, catalog: Columns, sequence: Sequence, columns: typing.Sequence[Column]
 ) -> Columns:
     """Returns a sequence's columns [B, L] for sorted impressions."""
-    latest = behaviors.get(LATEST, behaviors["timestamp"])
-    sorting = behaviors_lib.sort_behaviors(
-        behaviors["user_id"], behaviors["timestamp"], behaviors["item_id"], behaviors.get(ORDER_LINE), latest
-    )
-    if sequence.actions:
-        places = [ACTIONS.index(action) for action in sequence.actions]
-        sorting = sorting[np.isin(behaviors[ACTION][sorting], places)]
-    acts = {name: values[sorting] for name, values in behaviors.items()}
+    acts = in_order(behaviors, sequence)
     rows, mask = behaviors_lib.histories(
-        shown["user_id"], shown["timestamp"], acts["user_id"], latest[sorting], sequence.length
+        shown["user_id"], shown["timestamp"], acts["user_id"], acts[LATEST], sequence.length
+    )
+    known = functools.cache(
+        lambda: as_known.look_up(acts["item_id"], catalog, "item_id", shown["timestamp"], rows)
     )
     result: Columns = {}
     for column in columns:
         feature = column.feature
-        if not len(sorting):
+        if not len(acts[LATEST]):
             values = np.full(rows.shape, column.missing)
         elif feature.column == AGE and feature.role == "behavior":
-            values = (shown["timestamp"][:, None] - acts["timestamp"][rows]) / _SECOND_US
+            values = (shown["timestamp"][:, None] - acts["timestamp"][rows]) / SECOND_US
         elif feature.name == "item_id" or feature.role == "behavior":
             values = acts[feature.name][rows]
         else:
-            values = look_up(acts["item_id"], catalog, "item_id", column)[rows]
+            values = look_up(catalog, known(), column)
         result[column.name] = np.where(mask, values, column.missing).astype(dtype_of(column))
     return result
+
+
+def in_order(behaviors: Columns, sequence: Sequence) -> Columns:
+    """Returns the behaviors of a sequence's actions, by user and time, with `_latest`."""
+    known = {LATEST: behaviors["timestamp"]} | behaviors
+    sorting = behaviors_lib.sort_behaviors(
+        known["user_id"], known["timestamp"], known["item_id"], known.get(ORDER_LINE), known[LATEST]
+    )
+    if sequence.actions:
+        places = [ACTIONS.index(action) for action in sequence.actions]
+        sorting = sorting[np.isin(known[ACTION][sorting], places)]
+    return {name: values[sorting] for name, values in known.items()}
 
 
 def dtype_of(column: Column | Feature) -> type:
@@ -111,22 +125,13 @@ def dtype_of(column: Column | Feature) -> type:
     return np.float32 if kind in ("number", "boolean") else np.int64
 
 
-def look_up(ids: np.ndarray, table: Columns, key: str, column: Column) -> np.ndarray:
-    """Returns a feature's values [n, ...] for ids int64 [n] of a table; missing where it has no such row."""
-    values = table[column.feature.name]
-    places, known = find(ids, table[key])
+def look_up(table: Columns, found: tuple[np.ndarray, np.ndarray], column: Column) -> np.ndarray:
+    """Returns a feature's values [B, ...] or [B, L] at the rows that `as_known.look_up` found; else missing."""
+    values, (places, known) = table[column.feature.name], found
     if not len(values):
-        return np.full((len(ids), *values.shape[1:]), column.missing, dtype_of(column))
+        return np.full((*places.shape, *values.shape[1:]), column.missing, dtype_of(column))
     is_known = known.reshape(known.shape + (1,) * (values.ndim - 1))
     return np.where(is_known, values[places], column.missing).astype(dtype_of(column))
-
-
-def find(items: np.ndarray, sorted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Looks ids of any shape up in a sorted array: rows int64, and bool, True where the id is there."""
-    if not len(sorted_ids):
-        return np.zeros(items.shape, np.int64), np.zeros(items.shape, bool)
-    places = np.minimum(np.searchsorted(sorted_ids, items), len(sorted_ids) - 1)
-    return places, sorted_ids[places] == items
 
 
 def serialize(columns: Columns) -> typing.Iterator[bytes]:
@@ -149,93 +154,9 @@ def read_columns(pattern: str, spec: dict[str, tf.io.FixedLenFeature]) -> Column
     """Reads gzip TFRecord files of tf.Examples: arrays by column, rows in the files' order."""
     files = sorted(glob.glob(pattern))
     if not files:
-        raise FileNotFoundError(f"{pattern} matches no file. Run `tfmm.data.beam.write_examples` first.")
+        raise FileNotFoundError(f"{pattern} matches no file. Write the examples first.")
     batches = (
         tf.data.TFRecordDataset(files, "GZIP").batch(_BATCH).map(lambda records: tf.io.parse_example(records, spec))
     )
     parts = list(batches.as_numpy_iterator())
     return {name: np.concatenate([part[name] for part in parts]) for name in spec}
-
-
-def vocabularies(columns: Columns, feature_set: FeatureSet) -> dict[str, np.ndarray]:
-    """Counts ids and keeps the frequent ones.
-
-    Args:
-        columns: int64 [B] or [B, L] of the train split, by column.
-        feature_set: ids seen less often than their `min_count` are left out; an id is counted wherever it stands, in
-            a history too.
-    Returns:
-        Per vocabulary, int64 ids, the most frequent first, ties by id; never 0.
-    """
-    result = {}
-    for name in feature_set.vocabularies:
-        sharing = [c for c in feature_set.columns if c.feature.has_vocabulary and c.feature.embedding == name]
-        ids, counts = np.unique(np.concatenate([columns[c.name].ravel() for c in sharing]), return_counts=True)
-        kept = (counts >= sharing[0].feature.min_count) & (ids != PADDING)
-        ids, counts = ids[kept], counts[kept]
-        result[name] = ids[np.lexsort((ids, -counts))]
-    return result
-
-
-def statistics(columns: Columns, feature_set: FeatureSet) -> dict[str, np.ndarray]:
-    """Returns what scales numbers, float32, see `tfmm.preprocessing`; as Transform's, to about 1e-6.
-
-    Args:
-        columns: float32 [B] or [B, L] of the train split, by column; what is missing is left out.
-        feature_set: says which are numbers.
-    """
-    result = {}
-    for feature in feature_set.numbers:
-        own = [columns[c.name].ravel() for c in feature_set.columns if c.feature.name == feature.name]
-        values = np.concatenate(own)
-        values = values[preprocessing.is_number(tf.constant(values)).numpy()]
-        if feature.scaling == "quantiles":
-            result[feature.name] = _boundaries(values, feature.num_quantiles)
-        else:
-            scalable = preprocessing.scalable(tf.constant(values), feature).numpy().astype(np.float64)
-            moments = (scalable.mean(), scalable.var()) if len(scalable) else (0.0, 0.0)
-            result[feature.name] = preprocessing.scaling(*map(tf.constant, moments)).numpy()
-    return result
-
-
-def _boundaries(values: np.ndarray, num_quantiles: int) -> np.ndarray:
-    """Returns float32 [num_quantiles - 1]: the values that begin parts of about one size, as Transform has them."""
-    if not len(values):
-        return np.zeros(num_quantiles - 1, np.float32)
-    return np.sort(values)[np.arange(1, num_quantiles) * len(values) // num_quantiles].astype(np.float32)
-
-
-def transform(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path) -> dict[str, typing.Any]:
-    """Adds the model's inputs, as TFX's Transform does, without TFX.
-
-    Writes `{train,eval}-*.tfrecord.gz`, and `vocabulary/` with vocabularies and statistics of the train split.
-
-    Args:
-        examples_dir: as `write_examples` left it.
-        output_dir: made where missing.
-    Returns:
-        The manifest.
-    """
-    source, folder = pathlib.Path(examples_dir), pathlib.Path(output_dir)
-    manifest = artifacts.read_manifest(source, "examples", ("feature_set",))
-    feature_set = config_lib.from_dict(FeatureSet, manifest["feature_set"])
-    spec, escaped = preprocessing.raw_spec(feature_set), glob.escape(str(source))
-    splits = {split: read_columns(f"{escaped}/{split}-*.tfrecord.gz", spec) for split in ("train", "eval")}
-    found = vocabularies(splits["train"], feature_set), statistics(splits["train"], feature_set)
-    preprocessing.write(folder / "vocabulary", *found)
-    preprocessor = preprocessing.load(feature_set, folder / "vocabulary")
-    for split, columns in splits.items():
-        inputs = preprocessor({name: tf.constant(values) for name, values in columns.items()})
-        with tf.io.TFRecordWriter(str(folder / f"{split}-00000-of-00001.tfrecord.gz"), _GZIP) as writer:
-            for record in serialize(columns | {name: values.numpy() for name, values in inputs.items()}):
-                writer.write(record)
-    return artifacts.write_manifest(
-        folder,
-        "transformed_examples",
-        config_lib.from_dict(DataConfig, manifest["config"]),
-        parents=[source],
-        vocabulary_sizes=preprocessor.sizes,
-        feature_set=manifest["feature_set"],
-        train=manifest["train"],
-        eval=manifest["eval"],
-    )

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from tfmm import artifacts
 from tfmm.config import DataConfig, PairsConfig
+from tfmm.data import as_known, declared, examples, instants, scarcity, schema, times
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import declared, examples, instants, scarcity, schema, times
 from tfmm.features import FeatureSet
 from tfmm.modalities import UNDECLARED, Modality, ModalitySet
 
@@ -59,7 +59,8 @@ def build_pairs(
     Differs from the paper: it has searches alone. Co-purchase and co-click pairs are ours; they have no
     negative, and say less than a search does.
 
-    Only logs that were over before the first impression of the eval split are used. The split into train and held-out
+    Only logs that were over before the first impression of the eval split are used, and of items with versions
+    (`tfmm.data.as_known`) what was known of their contents by then. The split into train and held-out
     pairs is by positive item: no held-out positive takes part in training, be it as query or as negative.
 
     Args:
@@ -83,9 +84,10 @@ def build_pairs(
     feature_set = feature_set or FeatureSet()
     tables = declared.tables(feature_set, modality_set)
     columns = ["item_id", *dict.fromkeys(modality.content for modality in wanted)]
-    items = schema.read_table(data_dir, "items", columns, tables)
+    data_config = data_config or DataConfig()
+    logs = _logs(data_dir, data_config, tables)
+    items = as_known.read_table(data_dir, "items", data_config.time_zone, columns, tables, before=logs.before)
     item_ids = schema.fingerprints(items["item_id"])
-    logs = _logs(data_dir, data_config or DataConfig(), tables)
     counts = functools.cache(logs.counts)
     sources = [
         (source, functools.cache(functools.partial(find, logs, item_ids)), functools.partial(counts, log))
@@ -159,7 +161,7 @@ def _logs(data_dir: str | pathlib.Path, config: DataConfig, tables: schema.Table
 def _rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Returns int64 [n] rows of `known` that hold `ids`; -1 where none does, and for id 0."""
     order = np.argsort(known, kind="stable")
-    places, found = examples.find(ids, known[order])
+    places, found = as_known.find(ids, known[order])
     return np.where(found & (ids != 0), order[places] if len(order) else -1, -1)
 
 

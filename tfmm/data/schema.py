@@ -19,6 +19,7 @@ from tfmm.fingerprints import fingerprint
 from tfmm.modalities import UNDECLARED, ModalitySet
 
 SPLITS = ("train", "eval")
+UPDATED_AT = "updated_at"  # of a table that may have several rows per id, see `tfmm.data.as_known`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +63,11 @@ def documented(modality_set: ModalitySet) -> dict[str, Table]:
             "the catalog",
             with_contents(
                 "items",
-                (Column("item_id", "id", "unique", required=True),),
+                (Column("item_id", "id", "unique, or at each `updated_at`", required=True),),
                 (
                     Column("category", "id", "leaf category", is_key=False),
                     Column("created_at", "timestamp", "when the item entered the catalog, UTC"),
+                    Column(UPDATED_AT, "timestamp", "from when on the row holds; an item may have a row per time"),
                 ),
             ),
             required=True,

@@ -19,7 +19,9 @@ from tfmm.data.parts import Part
 UNITS = ("microsecond", "millisecond", "second", "minute", "hour", "day")
 SIZES_US = np.array([1, 1_000, 1_000_000, 60_000_000, 3_600_000_000, instants.DAY_US])
 SECOND, HOUR, DAY = 2, 4, 5
+VERSIONS = {table: f"{table}.{schema.UPDATED_AT}" for table in ("items", "users")}  # what tells the age of their rows
 COLUMNS = {"impressions": "timestamp", "behaviors": "timestamp", "searches": "timestamp", "items": "created_at"}
+COLUMNS |= dict.fromkeys(VERSIONS.values(), schema.UPDATED_AT)
 _CHANCE = 10  # times as many whole units as chance gives are no chance
 _FEWEST = 10  # rows
 _SUMMER_TIME_US, _ZONES_APART_US = 3_600_000_000, 900_000_000  # at most, at least
@@ -35,11 +37,19 @@ class Resolution:
     coarser: tuple[int, ...] = ()  # units of which the rows hold too many whole ones for chance
 
 
-Seen = typing.Mapping[str, Resolution]  # by table
+Seen = typing.Mapping[str, Resolution]  # by table, or by `VERSIONS` of one
+
+
+def table_of(name: str) -> str:
+    """Returns the table whose column of times has a name in `COLUMNS`."""
+    return name.partition(".")[0]
 
 
 def resolutions(
-    data_dir: str | pathlib.Path, time_zone: str = "UTC", names: typing.Iterable[str] = ("impressions", "behaviors")
+    data_dir: str | pathlib.Path,
+    time_zone: str = "UTC",
+    names: typing.Iterable[str] = ("impressions", "behaviors"),
+    tables: schema.Tables | None = None,
 ) -> dict[str, Resolution]:
     """Sees how exactly each of these tables tells times; those that the folder lacks are left out.
 
@@ -51,16 +61,20 @@ def resolutions(
     Args:
         data_dir: the data folder.
         time_zone: IANA name.
-        names: of tables.
+        names: in `COLUMNS`.
+        tables: with the columns that a run declares; None: the documented ones.
     Raises:
         ValueError: a column of times is absent, or neither a date nor a timestamp.
     """
-    return {name: _resolution(data_dir, name, time_zone) for name in names if schema.has_table(data_dir, name)}
+    there = [name for name in names if schema.has_table(data_dir, table_of(name), tables)]
+    return {name: _resolution(data_dir, name, time_zone, tables) for name in there}
 
 
-def _resolution(data_dir: str | pathlib.Path, name: str, time_zone: str) -> Resolution:
+def _resolution(
+    data_dir: str | pathlib.Path, name: str, time_zone: str, tables: schema.Tables | None
+) -> Resolution:
     tally = _Tally()
-    for times in _stored(data_dir, name):
+    for times in _stored(data_dir, name, tables):
         zone, is_instant = _clocks(times.type, time_zone)
         values = schema.microseconds(instants.to_timestamps(times.drop_null()))
         walls = values[(values >= instants.FIRST_US) & (values <= instants.LAST_US)]  # others are faults
@@ -123,13 +137,15 @@ def read_stored(part: Part, name: str, row_group: int, column: str = "") -> pa.C
     return times.cast(times.type.value_type) if pa.types.is_dictionary(times.type) else times
 
 
-def _stored(data_dir: str | pathlib.Path, name: str) -> typing.Iterator[pa.ChunkedArray]:
+def _stored(
+    data_dir: str | pathlib.Path, name: str, tables: schema.Tables | None = None
+) -> typing.Iterator[pa.ChunkedArray]:
     """Yields the time column of each row group, as it is stored; a part may lack one that is optional."""
-    column = COLUMNS[name]
-    for part in schema.table_parts(data_dir, name):
+    table, column = table_of(name), COLUMNS[name]
+    for part in schema.table_parts(data_dir, table, tables):
         kinds = part.schema
         wanted = [column] if column in kinds.names else []
-        schema.conform(kinds.empty_table().select(wanted), name, [column])  # refuses what is no time
+        schema.conform(kinds.empty_table().select(wanted), table, [column], tables)  # refuses what is no time
         for group in range(len(part.row_groups) if wanted else 0):
             yield read_stored(part, name, group)
 
@@ -181,10 +197,12 @@ def bounds(times: pa.ChunkedArray, seen: Resolution) -> tuple[np.ndarray, np.nda
     return np.where(is_null, stored, earliest), np.where(is_null, stored, latest)
 
 
-def read_bounds(data_dir: str | pathlib.Path, name: str, seen: Resolution) -> tuple[np.ndarray, np.ndarray]:
+def read_bounds(
+    data_dir: str | pathlib.Path, name: str, seen: Resolution, tables: schema.Tables | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns `bounds` of a whole table, row by row as `schema.read_table` reads it."""
     nothing = np.zeros(0, np.int64)
-    parts = [(nothing, nothing), *(bounds(times, seen) for times in _stored(data_dir, name))]
+    parts = [(nothing, nothing), *(bounds(times, seen) for times in _stored(data_dir, name, tables))]
     earliest, latest = (np.concatenate(sides) for sides in zip(*parts))
     return earliest, latest
 
@@ -204,7 +222,7 @@ def notes(seen: typing.Mapping[str, Resolution]) -> tuple[str, ...]:
 
 
 def _note(name: str, seen: Resolution, has_behaviors: bool) -> str:
-    column, unit = f"{name}.{COLUMNS[name]}", UNITS[seen.unit]
+    column, unit = f"{table_of(name)}.{COLUMNS[name]}", UNITS[seen.unit]
     text = f"{column} is known to the {unit}{_consequence(name, unit, has_behaviors)}."
     if seen.begins_us != (0,):
         begins = " and ".join(str(np.datetime64(begin, "us"))[11:19] for begin in seen.begins_us)
@@ -223,6 +241,8 @@ def _consequence(name: str, unit: str, has_behaviors: bool) -> str:
     counts = "from the next midnight" if unit == "day" else f"from the end of its {unit}"
     if name == "behaviors":
         return f": a behavior counts {counts}"
+    if name in VERSIONS.values():
+        return f": a row counts {counts}"
     if name == "impressions":
         return f": an impression sees what was known when its {unit} began" + (
             "" if has_behaviors else f", its click counts {counts}"

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from tfmm import artifacts
 from tfmm import config as config_lib
+from tfmm.data import as_known, schema
 from tfmm.data import behaviors as behaviors_lib
-from tfmm.data import schema
 from tfmm.evaluate import probe as probe_lib
 from tfmm.features import KEYS, FeatureSet
 from tfmm.index import snapshot as snapshot_lib
@@ -49,6 +49,7 @@ def probe_encoders(
     data_dir: Folder | None = None,
     encoder_dirs: typing.Mapping[str, Folder] | None = None,
     modality_set: ModalitySet = UNDECLARED,
+    time_zone: str = "UTC",
 ) -> dict[str, dict[str, typing.Any]]:
     """Probes each modality of the item index on held-out impressions.
 
@@ -60,6 +61,7 @@ def probe_encoders(
         encoder_dirs: pre-training's output folder by modality: the same encoder with fresh weights is probed on
             the same rows. Modalities that are not in it (items' own vectors) and frozen ones are probed alone.
         modality_set: what the run declares: from which columns the encoders read.
+        time_zone: of items' versions, where their times name none.
     Returns:
         Per modality: `probe`, as `probe.judge` returns it, with `rows_left_out` (target or history without an
         embedding); for an encoder Acc@N with its untrained and chance values and counts, and the settings in
@@ -92,7 +94,7 @@ def probe_encoders(
             manifest = artifacts.read_manifest(encoder_dirs[modality], "encoder")
             facts |= {name: manifest[name] for name in (*FROM_MANIFEST, "warnings") if name in manifest}
             if not manifest.get("frozen"):
-                vectors = untrained_vectors(manifest, data_dir, ids, modality_set)  # type: ignore[arg-type]
+                vectors = untrained_vectors(manifest, data_dir, ids, modality_set, time_zone)  # type: ignore[arg-type]
                 untrained, read = probe_lib.largest_cosines(ids, vectors, *wanted)
                 known &= read
                 untrained = untrained[known]
@@ -147,6 +149,7 @@ def untrained_vectors(
     data_dir: Folder,
     ids: np.ndarray,
     modality_set: ModalitySet = UNDECLARED,
+    time_zone: str = "UTC",
 ) -> np.ndarray:
     """Encodes items of the catalog with the encoder as it was before training: its seed gives the same weights.
 
@@ -155,22 +158,23 @@ def untrained_vectors(
         data_dir: the catalog.
         ids: int64 [m], fingerprints of item ids, ascending.
         modality_set: what the run declares.
+        time_zone: of items' versions, whose newest is encoded, where their times name none.
     Returns:
         float32 [m, D]; zeros where the catalog has no content that can be used.
     """
     encoder = make_encoder(config_lib.from_dict(config_lib.SCLConfig, manifest["config"]))
     column, tables = modality_set[manifest["modality"]].content, schema.documented(modality_set)
     vectors = np.zeros([len(ids), manifest["dim"]], np.float32)
-    for part in schema.table_parts(data_dir, "items"):
-        for group in range(len(part.row_groups)):
-            items = schema.read_part(part, "items", ["item_id", column], group, tables)
-            places = probe_lib.places(ids, schema.fingerprints(items["item_id"]))
-            wanted = np.flatnonzero(places < len(ids))
-            for start in range(0, len(wanted), ENCODE_CHUNK):
-                chunk = wanted[start : start + ENCODE_CHUNK]
-                values = items[column].take(pa.array(chunk)).to_pylist()
-                contents = tf.constant(encoder.admit(value or b"" for value in values), tf.string)
-                vectors[places[chunk]] = encoder.encode(contents)["vector"].numpy()
+    for part, group, newest in as_known.row_groups(data_dir, "items", time_zone, tables):
+        items = schema.read_part(part, "items", ["item_id", column], group, tables)
+        items = items if newest is None else items.take(pa.array(newest))
+        places = probe_lib.places(ids, schema.fingerprints(items["item_id"]))
+        wanted = np.flatnonzero(places < len(ids))
+        for start in range(0, len(wanted), ENCODE_CHUNK):
+            chunk = wanted[start : start + ENCODE_CHUNK]
+            values = items[column].take(pa.array(chunk)).to_pylist()
+            contents = tf.constant(encoder.admit(value or b"" for value in values), tf.string)
+            vectors[places[chunk]] = encoder.encode(contents)["vector"].numpy()
     return vectors
 
 

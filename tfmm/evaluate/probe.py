@@ -11,7 +11,7 @@ import typing
 import numpy as np
 
 from tfmm import features, metrics
-from tfmm.data import examples
+from tfmm.data import as_known
 
 CHUNK_BYTES = 64 * 2**20  # of gathered history vectors
 REPLICATES = 200  # draws of users for an interval
@@ -56,7 +56,7 @@ def largest_cosines(
 
 def places(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Returns int64 places of `wanted` in the ascending `ids`; len(ids) where it is not there."""
-    found, is_there = examples.find(wanted, ids)
+    found, is_there = as_known.find(wanted, ids)
     return np.where(is_there & (wanted != features.PADDING), found, len(ids))
 
 

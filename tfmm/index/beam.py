@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tfmm import dead_letters, extras, plain_paths
-from tfmm.data import declared, left_out, schema, times
+from tfmm.data import as_known, declared, left_out, rules, schema, times
 from tfmm.data.parts import Part
 from tfmm.features import STORED, FeatureSet
 from tfmm.index import encode, item_features, store
@@ -29,6 +30,7 @@ BATCH_SIZE = 64
 DECLARED = FeatureSet()
 MAX_CONTENT = 1 << 20  # characters of a rejected content that its dead letter keeps; the catalog has it whole
 _METRICS = "item_index"
+_FAULT = f"{schema.UPDATED_AT}: {rules.OUTSIDE_YEARS}"
 
 
 class CatalogPart(typing.NamedTuple):
@@ -36,15 +38,19 @@ class CatalogPart(typing.NamedTuple):
 
     part: Part
     row_group: int
+    rows: np.ndarray | None = None  # int64 [k] that are read of it, see `as_known.row_groups`; None: all
 
 
-def catalog_parts(data_dir: str | pathlib.Path, tables: schema.Tables | None = None) -> list[CatalogPart]:
-    """Returns the row groups of the catalog's files."""
-    return [
-        CatalogPart(part, group)
-        for part in schema.table_parts(data_dir, "items", tables)
-        for group in range(len(part.row_groups))
-    ]
+def catalog_parts(
+    data_dir: str | pathlib.Path, tables: schema.Tables | None = None, time_zone: str = "UTC"
+) -> list[CatalogPart]:
+    """Returns the row groups of the catalog's files; where items have versions, with the rows that are the newest.
+
+    Raises:
+        ValueError: two versions of one item have one instant.
+    """
+    groups = as_known.row_groups(data_dir, "items", time_zone, tables, with_faulty=True)
+    return list(itertools.starmap(CatalogPart, groups))
 
 
 class Reading(typing.NamedTuple):
@@ -53,7 +59,7 @@ class Reading(typing.NamedTuple):
     tables: schema.Tables
     contents: dict[str, str]  # column by modality
     layout: item_features.Layout
-    seen: times.Seen  # of impressions, whose zone is that of all times that name none; {} where there are no times
+    seen: times.Seen  # of impressions, whose zone is that of all times that name none, and of versions, where there are
 
     @property
     def columns(self) -> list[str]:
@@ -66,32 +72,35 @@ def read_items(
 ) -> typing.Iterator[list[encode.Item]]:
     """Yields a row group's items in batches, with contents and features."""
     table = schema.read_part(part.part, "items", reading.columns, part.row_group, reading.tables)
+    rows = np.arange(table.num_rows) if part.rows is None else part.rows
+    table = table if part.rows is None else table.take(pa.array(rows))
     layout = reading.layout
     now_us = time.time_ns() // 1000
     written_us = min(now_us, os.stat(part.part.path).st_mtime_ns // 1000)
+    updates = as_known.updates(part.part, "items", part.row_group, reading.seen)
+    faulty = np.zeros(len(rows), bool) if updates is None else updates.faulty[rows]
     instants = {
-        f.name: declared.instants_of(part.part, "items", part.row_group, f, reading.seen)
+        f.name: declared.instants_of(part.part, "items", part.row_group, f, reading.seen)[rows]
         for f in layout.features
         if f.kind == "time"
     }
     for start in range(0, table.num_rows, batch_size):
-        rows = table.slice(start, batch_size)
-        ids = schema.fingerprints(rows["item_id"]).tolist()
-        created = schema.microseconds(rows["created_at"]).tolist()
+        batch, places = table.slice(start, batch_size), slice(start, start + batch_size)
+        ids = schema.fingerprints(batch["item_id"]).tolist()
+        created = schema.microseconds(batch["created_at"]).tolist()
         created = [time if 0 <= time <= now_us else 0 for time in created]  # what is yet to come tells no age
-        contents = [_contents(rows[column]) for column in reading.contents.values()]
+        contents = [_contents(batch[column]) for column in reading.contents.values()]
         packed: list[tuple[item_features.Packed, ...]] = [()] * len(ids)
         if layout.features:
             values = {
-                f.name: instants[f.name][start : start + batch_size]
-                if f.kind == "time"
-                else declared.values(rows[f.column], f)
+                f.name: instants[f.name][places] if f.kind == "time" else declared.values(batch[f.column], f)
                 for f in layout.features
             }
             packed = [(item_features.Packed(layout.version, row),) for row in layout.pack(values)]
+        faults = [_FAULT if bad else None for bad in faulty[places].tolist()]
         yield [
-            encode.Item(item_id, time, dict(zip(reading.contents, values)), features, written_us)
-            for item_id, time, features, *values in zip(ids, created, packed, *contents)
+            encode.Item(item_id, time, dict(zip(reading.contents, values)), features, written_us, fault)
+            for item_id, time, features, fault, *values in zip(ids, created, packed, faults, *contents)
         ]
 
 
@@ -171,13 +180,13 @@ class EmbedCatalog(beam.PTransform):
         encoder_dirs: pre-training's output folder by modality; items' own vectors need none.
         index: the item index, a path or a URL (`store.open_store`).
         modality_set, feature_set: what the run declares.
-        time_zone: of features' times whose column names none.
+        time_zone: of times whose column names none, of features and of versions.
 
     Attributes:
         vector_dims: dims of the items' own vectors, by modality.
         layout: of the items' features.
     Raises:
-        ValueError: the catalog lacks the column of a feature.
+        ValueError: the catalog lacks the column of a feature, or two versions of one item have one instant.
     """
 
     def __init__(
@@ -191,12 +200,13 @@ class EmbedCatalog(beam.PTransform):
     ):
         super().__init__()
         tables = declared.tables(feature_set, modality_set)
-        self._parts = catalog_parts(data_dir, tables)
+        self._parts = catalog_parts(data_dir, tables, time_zone)
         self.vector_dims = vector_dims(data_dir, modality_set)
         self.layout = item_features.Layout.of(feature_set, declared.id_types(data_dir, feature_set))
         _require_columns(self._parts, self.layout)
         contents = {name: modality_set[name].content for name in sorted({*encoder_dirs, *self.vector_dims})}
-        self._reading = Reading(tables, contents, self.layout, _seen(data_dir, self.layout, time_zone))
+        seen = {**_seen(data_dir, self.layout, time_zone), **as_known.see(data_dir, time_zone, tables, ["items"])}
+        self._reading = Reading(tables, contents, self.layout, seen)
         self._encoder_dirs, self._url = dict(encoder_dirs), str(index)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:
@@ -247,9 +257,10 @@ def embed_catalog(
 ) -> dict[str, dict[str, int]]:
     """Embeds the whole catalog into the item index, items' features with it, and makes its encoders the active ones.
 
-    Running it again changes only what changed in the catalog; items of the same encoders that came by the stream
-    stay. Where the stream has touched an item, a row counts that is not what the catalog said the last time, from the
-    time on at which its file was written; an item that was withdrawn stays so.
+    Of an item with versions (`tfmm.data.as_known`) the newest is taken. Running it again changes only what changed in
+    the catalog; items of the same encoders that came by the stream stay. Where the stream has touched an item, a row
+    counts that is not what the catalog said the last time, from the time on at which its file was written; an item that
+    was withdrawn stays so.
 
     Args:
         data_dir: the data folder.
@@ -259,7 +270,7 @@ def embed_catalog(
         pipeline_args: Beam's options.
         modality_set, feature_set: what the run declares.
         max_bad_fraction: the share of a modality's contents that may be rejected for one reason.
-        time_zone: IANA name, of features' times whose column names none.
+        time_zone: IANA name, of times whose column names none, of features and of versions.
     Returns:
         By modality, the number of items `embedded`, of those `changed` in the index, `rejected` and `missing`
         (without content).

@@ -76,6 +76,7 @@ class Item:
     contents: typing.Mapping[str, Content | None] = dataclasses.field(default_factory=dict)  # by modality
     features: tuple[item_features.Packed, ...] = ()  # a row per layout
     catalog_time_us: int = 0  # when the catalog that says so was written; 0: an event says so
+    fault: str | None = None  # why none of it can be used
 
     def content(self, modality: str) -> Content | None:
         """Returns its content; None where there is none, or nothing in it."""
@@ -221,6 +222,8 @@ def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.I
         content = item.content(encoder.modality)
         if item.item_id == features.PADDING:
             rejected[place] = "item_id: must be neither null, 0 nor empty"
+        elif item.fault:
+            rejected[place] = item.fault
         elif content is None:
             num_missing += 1
         elif refusal := encoder.refusal(content):
@@ -253,10 +256,13 @@ def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.I
 
 
 def feature_rows(items: typing.Sequence[Item]) -> list[store.TableRows]:
-    """Returns the items' features as rows of the index, a table per layout; items without an id are left out."""
+    """Returns the items' features as rows of the index, a table per layout.
+
+    Items without an id, or with a fault, are left out.
+    """
     tables: dict[str, list[tuple[Item, item_features.Packed]]] = {}
     for item in items:
-        for packed in item.features if item.item_id != features.PADDING else ():
+        for packed in item.features if item.item_id != features.PADDING and not item.fault else ():
             tables.setdefault(packed.version, []).append((item, packed))
     result = []
     for version, own in tables.items():

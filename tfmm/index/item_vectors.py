@@ -142,7 +142,9 @@ def vector_inputs(
     return inputs
 
 
-def has_vector(columns: Columns, modality: str, side: str = vectors_lib.TARGET) -> np.ndarray:
+def has_vector(
+    columns: typing.Mapping[str, typing.Any], modality: str, side: str = vectors_lib.TARGET
+) -> typing.Any:
     """Returns whether each row's item has a vector, bool of the shape of the side's ids, after `add_slots`."""
     return columns[slots_name(modality, side)] != NO_EMBEDDING
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -14,11 +15,11 @@ import tensorflow as tf
 from tfmm import artifacts, source
 from tfmm import config as config_lib
 from tfmm import vectors as vectors_lib
-from tfmm.features import KEYS, LABEL, FeatureSet, Label
+from tfmm.features import LABEL, FeatureSet, Label
 from tfmm.index import item_vectors
 from tfmm.make import model as model_lib
 from tfmm.training import checkpoint as checkpoint_lib
-from tfmm.training import evaluation, loop
+from tfmm.training import evaluation, loop, sources
 from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
 from tfmm.training.labels import metric_weights, weighing, weights_of
@@ -67,8 +68,9 @@ def train(
     if not read.sequences:
         return _write_nothing(config, folder)
     tables = item_vectors.load_vectors(snapshot_dir, modalities)
-    train_columns, eval_columns = (
-        _read(examples_lib.example_files(pattern), read, tables) for pattern in (train_pattern, eval_pattern)
+    train_rows, eval_rows = (
+        sources.open_source(examples_lib.example_files(pattern), read, tables)
+        for pattern in (train_pattern, eval_pattern)
     )
 
     keras.utils.set_random_seed(config.seed)
@@ -85,7 +87,7 @@ def train(
             model.dims,
             model.sequences,
             config_lib.to_dict(read.label),
-            [examples_lib.digest(columns) for columns in (train_columns, eval_columns)],
+            [rows.digest for rows in (train_rows, eval_rows)],
             [table.digest() for table in tables.values()],
         )
         checkpoint = checkpoint_lib.Checkpoint(
@@ -105,8 +107,8 @@ def train(
         return {f"loss_{m}": value for m, value in losses.items()}
 
     def epoch_data(epoch: int) -> tf.data.Dataset:
-        order = examples_lib.shuffled_order(len(train_columns[LABEL]), config.seed, epoch)
-        return examples_lib.dataset(train_columns, order, config.batch_size)
+        order = examples_lib.shuffled_order(train_rows.num_rows, config.seed, epoch)
+        return sources.dataset(train_rows, order, config.batch_size)
 
     forward = tf.function(lambda batch: model(item_vectors.vector_inputs(batch, tables, read), training=False))
     history = loop.run(
@@ -116,7 +118,7 @@ def train(
         checkpoint=checkpoint,
         progress=progress,
         stage="make",
-        evaluate=lambda epoch: evaluate(forward, model, eval_columns, read.label),
+        evaluate=lambda epoch: evaluate(forward, model, eval_rows, read.label),
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / HISTORY).write_text(json.dumps(history, indent=2) + "\n")
@@ -142,7 +144,7 @@ def _write_nothing(config: config_lib.MAKEConfig, folder: pathlib.Path) -> dict[
 def evaluate(
     forward: typing.Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]],
     model: model_lib.MAKEModel,
-    columns: examples_lib.Columns,
+    rows: sources.ExampleSource,
     label: Label,
 ) -> dict[str, float]:
     """Returns `auc_{block}` and `gauc_{block}` per extractor, over the rows whose target has an embedding.
@@ -150,33 +152,29 @@ def evaluate(
     Args:
         forward: from a batch to logits [B] per block.
         model: names the blocks.
-        columns: the rows, with slots.
+        rows: with slots.
         label: says what each row counts.
     """
-    weights = metric_weights(columns, label)
-    num_rows = len(columns[LABEL])
-    order = np.arange(num_rows)
-    outputs = [forward(batch) for batch in examples_lib.dataset(columns, order, evaluation.BATCH_SIZE)]
+    columns = {name: rows.column(name) for name in ("user_id", *label.sources)}
+    weights, logits, known = (
+        metric_weights(columns, label),
+        collections.defaultdict(list),
+        collections.defaultdict(list),
+    )
+    for batch in sources.dataset(rows, np.arange(rows.num_rows), evaluation.BATCH_SIZE):
+        for block, values in forward(batch).items():
+            logits[block].append(values.numpy())
+        for modality in model.dims:
+            known[modality].append(item_vectors.has_vector(batch, modality).numpy())
     result = {}
     for modality in model.dims:
-        rows = item_vectors.has_vector(columns, modality)
+        has = np.concatenate(known[modality])[: rows.num_rows]
         for block in _blocks(model, modality):
-            logits = np.concatenate([output[block].numpy() for output in outputs])[:num_rows][rows]
-            counted = weights_of(weights, rows)
-            metrics = evaluation.ranking_metrics(columns[LABEL][rows], logits, columns["user_id"][rows], counted)
+            scores, counted = np.concatenate(logits[block])[: rows.num_rows][has], weights_of(weights, has)
+            metrics = evaluation.ranking_metrics(columns[LABEL][has], scores, columns["user_id"][has], counted)
             result.update({f"{name}_{block}": value for name, value in metrics.items()})
     return result
 
 
 def _blocks(model: model_lib.MAKEModel, modality: str) -> list[str]:
     return [model_lib.block_name(modality, sequence) for sequence in model.sequences]
-
-
-def _read(
-    files: typing.Sequence[str], feature_set: FeatureSet, tables: typing.Mapping[str, item_vectors.ItemVectors]
-) -> examples_lib.Columns:
-    """Reads what MAKE needs, in time order (so the files' order never matters), as slots."""
-    ids = [sequence.item_ids for sequence in feature_set.sequences]
-    raw = examples_lib.read_columns(files, feature_set, {*KEYS, *ids, "timestamp", *feature_set.label.sources})
-    columns = item_vectors.add_slots(examples_lib.in_time_order(raw), tables, feature_set)
-    return {name: values for name, values in columns.items() if name not in (*ids, "timestamp")}

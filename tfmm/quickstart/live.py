@@ -9,7 +9,7 @@ import typing
 
 import numpy as np
 
-from tfmm.data import declared, schema
+from tfmm.data import as_known, declared, schema
 from tfmm.index import snapshot as snapshot_lib
 from tfmm.quickstart import processes, requests, terminal
 
@@ -232,7 +232,9 @@ def new_item(
 
         item = generator.draw_new_item(environment.config.marketplace, number, time.time_ns() // 1000)
         return item, {m: item.get(modality_set[m].content) for m in snapshot_lib.load_snapshot(snapshot_dir).modalities}
-    items = schema.read_table(data, "items", tables=declared.tables(environment.config.feature_set, modality_set))
+    config = environment.config
+    tables = declared.tables(config.feature_set, modality_set)
+    items = as_known.read_table(data, "items", config.data.time_zone, tables=tables)
     snapshot = snapshot_lib.load_snapshot(snapshot_dir)
     held = np.mean(
         [np.isin(schema.fingerprints(items["item_id"]), snapshot[m].ids) for m in snapshot.modalities], axis=0

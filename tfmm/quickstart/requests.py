@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfmm.data import declared, schema, times
+from tfmm.data import as_known, declared, schema, times
 from tfmm.features import AGE, Column, Feature, FeatureSet, Sequence
 
 Values = dict[str, typing.Any]
@@ -54,16 +54,18 @@ def candidates_of(feature_set: FeatureSet, items: typing.Sequence[typing.Mapping
 
 
 def _read(data: pathlib.Path, name: str, feature_set: FeatureSet, time_zone: str) -> pa.Table:
-    """Reads a table with the instants of its declared times, int64 microseconds under the feature's name."""
+    """Reads a table with the instants of its declared times, int64 microseconds under the feature's name.
+
+    Of versions, the newest.
+    """
     tables = declared.tables(feature_set)
-    table = schema.read_table(data, name, tables=tables)
+    table = as_known.read_table(data, name, time_zone, tables=tables)
     seen = times.resolutions(data, time_zone)
     for feature in feature_set.of_table(name):
         if feature.kind == "time":
             found = [
-                declared.instants_of(part, name, group, feature, seen)
-                for part in schema.table_parts(data, name, tables)
-                for group in range(len(part.row_groups))
+                declared.instants_of(part, name, group, feature, seen)[slice(None) if rows is None else rows]
+                for part, group, rows in as_known.row_groups(data, name, time_zone, tables)
             ]
             table = table.append_column(_INSTANT + feature.name, pa.array(np.concatenate(found)))
     return table

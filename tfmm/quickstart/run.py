@@ -17,7 +17,7 @@ from rich import console as rich_console
 from tfmm import config as config_lib
 from tfmm import dead_letters
 from tfmm.ctr import integrations
-from tfmm.data import checks, declared, layout, schema, unread
+from tfmm.data import as_known, checks, declared, layout, schema, unread
 from tfmm.evaluate import in_service, wording
 from tfmm.quickstart import html_report, live, processes, terminal
 from tfmm.stages import folders
@@ -88,7 +88,7 @@ def run(
     summary = _summary(data, tables, outputs, verdict, environment.index_path, figures, seconds, memory.gb)
     summary |= {"methods": methods, "model": config.ctr.model}
     summary["total_seconds"] = round(time.monotonic() - started, 1)
-    _write_report(environment.workdir / terminal.REPORT, data, outputs, summary, verdict)
+    _write_report(environment.workdir / terminal.REPORT, data, outputs, summary, verdict, config.data.time_zone)
     (environment.workdir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     for line in terminal.opening_lines(summary):
         console.print(line, markup=False, highlight=False)
@@ -191,10 +191,11 @@ def _write_report(
     outputs: typing.Mapping[str, str],
     summary: typing.Mapping[str, typing.Any],
     verdict: typing.Mapping[str, typing.Any],
+    time_zone: str,
 ) -> None:
     from tfmm.index import snapshot as snapshot_lib
 
-    items = schema.read_table(data, "items")
+    items = as_known.read_table(data, "items", time_zone)
     snapshot = snapshot_lib.load_snapshot(outputs["CatalogEmbedder.snapshot"])
     galleries = {modality: html_report.gallery(snapshot, modality, items) for modality in snapshot.modalities}
     places = {

@@ -1,4 +1,4 @@
-"""Impressions as examples with the model's inputs, without TFX; the DAG has Transform for the second half."""
+"""Impressions as examples, without TFX, with vocabularies beside them; the DAG has Beam and Transform for both."""
 
 from __future__ import annotations
 
@@ -6,29 +6,23 @@ import pathlib
 import typing
 
 from tfmm.config import RunConfig
-from tfmm.data import beam, examples
+from tfmm.data import join, transform
 from tfmm.stages.folders import SPLITS, Folder
 from tfmm.training.examples import split_pattern
 
-RAW, TRANSFORMED, VOCABULARY = "examples", "transformed", "vocabulary"
+EXAMPLES, VOCABULARY = "examples", "vocabulary"
 
 
 def make_examples(
     run: RunConfig, data_dir: Folder, output_dir: Folder, say: typing.Callable[[str], object]
 ) -> None:
-    """Writes `examples/`, by Beam, and `transformed/` with `vocabulary/` inside; says which rows were left out."""
+    """Writes `examples/` and `vocabulary/`; says which rows were left out."""
     folder = pathlib.Path(output_dir)
-    beam.write_examples(data_dir, run.data, run.feature_set, folder / RAW, say)
-    examples.transform(folder / RAW, folder / TRANSFORMED)
+    join.write_examples(data_dir, run.data, run.feature_set, folder / EXAMPLES, say)
+    transform.fit(folder / EXAMPLES, folder / VOCABULARY)
 
 
-def raw_patterns(output_dir: Folder) -> tuple[str, str]:
-    """Returns the patterns of the training and the evaluation examples, as the join made them."""
-    train, evaluation = (split_pattern(pathlib.Path(output_dir) / RAW, split) for split in SPLITS)
-    return train, evaluation
-
-
-def transformed_patterns(output_dir: Folder) -> tuple[str, str]:
-    """Returns the patterns of the training and the evaluation examples with the model's inputs."""
-    train, evaluation = (split_pattern(pathlib.Path(output_dir) / TRANSFORMED, split) for split in SPLITS)
+def patterns(output_dir: Folder) -> tuple[str, str]:
+    """Returns the patterns of the training and the evaluation examples."""
+    train, evaluation = (split_pattern(pathlib.Path(output_dir) / EXAMPLES, split) for split in SPLITS)
     return train, evaluation

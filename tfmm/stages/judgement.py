@@ -50,7 +50,7 @@ def judge(
     train_pattern, eval_pattern = patterns
     folders = encoders.encoder_folders(encoders_dir)
     probed = encoders.probe_encoders(
-        eval_pattern, run.feature_set, snapshot_dir, data_dir, folders, run.modality_set
+        eval_pattern, run.feature_set, snapshot_dir, data_dir, folders, run.modality_set, run.data.time_zone
     )
     judged = report.evaluate(
         models,

@@ -14,12 +14,15 @@ import tensorflow as tf
 
 from tfmm import preprocessing
 from tfmm.data import behaviors
+from tfmm.data import examples as data_examples
+from tfmm.data import shards as shards_lib
 from tfmm.features import LABEL, FeatureSet
 from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
 from tfmm.training import labels
 
 IS_ROW = "_is_row"  # of a batch: False where it is filled up
 Columns = dict[str, np.ndarray]
+_SERIALIZED_ROWS = 1_024
 Patterns = str | os.PathLike[str] | typing.Sequence[str | os.PathLike[str]]
 
 def example_files(pattern: Patterns) -> list[str]:
@@ -51,12 +54,22 @@ def split_pattern(folder: str | os.PathLike[str], split: str) -> str:
 
 
 def open_records(files: typing.Sequence[str]) -> tf.data.Dataset:
-    """Returns the serialized examples of TFRecord files (gzip where the name ends in .gz), in order."""
+    """Returns serialized examples, in order: of TFRecord files (gzip where the name ends in .gz), or made of shards."""
+    if shards_lib.is_shards(files):
+        return tf.data.Dataset.from_generator(lambda: _serialized(files), output_signature=tf.TensorSpec([], tf.string))
     parts = [tf.data.TFRecordDataset(file, "GZIP" if file.endswith(".gz") else "") for file in files]
     records = parts[0]
     for part in parts[1:]:
         records = records.concatenate(part)
     return records
+
+
+def _serialized(files: typing.Sequence[str]) -> typing.Iterator[bytes]:
+    shards = shards_lib.Shards(files)
+    for start in range(0, shards.num_rows, _SERIALIZED_ROWS):
+        places = np.arange(start, min(start + _SERIALIZED_ROWS, shards.num_rows))
+        yield from data_examples.serialize(shards.gather(places))
+        shards.release()
 
 
 def require_whole(files: typing.Sequence[str]) -> None:
@@ -84,7 +97,7 @@ def read_columns(
     """Reads columns of examples into memory.
 
     Args:
-        files: TFRecord files, see `example_files`.
+        files: TFRecord files, or shards in time order, see `example_files`.
         feature_set: what the examples hold.
         names: columns to read, of `preprocessing.transformed_spec`; None: all raw ones.
     Returns:
@@ -93,6 +106,8 @@ def read_columns(
         ValueError: a file is damaged; an example lacks a column or holds another number of values;
             labels other than 0 and 1, weights or rates that cannot be.
     """
+    if shards_lib.is_shards(files):
+        return _of_shards(files, preprocessing.raw_spec(feature_set) if names is None else names)
     require_whole(files)
     known = preprocessing.transformed_spec(feature_set)
     wanted = preprocessing.raw_spec(feature_set) if names is None else names
@@ -123,6 +138,16 @@ def read_columns(
     return columns
 
 
+def _of_shards(files: typing.Sequence[str], names: typing.Collection[str]) -> Columns:
+    shards = shards_lib.Shards(files)
+    histories = {c.name for c in shards.feature_set.columns if c.sequence is not None}
+    if histories & set(names):
+        columns = shards.gather(np.arange(shards.num_rows), names)
+    else:
+        columns = {name: shards.column(name) for name in names}
+    return {name: values.astype(np.int32) if name == LABEL else values for name, values in columns.items()}
+
+
 def in_time_order(columns: Columns) -> Columns:
     """Sorts rows by time, ties by a hash of their ids: neither the files' order nor an id or a label orders them."""
     ids = [columns[name] for name in ("user_id", "item_id", "timestamp") if name in columns]
@@ -132,8 +157,9 @@ def in_time_order(columns: Columns) -> Columns:
 
 
 def shuffled_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns a permutation of all rows, int64 [n], the same for the same seed and epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+    """Returns a permutation of all rows, int32 [n] (int64 beyond 2^31), the same for the same seed and epoch."""
+    kind = np.int32 if num_rows < 2**31 else np.int64
+    return np.random.default_rng([seed, epoch]).permutation(np.arange(num_rows, dtype=kind))
 
 
 def blocked_order(num_rows: int, block_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -146,31 +172,6 @@ def blocked_order(num_rows: int, block_size: int, seed: int, epoch: int) -> np.n
     return np.concatenate(
         [start + generator.permutation(min(block_size, num_rows - start)) for start in range(0, num_rows, block_size)]
     )
-
-
-def dataset(columns: Columns, order: np.ndarray, batch_size: int) -> tf.data.Dataset:
-    """Returns the rows in `order` as batches of one shape, so that a step is compiled once.
-
-    Args:
-        columns: arrays [n, ...] by name.
-        order: int64 [m], rows of `columns`.
-        batch_size: B.
-    Returns:
-        A dataset of dicts: the columns [B, ...] and IS_ROW bool [B]. The last batch is filled with zeros, where that
-        is False.
-    """
-    filler = -len(order) % batch_size
-    ordered = {name: values[order] for name, values in columns.items()} | {IS_ROW: np.ones(len(order), bool)}
-    tensors = {
-        name: tf.constant(np.pad(values, [(0, filler)] + [(0, 0)] * (values.ndim - 1)))
-        for name, values in ordered.items()
-    }
-
-    def cut(i: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {name: values[i * batch_size : (i + 1) * batch_size] for name, values in tensors.items()}
-
-    num_batches = (len(order) + filler) // batch_size
-    return tf.data.Dataset.range(num_batches).map(cut, num_parallel_calls=1, deterministic=True).prefetch(2)
 
 
 def digest(columns: Columns) -> str:

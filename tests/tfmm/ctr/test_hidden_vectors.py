@@ -20,8 +20,8 @@ def columns(modalities=("image", "text")):
     return rows
 
 
-def hide(rows, segment=0, modalities=("image", "text"), **changes):
-    return hide_behaviors(rows, config_lib.CTRConfig(**changes), modalities, FEATURES, segment)
+def hide(rows, segment=0, modalities=("image", "text"), batch=0, **changes):
+    return hide_behaviors(config_lib.CTRConfig(**changes), modalities, FEATURES, segment, rows, batch)
 
 
 def test_behaviors_lose_any_share_of_their_vectors():
@@ -34,14 +34,15 @@ def test_behaviors_lose_any_share_of_their_vectors():
     assert (rows["image_target_slots"] == 3).all()
 
 
-def test_draws_follow_from_seed_and_segment_alone():
-    first, again, later, other = (
-        hide(columns(), segment, seed=seed) for seed, segment in ((0, 3), (0, 3), (0, 4), (1, 3))
+def test_draws_follow_from_seed_segment_and_batch_alone():
+    places = ((0, 3, 0), (0, 3, 0), (0, 4, 0), (1, 3, 0), (0, 3, 1))
+    first, again, later, other, following = (
+        hide(columns(), segment, seed=seed, batch=batch) for seed, segment, batch in places
     )
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
         assert first[name].dtype == columns()[name].dtype
-    for different in (later, other):
+    for different in (later, other, following):
         assert (first["image_behavior_slots"] != different["image_behavior_slots"]).any()
 
 

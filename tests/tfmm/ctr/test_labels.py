@@ -19,6 +19,7 @@ from tfmm.features import FeatureSet, Label
 from tfmm.index import item_vectors
 from tfmm.make import train as make_train
 from tfmm.training import examples as examples_lib
+from tfmm.training import sources
 
 SMALL = {"batch_size": 128, "learning_rate": 5e-3, "attention_units": (8,), "units": (16,)}
 LONG = config_lib.CTRConfig(  # until the mean score of training rows is their click rate: few steps leave it some % off
@@ -96,12 +97,14 @@ def write_log(folder, shop, rows, label, rates) -> Log:
 def build(shop, label=None):
     tables = item_vectors.load_vectors(shop.snapshot, ["image", "text"])
     features = dataclasses.replace(shop.features, label=label or Label())
-    sizes = preprocessing.load(features, shop.vocabularies).sizes
+    preprocessor = preprocessing.load(features, shop.vocabularies)
+    sizes = preprocessor.sizes
     model = model_lib.CTRModel(
         config_lib.CTRConfig(**SMALL), MAKE, features, sizes, {m: t.dim for m, t in tables.items()}, METHODS
     )
     model.build()
-    columns = train_lib.read_examples(examples_lib.example_files(shop.eval), shop.features, sizes, tables)
+    files = examples_lib.example_files(shop.eval)
+    columns = sources.open_source(files, shop.features, tables, preprocessor).columns
     return model, train_lib.model_inputs({n: v[:60] for n, v in columns.items()}, tables, features), columns["label"]
 
 
@@ -129,13 +132,13 @@ def test_a_trainers_metrics_count_weights_and_rates(shop, tmp_path):
     model, _, _ = build(shop, Label(weight="w", negative_rate=0.2))
     tables = item_vectors.load_vectors(shop.snapshot, ["image", "text"])
     columns = item_vectors.add_slots(columns, tables, shop.features)
-    found = train_lib.evaluate(model, tables, columns | {"sample_weight": weight.astype(np.float32)})
+    found = train_lib.evaluate(model, tables, sources.InMemory(columns | {"sample_weight": weight.astype(np.float32)}))
     plain, _, _ = build(shop)
     plain.set_weights(model.get_weights())
     repeated = {name: np.repeat(values, times, 0) for name, values in columns.items()}
-    expected = train_lib.evaluate(plain, tables, repeated)
+    expected = train_lib.evaluate(plain, tables, sources.InMemory(repeated))
     assert found == pytest.approx(expected, abs=1e-6)
-    assert found != pytest.approx(train_lib.evaluate(plain, tables, columns), abs=1e-3)
+    assert found != pytest.approx(train_lib.evaluate(plain, tables, sources.InMemory(columns)), abs=1e-3)
 
 
 def served_scores(log, files, shop, folder, modalities):

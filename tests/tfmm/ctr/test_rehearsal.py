@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from tfmm import config as config_lib
-from tfmm import presets, runs
+from tfmm import preprocessing, presets, runs
 from tfmm.config import Method
 from tfmm.ctr import model as model_lib
 from tfmm.ctr import train as train_lib
 from tfmm.features import Label
 from tfmm.training import examples as examples_lib
 from tfmm.training import labels as labels_lib
+from tfmm.training import sources
 
 MODULE = '''
 import keras
@@ -138,10 +139,12 @@ def test_own_model_learns_the_whole_log_from_a_share_of_its_negatives(team, shop
     )
     manifest = train_lib.train(config, shop.train, shop.train, shop.vocabularies, tmp_path, features)
     model = model_lib.load_model(tmp_path)
-    columns = train_lib.read_examples(examples_lib.example_files(shop.train), features, model.sizes, {})
+    preprocessor = preprocessing.load(features, shop.vocabularies)
+    rows = sources.open_source(examples_lib.example_files(shop.train), features, {}, preprocessor)
+    columns = {"label": rows.column("label")}
     rate = labels_lib.click_rate(columns, features.label)
     shown = float(columns["label"].mean())
-    scores = train_lib.predict(model, {}, columns)
+    scores = train_lib.predict(model, {}, rows)
     weights = labels_lib.metric_weights(columns, features.label)
     assert np.average(scores, weights=weights) == pytest.approx(rate, rel=0.05)  # what 288 steps leave
     assert rate < 0.3 * shown and manifest["metrics"]["auc"] > 0.6

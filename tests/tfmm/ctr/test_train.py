@@ -13,6 +13,7 @@ from tfmm.index import item_vectors
 from tfmm.make import model as make_model
 from tfmm.make import train as make_train
 from tfmm.training import examples as examples_lib
+from tfmm.training import sources
 
 SMALL = {"batch_size": 256, "learning_rate": 1e-2, "attention_units": (8,), "units": (16,)}
 METHODS = (config_lib.Method("simtier", {"num_tiers": 8}), config_lib.Method("make"))
@@ -132,8 +133,9 @@ def test_resumed_run_equals_an_uninterrupted_one(shop, make_dir, tmp_path, modal
 
 def test_rows_are_read_in_time_order_with_their_slots(shop):
     tables = item_vectors.load_vectors(shop.snapshot, ["image"])
-    sizes = preprocessing.load(shop.features, shop.vocabularies).sizes
-    columns = train_lib.read_examples(examples_lib.example_files(shop.eval), shop.features, sizes, tables)
+    files = examples_lib.example_files(shop.eval)
+    preprocessor = preprocessing.load(shop.features, shop.vocabularies)
+    columns = sources.open_source(files, shop.features, tables, preprocessor).columns
     assert (np.diff(columns["timestamp"]) > 0).all()
     assert columns["image_behavior_slots"].shape == columns["behavior_item_ids_index"].shape
     assert ((columns["image_behavior_slots"] > 0) <= (columns["behavior_item_ids_index"] > 0)).all()
@@ -145,10 +147,11 @@ def test_bad_arguments_are_refused(shop, make_dir, tmp_path):
         train(shop, tmp_path, snapshot=False)
     with pytest.raises(FileNotFoundError, match="Transform the examples first"):
         preprocessing.load(shop.features, tmp_path)
-    sizes = preprocessing.load(shop.features, shop.vocabularies).sizes
+    preprocessor = preprocessing.load(shop.features, shop.vocabularies)
+    sizes = dict(preprocessor.sizes)
+    preprocessor.sizes["item_id"] = 5
     with pytest.raises(ValueError, match="`item_id_index` must be below 5, the size of vocabulary 'item_id'"):
-        files = examples_lib.example_files(shop.eval)
-        train_lib.read_examples(files, shop.features, {**sizes, "item_id": 5}, {})
+        sources.open_source(examples_lib.example_files(shop.eval), shop.features, {}, preprocessor)
     extractor = make_model.load_model(make_dir)
     model = model_lib.CTRModel(config_lib.CTRConfig(), MAKE, shop.features, sizes, {"image": 99})
     with pytest.raises(ValueError, match="MAKE must be pre-trained on 'image' vectors of 99 values"):

@@ -20,6 +20,19 @@ CONFIG = DataConfig(max_behaviors=5)
 FEATURES = FeatureSet().resolved(max_behaviors=5, min_count=2)
 
 
+def run(data_dir, output_dir):
+    """Runs the job in this process; returns the counts of train, eval and dead_letter rows."""
+    pipeline = beam.Pipeline(options=PipelineOptions(OPTIONS))
+    beam_lib.write(pipeline, data_dir, CONFIG, FEATURES, output_dir, prefix="{split}")
+    result = pipeline.run()
+    result.wait_until_finish()
+    counters = result.metrics().query(beam.metrics.MetricsFilter().with_namespace(beam_lib.NAMESPACE))["counters"]
+    counts = {"train": 0, "eval": 0, "dead_letter": 0}
+    for counter in counters:
+        counts[counter.key.metric.name] += counter.committed
+    return counts
+
+
 def test_records_are_laid_out_as_a_tfx_artifact(small_marketplace, tmp_path):
     with beam.Pipeline(options=PipelineOptions(OPTIONS)) as root:
         beam_lib.write(root, small_marketplace, CONFIG, FEATURES, tmp_path)
@@ -45,7 +58,7 @@ def test_many_shards_give_what_one_gives(small_marketplace, tmp_path, monkeypatc
     for rows_per_shard in (10**9, 500):
         monkeypatch.setattr(beam_lib, "ROWS_PER_SHARD", rows_per_shard)
         folder = tmp_path / str(rows_per_shard)
-        beam_lib.run(tmp_path / "data", CONFIG, FEATURES, folder)
+        run(tmp_path / "data", folder)
         columns = examples.read_columns(str(folder / "train-*.tfrecord.gz"), preprocessing.raw_spec(FEATURES))
         order = np.lexsort((columns["item_id"], columns["user_id"], columns["timestamp"]))
         found.append({name: values[order] for name, values in columns.items()})
@@ -77,7 +90,7 @@ def test_times_beyond_the_calendar_are_dead_letters(small_marketplace, tmp_path)
         table.set_column(place, "timestamp", pa.array(times, pa.timestamp("us"))), tmp_path / "impressions.parquet"
     )
     pq.write_table(schema.read_table(small_marketplace, "items"), tmp_path / "items.parquet")
-    assert beam_lib.run(tmp_path, CONFIG, FEATURES, tmp_path / "out") == {"train": 32, "eval": 7, "dead_letter": 1}
+    assert run(tmp_path, tmp_path / "out") == {"train": 32, "eval": 7, "dead_letter": 1}
     (letter,) = pq.read_table(next((tmp_path / "out").glob("dead_letter-*"))).to_pylist()
     assert (letter["row"], letter["reason"]) == (7, f"`timestamp` {rules.OUTSIDE_YEARS}")
     assert int(json.loads(letter["content"])["timestamp"].split("-")[0]) > 50_000
@@ -103,4 +116,4 @@ def test_ids_of_two_types_stop_the_job_before_it_starts(small_marketplace, tmp_p
             table = table.set_column(0, "item_id", ids)
         pq.write_table(table, tmp_path / f"{name}.parquet")
     with pytest.raises(ValueError, match="`item_id` must have one type in all tables"):
-        beam_lib.run(tmp_path, CONFIG, FEATURES, tmp_path / "out")
+        run(tmp_path, tmp_path / "out")

@@ -10,7 +10,7 @@ import pytest
 
 from tfmm import preprocessing
 from tfmm.config import DataConfig
-from tfmm.data import beam, checks, declared, examples
+from tfmm.data import checks, declared, join, shards
 from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet, Sequence
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
@@ -50,10 +50,9 @@ def declare(*features, riding=()):
 
 def built(data, feature_set, output_dir, **config):
     """Returns the examples of both splits, by time, and how many rows were left out."""
-    counts = beam.run(data, DataConfig(max_behaviors=4, **config), feature_set, output_dir)
-    spec = preprocessing.raw_spec(feature_set)
-    parts = [examples.read_columns(str(output_dir / f"{split}-*.gz"), spec) for split in ("train", "eval")]
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in spec}
+    counts = join.write_examples(data, DataConfig(4, max_bad_fraction=1.0, **config), feature_set, output_dir)
+    parts = [shards.read_columns(str(output_dir / f"{split}-*")) for split in ("train", "eval")]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in preprocessing.raw_spec(feature_set)}
     order = np.argsort(columns["timestamp"], kind="stable")
     return {name: values[order] for name, values in columns.items()}, counts["dead_letter"]
 

@@ -8,16 +8,24 @@ import tensorflow as tf
 
 from tfmm import artifacts, fingerprints, preprocessing
 from tfmm.config import DataConfig
-from tfmm.data import beam, examples, schema
+from tfmm.data import examples, join, schema, shards, transform
 from tfmm.features import OUT_OF_VOCABULARY, FeatureSet
+from tfmm.training import sources
 
 L3 = DataConfig(max_behaviors=3, eval_fraction=0.25, min_id_count=1)
 FEATURES = FeatureSet().resolved(max_behaviors=3, min_count=1)
 NOBODY = {"user_id": np.zeros(0, np.int64)}
 
 
-def read(folder, split, feature_set=FEATURES):
-    return examples.read_columns(str(folder / f"{split}-*.tfrecord.gz"), preprocessing.raw_spec(feature_set))
+def read(folder, split):
+    return shards.read_columns(str(folder / f"{split}-*"))
+
+
+def with_inputs(raw, vocabulary, feature_set):
+    """Returns the columns of the train split, and the model's inputs as a trainer reads them."""
+    files = sorted(str(path) for path in raw.glob("train-*"))
+    source = sources.open_source(files, feature_set, {}, preprocessing.load(feature_set, vocabulary))
+    return read(raw, "train") | source.gather(np.arange(source.num_rows))
 
 
 def us(time):
@@ -95,7 +103,7 @@ def shop(at, ids, users):
 @pytest.mark.parametrize("ids, users", [([1, 2, 3], [8, 9]), (["a", "b", "c"], ["u", "v"])], ids=["int64", "string"])
 def test_written_examples_are_split_by_time(tables, tmp_path, at, ids, users):
     folder = tables(**shop(at, ids, users))
-    manifest = beam.write_examples(folder, L3, FEATURES, tmp_path / "out")
+    manifest = join.write_examples(folder, L3, FEATURES, tmp_path / "out")
     assert {name: manifest[name] for name in ("train", "eval", "dead_letter")} == {
         "train": 6,
         "eval": 2,
@@ -115,14 +123,14 @@ def test_written_examples_are_split_by_time(tables, tmp_path, at, ids, users):
 def test_the_split_column_decides_where_there_is_one(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["impressions"] = [{**row, "split": "eval" if k == 0 else "train"} for k, row in enumerate(data["impressions"])]
-    manifest = beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
+    manifest = join.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
     assert (manifest["train"], manifest["eval"]) == (7, 1)
 
 
 def test_histories_are_clicked_impressions_where_behaviors_are_absent(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     del data["behaviors"]
-    beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
+    join.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
     held = read(tmp_path / "out", "eval")
     row = int(np.flatnonzero(held["timestamp"] == us(at(7)))[0])
     assert held["behavior_item_ids"][row].tolist() == [2, 1, 3]  # minutes 1, 3 and 5: all clicks of user 9 before 7
@@ -140,7 +148,7 @@ def test_bad_rows_become_dead_letters_with_a_reason(tables, tmp_path, at):
     ]
     data["behaviors"] += [{**data["behaviors"][0], "action": "stare"}]
     config = dataclasses.replace(L3, max_bad_fraction=0.5)
-    manifest = beam.write_examples(tables(**data), config, FEATURES, tmp_path / "out")
+    manifest = join.write_examples(tables(**data), config, FEATURES, tmp_path / "out")
     assert (manifest["train"] + manifest["eval"], manifest["dead_letter"]) == (8, 6)
     letters = pq.read_table(next((tmp_path / "out").glob("dead_letter-*.parquet"))).to_pylist()
     reasons = {(letter["table"], letter["row"]): letter["reason"] for letter in letters}
@@ -159,13 +167,13 @@ def test_an_empty_split_is_refused(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["impressions"] = [{**row, "split": "train"} for row in data["impressions"]]
     with pytest.raises(ValueError, match="Both splits must have rows"):
-        beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
+        join.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
 
 
 def test_a_behavior_of_a_delisted_item_stays_in_the_history(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["behaviors"][1]["item_id"] = 55
-    manifest = beam.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
+    manifest = join.write_examples(tables(**data), L3, FEATURES, tmp_path / "out")
     held = read(tmp_path / "out", "eval")
     row = int(np.flatnonzero(held["timestamp"] == us(at(8)))[0])
     assert manifest["dead_letter"] == 0
@@ -175,16 +183,18 @@ def test_a_behavior_of_a_delisted_item_stays_in_the_history(tables, tmp_path, at
 
 def test_vocabularies_hold_the_ids_of_the_train_split(tables, tmp_path, at):
     folder = tables(**shop(at, [1, 2, 3], [8, 9]))
-    beam.write_examples(folder, L3, FEATURES, tmp_path / "raw")
-    manifest = examples.transform(tmp_path / "raw", tmp_path / "out")
+    join.write_examples(folder, L3, FEATURES, tmp_path / "raw")
+    manifest = transform.fit(tmp_path / "raw", tmp_path / "out")
     lines = {
-        path.name: [int(line) for line in path.read_text().split()] for path in (tmp_path / "out/vocabulary").iterdir()
+        path.name: [int(line) for line in path.read_text().split()]
+        for path in (tmp_path / "out").iterdir()
+        if path.name != artifacts.MANIFEST
     }
     assert set(lines) == set(FEATURES.vocabularies)
     assert lines["user_id"] == [8, 9] and sorted(lines["item_id"]) == [1, 2, 3]
     assert lines["item_id"][0] == 1  # in every history, so the most frequent
     assert manifest["vocabulary_sizes"] == {"user_id": 4, "item_id": 5, "category": 3}
-    columns = examples.read_columns(str(tmp_path / "out/train-*"), preprocessing.transformed_spec(FEATURES))
+    columns = with_inputs(tmp_path / "raw", tmp_path / "out", FEATURES)
     for column in FEATURES.columns:
         index = {0: 0, **{id_: k + 2 for k, id_ in enumerate(lines[column.feature.embedding])}}
         expected = np.vectorize(index.get)(columns[column.name])
@@ -194,13 +204,13 @@ def test_vocabularies_hold_the_ids_of_the_train_split(tables, tmp_path, at):
 def test_rare_ids_are_out_of_vocabulary(tables, tmp_path, at):
     data = shop(at, [1, 2, 3], [8, 9])
     data["impressions"][5]["item_id"] = 3
-    beam.write_examples(tables(**data), L3, FeatureSet().resolved(3, min_count=3), tmp_path / "raw")
-    examples.transform(tmp_path / "raw", tmp_path / "out")
-    kept = [int(line) for line in (tmp_path / "out/vocabulary/item_id").read_text().split()]
+    join.write_examples(tables(**data), L3, FeatureSet().resolved(3, min_count=3), tmp_path / "raw")
+    transform.fit(tmp_path / "raw", tmp_path / "out")
+    kept = [int(line) for line in (tmp_path / "out/item_id").read_text().split()]
     train = read(tmp_path / "raw", "train")
     ids, counts = np.unique(np.concatenate([train["item_id"], train["behavior_item_ids"].ravel()]), return_counts=True)
     assert sorted(kept) == [i for i, n in zip(ids.tolist(), counts.tolist()) if n >= 3 and i != 0]
-    columns = examples.read_columns(str(tmp_path / "out/train-*"), preprocessing.transformed_spec(FEATURES))
+    columns = with_inputs(tmp_path / "raw", tmp_path / "out", FeatureSet().resolved(3, min_count=3))
     assert set(columns["item_id_index"][~np.isin(columns["item_id"], kept)]) <= {OUT_OF_VOCABULARY}
 
 
@@ -212,20 +222,20 @@ def test_serialized_examples_parse_with_the_table_of_features():
 
 
 def test_reading_what_was_not_written_names_the_step(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"matches no file. Run `tfmm.data.beam.write_examples` first"):
+    with pytest.raises(FileNotFoundError, match=r"matches no file\. Write the examples first"):
         examples.read_columns(str(tmp_path / "train-*"), preprocessing.raw_spec(FEATURES))
     with pytest.raises(FileNotFoundError, match="the stage that writes this folder did not finish"):
-        examples.transform(tmp_path, tmp_path / "out")
+        transform.fit(tmp_path, tmp_path / "out")
     assert not (tmp_path / artifacts.MANIFEST).exists()
 
 
 def test_the_marketplace_gives_as_many_examples_as_impressions(small_marketplace, tmp_path):
     declared = FeatureSet().resolved(max_behaviors=5, min_count=2)
-    manifest = beam.write_examples(small_marketplace, DataConfig(max_behaviors=5), declared, tmp_path)
+    manifest = join.write_examples(small_marketplace, DataConfig(max_behaviors=5), declared, tmp_path)
     rows = schema.read_table(small_marketplace, "impressions").num_rows
     assert manifest["train"] + manifest["eval"] == rows and manifest["dead_letter"] == 0
     assert manifest["eval"] == pytest.approx(0.2 * rows, rel=0.01)
-    train, held = read(tmp_path, "train", declared), read(tmp_path, "eval", declared)
+    train, held = read(tmp_path, "train"), read(tmp_path, "eval")
     assert train["timestamp"].max() < held["timestamp"].min()
     for columns in (train, held):
         filled = columns["behavior_item_ids"] != 0

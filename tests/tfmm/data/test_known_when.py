@@ -8,14 +8,16 @@ import datetime
 import typing
 import zoneinfo
 
+import apache_beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from tfmm import preprocessing
 from tfmm.config import DataConfig, PairsConfig
-from tfmm.data import beam, checks, examples, pairs, schema, times
+from tfmm.data import beam, checks, examples, join, pairs, schema, shards, times
 from tfmm.features import FeatureSet
 
 UTC = datetime.timezone.utc
@@ -247,16 +249,25 @@ def by_functions(folder, config, _):
 
 def by_job(folder, config, output_dir):
     """Examples as the Beam job writes them, both splits."""
-    beam.run(folder, config, features_of(config), output_dir)
+    with apache_beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"])) as root:
+        beam.write(root, folder, config, features_of(config), output_dir, prefix="{split}")
     spec = preprocessing.raw_spec(features_of(config))
     parts = [examples.read_columns(str(output_dir / f"{split}-*.gz"), spec) for split in ("train", "eval")]
     return {name: np.concatenate([part[name] for part in parts]) for name in spec}
+
+
+def by_join(folder, config, output_dir):
+    """Examples as they are written without TFX, both splits."""
+    join.write_examples(folder, config, features_of(config), output_dir)
+    parts = [shards.read_columns(str(output_dir / f"{split}-*")) for split in ("train", "eval")]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @pytest.mark.parametrize(
     "build, num_impressions",
     [
         pytest.param(by_functions, 1_000, id="functions"),
+        pytest.param(by_join, 1_000, id="join"),
         pytest.param(by_job, 5_000, id="job", marks=pytest.mark.slow),  # 130,000 rows over all kinds
     ],
 )

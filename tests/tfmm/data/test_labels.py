@@ -10,7 +10,7 @@ import pytest
 
 from tfmm import preprocessing
 from tfmm.config import DataConfig
-from tfmm.data import beam, checks, declared, examples, pairs, schema
+from tfmm.data import checks, declared, join, pairs, schema, shards
 from tfmm.features import FeatureSet, Label
 
 CONFIG = DataConfig(max_behaviors=5)
@@ -48,10 +48,8 @@ def folder(small_marketplace, tmp_path):
 
 def test_examples_carry_label_weight_and_rate(folder, tmp_path):
     columns = rows()
-    beam.write_examples(folder(columns), CONFIG, FEATURES, tmp_path / "out")
-    examples.transform(tmp_path / "out", tmp_path / "transformed")
-    spec = preprocessing.transformed_spec(FEATURES)
-    found = [examples.read_columns(str(tmp_path / f"transformed/{split}-*"), spec) for split in ("train", "eval")]
+    join.write_examples(folder(columns), CONFIG, FEATURES, tmp_path / "out")
+    found = [shards.read_columns(str(tmp_path / f"out/{split}-*")) for split in ("train", "eval")]
     for name, column in LABEL.sources.items():
         values = np.concatenate([part[name] for part in found])
         assert values.dtype == (np.int64 if name == "label" else np.float32)
@@ -88,7 +86,7 @@ REASONS = {
 
 
 def test_rows_with_bad_weights_and_rates_are_dead_letters(folder, tmp_path):
-    counts = beam.run(folder(rows(**BAD)), CONFIG, FEATURES, tmp_path / "out")
+    counts = join.write_examples(folder(rows(**BAD)), CONFIG, FEATURES, tmp_path / "out")
     assert counts["dead_letter"] == len(REASONS) and counts["train"] + counts["eval"] == 40 - len(REASONS)
     letters = pq.read_table(next((tmp_path / "out").glob("dead_letter-*"))).to_pylist()
     assert {letter["row"]: letter["reason"] for letter in letters} == REASONS
@@ -115,7 +113,7 @@ def test_columns_that_the_data_lacks_are_all_named(folder, tmp_path):
     ]
     assert all("Received the columns user_id, item_id, timestamp, clicked" in text for text in found)
     with pytest.raises(ValueError, match=r"(?s)impressions.bought must be there.*impressions.rate must be there"):
-        beam.run(data, CONFIG, FeatureSet(label=label).resolved(5, 2), tmp_path / "out")
+        join.write_examples(data, CONFIG, FeatureSet(label=label).resolved(5, 2), tmp_path / "out")
 
 
 def test_weights_that_are_no_numbers_are_a_fault(folder):

@@ -13,10 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfmm import preprocessing
 from tfmm.config import DataConfig, PairsConfig
-from tfmm.data import beam as beam_lib
-from tfmm.data import examples, pairs, schema
+from tfmm.data import join, pairs, schema, shards
 from tfmm.features import ACTIONS, FeatureSet
 
 CONFIG = DataConfig(max_behaviors=20)
@@ -100,9 +98,8 @@ def laid_out(small_marketplace, tmp_path_factory):
 def test_histories_are_those_of_the_flat_layout(small_marketplace, laid_out, tmp_path):
     found = []
     for name, folder in (("flat", small_marketplace), ("laid_out", laid_out)):
-        beam_lib.run(folder, CONFIG, FEATURES, tmp_path / name)
-        spec = preprocessing.raw_spec(FEATURES)
-        columns = examples.read_columns(str(tmp_path / name / "*.tfrecord.gz"), spec)
+        join.write_examples(folder, CONFIG, FEATURES, tmp_path / name)
+        columns = shards.read_columns(str(tmp_path / name / "*-of-*.npy"))
         order = np.lexsort((columns["label"], columns["item_id"], columns["user_id"], columns["timestamp"]))
         found.append({column: values[order] for column, values in columns.items()})
     assert (found[0]["behavior_item_ids"] != 0).sum(axis=1).mean() > 5

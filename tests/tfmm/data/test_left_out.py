@@ -4,7 +4,7 @@ import pytest
 
 from tfmm import dead_letters
 from tfmm.config import DataConfig
-from tfmm.data import beam
+from tfmm.data import join
 from tfmm.features import FeatureSet
 
 FEATURES = FeatureSet().resolved(3, 1)
@@ -25,7 +25,7 @@ def folder(tables, at):
 
 def test_what_is_left_out_is_counted_by_reason(folder, tmp_path):
     said = []
-    beam.write_examples(folder, DataConfig(max_bad_fraction=0.3), FEATURES, tmp_path / "out", said.append)
+    join.write_examples(folder, DataConfig(max_bad_fraction=0.3), FEATURES, tmp_path / "out", said.append)
     (count,) = dead_letters.counts(dead_letters.read(tmp_path / "out"))
     assert (count.source, count.reason, count.count) == ("behaviors", REASON, 3)
     assert said == [
@@ -38,5 +38,5 @@ def test_what_is_left_out_is_counted_by_reason(folder, tmp_path):
 def test_more_than_the_limit_is_refused_as_in_the_pipeline(folder, tmp_path):
     text = r"No reason may leave out more than 20 %[^$]*- 3 of 10 of behaviors: `action` must be"
     with pytest.raises(ValueError, match=text):
-        beam.write_examples(folder, DataConfig(max_bad_fraction=0.2), FEATURES, tmp_path / "out")
+        join.write_examples(folder, DataConfig(max_bad_fraction=0.2), FEATURES, tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()

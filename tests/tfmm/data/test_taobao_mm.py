@@ -3,9 +3,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfmm import artifacts, preprocessing
+from tfmm import artifacts
 from tfmm.config import DataConfig, PairsConfig
-from tfmm.data import beam, checks, examples, pairs, schema
+from tfmm.data import checks, join, pairs, schema, shards
 from tfmm.data.sources import taobao_mm
 from tfmm.features import FeatureSet
 
@@ -44,11 +44,9 @@ def test_a_tiny_source_is_converted_as_documented(tmp_path):
 
 def test_the_newest_item_of_a_list_is_the_newest_behavior(tmp_path):
     taobao_mm.convert(write_source(tmp_path), tmp_path / "out")
-    manifest = beam.write_examples(tmp_path / "out", DataConfig(max_behaviors=4), FEATURES, tmp_path / "examples")
+    manifest = join.write_examples(tmp_path / "out", DataConfig(max_behaviors=4), FEATURES, tmp_path / "examples")
     assert (manifest["train"], manifest["eval"]) == (1, 1)
-    spec = taobao_spec = preprocessing.raw_spec(FEATURES)
-    train = examples.read_columns(str(tmp_path / "examples" / "train-*.tfrecord.gz"), spec)
-    held = examples.read_columns(str(tmp_path / "examples" / "eval-*.tfrecord.gz"), taobao_spec)
+    train, held = (shards.read_columns(str(tmp_path / "examples" / f"{split}-*")) for split in ("train", "eval"))
     assert train["behavior_item_ids"].tolist() == [[7, 8, 9, 0]]
     assert held["behavior_item_ids"].tolist() == [[7, 8, 9, 5]]
     assert held["behavior_categories"].tolist() == [[70, 80, 90, 50]]

@@ -86,6 +86,21 @@ def test_untrained_is_the_same_encoder_with_fresh_weights_on_the_same_rows(shop,
     json.dumps(found, allow_nan=False)
 
 
+def test_of_items_with_versions_the_newest_is_encoded(catalog, tmp_path):
+    manifest = artifacts.read_manifest(catalog / "encoders" / "text", "encoder")
+    ids, found = np.array([1, 2, 3]), []
+    for name, (rows, texts, times) in {
+        "versions": ([3, 1, 2, 1, 3], ["old mug", "red lamp", "bag", "blue lamp", "mug"], [1, 9, 4, 3, 2]),
+        "newest": ([1, 2, 3], ["red lamp", "bag", "mug"], [None] * 3),
+    }.items():
+        (tmp_path / name).mkdir()
+        updated = pa.array(times, pa.timestamp("us"))
+        table = pa.table({"item_id": rows, "title": texts, "updated_at": updated})
+        pq.write_table(table, tmp_path / name / "items.parquet", row_group_size=2)
+        found.append(encoders.untrained_vectors(manifest, tmp_path / name, ids))
+    np.testing.assert_array_equal(*found)
+
+
 def test_an_encoder_no_better_than_untrained_is_said(shop, catalog, tmp_path):
     ids = np.arange(1000, 1280)
     contents = tf.constant([title(item).encode() for item in ids.tolist()])

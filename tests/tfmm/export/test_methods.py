@@ -18,6 +18,7 @@ from tfmm.ctr import train as train_lib
 from tfmm.export import saved_model as export_lib
 from tfmm.index import encode, item_vectors
 from tfmm.training import examples as examples_lib
+from tfmm.training import sources
 
 ROWS = 40
 MODALITIES = ("image",)
@@ -105,8 +106,9 @@ def road(request, shop, examples, tmp_path, monkeypatch):
     version_dir = tmp_path / "tfmm" / "1"
     export_lib.export(tmp_path / "model", shop.vocabularies, shop.snapshot, INT64, EXPORT, version_dir)
     tables = item_vectors.load_vectors(shop.snapshot, MODALITIES)
-    sizes = preprocessing.load(shop.features, shop.vocabularies).sizes
-    columns = train_lib.read_examples(examples_lib.example_files(shop.eval), shop.features, sizes, tables)
+    preprocessor = preprocessing.load(shop.features, shop.vocabularies)
+    files = examples_lib.example_files(shop.eval)
+    columns = sources.open_source(files, shop.features, tables, preprocessor).columns
     spec = {column.name: preprocessing.raw_spec(shop.features)[column.name] for column in shop.features.columns}
     raw = {name: values.numpy() for name, values in tf.io.parse_example(examples[:ROWS], spec).items()}
     columns = {name: values[:ROWS] for name, values in columns.items()}

@@ -8,9 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tfmm import metrics, presets
-from tfmm.data import checks, declared, schema
-from tfmm.data.beam import write_examples
-from tfmm.data.examples import transform
+from tfmm.data import checks, declared, schema, transform
+from tfmm.data.join import write_examples
 from tfmm.marketplace import generator, planted
 
 EFFECTS = [effect.name for effect in planted.EFFECTS]
@@ -139,7 +138,7 @@ def test_one_seed_gives_one_rich_marketplace(tmp_path, config):
 def test_the_preset_becomes_examples_of_every_column(rich, tmp_path):
     run = presets.rich()
     write_examples(rich, run.data, run.feature_set, tmp_path / "raw")
-    manifest = transform(tmp_path / "raw", tmp_path / "transformed")
+    manifest = transform.fit(tmp_path / "raw", tmp_path / "vocabulary")
     sizes = manifest["vocabulary_sizes"]
     assert sizes["city"] == len(planted.CITIES) + 2 and sizes["device"] == len(planted.DEVICES) + 2
     assert sizes["tags"] == len(planted.TAGS) + 2 and sizes["hour"] == 25

@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tfmm import preprocessing
 from tfmm.config import DataConfig
-from tfmm.data import beam, examples
+from tfmm.data import join, shards
 from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet, Sequence
 from tfmm.quickstart import requests
 
@@ -37,8 +36,8 @@ def test_times_of_a_request_are_those_of_the_examples(tmp_path):
     ).resolved(2, 1)
     user = requests.busiest_user(tmp_path, declared, ZONE)
     items = requests.first_items(tmp_path, declared, 2, ZONE)
-    beam.run(tmp_path, DataConfig(max_behaviors=2, time_zone=ZONE), declared, tmp_path / "out")
-    held = examples.read_columns(str(tmp_path / "out/eval-*"), preprocessing.raw_spec(declared))
+    join.write_examples(tmp_path, DataConfig(max_behaviors=2, time_zone=ZONE), declared, tmp_path / "out")
+    held = shards.read_columns(str(tmp_path / "out/eval-*"))
     newest = int(np.argmax(held["timestamp"]))
     assert user["hour"] == held["hour"][newest] == held["timestamp"][newest]
     assert user["acts_acted"] == held["acts_acted"][newest][:1].tolist()

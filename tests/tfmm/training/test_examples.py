@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfmm.features import FeatureSet
 from tfmm.training import examples as examples_lib
+from tfmm.training import sources
 
 
 def test_columns_have_the_values_that_were_written(shop):
@@ -51,7 +52,8 @@ def test_orders_differ_between_epochs_and_seeds_and_repeat():
 
 
 def test_last_batch_is_filled_and_marked():
-    batches = list(examples_lib.dataset({"x": np.arange(10, 15)}, np.array([4, 3, 2, 1, 0]), batch_size=2))
+    rows = sources.InMemory({"x": np.arange(10, 15)})
+    batches = list(sources.dataset(rows, np.array([4, 3, 2, 1, 0]), batch_size=2))
     assert [batch["x"].numpy().tolist() for batch in batches] == [[14, 13], [12, 11], [10, 0]]
     assert batches[-1][examples_lib.IS_ROW].numpy().tolist() == [True, False]
 
