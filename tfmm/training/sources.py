@@ -212,9 +212,7 @@ def dataset(
         return {n: np.pad(v, [(0, filler)] + [(0, 0)] * (v.ndim - 1)) if filler else v for n, v in columns.items()}
 
     num_batches = math.ceil(len(order) / batch_size)
-    if not num_batches:
-        return tf.data.Dataset.from_tensor_slices({}).take(0)
-    form = batch(num_batches - 1)
+    form = batch(max(num_batches - 1, 0))
     names = sorted(form)
 
     def values_of(number: np.ndarray) -> list[np.ndarray]:

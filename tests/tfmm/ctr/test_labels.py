@@ -70,6 +70,15 @@ class Log:
         return str(self.folder / "train-*"), str(self.folder / "eval-*")
 
 
+def vocabularies_of(columns, features):
+    """All ids of each vocabulary, those of padding apart."""
+    result = {}
+    for name in features.vocabularies:
+        sharing = [columns[c.name].ravel() for c in features.columns if c.feature.embedding == name]
+        result[name] = np.setdiff1d(np.concatenate(sharing), [0])
+    return result
+
+
 def write_log(folder, shop, rows, label, rates) -> Log:
     """Writes the clicks of `rows`, and a share of the negatives in a drawn order; rates: float [5], by category."""
     features, generator, kept = dataclasses.replace(shop.features, label=label), np.random.default_rng(1), {}
@@ -83,7 +92,7 @@ def write_log(folder, shop, rows, label, rates) -> Log:
             chosen[generator.permutation(negatives)[:count]] = True
         columns = columns | ({"negative_rate": rate} if label.negative_rate_column else {})
         kept[split] = {name: values[chosen] for name, values in columns.items()}
-    preprocessing.write(folder / "vocabulary", data_examples.vocabularies(kept["train"], features), {})
+    preprocessing.write(folder / "vocabulary", vocabularies_of(kept["train"], features), {})
     preprocessor = preprocessing.load(features, folder / "vocabulary")
     for split, columns in kept.items():
         inputs = preprocessor({name: tf.constant(values) for name, values in columns.items()})
