@@ -288,13 +288,16 @@ def test_tfmm_serve_with_an_index_follows_it_for_every_model(root, index, tmp_pa
     write(index, range(10, 300), time_us=2)
     models = [f'config {{ name: "{name}" base_path: "{tmp_path / name}" model_platform: "tensorflow" }}'
               for name in ("a", "b")]  # fmt: skip
-    (tmp_path / "models.config").write_text(f"model_config_list {{ {' '.join(models)} }}")
-    ready_file = tmp_path / "ready.json"
+    ready_file, (pipe, end) = tmp_path / "ready.json", os.pipe()  # as `<(envsubst < models.config)` gives
+    os.write(end, f"model_config_list {{ {' '.join(models)} }}".encode())
+    os.close(end)
     process = subprocess.Popen(
-        [sys.executable, "-m", "tfmm.cli", "serve", f"--model_config_file={tmp_path / 'models.config'}", "--port=0",
+        [sys.executable, "-m", "tfmm.cli", "serve", f"--model_config_file=/dev/fd/{pipe}", "--port=0",
          "--rest_api_port=-1", f"--index={index.url}", f"--ready_file={ready_file}"],
         cwd=root, env={**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"}, stderr=subprocess.DEVNULL,
+        pass_fds=[pipe],
     )  # fmt: skip
+    os.close(pipe)
     try:
         wait_for(lambda: ready_file.exists() or process.poll() is not None)
         target = f"127.0.0.1:{json.loads(ready_file.read_text())['grpc_port']}"
