@@ -14,6 +14,7 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+import yaml
 from google.protobuf import wrappers_pb2
 
 from serving import replicator
@@ -244,6 +245,25 @@ def test_requests_of_a_waiting_server_are_unavailable(index, tmp_path, serving_a
 
 
 @pytest.mark.slow
+def test_what_the_deployments_probe_asks_is_refused_until_a_version_serves(root, index, tmp_path, export):
+    export(index, tmp_path / "model" / "1")
+    workloads = yaml.safe_load_all((root / "serving" / "deploy" / "kubernetes.yaml").read_text())
+    pods = [workload["spec"]["template"]["spec"] for workload in workloads if workload["kind"] == "StatefulSet"]
+    probes = [container.get("readinessProbe") for pod in pods for container in pod["containers"]]
+    (path,) = [probe["httpGet"]["path"] for probe in probes if probe]
+    port, rest_port = free_port(), free_port()
+    url = f"http://127.0.0.1:{rest_port}"
+    with server_process(root, tmp_path / "model", port, rest_port, "--index_wait_seconds=-1"):
+        wait_for(lambda: accepts(rest_port))
+        status = httpx.get(f"{url}/v1/models/tfmm")
+        assert status.status_code == 200 and status.json()["model_version_status"][0]["state"] == "LOADING"
+        assert httpx.get(url + path).status_code == 503
+        replica = Replica(f"127.0.0.1:{port}", "tfmm")
+        replica.say_caught_up(1, replica.tables(1))
+        replica.close()
+        assert httpx.get(url + path).status_code == 200
+
+
 def test_ports_refuse_until_the_first_version_is_loaded(root, tmp_path, half_plus_two_dir):
     port, rest_port, base = free_port(), free_port(), tmp_path / "tfmm"
     base.mkdir()
