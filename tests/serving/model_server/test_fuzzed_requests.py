@@ -2,11 +2,9 @@
 
 import collections
 import gzip
-import http.client
 import json
 import pathlib
 import random
-import socket
 import sys
 
 import grpc
@@ -17,14 +15,10 @@ import pytest
 import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow.core.framework import tensor_pb2
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    model_service_pb2,
-    predict_pb2,
-    prediction_service_pb2,
-)
+from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 
 from serving import channel as channel_lib
+from tests.serving.model_server.calls import METADATA, METHODS, PREDICT, RELOAD, TIMEOUT_S, Caller
 from tfmm.export import signatures
 
 if sys.version_info >= (3, 11):
@@ -33,28 +27,16 @@ else:
     import tomli as tomllib
 
 TABLE = tomllib.loads(pathlib.Path(__file__).with_name("protocol.toml").read_text("utf-8"))
-METHODS = {
-    f"/{service.full_name}/{method.name}": method.input_type._concrete_class
-    for file in (prediction_service_pb2, model_service_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
-PREDICT, METADATA, RELOAD = (
-    next(path for path in METHODS if path.endswith(name))
-    for name in ("/Predict", "/GetModelMetadata", "/HandleReloadConfigRequest")
-)
 GRPC_CASES = [
     (path, case["request"])
     for case in TABLE["grpc"]
     for path in METHODS
     if "request" in case and "repeat" not in case and path.endswith("/" + case["call"])
 ]
-SERVERS_FAULTS = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"}
 LITERALS = ("NaN", "-Infinity", "1e400", "9" * 5000, "[" * 3000, '"\\ud800"', '"\\u0000"', "null", "true", "1.0", "-1",
             "[[1]]", "[]", "{}", '""', "3000000000", "-9223372036854775809", '"' + "a" * 9000 + '"', '{"b64": "a"}',
             "[" * 33 + "1" + "]" * 33, "[" + "0," * 99 + "0]")  # fmt: skip
 NAMES = ("", "tfmm", "half", "rank", "x", "inputs", "\0", "é", "a" * 3000, "__saved_model_init_op", "index_status")
-TIMEOUT_S = 60.0  # until an answer counts as none
 
 
 def mutate(content, rng):
@@ -73,62 +55,6 @@ def mutate(content, rng):
         else:
             del data[place:]
     return bytes(data)
-
-
-class Caller:
-    """Asks a server, and looks at each answer."""
-
-    def __init__(self, server):
-        self.server, self.counts = server, collections.Counter()
-        self._channel, self._socket = grpc.insecure_channel(server.grpc), None
-
-    def close(self):
-        self._channel.close()
-        if self._socket is not None:
-            self._socket.close()
-
-    def call(self, method, raw, *metadata):
-        """Returns the answer to a gRPC call; None where it is refused."""
-        try:
-            answer = self._channel.unary_unary(method)(raw, timeout=TIMEOUT_S, metadata=metadata)
-            self.counts["OK"] += 1
-            return answer
-        except grpc.RpcError as error:
-            self.counts[error.code().name] += 1
-            assert error.code().name not in SERVERS_FAULTS, (method, raw, metadata, error)
-            assert error.details()
-            return None
-
-    def send(self, head, body, *, is_whole):
-        """Sends an HTTP request as it is; returns status and content, or None where the server hung up."""
-        if self._socket is None:
-            self._socket = socket.create_connection(self.server.rest, timeout=TIMEOUT_S)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        status, content, is_json = 0, b"", False
-        try:
-            self._socket.sendall(head + body)
-            answer = http.client.HTTPResponse(self._socket, method=head.split(b" ", 1)[0].decode("latin-1"))
-            answer.begin()
-            status, content = answer.status, answer.read()
-            is_json = answer.headers.get_content_type() == "application/json"
-            keeps = is_whole and not answer.will_close
-        except (http.client.HTTPException, ConnectionError) as error:
-            assert not is_whole, (head, body, error)
-            keeps = False
-        if not keeps:
-            self._socket.close()
-            self._socket = None
-        self.counts[status] += 1
-        assert status < 500 or status == 501, (head, body, content)  # 501: TensorFlow Serving's, of types without JSON
-        if status >= 400 and not head.startswith(b"HEAD"):
-            assert json.loads(content)["error"] if is_json else content, (head, body)
-        return status, content
-
-    def post(self, path, body, **headers):
-        """As `send`, of a sound head."""
-        lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items()]
-        head = f"POST {path} HTTP/1.1\r\nhost: me\r\n{''.join(lines)}content-length: {len(body)}\r\n\r\n"
-        return self.send(head.encode("latin-1"), body, is_whole=True)
 
 
 @pytest.fixture
