@@ -35,10 +35,12 @@ class Access:
 
     Args:
         token: for writes, `read_token`; "" where none is asked for.
-        ca_file: PEM file of who signed the server's certificate; "" for a server without TLS.
+        ca_file: PEM file of who signed the server's certificate; "" where the server has no TLS, or `tls` is said.
         cert_file: PEM file of the caller's own certificate, where the server wants one (`client_verify`).
         key_file: its key.
         allow_insecure: whether the token may leave this machine without TLS.
+        tls: whether gRPC uses TLS; with a `ca_file` it does. Without one, who signed is looked up among the authorities
+            that gRPC knows (its own list, or that of GRPC_DEFAULT_SSL_ROOTS_FILE_PATH), of REST among the system's.
     """
 
     token: str = dataclasses.field(default="", repr=False)
@@ -46,13 +48,18 @@ class Access:
     cert_file: str = ""
     key_file: str = ""
     allow_insecure: bool = False
+    tls: bool = False
 
     def __post_init__(self) -> None:
-        if bool(self.cert_file) != bool(self.key_file) or (self.cert_file and not self.ca_file):
+        if bool(self.cert_file) != bool(self.key_file) or (self.cert_file and not self._has_tls):
             raise ValueError(
-                "`cert_file` and `key_file` belong together, and to `ca_file`. Received: "
-                f"{self.cert_file!r}, {self.key_file!r}, {self.ca_file!r}."
+                "`cert_file` and `key_file` belong together, and to `ca_file` or `tls`. Received: "
+                f"{self.cert_file!r}, {self.key_file!r}, {self.ca_file!r}, {self.tls}."
             )
+
+    @property
+    def _has_tls(self) -> bool:
+        return self.tls or bool(self.ca_file)
 
     def metadata(self) -> list[tuple[str, str]]:
         """Returns what each call says of its caller."""
@@ -74,15 +81,15 @@ class Access:
         """
         if not self.token or self.allow_insecure:
             return
-        clear = [] if self.ca_file or _is_local_target(target) else [target]
+        clear = [] if self._has_tls or _is_local_target(target) else [target]
         if rest_url is not None:
             url = urllib.parse.urlsplit(rest_url)
             clear += [] if url.scheme == "https" or is_local(url.hostname or "") else [rest_url]
         if clear:
             raise ValueError(
                 f"A token must leave this machine over TLS. Received one, and without TLS: {', '.join(clear)}. Give "
-                "`ca_file` (--ssl-ca-file) and, of REST, an https URL; or `allow_insecure` (--allow-insecure) where "
-                "something else encrypts the way."
+                "`ca_file` (--ssl-ca-file), or `tls` (--tls) where a public authority signed, and, of REST, an https "
+                "URL; or `allow_insecure` (--allow-insecure) where something else encrypts the way."
             )
 
     def open(self, target: str, options: typing.Sequence[tuple[str, typing.Any]] = ()) -> grpc.Channel:
@@ -92,7 +99,7 @@ class Access:
             ValueError: as `verify`.
         """
         self.verify(target)
-        if not self.ca_file:
+        if not self._has_tls:
             return grpc.insecure_channel(target, options)
         files = [self.ca_file, self.key_file, self.cert_file]
         contents = [pathlib.Path(path).read_bytes() if path else None for path in files]
@@ -147,6 +154,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `Access` to a caller's command line."""
     parser.add_argument("--token-file", default="", help=f"file with the servers' token; else {TOKEN_VARIABLE} has it")
     parser.add_argument("--ssl-ca-file", default="", help="PEM of who signed the servers' certificates; they use TLS")
+    parser.add_argument("--tls", action="store_true", help="servers use TLS; without --ssl-ca-file: publicly signed")
     parser.add_argument("--ssl-cert-file", default="", help="PEM of the own certificate, where servers want one")
     parser.add_argument("--ssl-key-file", default="", help="PEM of its key")
     parser.add_argument("--allow-insecure", action="store_true", help="let the token leave this machine without TLS")
@@ -164,4 +172,5 @@ def from_options(options: typing.Any) -> Access:
         options.ssl_cert_file,
         options.ssl_key_file,
         options.allow_insecure,
+        options.tls,
     )

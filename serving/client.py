@@ -44,6 +44,13 @@ class PredictError(Exception):
         self.code = code
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows nowhere: no such server redirects, and request and token would go where they were not sent."""
+
+    def redirect_request(self, *_: typing.Any) -> None:
+        return None
+
+
 class RankingClient:
     """Scores candidates for users, over gRPC (`rank`, the fast way) or REST (`rank_rest`).
 
@@ -74,7 +81,8 @@ class RankingClient:
         access.verify(target, rest_url)
         self._metadata = access.metadata()
         self._channel = access.open(target, _OPTIONS)
-        self._ssl = access.context() if (rest_url or "").startswith("https:") else None
+        context = access.context() if (rest_url or "").startswith("https:") else None
+        self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
         self._predictions = prediction_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._inputs: dict[int | None, Inputs] = {}  # of `rank`, by the version asked for
@@ -244,7 +252,7 @@ class RankingClient:
         headers = {"Content-Type": "application/json", channel.TIME_OUT: str(round(1e3 * self._timeout_s))}
         request = urllib.request.Request(url, body, headers | dict(self._metadata))
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s, context=self._ssl) as response:
+            with self._opener.open(request, timeout=self._timeout_s) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             with error:

@@ -16,6 +16,7 @@ pytest.importorskip("tfx", reason="TFX is not installed")
 
 RESULTS = ("data", "acc_at_1", "acc_at_5", "encoders", "id", "multimodal", "gate")
 STOPS = 5
+ENDS = {signal.SIGINT: (130,), signal.SIGKILL: (-signal.SIGKILL, 1)}  # 1 where one of its children was killed
 
 
 def start(workdir):
@@ -35,26 +36,37 @@ def left_over(workdir):
     return [p.pid for p in psutil.process_iter(["cmdline"]) if str(workdir) in " ".join(p.info["cmdline"] or [])]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The results of a run that nobody stopped, and how long it took."""
+    workdir, begun = tmp_path_factory.mktemp("whole"), time.monotonic()
+    assert start(workdir).wait() == 0, (workdir / "terminal.log").read_text()[-3000:]
+    return results(workdir), time.monotonic() - begun
+
+
+def results(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    return {name: summary[name] for name in RESULTS}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_five_stops_at_random_moments_change_nothing(tmp_path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    whole.mkdir()
-    stopped.mkdir()
-    begun = time.monotonic()
-    assert start(whole).wait() == 0, (whole / "terminal.log").read_text()[-3000:]
-    duration = time.monotonic() - begun
-
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_five_stops_at_random_moments_change_nothing(tmp_path, whole, number):
+    expected, duration = whole
     moments = random.Random(20261123)
     for _ in range(STOPS):
-        process = start(stopped)
+        process = start(tmp_path)
         try:
             process.wait(moments.uniform(0.04, 0.3) * duration)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-        assert process.wait(60) in (0, 130), (stopped / "terminal.log").read_text()[-3000:]
-        assert left_over(stopped) == []
-    assert start(stopped).wait() == 0, (stopped / "terminal.log").read_text()[-3000:]
-
-    expected, found = (json.loads((folder / "summary.json").read_text()) for folder in (whole, stopped))
-    assert {name: found[name] for name in RESULTS} == {name: expected[name] for name in RESULTS}
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            victim = family[0] if number == signal.SIGINT else moments.choice(family)
+            victim.send_signal(number)
+        assert process.wait(60) in (0, *ENDS[number]), (tmp_path / "terminal.log").read_text()[-3000:]
+        deadline = time.monotonic() + 60  # the kernel ends the children of one that was killed
+        while left := left_over(tmp_path):
+            assert number == signal.SIGKILL and time.monotonic() < deadline, left
+            time.sleep(0.1)
+    assert start(tmp_path).wait() == 0, (tmp_path / "terminal.log").read_text()[-3000:]
+    assert results(tmp_path) == expected

@@ -7,6 +7,7 @@ import contextlib
 import os
 import pathlib
 import tempfile
+import typing
 import warnings
 
 import click
@@ -240,30 +241,24 @@ def serve(index_url: str | None, flags: tuple[str, ...]) -> None:
                 command_line.set_defaults(grpc_socket_path=socket_path)
                 target = f"unix:{socket_path}"
             caller = channel.Access(channel.read_token(given.token_file))
-            names = _model_names(given)
-            command_line.set_defaults(index_models=names)
+            models = _models(given)
+            names = [model.name for model in models]
+            command_line.set_defaults(models=models, index_models=names)  # a pipe can be read once
             for name in names:
                 job = replicator.Replicator(index_url, [target], name, access=caller)
                 followers.append(stack.enter_context(job))
-        try:
-            lags = replica_metrics.LagMetrics(lambda: [lag for follower in followers for lag in follower.lag()])
-            measured = [lags] if followers else []
-            raise SystemExit(model_server.main(flags, command_line, measured))
-        except RuntimeError as error:  # gRPC's word for a port that is taken
-            ports = f"{given.port} and {given.rest_api_port}"
-            raise OSError(f"The server could not start on ports {ports}: {error}") from error
+        lags = replica_metrics.LagMetrics(lambda: [lag for follower in followers for lag in follower.lag()])
+        raise SystemExit(model_server.main(flags, command_line, [lags] if followers else []))
 
 
-def _model_names(given: argparse.Namespace) -> list[str]:
-    """Returns the models that a server of these flags has from the start."""
+def _models(given: argparse.Namespace) -> list[typing.Any]:
+    """Returns the models that a server of these flags has from the start; none where it will say why there are none."""
     from serving.model_server import config, errors
 
-    if not given.model_config_file:
-        return [given.model_name]
     try:
-        return [model.name for model in config.read_file(given.model_config_file)]
+        return config.from_flags(given)
     except (errors.ServingError, ValueError, OSError):
-        return []  # the server says what is wrong with the file
+        return []
 
 
 @main.command(example="tfmm stream --events run/events.sqlite --index run/items.sqlite --encoders run/encoders")

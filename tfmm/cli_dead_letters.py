@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import typing
 
 import click
 
@@ -31,16 +32,19 @@ def dead_letters(places: tuple[str, ...], reason: str | None, limit: int, as_jso
 
     from tfmm import dead_letters as letters_lib
 
-    def chosen() -> itertools.chain[letters_lib.DeadLetter]:
+    def chosen() -> typing.Iterator[letters_lib.DeadLetter]:
         found = letters_lib.read(*places)
-        return itertools.chain(one for one in found if reason is None or reason == one.code or reason in one.reason)
+        return (one for one in found if reason is None or reason == one.code or reason in one.reason)
 
-    shown = itertools.islice(chosen(), limit or None)
     if as_json:
-        for letter in shown:
+        for letter in itertools.islice(chosen(), limit or None):
             click.echo(json.dumps(dataclasses.asdict(letter), ensure_ascii=False))
         return
-    terminal, counted = console.Console(), letters_lib.counts(chosen())
+    letters, first = chosen(), []  # in one pass: a stream that writes meanwhile changes no sum
+    if limit:
+        first = list(itertools.islice(letters, limit))
+        letters = itertools.chain(first, letters)
+    terminal, counted = console.Console(), letters_lib.counts(letters)
     if not counted:
         terminal.print("No dead letter found.")
         return
@@ -49,7 +53,7 @@ def dead_letters(places: tuple[str, ...], reason: str | None, limit: int, as_jso
         cells = (f"{one.count:,}", one.stage, one.source, one.code, one.reason)
         sums.add_row(*(markup.escape(cell) for cell in cells))
     terminal.print(sums)
-    for letter in shown:
+    for letter in first if limit else chosen():  # all may be more than memory holds
         place = f"{letter.time or 'no time'} {letter.stage} {letter.source} {letter.key}: {letter.reason}"
         terminal.print(place, markup=False, highlight=False)
         content = letter.content or ""

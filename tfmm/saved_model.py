@@ -154,7 +154,11 @@ class LoadedModel:
                 )
                 self._calls[signature] = call
         feeds = [_as_array(inputs[i], definition.inputs[i].dtype) for i in names]
-        values = dict(zip(known, call(*feeds)))
+        try:
+            values = dict(zip(known, call(*feeds)))
+        except UnicodeDecodeError as error:  # TensorFlow's message quotes bytes of an input, and cannot be read as text
+            message = error.object.decode("utf-8", "replace")
+            raise tf.errors.InvalidArgumentError(None, None, message) from error
         return {name: values[name] for name in wanted}
 
     def close(self) -> None:

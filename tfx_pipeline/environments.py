@@ -103,14 +103,17 @@ class Environment:
 def data_fingerprint(data_dir: pathlib.Path, tables: schema.Tables = schema.TABLES) -> str:
     """Returns a hash of the names, sizes and times of the tables' files, and of the names of what is not read.
 
-    When it changes, the DAG runs anew. Files behind links count as those in the folder.
+    When it changes, the DAG runs anew. Files behind links count as those in the folder, and where they lie counts too:
+    a link that leads to another file of the same size and time is another table.
     """
+    real_dir = os.path.realpath(data_dir)
     facts: list[tuple[typing.Any, ...]] = [(found.what, found.count) for found in unread.of_folder(data_dir, tables)]
     for name in tables:
         facts += [(found.what, found.count) for found in layout.unread_files(data_dir, name)]
         for part in schema.table_parts(data_dir, name, tables):
             status = os.stat(part.path)
-            facts.append((os.path.relpath(part.path, data_dir), status.st_size, status.st_mtime_ns))
+            name, real = os.path.relpath(part.path, data_dir), os.path.relpath(os.path.realpath(part.path), real_dir)
+            facts.append((name, status.st_size, status.st_mtime_ns, *([real] if real != name else [])))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

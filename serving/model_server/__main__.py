@@ -38,7 +38,8 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
 
     Args:
         prog: the command's name.
-        **defaults: values of flags that are not given, where they differ from those below.
+        **defaults: values of flags that are not given, where they differ from those below; `models`, which are no
+            flag, where the caller has read --model_config_file already.
     """
     from serving import channel, logs, metrics
     from serving.model_server import flags as other_flags
@@ -108,7 +109,7 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
     metrics.add_options(result)
     logs.add_options(result)
     result.add_argument("--version", action="store_true", help="say which versions these are, and end")
-    result.set_defaults(**{"index_models": None, **defaults})
+    result.set_defaults(**{"models": None, "index_models": None, **defaults})
     return result
 
 
@@ -162,7 +163,7 @@ def main(
         command_line: what `parser` returned, where defaults differ.
         collectors: give further metrics, of others in this process.
     Raises:
-        OSError, RuntimeError: a port is taken.
+        OSError: a port is taken.
     """
     command_line = command_line or parser()
     flags = command_line.parse_args(arguments)
@@ -176,11 +177,7 @@ def main(
 
     logs.configure(flags.log_format, flags.log_level)
     try:
-        models = (
-            config.read_file(flags.model_config_file)
-            if flags.model_config_file
-            else [config.ModelConfig(flags.model_name, flags.model_base_path)]
-        )
+        models = flags.models or config.from_flags(flags)
         ssl_config = access.read_ssl_config(flags.ssl_config_file) if flags.ssl_config_file else None
         token = channel.read_token(flags.token_file)
         metrics_path = metrics.monitored_path(flags.monitoring_config_file) if flags.monitoring_config_file else ""

@@ -95,3 +95,10 @@ def read_file(path: str) -> list[ModelConfig]:
             return from_proto(text_format.Parse(file.read(), model_server_config_pb2.ModelServerConfig()))
         except text_format.ParseError as error:
             raise errors.ServingError(errors.INVALID_ARGUMENT, f"{path}: {error}") from error
+
+
+def from_flags(flags: typing.Any) -> list[ModelConfig]:
+    """Returns the models that parsed flags name; raises as `read_file`."""
+    if flags.model_config_file:
+        return read_file(flags.model_config_file)
+    return [ModelConfig(flags.model_name, flags.model_base_path)]

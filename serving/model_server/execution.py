@@ -53,9 +53,11 @@ class Executor:
     Args:
         num_threads: calls that run at a time.
         limits: of those that wait.
+        clock: gives the seconds that deadlines are counted in.
     """
 
-    def __init__(self, num_threads: int, limits: Limits):
+    def __init__(self, num_threads: int, limits: Limits, clock: typing.Callable[[], float] = time.monotonic):
+        self._clock = clock
         self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="predict")
         self._num_threads, self.limits = num_threads, limits
         self._held: set[_Held] = set()
@@ -109,10 +111,10 @@ class Executor:
         """Refuses a call that comes too late, or that those before it would make late."""
         if held.is_alone or held.terms.deadline is None:
             return
-        left_s, needed_s = held.terms.deadline - time.monotonic(), self.limits.deadline_margin * held.usual_s
+        left_s, needed_s = held.terms.deadline - self._clock(), self.limits.deadline_margin * held.usual_s
         if left_s < needed_s:
             raise _too_late(left_s, held.usual_s)
-        started_s = sum(min(time.monotonic() - h.started, h.usual_s) for h in self._held if h.started is not None)
+        started_s = sum(min(self._clock() - h.started, h.usual_s) for h in self._held if h.started is not None)
         ahead_s = (self._ahead_s - started_s) / self._num_threads
         if left_s < ahead_s + needed_s:
             raise ServingError(
@@ -122,13 +124,13 @@ class Executor:
             )
 
     def _run(self, held: _Held, call: typing.Callable[..., T], *arguments: typing.Any) -> T:
-        held.started = time.monotonic()
+        held.started = self._clock()
         if held.terms.deadline is not None and not held.is_alone:
             left_s = held.terms.deadline - held.started
             if left_s < self.limits.deadline_margin * held.usual_s:
                 raise _too_late(left_s, held.usual_s)
         result = call(*arguments)
-        held.service_s = time.monotonic() - held.started
+        held.service_s = self._clock() - held.started
         return result
 
     def _release(self, held: _Held) -> None:

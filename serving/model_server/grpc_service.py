@@ -195,7 +195,9 @@ def add_services(server: grpc.aio.Server, answers: Answers, executor: Executor, 
         server.add_generic_rpc_handlers((health_handler(answers.manager),))
 
 
-def _watermarks(status: predict_pb2.PredictResponse) -> str:
-    """Returns how far the tables of a version are, as its index_status says."""
+def _watermarks(status: predict_pb2.PredictResponse) -> str | None:
+    """Returns how far the tables of a version are, as its index_status says; None where its caller left that out."""
+    if not {"modality", "watermark"} <= set(status.outputs):
+        return None
     modalities, watermarks = (tf.make_ndarray(status.outputs[name]).tolist() for name in ("modality", "watermark"))
     return channel.watermarks_text(dict(zip([modality.decode() for modality in modalities], watermarks)))

@@ -67,11 +67,15 @@ def signature_name(request: dict[str, typing.Any]) -> str:
     """Returns the signature that a request names; "" where it names none.
 
     Raises:
-        ServingError: INVALID_ARGUMENT where it is no string.
+        ServingError: INVALID_ARGUMENT where it is no string, or holds half a pair of surrogates.
     """
     name = request.get(SIGNATURE_NAME, "")
     if not isinstance(name, str):
         raise ServingError(INVALID_ARGUMENT, f"'{SIGNATURE_NAME}' must be a string value.")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ServingError(INVALID_ARGUMENT, f"'{SIGNATURE_NAME}' must be text of Unicode: {error}") from error
     return name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -101,7 +102,8 @@ async def serve(
         stop: ends it.
         collectors: give further metrics, of others in this process.
     Raises:
-        OSError, RuntimeError: a port is taken.
+        OSError: a port is taken.
+        RuntimeError: REST ended by itself.
     """
     manager = ModelManager(
         options.models,
@@ -132,14 +134,14 @@ async def serve(
         maximum_concurrent_rpcs=options.max_grpc_calls or None,
     )
     add_services(grpc_server, answers, executor, with_health=options.with_health)
-    listener = _reserve(options.host, options.rest_api_port) if options.rest_api_port >= 0 else None
+    listener = _reserve("REST", options.host, options.rest_api_port) if options.rest_api_port >= 0 else None
     rest_port = listener.getsockname()[1] if listener else None
     loop = asyncio.get_running_loop()
     background, rest, rest_ends, reserved = [], None, None, None
     metrics_end = contextlib.ExitStack()
     try:
         if options.port >= 0:
-            reserved = _reserve(options.host, options.port)
+            reserved = _reserve("gRPC", options.host, options.port)
         grpc_port = reserved.getsockname()[1] if reserved else None
         metrics_port = metrics_end.enter_context(
             metrics.served(measured.registry, options.metrics_port, options.metrics_host)
@@ -149,11 +151,11 @@ async def serve(
             background.append(asyncio.create_task(_follow_config(manager, options)))
         while not manager.has_tried() and not stop.is_set():
             await asyncio.sleep(0.02)
-        if reserved:
-            reserved.close()
         if listener:
-            _listen(listener, "REST")
+            _listen("REST", listener)
         _add_ports(grpc_server, options, grpc_port)
+        if reserved:
+            reserved.close()  # not before, or another could be given a port that the system chose for this one
         await grpc_server.start()
         facts = {"pid": os.getpid(), "grpc_port": grpc_port, "rest_port": rest_port}
         if metrics_port is not None:
@@ -250,15 +252,22 @@ def _rest_config(app: typing.Any, options: Options) -> uvicorn.Config:
 def _add_ports(server: grpc.aio.Server, options: Options, port: int | None) -> None:
     if port is not None:
         address = f"[{options.host}]:{port}" if ":" in options.host else f"{options.host}:{port}"
-        if options.ssl is None:
-            server.add_insecure_port(address)
-        else:
-            server.add_secure_port(address, options.ssl.grpc_credentials())
+        with _naming("gRPC", options.host, port):
+            if options.ssl is None:
+                server.add_insecure_port(address)
+            else:
+                server.add_secure_port(address, options.ssl.grpc_credentials())
     if options.grpc_socket_path:
-        server.add_insecure_port(f"unix:{options.grpc_socket_path}")
+        try:
+            server.add_insecure_port(f"unix:{options.grpc_socket_path}")
+        except RuntimeError as error:
+            raise OSError(
+                f"gRPC cannot listen on {options.grpc_socket_path}: the folder must exist and may be written, and the "
+                "path have at most 107 bytes."
+            ) from error
 
 
-def _reserve(host: str, port: int) -> socket.socket:
+def _reserve(name: str, host: str, port: int) -> socket.socket:
     """Finds and binds a port; it refuses connections until something listens.
 
     It is not this server's yet: another that binds with SO_REUSEADDR, as servers do, may have it too until one of them
@@ -269,17 +278,26 @@ def _reserve(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        with _naming(name, host, port):
+            listener.bind((host, port))
     except OSError:
         listener.close()
         raise
     return listener
 
 
-def _listen(listener: socket.socket, name: str) -> None:
+def _listen(name: str, listener: socket.socket) -> None:
     """Takes a reserved port for good; whoever serves on it listens again, which changes nothing."""
-    try:
+    with _naming(name, *listener.getsockname()[:2]):
         listener.listen()
-    except OSError as error:
-        host, port = listener.getsockname()[:2]
-        raise OSError(error.errno, f"{name} cannot listen on {host}, port {port}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _naming(name: str, host: str, port: int) -> typing.Iterator[None]:
+    """Names the port in what goes wrong with it."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter is gRPC's, which says no more
+        code = error.errno if isinstance(error, OSError) else errno.EADDRINUSE
+        reason = error.strerror if isinstance(error, OSError) else os.strerror(errno.EADDRINUSE)
+        raise OSError(code, f"{name} cannot listen on {host}, port {port}: {reason}") from error

@@ -1,9 +1,13 @@
 """Who reaches a server, and who may write: TLS and a token off this machine; index files for their owner alone."""
 
 import datetime
+import http.server
 import ipaddress
 import os
 import stat
+import subprocess
+import sys
+import threading
 
 import grpc
 import httpx
@@ -196,6 +200,31 @@ def test_tls_on_both_ports(base, serving_at, tls):
             predict(addresses, channel.Access(ca_file=str(tls / "caller.pem")))
 
 
+PUBLIC = """
+import sys
+import numpy as np
+from serving import channel, client, replicator
+
+target, url = sys.argv[1:]
+caller = channel.from_options(replicator.parser().parse_args(["--index=i", f"--target={target}", "--tls"]))
+with client.RankingClient(target, url, "m", access=caller) as connected:
+    by_rest = connected.predict_rest({"x": np.float32([1.0])})["output"].tolist()
+    print(connected.predict({"x": np.float32([1.0])})["y"].tolist(), by_rest)
+"""
+
+
+def test_server_that_a_known_authority_signed_needs_no_file_of_it(base, serving_at, tls, root):
+    known = {name: str(tls / "authority.pem") for name in ("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "SSL_CERT_FILE")}
+    with serving_at(base, name="m", ssl=access.read_ssl_config(str(tls / "ssl.config"))) as addresses:
+        done = subprocess.run(
+            [sys.executable, "-c", PUBLIC, addresses["grpc"], addresses["rest"].replace("http:", "https:")],
+            cwd=root, env={**os.environ, "PYTHONPATH": str(root), **known}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.stdout == "[2.0] [2.0]\n", done.stderr[-2000:]
+        with pytest.raises(client.PredictError, match="UNAVAILABLE"):  # no public authority signed it
+            client.RankingClient(addresses["grpc"], access=channel.Access(tls=True)).predict({"x": np.float32([1.0])})
+
+
 def test_clients_must_have_a_certificate_where_it_is_asked(base, serving_at, tls):
     with serving_at(base, name="m", ssl=access.read_ssl_config(str(tls / "mutual.config"))) as addresses:
         files = {"cert_file": str(tls / "caller.pem"), "key_file": str(tls / "caller.key")}
@@ -275,7 +304,38 @@ def test_token_does_not_leave_this_machine_in_the_clear(target, tls, tmp_path, c
     for allowed in (channel.NO_ACCESS, channel.Access(TOKEN, allow_insecure=True),
                     channel.from_options(replicator.parser().parse_args([*flags, "--allow-insecure"]))):  # fmt: skip
         client.RankingClient(target, "http://server:8501", access=allowed).close()
-    client.RankingClient(target, "https://server", access=channel.Access(TOKEN, str(tls / "authority.pem"))).close()
+    for encrypted in (channel.Access(TOKEN, str(tls / "authority.pem")), channel.Access(TOKEN, tls=True)):
+        client.RankingClient(target, "https://server", access=encrypted).close()
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_request_and_token_do_not_go_where_a_server_redirects(code):
+    seen = []
+
+    class Redirects(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append((self.path, self.headers.get(channel.AUTHORIZATION)))
+            self.send_response(code)
+            self.send_header("location", "/elsewhere")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirects) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            with client.RankingClient("127.0.0.1:1", url, "m", access=channel.Access(TOKEN)) as connected:
+                with pytest.raises(client.PredictError, match=str(code)):
+                    connected.predict_rest({"x": np.float32([1.0])})
+        finally:
+            server.shutdown()
+            thread.join(30)
+    assert seen == [("/v1/models/m:predict", channel.SCHEME + TOKEN)]
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:1", "localhost:1", "[::1]:1", "dns:///localhost:1", "unix:/run/s"])
@@ -286,8 +346,9 @@ def test_token_goes_in_the_clear_on_this_machine(target):
 def test_half_a_certificate_is_refused():
     with pytest.raises(ValueError, match="belong together"):
         channel.Access(ca_file="ca.pem", cert_file="own.pem")
-    with pytest.raises(ValueError, match="to `ca_file`"):
+    with pytest.raises(ValueError, match="to `ca_file` or `tls`"):
         channel.Access(cert_file="own.pem", key_file="own.key")
+    channel.Access(cert_file="own.pem", key_file="own.key", tls=True)
 
 
 def test_index_and_events_are_their_owners_alone(tmp_path):

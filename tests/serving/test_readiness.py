@@ -14,6 +14,7 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+import yaml
 from google.protobuf import wrappers_pb2
 
 from serving import replicator
@@ -244,6 +245,25 @@ def test_requests_of_a_waiting_server_are_unavailable(index, tmp_path, serving_a
 
 
 @pytest.mark.slow
+def test_what_the_deployments_probe_asks_is_refused_until_a_version_serves(root, index, tmp_path, export):
+    export(index, tmp_path / "model" / "1")
+    workloads = yaml.safe_load_all((root / "serving" / "deploy" / "kubernetes.yaml").read_text())
+    pods = [workload["spec"]["template"]["spec"] for workload in workloads if workload["kind"] == "StatefulSet"]
+    probes = [container.get("readinessProbe") for pod in pods for container in pod["containers"]]
+    (path,) = [probe["httpGet"]["path"] for probe in probes if probe]
+    port, rest_port = free_port(), free_port()
+    url = f"http://127.0.0.1:{rest_port}"
+    with server_process(root, tmp_path / "model", port, rest_port, "--index_wait_seconds=-1"):
+        wait_for(lambda: accepts(rest_port))
+        status = httpx.get(f"{url}/v1/models/tfmm")
+        assert status.status_code == 200 and status.json()["model_version_status"][0]["state"] == "LOADING"
+        assert httpx.get(url + path).status_code == 503
+        replica = Replica(f"127.0.0.1:{port}", "tfmm")
+        replica.say_caught_up(1, replica.tables(1))
+        replica.close()
+        assert httpx.get(url + path).status_code == 200
+
+
 def test_ports_refuse_until_the_first_version_is_loaded(root, tmp_path, half_plus_two_dir):
     port, rest_port, base = free_port(), free_port(), tmp_path / "tfmm"
     base.mkdir()
@@ -288,13 +308,16 @@ def test_tfmm_serve_with_an_index_follows_it_for_every_model(root, index, tmp_pa
     write(index, range(10, 300), time_us=2)
     models = [f'config {{ name: "{name}" base_path: "{tmp_path / name}" model_platform: "tensorflow" }}'
               for name in ("a", "b")]  # fmt: skip
-    (tmp_path / "models.config").write_text(f"model_config_list {{ {' '.join(models)} }}")
-    ready_file = tmp_path / "ready.json"
+    ready_file, (pipe, end) = tmp_path / "ready.json", os.pipe()  # as `<(envsubst < models.config)` gives
+    os.write(end, f"model_config_list {{ {' '.join(models)} }}".encode())
+    os.close(end)
     process = subprocess.Popen(
-        [sys.executable, "-m", "tfmm.cli", "serve", f"--model_config_file={tmp_path / 'models.config'}", "--port=0",
+        [sys.executable, "-m", "tfmm.cli", "serve", f"--model_config_file=/dev/fd/{pipe}", "--port=0",
          "--rest_api_port=-1", f"--index={index.url}", f"--ready_file={ready_file}"],
         cwd=root, env={**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"}, stderr=subprocess.DEVNULL,
+        pass_fds=[pipe],
     )  # fmt: skip
+    os.close(pipe)
     try:
         wait_for(lambda: ready_file.exists() or process.poll() is not None)
         target = f"127.0.0.1:{json.loads(ready_file.read_text())['grpc_port']}"

@@ -89,6 +89,14 @@ def test_the_command_shows_counts_and_letters(workdir):
     assert "2 of 6 shown" in run(workdir, "--limit", 2)
 
 
+def test_counts_and_letters_are_of_one_reading(workdir, monkeypatch):
+    """A stream that writes meanwhile would make the sum another one than that of what is shown."""
+    reads, read = [], dead_letters.read
+    monkeypatch.setattr(dead_letters, "read", lambda *places: reads.append(places) or read(*places))
+    assert "2 of 6 shown" in run(workdir, "--limit", 2) and len(reads) == 1
+    assert run(workdir, "--limit", 9).count(BAD_LABEL) == 3
+
+
 def test_letters_are_chosen_by_code_or_by_words(workdir):
     index = workdir / "index" / "items.sqlite"
     for reason in ("not_json", "not JSON"):

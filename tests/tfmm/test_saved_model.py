@@ -29,13 +29,16 @@ class Scorer(tf.Module):
         self.counts.insert(ids, self.counts.lookup(ids) + 1)
         return {"counts": self.counts.lookup(ids)}
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="texts")])
+    def number(self, texts):
+        return {"numbers": tf.strings.to_number(texts)}
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     module = Scorer()
-    path = saved_model.save(
-        module, {"score": module.score, "count": module.count}, tmp_path_factory.mktemp("model") / "1"
-    )
+    signatures = {"score": module.score, "count": module.count, "number": module.number}
+    path = saved_model.save(module, signatures, tmp_path_factory.mktemp("model") / "1")
     return module, path
 
 
@@ -47,6 +50,14 @@ def test_scores_equal_those_of_the_module(saved):
         only = loaded("score", {"x": x}, outputs=["double"])
     np.testing.assert_allclose(result["score"], module.score(x)["score"], rtol=1e-6)
     assert list(only) == ["double"]
+
+
+def test_error_that_quotes_bytes_that_are_no_text_is_the_graphs_own(saved):
+    """TensorFlow's own binding cannot decode its message then, and raises another error."""
+    with saved_model.load_session(saved[1]) as loaded:
+        assert loaded("number", {"texts": [b"1.5"]})["numbers"].tolist() == [1.5]
+        with pytest.raises(tf.errors.InvalidArgumentError, match="could not correctly convert string: \ufffd\ufffd"):
+            loaded("number", {"texts": [b"\xcf\xff"]})
 
 
 def test_a_choice_of_outputs_prepares_no_graph_of_its_own(saved, monkeypatch):

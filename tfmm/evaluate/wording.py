@@ -96,9 +96,8 @@ def figures_line(title: str, found: Facts) -> str:
 
 
 def service_lines(report: Facts) -> list[str]:
-    """Returns how the model in service was made to see the index as it stands."""
-    facts = report.get(in_service.NAME, {"index": {}})
-    lines = [] if facts.get("left_out") is None else [f"The model in service is not compared: {facts['left_out']}"]
+    """Returns how the model in service was made to see the index as it stands; the verdict says why one is left out."""
+    facts, lines = report.get(in_service.NAME, {"index": {}}), []
     if facts.get("as_exported"):
         lines.append(
             "Warning: the model in service is judged as it was exported, without newer items: " + facts["as_exported"]

@@ -19,7 +19,8 @@ def bound():
     return found
 
 
-def test_rest_port_that_another_server_takes_meanwhile_ends_the_start(tmp_path, half_plus_two_dir):
+@pytest.mark.parametrize("name", ["REST", "gRPC"])
+def test_port_that_another_server_takes_meanwhile_ends_the_start(name, tmp_path, half_plus_two_dir):
     """Both have bound the port, which is no error; the other one listens first."""
     base, ready_file = tmp_path / "m", tmp_path / "ready.json"
     base.mkdir()
@@ -27,8 +28,8 @@ def test_rest_port_that_another_server_takes_meanwhile_ends_the_start(tmp_path, 
         port, metrics_port = other.getsockname()[1], free.getsockname()[1]
         free.close()
         options = server.Options(
-            (ModelConfig("m", str(base)),), port=0, rest_api_port=port, metrics_port=metrics_port,
-            ready_file=str(ready_file), poll_wait_s=0.05, stop_grace_s=0.0,
+            (ModelConfig("m", str(base)),), port=port if name == "gRPC" else 0, metrics_port=metrics_port,
+            rest_api_port=port if name == "REST" else 0, ready_file=str(ready_file), poll_wait_s=0.05, stop_grace_s=0.0,
         )  # fmt: skip
 
         async def start():
@@ -44,10 +45,48 @@ def test_rest_port_that_another_server_takes_meanwhile_ends_the_start(tmp_path, 
             os.symlink(half_plus_two_dir / "123", base / "1")
             await asyncio.wait_for(serves, 120)
 
-        with pytest.raises(OSError, match=rf"REST cannot listen on 127\.0\.0\.1, port {port}: .*in use") as refused:
+        with pytest.raises(OSError, match=rf"{name} cannot listen on 127\.0\.0\.1, port {port}: .*in use") as refused:
             asyncio.run(start())
     assert refused.value.errno == errno.EADDRINUSE
     assert not ready_file.exists()
+
+
+@pytest.mark.parametrize("name", ["REST", "gRPC"])
+def test_port_that_another_server_has_is_named_before_anything_is_loaded(name, half_plus_two_dir):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ports = {"port": port, "rest_api_port": -1} if name == "gRPC" else {"rest_api_port": port}
+        options = server.Options((ModelConfig("m", str(half_plus_two_dir)),), **{"port": 0, **ports})
+        with pytest.raises(OSError, match=rf"{name} cannot listen on 127\.0\.0\.1, port {port}: .*in use"):
+            asyncio.run(server.serve(options, asyncio.Event()))
+
+
+def test_port_that_the_system_chose_is_held_until_grpc_listens_on_it(half_plus_two_dir, monkeypatch):
+    """Between the two another server, started in the same moment, could be given the same."""
+    held = []
+
+    def add_ports(grpc_server, options, port):
+        held.append(socket.socket())
+        try:
+            held[0].bind(("127.0.0.1", port))  # as a server that asks the system for any port is given none taken
+        except OSError as error:
+            held.append(error.errno)
+        raise OSError("seen")
+
+    monkeypatch.setattr(server, "_add_ports", add_ports)
+    options = server.Options((ModelConfig("m", str(half_plus_two_dir)),), port=0)
+    with pytest.raises(OSError, match="seen"):
+        asyncio.run(server.serve(options, asyncio.Event()))
+    held[0].close()
+    assert held[1:] == [errno.EADDRINUSE]
+
+
+def test_socket_path_that_cannot_be_is_named(tmp_path, half_plus_two_dir):
+    options = server.Options(
+        (ModelConfig("m", str(half_plus_two_dir)),), port=-1, grpc_socket_path=str(tmp_path / "no" / "grpc.sock")
+    )
+    with pytest.raises(OSError, match=r"gRPC cannot listen on .*/no/grpc.sock: the folder must exist"):
+        asyncio.run(server.serve(options, asyncio.Event()))
 
 
 def test_rest_that_ends_by_itself_ends_the_server():

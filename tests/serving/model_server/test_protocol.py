@@ -9,7 +9,6 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-import tensorflow as tf
 from google.protobuf import text_format, wrappers_pb2
 from tensorflow_serving.apis import (
     classification_pb2,
@@ -22,7 +21,6 @@ from tensorflow_serving.apis import (
 )
 
 from serving.model_server.config import ModelConfig
-from tfmm import saved_model
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -48,68 +46,12 @@ CALLS = {
     ),
     "Check": ("/grpc.health.v1.Health/", wrappers_pb2.StringValue, wrappers_pb2.Int32Value),
 }  # fmt: skip
-DTYPES = ("float16", "float32", "float64", "int8", "int32", "int64", "uint16", "uint32", "uint64", "bool", "string")
-
-
-def signature(function, **inputs):
-    return tf.function(function).get_concrete_function(**inputs)
-
-
-def spec(dtype, shape=None, name="x"):
-    return tf.TensorSpec(shape, dtype, name=name)
-
-
-def example_signature(outputs):
-    """A signature that reads feature x of serialized examples, and gives what `outputs` makes of x and x / 2 + 2."""
-
-    def run(inputs):
-        x = tf.io.parse_example(inputs, {"x": tf.io.FixedLenFeature([1], tf.float32)})["x"]
-        return outputs(x, x / 2.0 + 2.0)
-
-    return signature(run, inputs=spec(tf.string, [None], "inputs"))
-
-
-def write_model(path):
-    signatures = {
-        "serving_default": signature(lambda x: {"y": x / 2.0 + 2.0}, x=spec(tf.float32)),
-        "x_to_y": signature(lambda inputs: {"outputs": inputs / 2.0 + 2.0}, inputs=spec(tf.float32, None, "inputs")),
-        "named": signature(
-            lambda **tensors: {name: tf.identity(tensor) for name, tensor in tensors.items()},
-            int_tensor=spec(tf.int32, None, "int_tensor"),
-            str_tensor=spec(tf.string, None, "str_tensor"),
-            float_tensor=spec(tf.float32, None, "float_tensor"),
-            dbl_tensor=spec(tf.float64, None, "dbl_tensor"),
-        ),
-        "status": signature(lambda: {"watermark": tf.constant([7])}),
-        "as_bytes": signature(lambda x: {"y_bytes": tf.identity(x)}, x=spec(tf.string)),
-        "as_complex": signature(lambda x: {"y": tf.complex(x, x)}, x=spec(tf.float32)),
-        "as_scalar": signature(lambda x: {"y": tf.reduce_sum(x)}, x=spec(tf.float32, [None])),
-        "uneven": signature(lambda x: {"y": x[:1], "z": tf.identity(x)}, x=spec(tf.float32, [None])),
-        "none_of": signature(lambda x: {"y": x[:0]}, x=spec(tf.float32, [None])),
-        "regress_x_to_y": example_signature(lambda x, y: {"outputs": y}),
-        "classify_x_to_y": example_signature(lambda x, y: {"scores": y}),
-        "classes": example_signature(
-            lambda x, y: {
-                "classes": tf.tile(tf.constant([["low", "high"]]), [tf.shape(x)[0], 1]),
-                "scores": tf.concat([x, y], 1),
-            }
-        ),
-        "flat_scores": example_signature(lambda x, y: {"scores": y[:, 0]}),
-        "float_classes": example_signature(lambda x, y: {"classes": y}),
-        "mismatched": example_signature(
-            lambda x, y: {"classes": tf.as_string(x), "scores": tf.concat([x, y], 1)}
-        ),
-        "other_batch": example_signature(lambda x, y: {"outputs": tf.concat([y, y], 0)}),
-    }
-    for dtype in DTYPES:
-        signatures[dtype] = signature(lambda x: {"y": tf.identity(x)}, x=spec(dtype))
-    return saved_model.save(tf.Module(), signatures, path)
 
 
 @pytest.fixture(scope="module")
-def addresses(tmp_path_factory, serving_at):
+def addresses(tmp_path_factory, serving_at, write_protocol_model):
     base = tmp_path_factory.mktemp("half")
-    write_model(base / "00000123")
+    write_protocol_model(base / "00000123")
     models = (ModelConfig("half", str(base), labels=(("stable", 123),)),)
     with serving_at(base, models=models) as result:
         yield result

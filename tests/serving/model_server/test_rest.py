@@ -119,7 +119,7 @@ def test_answers_do_not_wait_for_the_clients_ack():
             accepted.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     async def connect():
-        with contextlib.closing(server_module._reserve("127.0.0.1", 0)) as listener:
+        with contextlib.closing(server_module._reserve("REST", "127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
             server = await asyncio.get_running_loop().create_server(Seen, sock=listener)
             _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -55,7 +55,10 @@ def test_model_in_service_that_is_not_compared_is_a_warning():
     models = {name: {"auc": 0.6, "gauc": 0.6, "logloss": 0.4} for name in ("id", "multimodal")}
     report = {"models": models, "in_service": {"index": {}, "left_out": "it cannot score these examples: no age"}}
     said = "multimodal is not held against in_service: it cannot score these examples: no age"
-    assert gate.decide(report, CONFIG).warnings == (said,)
+    verdict = gate.decide(report, CONFIG)
+    assert verdict.warnings == (said,)
+    lines = wording.verdict_lines(dataclasses.asdict(verdict)) + wording.report_lines({**report, "encoders": {}})
+    assert [line for line in lines if "no age" in line] == [f"Warning: {said}"]  # once
 
 
 def test_line_of_a_difference_says_which_metric_is_not_judged_and_why():
