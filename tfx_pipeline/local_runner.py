@@ -8,10 +8,10 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the command puts only this folder there
 
 from absl import logging as absl_logging
-from tfx import v1 as tfx
 
+from tfmm import folder_lock
 from tfmm.training import progress
-from tfx_pipeline import environments, pipeline, published
+from tfx_pipeline import environments
 
 
 class NodeProgress(logging.Handler):
@@ -28,14 +28,25 @@ class NodeProgress(logging.Handler):
 
 
 def run() -> None:
-    """Builds the pipeline of this environment, runs it, and links what it made."""
+    """Builds the pipeline of this environment, runs it, and links what it made.
+
+    Raises:
+        BlockingIOError: another run is at work in the workdir.
+    """
     environment = environments.Environment.from_variables()
-    environment.workdir.mkdir(parents=True, exist_ok=True)
-    absl_logging.set_verbosity(absl_logging.INFO)
-    absl_logging.get_absl_logger().addHandler(NodeProgress(progress.jsonl(environment.progress_path)))
-    tfx.orchestration.LocalDagRunner().run(pipeline.create_pipeline(environment))
-    published.publish(environment)
+    with folder_lock.hold(environment.workdir):
+        from tfx import v1 as tfx  # takes seconds, which a refused run need not wait for
+
+        from tfx_pipeline import pipeline, published
+
+        absl_logging.set_verbosity(absl_logging.INFO)
+        absl_logging.get_absl_logger().addHandler(NodeProgress(progress.jsonl(environment.progress_path)))
+        tfx.orchestration.LocalDagRunner().run(pipeline.create_pipeline(environment))
+        published.publish(environment)
 
 
 if __name__ == "__main__":
-    run()
+    try:
+        run()
+    except BlockingIOError as refused:
+        sys.exit(str(refused))

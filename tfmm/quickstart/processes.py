@@ -34,6 +34,7 @@ class Child:
         log_path: file that takes its standard output and error.
         variables: environment variables beside the parent's.
         ready_file: JSON file that the process writes once it is ready; removed before the start.
+        shared: descriptors that the process gets, under the same numbers.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Child:
         log_path: pathlib.Path,
         variables: typing.Mapping[str, str] | None = None,
         ready_file: pathlib.Path | None = None,
+        shared: typing.Sequence[int] = (),
     ) -> None:
         self.name = name
         self._log_path = log_path
@@ -58,6 +60,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **(variables or {})},
                 start_new_session=True,
+                pass_fds=shared,
                 preexec_fn=_die_with_parent,
             )
 
