@@ -20,6 +20,7 @@ from tfmm import config as config_lib
 from tfmm import plain_paths, runs
 from tfmm.data import layout, schema, unread
 from tfmm.stages import run_file
+from tfx_pipeline import metadata
 
 PIPELINE_NAME = "tfmm"
 MODEL_NAME = "tfmm"
@@ -124,20 +125,10 @@ def newest_version(serving_dir: str | pathlib.Path) -> pathlib.Path | None:
 
 def latest_outputs(metadata_path: pathlib.Path) -> dict[str, str]:
     """Returns what each node gave the last time that it ran or was answered by the cache, as {"Node.output": uri}."""
-    from ml_metadata import metadata_store
-    from ml_metadata.proto import metadata_store_pb2
-
-    protos: typing.Any = metadata_store_pb2
-    connection = protos.ConnectionConfig()
-    connection.sqlite.filename_uri = str(metadata_path)
-    connection.sqlite.connection_mode = protos.SqliteMetadataSourceConfig.READONLY
-    store = metadata_store.MetadataStore(connection)
-    finished = (protos.Execution.COMPLETE, protos.Execution.CACHED)
-    executions = [e.id for e in store.get_executions() if e.last_known_state in finished]
-    uris = {artifact.id: artifact.uri for artifact in store.get_artifacts()}
-    events = [e for e in store.get_events_by_execution_ids(executions) if e.type == protos.Event.OUTPUT]
     outputs = {}
-    for event in sorted(events, key=lambda e: e.execution_id):
-        parts = pathlib.PurePath(uris[event.artifact_id]).parts  # .../<node>/<output>/<execution>
-        outputs[".".join(parts[-3:-1])] = uris[event.artifact_id]
+    for execution in metadata.executions(metadata_path):
+        if execution.state in metadata.FINISHED:
+            for artifact in execution.outputs:
+                parts = pathlib.PurePath(artifact.uri).parts  # .../<node>/<output>/<execution>
+                outputs[".".join(parts[-3:-1])] = artifact.uri
     return outputs
