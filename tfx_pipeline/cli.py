@@ -1,5 +1,6 @@
-"""The stock `tfx` command with one more option: `tfx run create --pipeline tfx_pipeline/`."""
+"""The stock `tfx` command with two more options: `tfx run create --pipeline tfx_pipeline/ --verbose`."""
 
+import os
 import pathlib
 import typing
 
@@ -9,6 +10,8 @@ from tfx.tools.cli.cli_context import pass_context
 from tfx.tools.cli.cli_main import cli_group
 from tfx.tools.cli.commands.run import run_group
 from tfx.tools.cli.handler import handler_factory
+
+from tfx_pipeline import workdir
 
 RUNNERS = {"local": "local_runner.py"}
 
@@ -42,8 +45,8 @@ def _register(ctx, engine: str, dsl_path: pathlib.Path) -> str:
     return name
 
 
-def add_pipeline_option() -> None:
-    """Adds `--pipeline PATH` to the stock `tfx run create`; without it the stock command does its own work."""
+def add_options() -> None:
+    """Adds `--pipeline PATH` and `--verbose` to `tfx run create`; without the first, the stock command does its own."""
     command = run_group.commands["create"]
     if any(parameter.name == "pipeline" for parameter in command.params):
         return
@@ -57,12 +60,17 @@ def add_pipeline_option() -> None:
             help="Folder or file of a pipeline: registers it and runs it, in place of --pipeline-name.",
         )
     )
+    command.params.append(
+        click.Option(["--verbose"], is_flag=True, help="Show TFX's whole log, which is kept in the workdir otherwise.")
+    )
     for parameter in command.params:
         if parameter.name == "pipeline_name":
             parameter.required = False
 
     @pass_context
-    def create_run(ctx, pipeline=None, **options):
+    def create_run(ctx, pipeline=None, verbose=False, **options):
+        if verbose:
+            os.environ[workdir.VERBOSE] = "1"
         if pipeline is None and not options["pipeline_name"]:
             raise click.UsageError("Missing option '--pipeline-name' / '--pipeline_name', or '--pipeline'.")
         if pipeline is not None:
@@ -75,7 +83,7 @@ def add_pipeline_option() -> None:
 
 
 def main() -> None:
-    add_pipeline_option()
+    add_options()
     cli_group()
 
 
