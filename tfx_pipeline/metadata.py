@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import shutil
+import sqlite3
+import tempfile
 import typing
 
 from tfmm import extras
@@ -56,7 +60,13 @@ def executions(path: str | os.PathLike[str]) -> list[Execution]:
     """Returns the nodes of all runs in a metadata file, oldest first; none where there is no file."""
     if not pathlib.Path(path).exists():
         return []
-    store, protos = _open(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / "copy.sqlite"
+        _copy(pathlib.Path(path).resolve(), copy)
+        return _executions(*_open(copy))
+
+
+def _executions(store: typing.Any, protos: typing.Any) -> list[Execution]:
     states = {
         protos.Execution.COMPLETE: COMPLETE,
         protos.Execution.CACHED: CACHED,
@@ -95,6 +105,24 @@ def executions(path: str | os.PathLike[str]) -> list[Execution]:
 def last_of(found: typing.Iterable[Execution], node: str) -> Execution | None:
     """Returns a node's last execution that ended well, by work or by the cache."""
     return next((e for e in reversed(list(found)) if e.node == node and e.state in FINISHED), None)
+
+
+def _copy(path: pathlib.Path, to: pathlib.Path) -> None:
+    """Copies the file as it is at one moment: a run that writes meanwhile waits for milliseconds, not for ML Metadata.
+
+    What a killed run left in the middle of a write is undone in the copy; only who may write could undo it in the file.
+    """
+    try:
+        source = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60.0)
+        with contextlib.closing(source), contextlib.closing(sqlite3.connect(to)) as copy:
+            source.backup(copy)
+    except sqlite3.OperationalError:
+        shutil.copyfile(path, to)
+        journal = path.with_name(f"{path.name}-journal")
+        if journal.exists():
+            shutil.copyfile(journal, to.with_name(f"{to.name}-journal"))
+        with contextlib.closing(sqlite3.connect(to)) as copy:
+            copy.execute("SELECT COUNT(*) FROM sqlite_master")
 
 
 def _open(path: str | os.PathLike[str]) -> tuple[typing.Any, typing.Any]:
