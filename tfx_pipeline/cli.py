@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 import typing
 
 import click
@@ -11,9 +13,10 @@ from tfx.tools.cli.cli_main import cli_group
 from tfx.tools.cli.commands.run import run_group
 from tfx.tools.cli.handler import handler_factory
 
-from tfx_pipeline import workdir
+from tfx_pipeline import kubeflow, workdir
 
-RUNNERS = {"local": "local_runner.py"}
+KUBEFLOW = "kubeflow"
+RUNNERS = {"local": "local_runner.py", KUBEFLOW: "kubeflow_v2_runner.py"}
 
 
 def _pipeline_file(path: str, engine: str) -> pathlib.Path:
@@ -45,6 +48,26 @@ def _register(ctx, engine: str, dsl_path: pathlib.Path) -> str:
     return name
 
 
+def _run_on_kubeflow(path: str, endpoint: str, namespace: str) -> None:
+    """Compiles a pipeline and hands it to Kubeflow Pipelines, once nothing is missing for it."""
+    missing = kubeflow.faults()
+    if not endpoint:
+        missing.append("--endpoint is not given: the address of the Kubeflow Pipelines API")
+    if missing:
+        raise click.ClickException(kubeflow.in_words(missing))
+    place = workdir.named()
+    if subprocess.run([sys.executable, str(_pipeline_file(path, KUBEFLOW))], check=False).returncode:
+        raise SystemExit(1)  # it has said why
+    spec = kubeflow.spec_path(place)
+    try:
+        run_id = kubeflow.submit(spec, endpoint, namespace)
+    except Exception as error:  # kfp, its API's client and urllib3 each have their own
+        raise click.ClickException(
+            f"{endpoint} must take the run. Received: {type(error).__name__}: {error}. The spec that was sent: {spec}"
+        ) from error
+    click.echo(f"Run {run_id} on {endpoint}")
+
+
 def add_options() -> None:
     """Adds `--pipeline PATH` and `--verbose` to `tfx run create`; without the first, the stock command does its own."""
     command = run_group.commands["create"]
@@ -73,6 +96,9 @@ def add_options() -> None:
             os.environ[workdir.VERBOSE] = "1"
         if pipeline is None and not options["pipeline_name"]:
             raise click.UsageError("Missing option '--pipeline-name' / '--pipeline_name', or '--pipeline'.")
+        if pipeline is not None and options["engine"] == KUBEFLOW:
+            _run_on_kubeflow(pipeline, options["endpoint"], options["namespace"])
+            return None
         if pipeline is not None:
             if options["engine"] == "auto":
                 options["engine"] = "local"

@@ -12,6 +12,7 @@ import functools
 import json
 import pathlib
 import typing
+import uuid
 
 from tfmm import artifacts
 from tfmm.index import snapshot, store
@@ -21,6 +22,26 @@ from tfx_pipeline.environments import Environment, newest_version
 CATALOG, PUSHER = "CatalogEmbedder", "Pusher"  # the nodes that write outside
 STAMP = "stamp"  # a parameter of theirs
 _NONE = "none"  # the version in service where there is none
+
+
+class AnyStamps(typing.Protocol):
+    """What gives the nodes that write outside their stamps, by JSON values that say what they will be given."""
+
+    def of_index(self, *recipe: object) -> str: ...
+
+    def of_serving(self, *recipe: object) -> str: ...
+
+
+class NewStamps:
+    """Stamps of an engine whose metadata are not at hand: the nodes that write outside work in every run."""
+
+    def __init__(self) -> None:
+        self._stamp = uuid.uuid4().hex
+
+    def of_index(self, *recipe: object) -> str:
+        return f"{artifacts.fingerprint(*recipe)}:{self._stamp}"
+
+    of_serving = of_index
 
 
 class Stamps:

@@ -22,12 +22,23 @@ LOCAL_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--dire
 MARKETPLACE_CONTENTS = ("image", "title")  # columns of its items
 
 
-def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...] = LOCAL_BEAM) -> tfx.dsl.Pipeline:
+TRAINERS = ("SCLTrainer", "MAKETrainer", "IDTrainer", "MultimodalTrainer")  # the nodes that a GPU makes faster
+
+
+def create_pipeline(
+    environment: Environment,
+    beam_pipeline_args: tuple[str, ...] = LOCAL_BEAM,
+    *,
+    root: str | None = None,
+    stamps: outside.AnyStamps | None = None,
+) -> tfx.dsl.Pipeline:
     """Builds the DAG for the folders and settings of one environment, and writes its run into the workdir.
 
     Args:
         environment: where data, index and models are, and the RunConfig.
         beam_pipeline_args: for every Beam node.
+        root: where artifacts go; None: into the workdir.
+        stamps: of what lies outside of artifacts; None: by what the workdir's metadata know of it.
     Returns:
         The pipeline, for LocalDagRunner or another TFX runner.
     Raises:
@@ -69,7 +80,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         return [fingerprint, *(sorted(node.exec_properties.items()) for node in nodes)]
 
     fingerprint = ""  # of the data, where it is the user's
-    stamps = outside.Stamps(environment)
+    stamps = stamps or outside.Stamps(environment)
     if environment.data_dir is None:
         origin = components.Marketplace(run=_reads("marketplace"), code=_code("tfmm.marketplace.generator"))
         dataset, modalities = origin.outputs["dataset"], config.modality_set.present(MARKETPLACE_CONTENTS.__contains__)
@@ -171,7 +182,7 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
 
     return tfx.dsl.Pipeline(
         pipeline_name=PIPELINE_NAME,
-        pipeline_root=str(environment.pipeline_root),
+        pipeline_root=root or str(environment.pipeline_root),
         components=[*trained, gate, pusher],
         enable_cache=True,
         metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
