@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests of layers, losses and metrics, and the recipes, on other Pythons, TensorFlows and Keras backends, each
-# in an environment of its own under .cache/compat; `make compat` calls it. `compat.sh short` runs the newest alone.
+# in an environment of its own under .cache/compat, and compiles the DAG for Kubeflow in one with kfp; `make compat` calls
+# it. `compat.sh short` runs the newest alone, `compat.sh kubeflow` the last alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset VIRTUAL_ENV
@@ -28,6 +29,18 @@ recipes() {  # recipes ENVIRONMENT: those of other people's models that the lock
   ".cache/compat/$1/bin/python" -m pytest -q -rs -p no:cacheprovider -m compat tests/tfmm/layers/test_recipes.py
 }
 
+kubeflow() {  # the DAG by the compiler of Kubeflow Pipelines
+  local environment=.cache/compat/kubeflow
+  echo "== Kubeflow, requirements/kubeflow.lock"
+  runs "$environment/bin/python" 3.10 || make_environment 3.10 "$environment"
+  "$uv" pip sync --quiet --compile-bytecode --python "$environment/bin/python" requirements/kubeflow.lock
+  "$environment/bin/python" -m pytest -q -rs -p no:cacheprovider -m compat tests/tfx_pipeline/test_kubeflow.py
+}
+
+if [ "${1:-}" = kubeflow ]; then
+  kubeflow
+  exit
+fi
 newest=("tensorflow==2.21.*" "keras==3.15.*")
 with_peers=("${newest[@]}" keras-rs "tensorflow-recommenders==0.7.7" "tf-keras==2.21.*")
 check 3.12 tensorflow "${with_peers[@]}"
@@ -38,3 +51,4 @@ check 3.11 tensorflow "${newest[@]}"
 check 3.13 tensorflow "${newest[@]}"
 check 3.12 jax "${newest[@]}" jax
 check 3.12 torch "${newest[@]}" torch
+kubeflow

@@ -167,7 +167,10 @@ def test_literal_tfx_command_runs_the_dag(road):
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert environments.newest_version(road[0] / "serving" / "tfmm") is not None
+    version = environments.newest_version(road[0] / "serving" / "tfmm")
+    said = result.stdout.splitlines()
+    assert said[-1] == f"In service: {version}" and "The gate passed the multimodal model." in said
+    assert len(said) < 60 and not result.stderr, "TFX's log belongs into its file"
 
 
 def test_gate_that_refuses_leaves_nothing_to_serve_and_says_why(tmp_path, road):

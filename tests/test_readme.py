@@ -70,7 +70,7 @@ def test_tfx_command_exists(arguments):
 
     from tfx_pipeline import cli
 
-    cli.add_pipeline_option()
+    cli.add_options()
     parse(cli_group, arguments)
 
 

@@ -12,7 +12,7 @@ import warnings
 
 import click
 
-from tfmm import __version__, cli_data, cli_dead_letters
+from tfmm import __version__, cli_data, cli_dead_letters, cli_pipeline
 from tfmm.cli_options import (
     DEFAULT_RUN,
     ExistingFolder,
@@ -42,6 +42,7 @@ def main() -> None:
 main.add_command(cli_data.data)
 main.add_command(cli_data.run)
 main.add_command(cli_dead_letters.dead_letters)
+main.add_command(cli_pipeline.pipeline)
 
 
 @main.command(example="tfmm quickstart --workdir quickstart\ntfmm quickstart --data my_tables --workdir my_run")

@@ -47,7 +47,8 @@ class Group(click.Group):
             if os.environ.get("TFMM_TRACEBACK"):
                 raise
             answer = extras.explain(error) if isinstance(error, ImportError) else None
-            raise click.ClickException(answer or f"{error}\n(TFMM_TRACEBACK=1 shows where.)") from error
+            where = "" if isinstance(error, BlockingIOError) else "\n(TFMM_TRACEBACK=1 shows where.)"
+            raise click.ClickException(answer or f"{error}{where}") from error
 
 
 def _set_option() -> typing.Callable[[_F], _F]:

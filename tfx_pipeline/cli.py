@@ -1,6 +1,9 @@
-"""The stock `tfx` command with one more option: `tfx run create --pipeline tfx_pipeline/`."""
+"""The stock `tfx` command with two more options: `tfx run create --pipeline tfx_pipeline/ --verbose`."""
 
+import os
 import pathlib
+import subprocess
+import sys
 import typing
 
 import click
@@ -10,7 +13,10 @@ from tfx.tools.cli.cli_main import cli_group
 from tfx.tools.cli.commands.run import run_group
 from tfx.tools.cli.handler import handler_factory
 
-RUNNERS = {"local": "local_runner.py"}
+from tfx_pipeline import kubeflow, workdir
+
+KUBEFLOW = "kubeflow"
+RUNNERS = {"local": "local_runner.py", KUBEFLOW: "kubeflow_v2_runner.py"}
 
 
 def _pipeline_file(path: str, engine: str) -> pathlib.Path:
@@ -42,8 +48,28 @@ def _register(ctx, engine: str, dsl_path: pathlib.Path) -> str:
     return name
 
 
-def add_pipeline_option() -> None:
-    """Adds `--pipeline PATH` to the stock `tfx run create`; without it the stock command does its own work."""
+def _run_on_kubeflow(path: str, endpoint: str, namespace: str) -> None:
+    """Compiles a pipeline and hands it to Kubeflow Pipelines, once nothing is missing for it."""
+    missing = kubeflow.faults()
+    if not endpoint:
+        missing.append("--endpoint is not given: the address of the Kubeflow Pipelines API")
+    if missing:
+        raise click.ClickException(kubeflow.in_words(missing))
+    place = workdir.named()
+    if subprocess.run([sys.executable, str(_pipeline_file(path, KUBEFLOW))], check=False).returncode:
+        raise SystemExit(1)  # it has said why
+    spec = kubeflow.spec_path(place)
+    try:
+        run_id = kubeflow.submit(spec, endpoint, namespace)
+    except Exception as error:  # kfp, its API's client and urllib3 each have their own
+        raise click.ClickException(
+            f"{endpoint} must take the run. Received: {type(error).__name__}: {error}. The spec that was sent: {spec}"
+        ) from error
+    click.echo(f"Run {run_id} on {endpoint}")
+
+
+def add_options() -> None:
+    """Adds `--pipeline PATH` and `--verbose` to `tfx run create`; without the first, the stock command does its own."""
     command = run_group.commands["create"]
     if any(parameter.name == "pipeline" for parameter in command.params):
         return
@@ -57,14 +83,22 @@ def add_pipeline_option() -> None:
             help="Folder or file of a pipeline: registers it and runs it, in place of --pipeline-name.",
         )
     )
+    command.params.append(
+        click.Option(["--verbose"], is_flag=True, help="Show TFX's whole log, which is kept in the workdir otherwise.")
+    )
     for parameter in command.params:
         if parameter.name == "pipeline_name":
             parameter.required = False
 
     @pass_context
-    def create_run(ctx, pipeline=None, **options):
+    def create_run(ctx, pipeline=None, verbose=False, **options):
+        if verbose:
+            os.environ[workdir.VERBOSE] = "1"
         if pipeline is None and not options["pipeline_name"]:
             raise click.UsageError("Missing option '--pipeline-name' / '--pipeline_name', or '--pipeline'.")
+        if pipeline is not None and options["engine"] == KUBEFLOW:
+            _run_on_kubeflow(pipeline, options["endpoint"], options["namespace"])
+            return None
         if pipeline is not None:
             if options["engine"] == "auto":
                 options["engine"] = "local"
@@ -75,7 +109,7 @@ def add_pipeline_option() -> None:
 
 
 def main() -> None:
-    add_pipeline_option()
+    add_options()
     cli_group()
 
 

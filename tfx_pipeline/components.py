@@ -2,7 +2,8 @@
 
 `run` is the run as far as the node reads it (`run_file.part`), so that nothing else is in the cache's key; the whole
 run lies in `run_path`, and is copied beside the artifact. `code` is a fingerprint of the source that a node runs:
-TFX's cache key holds a function's path, not its body. No postponed annotations here: TFX reads the signatures.
+TFX's cache key holds a function's path, not its body. `stamp` tells the cache what lies outside (`outside`). No
+postponed annotations here: TFX reads the signatures.
 """
 
 import dataclasses
@@ -118,6 +119,7 @@ def CatalogEmbedder(
     modalities: Parameter[str],
     run: Parameter[str],
     run_path: Parameter[str],
+    stamp: Parameter[str],
     code: Parameter[str],
     snapshot: OutputArtifact[IndexSnapshot],
 ):
@@ -251,6 +253,7 @@ def ModelGate(
     index_path: Parameter[str],
     run: Parameter[str],
     run_path: Parameter[str],
+    stamp: Parameter[str],
     code: Parameter[str],
     evaluation: OutputArtifact[ModelEvaluation],
     blessing: OutputArtifact[ModelBlessing],

@@ -17,9 +17,11 @@ import pathlib
 import typing
 
 from tfmm import config as config_lib
-from tfmm import plain_paths, runs
+from tfmm import runs
 from tfmm.data import layout, schema, unread
 from tfmm.stages import run_file
+from tfx_pipeline import metadata
+from tfx_pipeline import workdir as workdir_lib
 
 PIPELINE_NAME = "tfmm"
 MODEL_NAME = "tfmm"
@@ -39,19 +41,14 @@ class Environment:
     config: config_lib.RunConfig
 
     def __post_init__(self) -> None:
-        if plain_paths.is_pattern(self.workdir):
-            raise ValueError(
-                f"The workdir must have none of {' '.join(plain_paths.PATTERN)} in its path: TFX takes such names for "
-                f"patterns. Received: {self.workdir}. Name another folder; stages by hand (`tfmm pretrain`, `tfmm "
-                "embed`, `tfmm train`) take any."
-            )
+        workdir_lib.verify(self.workdir)
 
     @classmethod
     def from_variables(cls, variables: typing.Mapping[str, str] = os.environ) -> Environment:
         """Reads TFMM_WORKDIR, TFMM_DATA and TFMM_RUN."""
         data = variables.get("TFMM_DATA")
         return cls(
-            workdir=pathlib.Path(variables.get("TFMM_WORKDIR", "tfmm_workdir")).resolve(),
+            workdir=workdir_lib.named(variables),
             data_dir=pathlib.Path(data).resolve() if data else None,
             config=runs.load(variables.get("TFMM_RUN") or "small"),
         )
@@ -60,7 +57,7 @@ class Environment:
         """Writes the settings to `run.json` in the workdir; returns the variables that describe this run."""
         self.write_run()
         data = "" if self.data_dir is None else str(self.data_dir)  # "" hides one that the shell has
-        return {"TFMM_WORKDIR": str(self.workdir), "TFMM_RUN": str(self.run_path), "TFMM_DATA": data}
+        return {workdir_lib.VARIABLE: str(self.workdir), "TFMM_RUN": str(self.run_path), "TFMM_DATA": data}
 
     def write_run(self) -> None:
         """Writes the whole run to `run.json` in the workdir; nodes copy it beside what they make."""
@@ -76,7 +73,7 @@ class Environment:
 
     @property
     def metadata_path(self) -> pathlib.Path:
-        return self.workdir / "metadata.sqlite"
+        return workdir_lib.metadata_path(self.workdir)
 
     @property
     def index_path(self) -> pathlib.Path:
@@ -97,7 +94,7 @@ class Environment:
 
     @property
     def progress_path(self) -> pathlib.Path:
-        return self.workdir / "progress.jsonl"
+        return workdir_lib.progress_path(self.workdir)
 
 
 def data_fingerprint(data_dir: pathlib.Path, tables: schema.Tables = schema.TABLES) -> str:
@@ -127,20 +124,10 @@ def newest_version(serving_dir: str | pathlib.Path) -> pathlib.Path | None:
 
 def latest_outputs(metadata_path: pathlib.Path) -> dict[str, str]:
     """Returns what each node gave the last time that it ran or was answered by the cache, as {"Node.output": uri}."""
-    from ml_metadata import metadata_store
-    from ml_metadata.proto import metadata_store_pb2
-
-    protos: typing.Any = metadata_store_pb2
-    connection = protos.ConnectionConfig()
-    connection.sqlite.filename_uri = str(metadata_path)
-    connection.sqlite.connection_mode = protos.SqliteMetadataSourceConfig.READONLY
-    store = metadata_store.MetadataStore(connection)
-    finished = (protos.Execution.COMPLETE, protos.Execution.CACHED)
-    executions = [e.id for e in store.get_executions() if e.last_known_state in finished]
-    uris = {artifact.id: artifact.uri for artifact in store.get_artifacts()}
-    events = [e for e in store.get_events_by_execution_ids(executions) if e.type == protos.Event.OUTPUT]
     outputs = {}
-    for event in sorted(events, key=lambda e: e.execution_id):
-        parts = pathlib.PurePath(uris[event.artifact_id]).parts  # .../<node>/<output>/<execution>
-        outputs[".".join(parts[-3:-1])] = uris[event.artifact_id]
+    for execution in metadata.executions(metadata_path):
+        if execution.state in metadata.FINISHED:
+            for artifact in execution.outputs:
+                parts = pathlib.PurePath(artifact.uri).parts  # .../<node>/<output>/<execution>
+                outputs[".".join(parts[-3:-1])] = artifact.uri
     return outputs

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import typing
 
 from tfx import v1 as tfx
 
@@ -12,7 +13,7 @@ from tfmm.ctr import integrations
 from tfmm.data import declared
 from tfmm.pretrain import frozen
 from tfmm.stages import inputs, run_file
-from tfx_pipeline import artifact_types, components, published
+from tfx_pipeline import artifact_types, components, outside, published
 from tfx_pipeline.environments import PIPELINE_NAME, Environment, data_fingerprint
 
 # Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
@@ -21,12 +22,23 @@ LOCAL_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--dire
 MARKETPLACE_CONTENTS = ("image", "title")  # columns of its items
 
 
-def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...] = LOCAL_BEAM) -> tfx.dsl.Pipeline:
+TRAINERS = ("SCLTrainer", "MAKETrainer", "IDTrainer", "MultimodalTrainer")  # the nodes that a GPU makes faster
+
+
+def create_pipeline(
+    environment: Environment,
+    beam_pipeline_args: tuple[str, ...] = LOCAL_BEAM,
+    *,
+    root: str | None = None,
+    stamps: outside.AnyStamps | None = None,
+) -> tfx.dsl.Pipeline:
     """Builds the DAG for the folders and settings of one environment, and writes its run into the workdir.
 
     Args:
         environment: where data, index and models are, and the RunConfig.
         beam_pipeline_args: for every Beam node.
+        root: where artifacts go; None: into the workdir.
+        stamps: of what lies outside of artifacts; None: by what the workdir's metadata know of it.
     Returns:
         The pipeline, for LocalDagRunner or another TFX runner.
     Raises:
@@ -63,18 +75,22 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
             "code": _code(f"tfmm.stages.{module}", own=own),
         }
 
+    def _recipe(*nodes: typing.Any) -> list[typing.Any]:
+        """Returns what nodes are given beside artifacts."""
+        return [fingerprint, *(sorted(node.exec_properties.items()) for node in nodes)]
+
+    fingerprint = ""  # of the data, where it is the user's
+    stamps = stamps or outside.Stamps(environment)
     if environment.data_dir is None:
         origin = components.Marketplace(run=_reads("marketplace"), code=_code("tfmm.marketplace.generator"))
         dataset, modalities = origin.outputs["dataset"], config.modality_set.present(MARKETPLACE_CONTENTS.__contains__)
     else:
+        tables = declared.tables(config.feature_set, config.modality_set)
+        fingerprint = data_fingerprint(environment.data_dir, tables)
         origin = tfx.dsl.Importer(
             source_uri=str(environment.data_dir),
             artifact_type=artifact_types.Dataset,
-            custom_properties={
-                "fingerprint": data_fingerprint(
-                    environment.data_dir, declared.tables(config.feature_set, config.modality_set)
-                )
-            },
+            custom_properties={"fingerprint": fingerprint},
         ).with_id("Dataset")
         dataset = origin.outputs["result"]
         modalities = inputs.modalities_of(config, environment.data_dir)
@@ -92,14 +108,15 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
     frozen_versions = (frozen.version(settings) for settings in config.encoders(modalities).values() if settings.frozen)
     training["code"] = "-".join((training["code"], *frozen_versions))
     scl = components.SCLTrainer(pairs=pairs.outputs["pairs"], modalities=json.dumps(modalities), **training)
+    embedding = {"run": _reads("catalog"), "code": _code("tfmm.stages.catalog", own=own_encoders)}
     catalog = components.CatalogEmbedder(
         dataset=dataset,
         encoders=scl.outputs["encoders"],
         index_path=str(environment.index_path),
         modalities=json.dumps(modalities),
-        run=_reads("catalog"),
         run_path=str(environment.run_path),
-        code=_code("tfmm.stages.catalog", own=own_encoders),
+        stamp=stamps.of_index(embedding, *_recipe(origin, check, pairs, scl)),
+        **embedding,
     )
     snapshot = catalog.outputs["snapshot"]
 
@@ -137,6 +154,10 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         **_training("multimodal_model", own_models),
     )
 
+    trained = [origin, check, pairs, scl, catalog, examples, statistics, feature_schema, validator, transform, make]
+    trained += [id_trainer, multimodal_trainer]
+    judging = {"run": _reads("judgement"), "code": _code("tfmm.stages.judgement")}
+    stamp = stamps.of_serving(judging, *_recipe(*trained))
     gate = components.ModelGate(
         examples=examples.outputs["examples"],
         id_model=id_trainer.outputs["model"],
@@ -146,9 +167,9 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         snapshot=snapshot,
         serving_dir=str(environment.serving_dir),
         index_path=str(environment.index_path),
-        run=_reads("judgement"),
         run_path=str(environment.run_path),
-        code=_code("tfmm.stages.judgement"),
+        stamp=stamp,
+        **judging,
     )
     pusher = tfx.components.Pusher(
         model=multimodal_trainer.outputs["model"],
@@ -156,28 +177,13 @@ def create_pipeline(environment: Environment, beam_pipeline_args: tuple[str, ...
         push_destination=tfx.proto.PushDestination(
             filesystem=tfx.proto.PushDestination.Filesystem(base_directory=str(environment.serving_dir))
         ),
+        custom_config={outside.STAMP: stamp},
     )
 
     return tfx.dsl.Pipeline(
         pipeline_name=PIPELINE_NAME,
-        pipeline_root=str(environment.pipeline_root),
-        components=[
-            origin,
-            check,
-            pairs,
-            scl,
-            catalog,
-            examples,
-            statistics,
-            feature_schema,
-            validator,
-            transform,
-            make,
-            id_trainer,
-            multimodal_trainer,
-            gate,
-            pusher,
-        ],
+        pipeline_root=root or str(environment.pipeline_root),
+        components=[*trained, gate, pusher],
         enable_cache=True,
         metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
             str(pathlib.Path(environment.metadata_path))

@@ -11,7 +11,7 @@ import numpy as np
 
 from tfmm.data import as_known, declared, schema
 from tfmm.index import snapshot as snapshot_lib
-from tfmm.quickstart import processes, requests, terminal
+from tfmm.quickstart import processes, requests, stage_lines
 
 NEW_ITEM_TIMEOUT_S = 30.0
 PREDICTS = 20  # timed calls per protocol; the median is told
@@ -19,7 +19,7 @@ CANDIDATES = 50
 
 
 def serve_and_stream(
-    environment: typing.Any, outputs: typing.Mapping[str, str], lines: terminal.StageLines
+    environment: typing.Any, outputs: typing.Mapping[str, str], lines: stage_lines.StageLines
 ) -> dict[str, float]:
     """Serves the newest version, scores by gRPC and REST, and streams a new item until it is scored.
 
@@ -130,7 +130,7 @@ def _score(
     events_path: pathlib.Path,
     client: typing.Any,
     snapshot_dir: str,
-    lines: terminal.StageLines,
+    lines: stage_lines.StageLines,
 ) -> tuple[float, float, float]:
     """Returns the milliseconds by gRPC and by REST, and the seconds until a new item was scored."""
     from serving.streaming import event_log

@@ -25,6 +25,20 @@ def _die_with_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def terminate_as_interrupt() -> typing.Iterator[None]:
+    """Lets SIGTERM end what is inside as Ctrl-C does, children first."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Child:
     """A Python module that runs as a process of its own, in its own process group, with its output in a log file.
 
@@ -34,6 +48,7 @@ class Child:
         log_path: file that takes its standard output and error.
         variables: environment variables beside the parent's.
         ready_file: JSON file that the process writes once it is ready; removed before the start.
+        shared: descriptors that the process gets, under the same numbers.
     """
 
     def __init__(
@@ -43,6 +58,7 @@ class Child:
         log_path: pathlib.Path,
         variables: typing.Mapping[str, str] | None = None,
         ready_file: pathlib.Path | None = None,
+        shared: typing.Sequence[int] = (),
     ) -> None:
         self.name = name
         self._log_path = log_path
@@ -58,6 +74,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", **(variables or {})},
                 start_new_session=True,
+                pass_fds=shared,
                 preexec_fn=_die_with_parent,
             )
 
@@ -72,9 +89,8 @@ class Child:
         code = self.process.poll()
         if code:
             tail = self._log_path.read_text(errors="replace").splitlines()[-15:]
-            raise ChildProcessError(
-                f"{self.name} ended with code {code}. The end of {self._log_path}:\n" + "\n".join(tail)
-            )
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            raise ChildProcessError(f"{self.name} {how}. The end of {self._log_path}:\n" + "\n".join(tail))
 
     def wait_ready(self, timeout_s: float = 300.0) -> dict[str, typing.Any]:
         """Waits for the ready file and returns what it says.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import pathlib
 import shlex
-import signal
 import sys
 import time
 import typing
@@ -15,11 +13,11 @@ import typing
 from rich import console as rich_console
 
 from tfmm import config as config_lib
-from tfmm import dead_letters
+from tfmm import dead_letters, folder_lock
 from tfmm.ctr import integrations
 from tfmm.data import as_known, checks, declared, layout, schema, unread
 from tfmm.evaluate import in_service, wording
-from tfmm.quickstart import html_report, live, processes, terminal
+from tfmm.quickstart import html_report, live, processes, stage_lines, terminal
 from tfmm.stages import folders
 from tfmm.training import progress
 
@@ -34,14 +32,14 @@ def main(workdir: pathlib.Path, data_dir: pathlib.Path | None, config: config_li
     """Runs the whole road for the command line; returns the exit code."""
     console = rich_console.Console()
     try:
-        with _terminate_as_interrupt():
+        with processes.terminate_as_interrupt():
             run(workdir, data_dir, config, console)
     except KeyboardInterrupt:
         again = shlex.join(["tfmm", *sys.argv[1:]])
         console.print(f"Stopped. The same command goes on from here: {again}", style="yellow", markup=False)
         return 130
-    except (ChildProcessError, TimeoutError, GateRefused) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
+    except (BlockingIOError, ChildProcessError, TimeoutError, GateRefused) as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     return 0
 
@@ -62,6 +60,7 @@ def run(
     Returns:
         The summary, as in summary.json.
     Raises:
+        BlockingIOError: another run is at work in the workdir.
         ChildProcessError: the DAG, the server or the stream failed; the message ends with its log.
         GateRefused: the gate refused the model, so that there is nothing to serve.
         LayoutError: the files of a table cannot be read as one table.
@@ -69,15 +68,22 @@ def run(
     """
     from tfx_pipeline import environments
 
-    started = time.monotonic()
     environment = environments.Environment(workdir.resolve(), data_dir and data_dir.resolve(), config)
+    with folder_lock.hold(environment.workdir) as lock:
+        return _run(environment, console, lock)
+
+
+def _run(environment: typing.Any, console: rich_console.Console, lock: int) -> dict[str, typing.Any]:
+    from tfx_pipeline import environments, watched
+
+    started, config, data_dir = time.monotonic(), environment.config, environment.data_dir
     tables = declared.tables(config.feature_set, config.modality_set)
     if data_dir is not None:
         unread.say(data_dir, lambda line: console.print(line, style="yellow", markup=False, highlight=False), tables)
     methods = integrations.in_words(config.methods)
     titles = {"MultimodalTrainer": f"Train {methods}"}
-    with processes.PeakMemory() as memory, terminal.StageLines(console, titles) as lines:
-        _run_dag(environment, lines)
+    with processes.PeakMemory() as memory, stage_lines.StageLines(console, titles) as lines:
+        watched.run_dag(environment.workdir, environment.to_variables(), lines, lock)
         outputs = environments.latest_outputs(environment.metadata_path)
         verdict = json.loads((pathlib.Path(outputs["ModelGate.evaluation"]) / folders.VERDICT).read_text())
         if environments.newest_version(environment.serving_dir) is None:
@@ -96,34 +102,6 @@ def run(
     for line in terminal.closing_lines(summary, environment.workdir):
         console.print(line, markup=False)
     return summary
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> typing.Iterator[None]:
-    """Lets SIGTERM end the run as Ctrl-C does, children first."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _run_dag(environment: typing.Any, lines: terminal.StageLines) -> None:
-    variables = environment.to_variables()
-    events = terminal.Events(environment.progress_path)
-    log = environment.workdir / "logs" / "pipeline.log"
-    with processes.Child("The pipeline", ["tfx_pipeline.local_runner"], log, variables) as dag:
-        running = True
-        while running:
-            running = dag.process.poll() is None
-            for event in events.new():
-                lines.show(event)
-            time.sleep(0.2)
-        dag.check()
 
 
 def _stage_seconds(progress_path: pathlib.Path, own: typing.Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import shutil
 import typing
 
 from tfmm import config as config_lib
-from tfmm import runs
+from tfmm import folder_lock, runs
 from tfmm.assignments import override
 from tfmm.config import RunConfig
 from tfmm.stages.folders import Folder
@@ -72,10 +72,14 @@ def write(run: RunConfig, folder: Folder) -> None:
 
 @contextlib.contextmanager
 def beside(run: RunConfig, folder: Folder) -> typing.Iterator[None]:
-    """Writes the run into an artifact's folder once what is inside the `with` has made it; until then there is none."""
-    (pathlib.Path(folder) / FILE).unlink(missing_ok=True)
-    yield
-    write(run, folder)
+    """Writes the run into an artifact's folder once what is inside the `with` has made it; until then there is none.
+
+    Nobody else may write there meanwhile, see `folder_lock`.
+    """
+    with folder_lock.hold(folder):
+        (pathlib.Path(folder) / FILE).unlink(missing_ok=True)
+        yield
+        write(run, folder)
 
 
 def copy(source: Folder, folder: Folder) -> None:

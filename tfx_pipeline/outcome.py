@@ -1,0 +1,36 @@
+"""What a run came to, in words: the gate's verdict, the models' metrics, and last where the model in service lies."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from rich import console as rich_console
+
+from tfmm.evaluate import wording
+from tfmm.quickstart import terminal
+from tfmm.stages import folders
+from tfx_pipeline.environments import Environment, newest_version
+
+_WIDTH = 100  # of the table
+
+
+def lines(environment: Environment) -> list[str]:
+    """Returns them for the last run in a workdir, whose links are set, see `published`."""
+    evaluation = environment.workdir / "evaluation"
+    report, verdict = (
+        json.loads((evaluation / name).read_text("utf-8")) for name in (folders.REPORT, folders.VERDICT)
+    )
+    version = newest_version(environment.serving_dir)
+    stays = [] if verdict["passed"] or version is None else ["The model in service stays."]
+    models = {name: report["models"][name] for name in (folders.ID, folders.MULTIMODAL)}
+    text = io.StringIO()
+    table = terminal.result_table({**models, "methods": "multimodal", "model": environment.config.ctr.model})
+    rich_console.Console(file=text, width=_WIDTH).print(table)
+    return [
+        *wording.verdict_lines(verdict),
+        *stays,
+        *(line.rstrip() for line in text.getvalue().rstrip().splitlines()),
+        f"More: {evaluation / folders.REPORT}",
+        f"In service: {version}" if version else f"No model is in service: {environment.serving_dir} is empty.",
+    ]
