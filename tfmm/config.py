@@ -213,6 +213,18 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class KeepConfig:
+    """What a run of the pipeline leaves in its workdir of earlier ones."""
+
+    versions: int = 0  # pushed models kept, the one in service among them; 0: all
+    checkpoints: int = 0  # kept of each training, those written last; 0: all
+
+    def __post_init__(self) -> None:
+        for name in ("versions", "checkpoints"):
+            _require(getattr(self, name) >= 0, f"`{name}` must not be negative (0 keeps all).", getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Everything that one run of the road needs."""
 
@@ -230,6 +242,7 @@ class RunConfig:
     ctr: CTRConfig = CTRConfig()
     gate: GateConfig = GateConfig()
     export: ExportConfig = ExportConfig()
+    keep: KeepConfig = KeepConfig()
     seed: int = 0
 
     def __post_init__(self) -> None:

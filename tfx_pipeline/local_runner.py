@@ -66,10 +66,11 @@ def register() -> None:
 
 
 def _run() -> str:
-    from tfx_pipeline import outcome, published
+    from tfx_pipeline import outcome, published, retention
 
     environment = _build_and_run()
     published.publish(environment)
+    retention.prune(environment)
     return "\n".join(outcome.lines(environment))
 
 
