@@ -18,7 +18,7 @@ from tfmm.features import KEYS, LABEL, FeatureSet, Label
 from tfmm.index import item_vectors
 from tfmm.make import model as model_lib
 from tfmm.training import checkpoint as checkpoint_lib
-from tfmm.training import evaluation, loop
+from tfmm.training import devices, evaluation, loop, precision
 from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
 from tfmm.training.labels import metric_weights, weighing, weights_of
@@ -26,6 +26,7 @@ from tfmm.training.labels import metric_weights, weighing, weights_of
 HISTORY = "history.json"
 
 
+@devices.placed("`make.batch_size`, `make.units` or `data.max_behaviors`")
 def train(
     config: config_lib.MAKEConfig,
     train_pattern: examples_lib.Patterns,
@@ -36,6 +37,7 @@ def train(
     *,
     modalities: typing.Sequence[str] | None = None,
     sequences: typing.Collection[str] | None = None,
+    training: config_lib.TrainingConfig = config_lib.DEFAULT_TRAINING,
     checkpoint_dir: str | pathlib.Path | None = None,
     progress: progress_lib.Progress = progress_lib.silent,
 ) -> dict[str, typing.Any]:
@@ -52,20 +54,23 @@ def train(
         modalities: those to train; all of the snapshot where None.
         sequences: names of those that a method reads, see `ctr.integrations.make_sequences`; of none, nothing is read
             or trained, and the artifact says so. None: those whose `make` is True.
+        training: on what devices, and how exactly.
         checkpoint_dir: where to keep the state of each epoch, to go on from after a stop.
         progress: called with the steps done.
     Returns:
         The manifest; `metrics` has AUC and GAUC per extractor after the last epoch.
     Raises:
         FileNotFoundError: examples or snapshot are missing.
-        ValueError: a modality is not in the snapshot, or it has no vector at all.
+        ValueError: a modality is not in the snapshot, it has no vector at all; what
+            `devices.placed` refuses, and a batch that the devices do not divide.
     """
+    devices.require_divisible(config.batch_size)
     if sequences is None:
         sequences = [sequence.name for sequence in feature_set.sequences if sequence.make]
     read = _of_sequences(feature_set, sequences)
     folder = pathlib.Path(output_dir)
     if not read.sequences:
-        return _write_nothing(config, folder)
+        return devices.write(lambda: _write_nothing(config, folder), folder)
     tables = item_vectors.load_vectors(snapshot_dir, modalities)
     train_columns, eval_columns = (
         _read(examples_lib.example_files(pattern), read, tables) for pattern in (train_pattern, eval_pattern)
@@ -75,13 +80,14 @@ def train(
     dims = {modality: table.dim for modality, table in tables.items()}
     model = model_lib.MAKEModel(config, dims, [sequence.name for sequence in read.sequences])
     model.build()
-    optimizer = keras.optimizers.Adam(config.learning_rate)
+    optimizer = precision.scaled(keras.optimizers.Adam(config.learning_rate))
     optimizer.build(model.trainable_variables)
     checkpoint = None
     if checkpoint_dir is not None:
         key = artifacts.fingerprint(
             source.digest_of(__name__),
             config_lib.to_dict(config),
+            config_lib.to_dict(training),
             model.dims,
             model.sequences,
             config_lib.to_dict(read.label),
@@ -118,10 +124,14 @@ def train(
         stage="make",
         evaluate=lambda epoch: evaluate(forward, model, eval_columns, read.label),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / HISTORY).write_text(json.dumps(history, indent=2) + "\n")
-    metrics = {name: value for name, value in (history[-1] if history else {}).items() if "auc" in name}
-    return model_lib.save_model(model, folder, [snapshot_dir], metrics=metrics)
+
+    def write() -> dict[str, typing.Any]:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / HISTORY).write_text(json.dumps(history, indent=2) + "\n")
+        metrics = {name: value for name, value in (history[-1] if history else {}).items() if "auc" in name}
+        return model_lib.save_model(model, folder, [snapshot_dir], metrics=metrics)
+
+    return devices.write(write, folder)
 
 
 def _of_sequences(feature_set: FeatureSet, names: typing.Collection[str]) -> FeatureSet:
@@ -156,7 +166,8 @@ def evaluate(
     weights = metric_weights(columns, label)
     num_rows = len(columns[LABEL])
     order = np.arange(num_rows)
-    outputs = [forward(batch) for batch in examples_lib.dataset(columns, order, evaluation.BATCH_SIZE)]
+    with precision.in_float32(model):
+        outputs = [forward(batch) for batch in examples_lib.dataset(columns, order, evaluation.BATCH_SIZE)]
     result = {}
     for modality in model.dims:
         rows = item_vectors.has_vector(columns, modality)
