@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: setup quickstart test test-all lint bench compat lock build clean
+.PHONY: setup quickstart test test-all test-gpu lint bench compat lock build clean
 
 setup: $(STAMP)
 
@@ -31,11 +31,18 @@ lint: $(STAMP)
 	mypy
 
 test: lint
-	$(PYTEST) -m "not slow and not compat"
+	$(PYTEST) -m "not slow and not compat and not gpu"
 
 test-all: lint
-	$(PYTEST) -m "not compat"
+	$(PYTEST) -m "not compat and not gpu"
 	$(MAKE) compat
+
+test-gpu: $(STAMP)
+	@if $(PYTHON) -c 'import sys, tensorflow as tf; sys.exit(not tf.config.list_physical_devices("GPU"))'; then \
+	  $(PYTHON) -m pytest -m gpu tests; \
+	else \
+	  echo "not run: no GPU on this machine, or a TensorFlow without CUDA (docs/training.md)"; \
+	fi
 
 bench: $(STAMP)
 	set -e; for script in $(BENCHMARKS); do $(PYTHON) $$script; done

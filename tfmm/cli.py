@@ -79,14 +79,14 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
     """Pre-train item encoders on search query -> purchased item (SCL)."""
     from tfmm.data import declared, schema, unread
     from tfmm.stages import encoders, pairs, run_file
-    from tfmm.training import progress
+    from tfmm.training import devices, progress
 
-    config = load_config(run, assignments)
+    config = load_config(run, assignments, is_training=True)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = schema.modalities(data_dir, config.modality_set)
     pairs_dir, checkpoints = output_dir / PAIRS, output_dir / CHECKPOINTS
-    with run_file.beside(config, output_dir):
-        pairs.make_pairs(config, data_dir, pairs_dir, click.echo)
+    with run_file.beside(config, output_dir) if devices.is_chief(config.training) else contextlib.nullcontext():
+        devices.by_chief(config.training, lambda: pairs.make_pairs(config, data_dir, pairs_dir, click.echo))
         lines = progress.lines(click.echo)
         encoders.train_encoders(config, names, pairs_dir, output_dir, checkpoints, click.echo, lines)
 
@@ -134,16 +134,16 @@ def train(
     from tfmm.ctr import integrations
     from tfmm.data import declared, unread
     from tfmm.stages import click_model, examples, folders, inputs, make, run_file
-    from tfmm.training import progress
+    from tfmm.training import devices, progress
 
-    config = take_config("catalog", snapshot_dir, run, assignments)
+    config = take_config("catalog", snapshot_dir, run, assignments, is_training=True)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = inputs.modalities_of(config, data_dir)
     patterns, make_dir = examples.patterns(output_dir), output_dir / "make"
     vocabulary, checkpoints = output_dir / examples.VOCABULARY, output_dir / CHECKPOINTS
     lines = progress.lines(click.echo)
-    with run_file.beside(config, output_dir):
-        examples.make_examples(config, data_dir, output_dir, click.echo)
+    with run_file.beside(config, output_dir) if devices.is_chief(config.training) else contextlib.nullcontext():
+        devices.by_chief(config.training, lambda: examples.make_examples(config, data_dir, output_dir, click.echo))
         sequences = integrations.make_sequences(config.methods, config.feature_set)
         make.train_make(config, sequences, patterns, snapshot_dir, make_dir, checkpoints / "make", lines)
         for name in (folders.ID, folders.MULTIMODAL):

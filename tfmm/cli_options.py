@@ -10,6 +10,7 @@ import click
 
 from tfmm import extras
 from tfmm.assignments import override
+from tfmm.config import MULTI_WORKER
 
 if typing.TYPE_CHECKING:
     from tfmm.config import RunConfig
@@ -43,7 +44,7 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> typing.Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, MemoryError) as error:
             if os.environ.get("TFMM_TRACEBACK"):
                 raise
             answer = extras.explain(error) if isinstance(error, ImportError) else None
@@ -84,23 +85,46 @@ def later_run_options(function: _F) -> _F:
     return _run_option(None, meaning)(_set_option()(function))
 
 
-def load_config(run: str, assignments: tuple[str, ...], seed: int | None = None) -> RunConfig:
-    """Returns the run that the options name, verified; a `seed` is every stage's, unless `--set` gives others."""
+def load_config(
+    run: str, assignments: tuple[str, ...], seed: int | None = None, is_training: bool = False
+) -> RunConfig:
+    """Returns the run that the options name, verified; a `seed` is every stage's, unless `--set` gives others.
+
+    A command that trains itself, `is_training`, meets the other processes of a cluster here.
+    """
     from tfmm import runs
 
     settings = runs.load(run)
     result = override(settings if seed is None else settings.with_seed(seed), assignments)
+    _meet_others(result, is_training)
     runs.verify(result)
     return result
 
 
 def take_config(
-    stage: str, folder: pathlib.Path, run: str | None, assignments: tuple[str, ...], default: str | None = None
+    stage: str,
+    folder: pathlib.Path,
+    run: str | None,
+    assignments: tuple[str, ...],
+    default: str | None = None,
+    is_training: bool = False,
 ) -> RunConfig:
-    """Returns the run that made an artifact, changed as the options say and verified, see `run_file.taken`."""
+    """Returns the run that made an artifact, changed as the options say and verified, see `run_file.taken`.
+
+    `is_training` is as `load_config` takes it.
+    """
     from tfmm import runs
     from tfmm.stages import run_file
 
     result = run_file.taken(stage, folder, run, assignments, default)
+    _meet_others(result, is_training)
     runs.verify(result)
     return result
+
+
+def _meet_others(config: RunConfig, is_training: bool) -> None:
+    """Starts a training of several processes, before anything is computed."""
+    if is_training and config.training.strategy == MULTI_WORKER:
+        from tfmm.training import devices
+
+        devices.start(config.training)

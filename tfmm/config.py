@@ -14,6 +14,9 @@ from tfmm import vectors
 from tfmm.modalities import Modality, SCLConfig
 from tfmm.modalities import require as _require
 
+ONE, MIRRORED, MULTI_WORKER = STRATEGIES = ("one", "mirrored", "multi_worker")
+FLOAT32, BFLOAT16, FLOAT16 = PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
 
 def _is_zone(name: str) -> bool:
     try:
@@ -168,6 +171,22 @@ DEFAULT_METHODS = (Method("simtier"), Method("make"))
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """On what devices encoders, MAKE and click models are trained, and how exactly they compute (docs/training.md)."""
+
+    strategy: str = "one"  # one: a device; mirrored: all of this machine; multi_worker: the processes of TF_CONFIG
+    precision: str = "float32"  # or mixed_bfloat16, or mixed_float16 with loss scaling; weights stay float32
+
+    def __post_init__(self) -> None:
+        for name, known in (("strategy", STRATEGIES), ("precision", PRECISIONS)):
+            value = getattr(self, name)
+            _require(value in known, f"`training.{name}` must be one of {', '.join(known)}.", value)
+
+
+DEFAULT_TRAINING = TrainingConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class GateConfig:
     """When a new model may be pushed."""
 
@@ -240,6 +259,7 @@ class RunConfig:
     text: SCLConfig = dataclasses.field(default_factory=lambda: SCLConfig(modality="text"))
     make: MAKEConfig = MAKEConfig()
     ctr: CTRConfig = CTRConfig()
+    training: TrainingConfig = DEFAULT_TRAINING
     gate: GateConfig = GateConfig()
     export: ExportConfig = ExportConfig()
     keep: KeepConfig = KeepConfig()

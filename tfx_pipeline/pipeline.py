@@ -42,10 +42,15 @@ def create_pipeline(
     Returns:
         The pipeline, for LocalDagRunner or another TFX runner.
     Raises:
-        ValueError: the named data has nothing to represent an item by, methods or model cannot be used, or the workdir
-            has something else where links go.
+        ValueError: the named data has nothing to represent an item by, methods or model cannot be used, the workdir
+            has something else where links go, or the training is one of several processes.
     """
     config = environment.config
+    if config.training.strategy == config_lib.MULTI_WORKER:
+        raise ValueError(
+            "A node of the pipeline is one process, so `training.strategy` must be one or mirrored. Received: "
+            "multi_worker. Train with several by `tfmm pretrain` and `tfmm train`, see docs/training.md."
+        )
     feature_set = json.dumps(config_lib.to_dict(config.feature_set), sort_keys=True)
     published.require_room(environment)
     runs.verify(config)

@@ -126,8 +126,8 @@ class Impressions:
                 interest = self._attention[sequence.name](
                     of.target, of.behaviors, behaviors_mask=of.is_behavior, training=self._training
                 )
-                interests += [interest, interest * of.target]
-            interests.append(average * of.target)
+                interests += [interest, ops.multiply(interest, of.target)]
+            interests.append(ops.multiply(average, of.target))
         users = [self.column(column.name) for column in own if column.side == "user"]
         items = [self.column(column.name) for column in own if column.side == "item"]
         return [*users, *averages, *items, *interests]

@@ -136,7 +136,7 @@ class MAKE(Integration):
             self.block, context.target_vectors, context.behavior_vectors, context.training
         )
         has_target = ops.cast(context.target_vectors.mask, "float32")[:, None]
-        return [self.block.knowledge(outputs) * (has_target * self.knowledge_scale)]
+        return [ops.multiply(self.block.knowledge(outputs), has_target * self.knowledge_scale)]
 
 
 class Vector(Integration):

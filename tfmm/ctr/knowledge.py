@@ -40,7 +40,7 @@ class Knowledge:
             target = ops.concatenate([of.target, *(pair[0] for pair in pairs[name])], axis=-1)
             behaviors, mask = _joined([of.behaviors, *(pair[1] for pair in pairs[name])], of.is_behavior)
             interest = attention(target, behaviors, behaviors_mask=mask, training=self._training)
-            parts += [interest, interest * target]
+            parts += [interest, ops.multiply(interest, target)]
         return parts
 
     def _modality(self, modality: str, is_hidden: bool) -> tuple[list[typing.Any], dict[str, list[typing.Any]]]:

@@ -87,7 +87,7 @@ class CTRModel(keras.Model):
         Raises:
             ValueError: a table without size, no method for the vectors, or a method that cannot be built.
         """
-        super().__init__(name=name, **kwargs)
+        super().__init__(name=name, autocast=False, **kwargs)  # scales of int8 rows and numbers stay float32
         self.settings = config_lib.as_config(config_lib.CTRConfig, config)
         self.make_settings = config_lib.as_config(config_lib.MAKEConfig, make_config)
         self.feature_set = config_lib.as_config(FeatureSet, feature_set)

@@ -62,7 +62,8 @@ class TwoRateAdam(keras.optimizers.Adam):
 
     def update_step(self, gradient: typing.Any, variable: typing.Any, learning_rate: typing.Any) -> None:
         """Updates one variable; `gradient` is dense, or IndexedSlices from an embedding."""
-        if variable.name.split("/")[-1].split(":")[0] == EMBEDDINGS:
+        index = self._get_variable_index(variable)
+        if self._trainable_variables[index].name == EMBEDDINGS:  # what is updated may be a replica's, of another name
             learning_rate = tf.cast(self.embedding_learning_rate, learning_rate.dtype)
         if not isinstance(gradient, tf.IndexedSlices):
             super().update_step(gradient, variable, learning_rate)
@@ -71,7 +72,6 @@ class TwoRateAdam(keras.optimizers.Adam):
         values = tf.math.unsorted_segment_sum(gradient.values, positions, tf.size(rows))
         step = tf.cast(self.iterations + 1, values.dtype)
         correction = tf.sqrt(1.0 - self.beta_2**step) / (1.0 - self.beta_1**step)
-        index = self._get_variable_index(variable)
         mean_table, square_table = self._momentums[index].value, self._velocities[index].value
         mean, square = tf.gather(mean_table, rows), tf.gather(square_table, rows)
         mean += (values - mean) * (1.0 - self.beta_1)

@@ -24,12 +24,13 @@ from tfmm.index.item_vectors import ItemVectors
 from tfmm.make import model as make_model
 from tfmm.metrics.log_loss import log_loss
 from tfmm.training import checkpoint as checkpoint_lib
-from tfmm.training import evaluation, loop, sources
+from tfmm.training import devices, evaluation, loop, precision, sources
 from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
 from tfmm.training.labels import click_rate, metric_weights, weighing
 
 
+@devices.placed("`ctr.batch_size`, `data.max_behaviors`, or `dim` and `num_buckets` of features")
 def train(
     config: config_lib.CTRConfig,
     train_pattern: examples_lib.Patterns,
@@ -43,6 +44,7 @@ def train(
     snapshot_dir: str | pathlib.Path | None = None,
     make_dir: str | pathlib.Path | None = None,
     make_config: config_lib.MAKEConfig | None = None,
+    training: config_lib.TrainingConfig = config_lib.DEFAULT_TRAINING,
     checkpoint_dir: str | pathlib.Path | None = None,
     progress: progress_lib.Progress = progress_lib.silent,
 ) -> dict[str, typing.Any]:
@@ -61,15 +63,17 @@ def train(
         make_dir: pre-trained MAKE blocks, which stay frozen. None, or blocks trained for 0 epochs: MAKE is
             trained jointly with the rest.
         make_config: the shape of MAKE blocks where `make_dir` is None.
+        training: on what devices, and how exactly.
         checkpoint_dir: where to keep the state, `segments` times per epoch, to go on from after a stop.
         progress: called with the steps done.
     Returns:
         The manifest; `metrics` has AUC, GAUC and LogLoss on the evaluation rows.
     Raises:
         FileNotFoundError: examples, vocabularies, snapshot or MAKE are missing.
-        ValueError: a modality is not in the snapshot or not in MAKE, dims differ, or indices exceed the
-            vocabulary.
+        ValueError: a modality is not in the snapshot or not in MAKE, dims differ, indices exceed the
+            vocabulary; what `devices.placed` refuses, and a batch that the devices do not divide.
     """
+    devices.require_divisible(config.batch_size)
     if modalities and snapshot_dir is None:
         raise ValueError(f"`snapshot_dir` must be given for the modalities {list(modalities)}.")
     tables = item_vectors.load_vectors(str(snapshot_dir), modalities) if modalities else {}
@@ -104,7 +108,7 @@ def train(
     starts = range(0, num_rows, segment_rows)
     steps = sum(math.ceil(min(segment_rows, num_rows - start) / config.batch_size) for start in starts)
     rate = HeldRate(config.learning_rate, config.epochs * steps, config.decay_from)
-    optimizer = TwoRateAdam(rate, config.embedding_learning_rate)
+    optimizer = precision.scaled(TwoRateAdam(rate, config.embedding_learning_rate))
     optimizer.build(model.trainable_variables)
 
     def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -128,6 +132,7 @@ def train(
     if checkpoint_dir is not None:
         key = artifacts.fingerprint(
             model.get_config(),
+            config_lib.to_dict(training),
             source.digest_of(__name__),
             own_classes.source_digest((config.model, *(method.name for method in methods))),
             [rows.digest for rows in (train_rows, eval_rows)],
@@ -151,12 +156,16 @@ def train(
         for segment, line in enumerate(history)
     ]
     folder = pathlib.Path(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "history.json").write_text(json.dumps(lines, indent=2) + "\n")
     used = ((snapshot_dir, tables), (make_dir, extractor))
     parents = [path for path, of in used if path is not None and of]
     metrics = {name: lines[-1][name] for name in ("auc", "gauc", "logloss") if lines and name in lines[-1]}
-    return model_lib.save_model(model, folder, parents, metrics=metrics)
+
+    def write() -> dict[str, typing.Any]:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "history.json").write_text(json.dumps(lines, indent=2) + "\n")
+        return model_lib.save_model(model, folder, parents, metrics=metrics)
+
+    return devices.write(write, folder)
 
 
 def model_inputs(
@@ -173,7 +182,8 @@ def predict(
     """Returns the score float32 [n] of each row."""
     score = tf.function(lambda batch: model(model_inputs(batch, tables, model.feature_set), training=False)["score"])
     batches = sources.dataset(rows, np.arange(rows.num_rows), evaluation.BATCH_SIZE)
-    return np.concatenate([score(batch).numpy() for batch in batches])[: rows.num_rows]
+    with precision.in_float32(model):
+        return np.concatenate([score(batch).numpy() for batch in batches])[: rows.num_rows]
 
 
 def evaluate(

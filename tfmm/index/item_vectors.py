@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 import typing
@@ -13,6 +14,7 @@ from tfmm import artifacts
 from tfmm import vectors as vectors_lib
 from tfmm.features import FeatureSet
 from tfmm.index import snapshot as snapshot_lib
+from tfmm.training import replicas
 from tfmm.vectors import Vectors
 
 Columns = dict[str, np.ndarray]
@@ -57,8 +59,10 @@ class ItemVectors(tf.Module):
             raise ValueError("`ids` must be unique and not 0 (0 stands for padding).")
         self._slots = np.where(scales[order] > 0, order + 1, NO_EMBEDDING).astype(np.int32)
         self.dim = int(rows.shape[1])
-        self._rows = tf.Variable(np.concatenate([np.zeros((1, self.dim), np.int8), rows]), trainable=False)
-        self._scales = tf.Variable(np.concatenate([np.zeros(1, np.float32), scales]), trainable=False)
+        # On the device of each replica. Of a cluster each process has its own: variables would be sent, int8 cannot be.
+        keep = tf.constant if replicas.is_cluster() else functools.partial(tf.Variable, trainable=False)
+        self._rows = keep(np.concatenate([np.zeros((1, self.dim), np.int8), rows]))
+        self._scales = keep(np.concatenate([np.zeros(1, np.float32), scales]))
 
     def slots(self, ids: np.ndarray) -> np.ndarray:
         """Returns the slot of each id, int32 of the same shape; 0 for padding and for no embedding."""

@@ -9,7 +9,7 @@ import typing
 import keras
 from keras import ops
 
-from tfmm.layers.checks import id_dtype, require_ids_fit
+from tfmm.layers.checks import id_dtype, require_ids_fit, shapes_agree
 from tfmm.losses import checks
 from tfmm.losses.bank_logsumexp import MASKED_LOGIT, bank_logsumexp, same_id
 
@@ -26,6 +26,8 @@ def info_nce(
     positive_ids: typing.Any = None,
     memory_bank_ids: typing.Any = None,
     memory_bank_mask: typing.Any = None,
+    batch_positives: typing.Any = None,
+    batch_ids: typing.Any = None,
     chunk_size: int | None = CHUNK_SIZE,
     gemm_dtype: str = "float32",
 ) -> typing.Any:
@@ -53,6 +55,10 @@ def info_nce(
             Signed and unsigned 64-bit ids compare bit for bit.
         memory_bank_ids: integers [K], item id of each slot; needed beside a bank where `positive_ids` is given.
         memory_bank_mask: optional bool [K], True where the slot is filled.
+        batch_positives: optional float [G, D], the positives of a whole batch of which these rows are a part, theirs
+            among them: the in-batch negatives, where several devices share a batch. Gradients reach them.
+        batch_ids: integers [G], their item ids, beside `batch_positives` and `positive_ids`: a row's own positive is
+            told by its id.
         chunk_size: a larger bank is streamed in chunks of so many slots: the [B, K] logits never exist, and
             the backward pass needs no further pass over the bank. None keeps the logits in memory.
         gemm_dtype: "float32", or "bfloat16" to multiply with the bank in that type, where the hardware is
@@ -75,10 +81,11 @@ def info_nce(
     positive_ids = checks.item_ids("positive_ids", positive_ids)
     memory_bank_ids = checks.item_ids("memory_bank_ids", memory_bank_ids)
     memory_bank_mask = None if memory_bank_mask is None else ops.cast(memory_bank_mask, "bool")
+    batch = _Batch(batch_positives, checks.item_ids("batch_ids", batch_ids))
     masks = (positive_ids, memory_bank_ids, memory_bank_mask)
     checks.require_gemm(chunk_size, gemm_dtype)
     checks.require_positive("temperature", temperature)
-    _require_shapes(queries, positives, memory_bank, in_batch_negatives, *masks)
+    _require_shapes(queries, positives, memory_bank, in_batch_negatives, *masks, *batch)
     positives = ops.cast(positives, "float32")
     # One scalar division: the gradient of a division of [B, D] would hold three more of them.
     scaled = ops.cast(queries, "float32") * (1.0 / ops.cast(temperature, "float32"))  # [B, D]
@@ -87,12 +94,24 @@ def info_nce(
     if memory_bank is not None:
         negatives.append(bank_logsumexp(scaled, memory_bank, *masks, chunk_size=chunk_size, gemm_dtype=gemm_dtype))
     if in_batch_negatives:
-        negatives.append(_in_batch_logsumexp(scaled, positives, positive_ids))
+        negatives.append(_in_batch_logsumexp(scaled, positives, positive_ids, batch))
     negative_logit = ops.logsumexp(ops.stack(negatives), axis=0)  # logaddexp has a wrong gradient at a tie
     return ops.softplus(negative_logit - positive_logit)
 
 
-def _in_batch_logsumexp(scaled: typing.Any, positives: typing.Any, positive_ids: typing.Any) -> typing.Any:
+class _Batch(typing.NamedTuple):
+    """The positives of a whole batch, float [G, D], and their ids [G]; None of both: the rows are the batch."""
+
+    positives: typing.Any
+    ids: typing.Any
+
+
+def _in_batch_logsumexp(
+    scaled: typing.Any, positives: typing.Any, positive_ids: typing.Any, batch: _Batch
+) -> typing.Any:
+    if batch.positives is not None:
+        logits = ops.matmul(scaled, ops.transpose(ops.cast(batch.positives, "float32")))  # [B, G]
+        return ops.logsumexp(ops.where(same_id(positive_ids, batch.ids), MASKED_LOGIT, logits), axis=-1)
     logits = ops.matmul(scaled, ops.transpose(positives))  # [B, B]
     rows = ops.arange(ops.shape(logits)[0])
     excluded = same_id(rows, rows)
@@ -109,10 +128,31 @@ def _require_shapes(
     positive_ids: typing.Any = None,
     memory_bank_ids: typing.Any = None,
     memory_bank_mask: typing.Any = None,
+    batch_positives: typing.Any = None,
+    batch_ids: typing.Any = None,
 ) -> None:
     """Raises the ValueErrors of `info_nce` that shapes alone decide."""
     checks.require_pairs(queries=queries, positives=positives)
     batch = queries.shape[0]
+    if (batch_positives is None) != (batch_ids is None):
+        raise ValueError(
+            "A row finds its own positive in `batch_positives` [G, D] by `batch_ids` [G]. Received: only one of them. "
+            "Pass both, or neither."
+        )
+    if batch_positives is not None:
+        if not in_batch_negatives or positive_ids is None:
+            raise ValueError(
+                "`batch_positives` are the in-batch negatives, told apart by id. Received: "
+                f"in_batch_negatives={in_batch_negatives}, `positive_ids` {'' if positive_ids is None else 'not '}"
+                "None. Set `in_batch_negatives=True` and pass `positive_ids`, or leave them out."
+            )
+        if len(batch_positives.shape) != 2 or not shapes_agree(queries.shape[1:], batch_positives.shape[1:]):
+            raise ValueError(
+                f"`batch_positives` must be [G, D] with the D of `queries`, {queries.shape[1]}. Received: "
+                f"{tuple(batch_positives.shape)}."
+            )
+        checks.require_rows("batch_ids", batch_ids, "batch_positives", batch_positives.shape[0])
+        batch = batch_positives.shape[0]
     checks.require_rows("positive_ids", positive_ids, "queries", batch)
     if memory_bank is not None:
         checks.require_bank(tuple(queries.shape), memory_bank)
@@ -170,8 +210,8 @@ class InfoNCE(keras.layers.Layer):
             works in eager steps only (a compiled one raises), and it costs one pass over the bank.
 
     Call with `queries`, `positives` float [B, D], and as wanted `memory_bank` float [K, D], `positive_ids`
-    int [B], `memory_bank_ids` int [K], `memory_bank_mask` bool [K], as in `info_nce`. Returns a float32
-    scalar.
+    int [B], `memory_bank_ids` int [K], `memory_bank_mask` bool [K], `batch_positives` float [G, D], `batch_ids` int
+    [G], as in `info_nce`. Returns a float32 scalar.
 
     Raises:
         ValueError: a temperature that is not positive or outside its range, an unknown `gemm_dtype`; when called,
@@ -224,6 +264,8 @@ class InfoNCE(keras.layers.Layer):
         positive_ids_shape=None,
         memory_bank_ids_shape=None,
         memory_bank_mask_shape=None,
+        batch_positives_shape=None,
+        batch_ids_shape=None,
     ) -> None:
         self.log_temperature = self.add_weight(
             name="log_temperature",
@@ -239,7 +281,7 @@ class InfoNCE(keras.layers.Layer):
     def __call__(self, *args, **kwargs):
         if id_dtype() == "int32":  # Keras converts the arguments before `call`, and cuts 64-bit ids while it does
             given = inspect.signature(self.call).bind_partial(*args, **kwargs).arguments
-            for name in ("positive_ids", "memory_bank_ids"):
+            for name in ("positive_ids", "memory_bank_ids", "batch_ids"):
                 require_ids_fit(name, given.get(name))
         return super().__call__(*args, **kwargs)
 
@@ -251,11 +293,14 @@ class InfoNCE(keras.layers.Layer):
         positive_ids=None,
         memory_bank_ids=None,
         memory_bank_mask=None,
+        batch_positives=None,
+        batch_ids=None,
     ):
         if self.check:
             checks.require_unit_vectors("queries", queries)
             checks.require_unit_vectors("positives", positives)
             checks.require_unit_vectors("memory_bank", memory_bank, memory_bank_mask)
+            checks.require_unit_vectors("batch_positives", batch_positives)
         losses = info_nce(
             queries,
             positives,
@@ -265,6 +310,8 @@ class InfoNCE(keras.layers.Layer):
             positive_ids=positive_ids,
             memory_bank_ids=memory_bank_ids,
             memory_bank_mask=memory_bank_mask,
+            batch_positives=batch_positives,
+            batch_ids=batch_ids,
             chunk_size=self.chunk_size,
             gemm_dtype=self.gemm_dtype,
         )
@@ -278,6 +325,8 @@ class InfoNCE(keras.layers.Layer):
         positive_ids_shape=None,
         memory_bank_ids_shape=None,
         memory_bank_mask_shape=None,
+        batch_positives_shape=None,
+        batch_ids_shape=None,
     ):
         return ()
 

@@ -12,6 +12,7 @@ from tfmm import artifacts
 from tfmm import config as config_lib
 from tfmm import vectors as vectors_lib
 from tfmm.layers import MAKEBlock
+from tfmm.training import replicas
 from tfmm.vectors import Vectors
 
 KIND = "make"
@@ -46,7 +47,7 @@ class MAKEModel(keras.Model):
             name: the model's name.
             **kwargs: of keras.Model.
         """
-        super().__init__(name=name, **kwargs)
+        super().__init__(name=name, autocast=False, **kwargs)  # scales of int8 rows and numbers stay float32
         self.settings = config_lib.from_dict(config_lib.MAKEConfig, config) if isinstance(config, dict) else config
         if not dims:
             raise ValueError("`dims` must name at least one modality: the catalog has no item vectors.")
@@ -123,7 +124,8 @@ def loss(
         negative_rate: float32 [B] or a number in (0, 1], the share of such negatives that the log keeps; None: 1.
     Returns:
         float32 []: the mean, by weight, of -y log(sigmoid(x)) - (1 - y) log(1 - sigmoid(x)), where x = logit -
-        log(negative_rate) is the logit in the log as it was sampled; 0 where no row counts.
+        log(negative_rate) is the logit in the log as it was sampled; 0 where no row counts. On several replicas, what
+        has that of the global batch as its mean over them.
 
     Differs from the paper: a mean and not a sum, so that the learning rate does not depend on the batch size;
     rows whose target has no embedding are left out.
@@ -133,13 +135,12 @@ def loss(
     """
     label = ops.cast(label, "float32")
     counts = ops.cast(mask, "float32")
+    if weight is not None:
+        counts = counts * weight
     if negative_rate is not None:
         logit = logit - ops.log(ops.where(mask, negative_rate, 1.0))  # 1 of fillers, whose rate is 0
     cross_entropy = ops.maximum(logit, 0.0) - logit * label + ops.log1p(ops.exp(-ops.abs(logit)))
-    if weight is None:
-        return ops.sum(cross_entropy * counts) / ops.maximum(ops.sum(counts), 1.0)
-    counts = counts * weight
-    total = ops.sum(counts)
+    total = replicas.mean(ops.sum(counts))
     return ops.sum(cross_entropy * counts) / ops.where(total > 0.0, total, 1.0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import pathlib
@@ -19,7 +18,7 @@ from tfmm.features import LABEL, FeatureSet, Label
 from tfmm.index import item_vectors
 from tfmm.make import model as model_lib
 from tfmm.training import checkpoint as checkpoint_lib
-from tfmm.training import evaluation, loop, sources
+from tfmm.training import devices, evaluation, loop, precision, sources
 from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
 from tfmm.training.labels import metric_weights, weighing, weights_of
@@ -27,6 +26,7 @@ from tfmm.training.labels import metric_weights, weighing, weights_of
 HISTORY = "history.json"
 
 
+@devices.placed("`make.batch_size`, `make.units` or `data.max_behaviors`")
 def train(
     config: config_lib.MAKEConfig,
     train_pattern: examples_lib.Patterns,
@@ -37,6 +37,7 @@ def train(
     *,
     modalities: typing.Sequence[str] | None = None,
     sequences: typing.Collection[str] | None = None,
+    training: config_lib.TrainingConfig = config_lib.DEFAULT_TRAINING,
     checkpoint_dir: str | pathlib.Path | None = None,
     progress: progress_lib.Progress = progress_lib.silent,
 ) -> dict[str, typing.Any]:
@@ -53,20 +54,23 @@ def train(
         modalities: those to train; all of the snapshot where None.
         sequences: names of those that a method reads, see `ctr.integrations.make_sequences`; of none, nothing is read
             or trained, and the artifact says so. None: those whose `make` is True.
+        training: on what devices, and how exactly.
         checkpoint_dir: where to keep the state of each epoch, to go on from after a stop.
         progress: called with the steps done.
     Returns:
         The manifest; `metrics` has AUC and GAUC per extractor after the last epoch.
     Raises:
         FileNotFoundError: examples or snapshot are missing.
-        ValueError: a modality is not in the snapshot, or it has no vector at all.
+        ValueError: a modality is not in the snapshot, it has no vector at all; what
+            `devices.placed` refuses, and a batch that the devices do not divide.
     """
+    devices.require_divisible(config.batch_size)
     if sequences is None:
         sequences = [sequence.name for sequence in feature_set.sequences if sequence.make]
     read = _of_sequences(feature_set, sequences)
     folder = pathlib.Path(output_dir)
     if not read.sequences:
-        return _write_nothing(config, folder)
+        return devices.write(lambda: _write_nothing(config, folder), folder)
     tables = item_vectors.load_vectors(snapshot_dir, modalities)
     train_rows, eval_rows = (
         sources.open_source(examples_lib.example_files(pattern), read, tables)
@@ -77,13 +81,14 @@ def train(
     dims = {modality: table.dim for modality, table in tables.items()}
     model = model_lib.MAKEModel(config, dims, [sequence.name for sequence in read.sequences])
     model.build()
-    optimizer = keras.optimizers.Adam(config.learning_rate)
+    optimizer = precision.scaled(keras.optimizers.Adam(config.learning_rate))
     optimizer.build(model.trainable_variables)
     checkpoint = None
     if checkpoint_dir is not None:
         key = artifacts.fingerprint(
             source.digest_of(__name__),
             config_lib.to_dict(config),
+            config_lib.to_dict(training),
             model.dims,
             model.sequences,
             config_lib.to_dict(read.label),
@@ -120,10 +125,14 @@ def train(
         stage="make",
         evaluate=lambda epoch: evaluate(forward, model, eval_rows, read.label),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / HISTORY).write_text(json.dumps(history, indent=2) + "\n")
-    metrics = {name: value for name, value in (history[-1] if history else {}).items() if "auc" in name}
-    return model_lib.save_model(model, folder, [snapshot_dir], metrics=metrics)
+
+    def write() -> dict[str, typing.Any]:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / HISTORY).write_text(json.dumps(history, indent=2) + "\n")
+        metrics = {name: value for name, value in (history[-1] if history else {}).items() if "auc" in name}
+        return model_lib.save_model(model, folder, [snapshot_dir], metrics=metrics)
+
+    return devices.write(write, folder)
 
 
 def _of_sequences(feature_set: FeatureSet, names: typing.Collection[str]) -> FeatureSet:
@@ -156,16 +165,15 @@ def evaluate(
         label: says what each row counts.
     """
     columns = {name: rows.column(name) for name in ("user_id", *label.sources)}
-    weights, logits, known = (
-        metric_weights(columns, label),
-        collections.defaultdict(list),
-        collections.defaultdict(list),
-    )
-    for batch in sources.dataset(rows, np.arange(rows.num_rows), evaluation.BATCH_SIZE):
-        for block, values in forward(batch).items():
-            logits[block].append(values.numpy())
-        for modality in model.dims:
-            known[modality].append(item_vectors.has_vector(batch, modality).numpy())
+    weights = metric_weights(columns, label)
+    logits: dict[str, list[np.ndarray]] = {block: [] for name in model.dims for block in _blocks(model, name)}
+    known: dict[str, list[np.ndarray]] = {modality: [] for modality in model.dims}
+    with precision.in_float32(model):
+        for batch in sources.dataset(rows, np.arange(rows.num_rows), evaluation.BATCH_SIZE):
+            for block, values in forward(batch).items():
+                logits[block].append(values.numpy())
+            for modality, parts in known.items():
+                parts.append(item_vectors.has_vector(batch, modality).numpy())
     result = {}
     for modality in model.dims:
         has = np.concatenate(known[modality])[: rows.num_rows]

@@ -18,6 +18,7 @@ from tfmm import own_classes, saved_model
 from tfmm.config import SCLConfig
 from tfmm.pretrain import images, own_encoders, texts
 from tfmm.pretrain.content_form import NFKC_CASEFOLD, ContentForm
+from tfmm.pretrain.normalization import GlobalBatchNormalization
 
 Features = tuple[tf.Tensor, ...]
 
@@ -101,6 +102,10 @@ class Encoder(tf.Module):
         saved_model.save(self, {"serving_default": self.encode}, output_dir)
 
 
+def _unit(vectors: typing.Any) -> typing.Any:
+    return keras.layers.UnitNormalization(name="vector", dtype="float32")(vectors)  # a length of 1 whatever the policy
+
+
 class ImageEncoder(Encoder):
     """A small pre-activation ResNet with a flat head: where in the picture something is counts.
 
@@ -119,7 +124,7 @@ class ImageEncoder(Encoder):
 
         def activate(x):
             # The moving mean must follow within one epoch of a small catalog.
-            return keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
+            return keras.layers.ReLU()(GlobalBatchNormalization(momentum=0.9)(x))
 
         size, width = self.config.image_size, self.config.width
         pixels = keras.Input((size, size, 3), name="pixels")
@@ -133,7 +138,7 @@ class ImageEncoder(Encoder):
         x = keras.layers.Dense(self.config.dim, kernel_initializer=keras.initializers.GlorotUniform(next(seeds)))(
             keras.layers.Flatten()(x)
         )
-        return keras.Model([pixels], keras.layers.UnitNormalization(name="vector")(x), name="image_encoder")
+        return keras.Model([pixels], _unit(x), name="image_encoder")
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:
@@ -163,7 +168,7 @@ class TextEncoder(Encoder):
             self.config.text_buckets + 1, dim, embeddings_initializer=initializer, name="token_embedding"
         )(tokens)
         total = ops.einsum("bt,btd->bd", weights, vectors)
-        return keras.Model([tokens, weights], keras.layers.UnitNormalization(name="vector")(total), name="text_encoder")
+        return keras.Model([tokens, weights], _unit(total), name="text_encoder")
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfmm.training import replicas
+
 EMPTY = 0  # the item id of a slot never filled; no item has it
 
 
@@ -20,28 +22,29 @@ class MemoryBank(tf.Module):
     """Keeps the newest K keys with their item ids; any K, also one that the batch size does not divide.
 
     The item ids mask false negatives: older copies of a query's own positive. Under tf.distribute every
-    replica holds the same bank and adds the keys of all replicas.
+    replica holds the same bank and adds the keys of all replicas, each to its own copy in place.
 
     Args:
         size: int K >= 1.
         dim: int D.
+        dtype: of the keys: float32, or 16 bits for half the memory; in a cluster they are float32 all the same.
     Attributes:
-        keys: float32 [K, D], L2-normalized where filled.
+        keys: float [K, D], L2-normalized where filled.
         item_ids: int64 [K], 0 where never filled.
         position: int64, the slot that the next key goes to.
     """
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, dtype: str = "float32") -> None:
         super().__init__()
         if size < 1:
             raise ValueError(
                 f"`size` must be at least 1. Received: {size}. Train without a bank instead of an empty one."
             )
         self.size = size
-        options = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
-        self.keys = tf.Variable(tf.zeros([size, dim]), name="keys", **options)
-        self.item_ids = tf.Variable(tf.zeros([size], tf.int64), name="item_ids", **options)
-        self.position = tf.Variable(0, dtype=tf.int64, name="position", **options)
+        dtype = "float32" if replicas.is_cluster() else dtype
+        self.keys = tf.Variable(tf.zeros([size, dim], dtype), name="keys", trainable=False)
+        self.item_ids = tf.Variable(tf.zeros([size], tf.int64), name="item_ids", trainable=False)
+        self.position = tf.Variable(0, dtype=tf.int64, name="position", trainable=False)
 
     @property
     def filled(self) -> tf.Tensor:
@@ -55,20 +58,12 @@ class MemoryBank(tf.Module):
             keys: float32 [B, D], L2-normalized; no gradient flows back.
             item_ids: int64 [B], not 0.
         """
-        keys, item_ids = tf.stop_gradient(keys), tf.cast(item_ids, tf.int64)
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            keys, item_ids = replica.all_gather(keys, axis=0), replica.all_gather(item_ids, axis=0)
+        keys = tf.cast(replicas.gather(tf.stop_gradient(keys)), self.keys.dtype)
+        item_ids = replicas.gather(tf.cast(item_ids, tf.int64))
         count = tf.shape(keys, tf.int64)[0]
         dropped = tf.maximum(count - self.size, 0)
-        slots = ring_slots(self.position + dropped, count - dropped, self.size)[:, None]
-        self._put(self.keys, slots, keys[dropped:])
-        self._put(self.item_ids, slots, item_ids[dropped:])
+        slots = ring_slots(self.position + dropped, count - dropped, self.size)
+        # In place: a bank of 196,800 keys is not copied each step.
+        self.keys.scatter_update(tf.IndexedSlices(keys[dropped:], slots))
+        self.item_ids.scatter_update(tf.IndexedSlices(item_ids[dropped:], slots))
         self.position.assign((self.position + count) % self.size)
-
-    @staticmethod
-    def _put(variable: tf.Variable, slots: tf.Tensor, rows: tf.Tensor) -> None:
-        if isinstance(variable, tf.distribute.DistributedValues):
-            variable.assign(tf.tensor_scatter_nd_update(variable, slots, rows))
-        else:
-            variable.scatter_nd_update(slots, rows)  # in place: a bank of 196,800 keys is not copied each step

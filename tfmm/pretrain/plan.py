@@ -41,7 +41,9 @@ class Plan:
         return self.epochs * (self.pairs_per_epoch // self.batch_size)
 
 
-def make_plan(config: SCLConfig, queries: np.ndarray, positives: np.ndarray, item_ids: np.ndarray) -> Plan:
+def make_plan(
+    config: SCLConfig, queries: np.ndarray, positives: np.ndarray, item_ids: np.ndarray, replicas: int = 1
+) -> Plan:
     """Fits the settings to the training pairs.
 
     Memory bank: at most `memory_bank_size` keys and at most `memory_bank_share` of the distinct positives. A bank
@@ -61,6 +63,9 @@ def make_plan(config: SCLConfig, queries: np.ndarray, positives: np.ndarray, ite
         config: the stage's settings.
         queries, positives: int64 [n], which contents each training pair has; equal contents have equal numbers.
         item_ids: int64 [n], the positive's item of each training pair.
+        replicas: that have equal parts of a batch: one of few pairs leaves some out.
+    Raises:
+        ValueError: fewer pairs than replicas.
 
     >>> pairs = np.arange(5_000)
     >>> plan = make_plan(SCLConfig(), 1_800 + pairs, pairs % 1_800, pairs % 1_800)  # searches
@@ -73,7 +78,9 @@ def make_plan(config: SCLConfig, queries: np.ndarray, positives: np.ndarray, ite
     num_pairs, distinct = len(item_ids), len(np.unique(item_ids))
     epochs = max(1, min(config.epochs, config.max_pairs_seen // num_pairs))
     pairs_per_epoch = min(num_pairs, config.max_pairs_seen)
-    batch_size = min(config.batch_size, pairs_per_epoch)
+    batch_size = min(config.batch_size, pairs_per_epoch) // replicas * replicas
+    if not batch_size:
+        raise ValueError(f"Each of {replicas} devices must have a pair. Received: {num_pairs}. Train on one device.")
     per_query = _positives_per_query(queries, item_ids)
     among = float(np.isin(queries, positives).mean())
     lone = min(config.lone_positive_bank, distinct) if per_query <= LONE and among < 0.5 else 0

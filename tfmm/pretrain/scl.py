@@ -18,7 +18,7 @@ from tfmm.config import SCLConfig
 from tfmm.losses import InfoNCE, TripletLoss
 from tfmm.pretrain.encoders import Encoder, Features
 from tfmm.pretrain.memory_bank import MemoryBank
-from tfmm.training import loop
+from tfmm.training import loop, precision, replicas
 
 
 class Batch(typing.NamedTuple):
@@ -50,17 +50,23 @@ class SCL:
     def __init__(self, config: SCLConfig, encoder: Encoder, total_steps: int) -> None:
         self.config = config
         self.encoder = encoder
-        self.info_nce = InfoNCE(temperature=config.temperature, in_batch_negatives=config.in_batch_negatives)
+        dtype = precision.compute_dtype()
+        self.info_nce = InfoNCE(
+            temperature=config.temperature,
+            in_batch_negatives=config.in_batch_negatives,
+            gemm_dtype="bfloat16" if dtype == "bfloat16" else "float32",  # exp(cosine / temperature) leaves float16
+        )
         self.triplet = TripletLoss(margin=config.triplet_margin)
         self.info_nce.build((None, config.dim), (None, config.dim))
-        self.bank = MemoryBank(config.memory_bank_size, config.dim) if config.memory_bank_size else None
+        self.bank = MemoryBank(config.memory_bank_size, config.dim, dtype) if config.memory_bank_size else None
         self.key_model: typing.Any = None
         if self.bank is not None:
             self.key_model = encoder.build_model()
             self.key_model.set_weights(encoder.model.get_weights())
         self.trainable = [*encoder.model.trainable_variables, *self.info_nce.trainable_variables]
-        self.optimizer = make_optimizer(config, total_steps)
-        self.optimizer.exclude_from_weight_decay([v for v in self.trainable if len(v.shape) < 2])
+        optimizer = make_optimizer(config, total_steps)
+        optimizer.exclude_from_weight_decay([v for v in self.trainable if len(v.shape) < 2])
+        self.optimizer = precision.scaled(optimizer)
         self.optimizer.build(self.trainable)
 
     def variables(self) -> dict[str, list[typing.Any]]:
@@ -95,8 +101,11 @@ class SCL:
     def losses(self, batch: Batch, keys: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns InfoNCE and triplet loss, float [], of a batch.
 
+        On several replicas negatives are those of the global batch, and the mean over the replicas of what each returns
+        is the loss of that batch.
+
         Args:
-            batch: as `train_step` takes it.
+            batch: as `train_step` takes it; this replica's part.
             keys: float32 [B, D] of the momentum encoder for `batch.positive`; None without a bank.
         """
         with_triplet = bool(batch.negative) and self.config.triplet_weight > 0.0
@@ -110,20 +119,19 @@ class SCL:
         vectors = tf.split(self.encoder.model(features, training=True), len(groups))
         queries, negatives = vectors[0], vectors[-1]
         positives = vectors[1] if self.config.in_batch_negatives else tf.stop_gradient(keys)
-        if self.bank is None:
-            info_nce = self.info_nce(queries, positives, positive_ids=batch.item_ids)
-        else:
-            info_nce = self.info_nce(
-                queries,
-                positives,
-                self.bank.keys,
-                positive_ids=batch.item_ids,
-                memory_bank_ids=self.bank.item_ids,
-                memory_bank_mask=self.bank.filled,
-            )
+        among: dict[str, typing.Any] = {"positive_ids": batch.item_ids}
+        if self.bank is not None:
+            among |= {"memory_bank": self.bank.keys, "memory_bank_ids": self.bank.item_ids}
+            among["memory_bank_mask"] = self.bank.filled
+        if self.config.in_batch_negatives and replicas.count() > 1:
+            among |= {"batch_positives": replicas.gather(positives), "batch_ids": replicas.gather(batch.item_ids)}
+        info_nce = self.info_nce(queries, positives, **among)
         triplet = tf.constant(0.0)
         if with_triplet:
             triplet = self.triplet(queries, positives, negatives, negatives_mask=batch.has_negative)
+            if replicas.count() > 1:
+                here = tf.reduce_sum(tf.cast(batch.has_negative, tf.float32))
+                triplet *= tf.math.divide_no_nan(here, replicas.mean(here))
         return info_nce, triplet
 
     def encode_keys(self, positives: Features) -> tf.Tensor:

@@ -13,25 +13,28 @@ import numpy as np
 import tensorflow as tf
 
 from tfmm import artifacts, own_classes, source
-from tfmm.config import SCLConfig, to_dict
+from tfmm.config import DEFAULT_TRAINING, SCLConfig, TrainingConfig, to_dict
 from tfmm.metrics.top_n_accuracy import positive_ranks
 from tfmm.pretrain import accuracy, frozen
 from tfmm.pretrain.encoders import Encoder, make_encoder
 from tfmm.pretrain.pair_table import NONE, ContentTable, PairTable, content_hash, read_pairs
 from tfmm.pretrain.plan import make_plan
 from tfmm.pretrain.scl import SCL, Batch
-from tfmm.training import loop
+from tfmm.training import devices, loop, precision, replicas
 from tfmm.training.checkpoint import Checkpoint
 from tfmm.training.progress import Progress, silent
 
 ENCODE_CHUNK = 256
+_MEMORY = "`batch_size`, `memory_bank_size`, `image_size` or `text_buckets` of the encoder"
 
 
+@devices.placed(_MEMORY)
 def train(
     config: SCLConfig,
     pairs_dir: str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     *,
+    training: TrainingConfig = DEFAULT_TRAINING,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> dict[str, typing.Any]:
@@ -45,6 +48,7 @@ def train(
             machine.
         pairs_dir: holds train.parquet and heldout.parquet of one modality.
         output_dir: where the artifact goes; an older one there is replaced.
+        training: on what devices, and how exactly; what is exported computes in float32.
         checkpoint_dir: where a stopped run goes on from; None trains without a way back.
         progress: stage name "pretrain_<modality>".
     Returns:
@@ -52,12 +56,19 @@ def train(
         of pairs and items; the settings in effect, see `plan.Plan`; `warnings`: sentences on few pairs, and where
         training did not raise Acc@1.
     Raises:
-        ValueError: files or columns missing, or fewer than two usable pairs.
+        ValueError: files or columns missing, fewer than two usable pairs; what `devices.placed` refuses, and
+            a batch that the devices do not divide.
     """
     pairs_dir, output_dir = pathlib.Path(pairs_dir), pathlib.Path(output_dir)
     if config.frozen:
-        return frozen.export(config, output_dir)
-    fitted = fit(config, pairs_dir, checkpoint_dir=checkpoint_dir, progress=progress)
+        return devices.write(lambda: frozen.export(config, output_dir), output_dir)
+    fitted = fit(config, pairs_dir, training=training, checkpoint_dir=checkpoint_dir, progress=progress)
+    return devices.write(lambda: _export(config, pairs_dir, output_dir, fitted), output_dir)
+
+
+def _export(
+    config: SCLConfig, pairs_dir: pathlib.Path, output_dir: pathlib.Path, fitted: Fitted
+) -> dict[str, typing.Any]:
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / artifacts.MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(output_dir / "encoder", ignore_errors=True)
@@ -85,19 +96,22 @@ class Fitted(typing.NamedTuple):
     facts: dict[str, typing.Any]
 
 
+@devices.placed(_MEMORY)
 def fit(
     config: SCLConfig,
     pairs_dir: str | os.PathLike[str],
     *,
+    training: TrainingConfig = DEFAULT_TRAINING,
     checkpoint_dir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Fitted:
     """Trains one item encoder; as `train`, which also exports it. `plan.make_plan` fits the settings to the pairs."""
+    devices.require_divisible(config.batch_size)
     train_path, heldout_path = (pathlib.Path(pairs_dir) / f"{name}.parquet" for name in ("train", "heldout"))
     encoder = make_encoder(config)
     pairs, contents, unusable = _load(encoder, train_path)
     heldout = Heldout(encoder, heldout_path)
-    plan = make_plan(config, pairs.query, pairs.positive, pairs.item_ids)
+    plan = make_plan(config, pairs.query, pairs.positive, pairs.item_ids, replicas.count())
     stage = f"pretrain_{config.modality}"
     sizes = {**dataclasses.asdict(plan), "steps": plan.steps}
     progress(stage, 0, plan.steps, **sizes)
@@ -105,7 +119,8 @@ def fit(
     checkpoint = None
     if checkpoint_dir is not None:
         code = source.digest_of(__name__), own_classes.source_digest([config.encoder])
-        key = artifacts.fingerprint(to_dict(config), sizes, content_hash(train_path, heldout_path), code)
+        settings, pairs_hash = (to_dict(config), to_dict(training)), content_hash(train_path, heldout_path)
+        key = artifacts.fingerprint(settings, sizes, pairs_hash, code)
         checkpoint = Checkpoint(checkpoint_dir, key, scl.variables())
     untrained = heldout.ranks()
     history = loop.run(
@@ -126,6 +141,7 @@ def fit(
         "unusable_contents": unusable + heldout.unusable,
     }
     found = (_pairs_warning(pathlib.Path(pairs_dir)), accuracy.no_better(facts, config.modality))
+    precision.to_float32(encoder.model)
     facts["warnings"] = [warning for warning in found if warning]
     return Fitted(encoder, history, facts)
 
@@ -181,12 +197,13 @@ class Heldout:
 
     def ranks(self) -> np.ndarray:
         """Returns int64 [n]: each pair's positive among all positives, by the encoder as it is now."""
-        chunks = [
-            self.encoder.model(
-                list(self.contents.fetch(self._rows[start : start + ENCODE_CHUNK])), training=False
-            ).numpy()
-            for start in range(0, len(self._rows), ENCODE_CHUNK)
-        ]
+        with precision.in_float32(self.encoder.model):
+            chunks = [
+                self.encoder.model(
+                    list(self.contents.fetch(self._rows[start : start + ENCODE_CHUNK])), training=False
+                ).numpy()
+                for start in range(0, len(self._rows), ENCODE_CHUNK)
+            ]
         vectors = np.concatenate(chunks)
         queries, positives = vectors[self._query_place], vectors[self._positive_place]
         return positive_ranks(queries, positives, positive_ids=self.pairs.item_ids)

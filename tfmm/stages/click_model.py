@@ -10,6 +10,7 @@ from tfmm.ctr import train as train_lib
 from tfmm.data import declared
 from tfmm.export import saved_model
 from tfmm.stages.folders import SERVING, TRAINED, Folder
+from tfmm.training import devices
 from tfmm.training.progress import Progress, silent
 
 
@@ -56,16 +57,20 @@ def train_click_model(
         methods=run.methods if vectors else (),
         snapshot_dir=vectors.snapshot_dir if vectors else None,
         make_dir=vectors.make_dir if vectors else None,
+        training=run.training,
         checkpoint_dir=checkpoint_dir,
         progress=progress,
     )
-    saved_model.export(
-        folder / TRAINED,
-        vocabulary_dir,
-        vectors.snapshot_dir if vectors else None,
-        declared.id_types(data_dir, run.feature_set),
-        run.export,
-        folder / SERVING,
+    devices.by_chief(
+        run.training,
+        lambda: saved_model.export(
+            folder / TRAINED,
+            vocabulary_dir,
+            vectors.snapshot_dir if vectors else None,
+            declared.id_types(data_dir, run.feature_set),
+            run.export,
+            folder / SERVING,
+        ),
     )
     return manifest
 

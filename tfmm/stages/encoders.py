@@ -37,7 +37,9 @@ def train_encoders(
     manifests = {}
     for name, config in run.encoders(modalities).items():
         pairs, output, checkpoints = (pathlib.Path(folder) / name for folder in (pairs_dir, output_dir, checkpoint_dir))
-        manifests[name] = train_lib.train(config, pairs, output, checkpoint_dir=checkpoints, progress=progress)
+        manifests[name] = train_lib.train(
+            config, pairs, output, training=run.training, checkpoint_dir=checkpoints, progress=progress
+        )
         for line in in_words.encoder_lines(manifests[name]):
             say(line)
     return manifests

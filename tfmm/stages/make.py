@@ -30,6 +30,7 @@ def train_make(
         output_dir,
         run.feature_set,
         sequences=sequences,
+        training=run.training,
         checkpoint_dir=checkpoint_dir,
         progress=progress,
     )

@@ -18,6 +18,7 @@ from tfmm.stages.folders import Folder
 FILE = "run.json"
 _SHOWN = 5  # settings that differ, of a message
 _EXAMPLES = ("data", "features", "sequences", "label")
+_DEVICES = ("training",)  # each command says its own: what is trained on does not ask where it was made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +38,12 @@ STAGES = {
     "marketplace": Stage(("marketplace",)),
     "check": Stage((*_EXAMPLES, "modalities")),
     "pairs": Stage(("pairs", "data", "modalities", "label")),
-    "encoders": Stage(("image", "text", "modalities", "seed"), ("pairs",)),
+    "encoders": Stage(("image", "text", "modalities", "seed", *_DEVICES), ("pairs",)),
     "catalog": Stage(("modalities", "features", "sequences", "data"), ("encoders",)),
     "examples": Stage(_EXAMPLES),
-    "make": Stage(("make", *_EXAMPLES), ("catalog", "examples")),
-    "id_model": Stage(("ctr", "export", *_EXAMPLES), ("examples",)),
-    "multimodal_model": Stage(("ctr", "export", "methods", *_EXAMPLES), ("catalog", "make")),
+    "make": Stage(("make", *_DEVICES, *_EXAMPLES), ("catalog", "examples")),
+    "id_model": Stage(("ctr", "export", *_DEVICES, *_EXAMPLES), ("examples",)),
+    "multimodal_model": Stage(("ctr", "export", "methods", *_DEVICES, *_EXAMPLES), ("catalog", "make")),
     "models": Stage((), ("id_model", "multimodal_model")),
     "judgement": Stage(("gate", "modalities", *_EXAMPLES), ("models",)),
 }
@@ -136,8 +137,8 @@ def taken(
 
 
 def differences(made_by: RunConfig, given: RunConfig, stage: str) -> list[str]:
-    """Returns the settings that a stage's artifact depends on and that differ, with both values."""
-    fields = sorted(depends_on(stage))
+    """Returns the settings that a stage's artifact depends on and that differ, with both values; not the devices."""
+    fields = sorted(depends_on(stage) - {*_DEVICES})
     left, right = ({name: config_lib.to_dict(run)[name] for name in fields} for run in (made_by, given))
     return list(_differences(left, right, ""))
 

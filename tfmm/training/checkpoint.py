@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 _META = "__meta__"
+_BFLOAT16, _STORED_AS = np.dtype(tf.bfloat16.as_numpy_dtype), np.dtype(np.uint16)  # NumPy's files do not know the first
 
 Variables = typing.Mapping[str, typing.Sequence[typing.Any]]
 
@@ -21,7 +22,7 @@ class Checkpoint:
     The state of a run is its variables, the number of epochs done and the history so far; everything random
     must follow from the seed and the epoch's number (dropout layers keep their generator in a variable of the
     model). The file is complete or absent, also after a kill: it is written aside, synced to disk and
-    renamed.
+    renamed. Of several processes that train together the chief alone writes it, and all go on from it.
 
     Args:
         folder: where checkpoints are kept. The file lies in a subfolder named by `key`, so a run with another
@@ -55,7 +56,9 @@ class Checkpoint:
     def save(self, epochs_done: int, history: typing.Sequence[typing.Mapping[str, float]] = ()) -> None:
         """Writes the state after `epochs_done` epochs in place of the one before."""
         # NumPy cannot read a mirrored variable; TensorFlow gives the first replica's value.
-        arrays = {f"{name}/{i}": tf.convert_to_tensor(variable).numpy() for name, variable, i in self._each()}
+        if not tf.distribute.get_strategy().extended.should_checkpoint:
+            return
+        arrays = {f"{name}/{i}": _array(variable) for name, variable, i in self._each()}
         meta = json.dumps({"epochs_done": epochs_done, "history": list(history)})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".state.{os.getpid()}.npz")
@@ -88,7 +91,7 @@ class Checkpoint:
             ) from error
         found = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
         wanted = {
-            f"{name}/{i}": (tuple(variable.shape), _dtype_name(variable))
+            f"{name}/{i}": (tuple(variable.shape), _stored_dtype(variable))
             for name, variable, i in self._each()
         }
         if found != wanted:
@@ -99,13 +102,25 @@ class Checkpoint:
                 "all that shapes the model."
             )
         for name, variable, i in self._each():
-            variable.assign(arrays[f"{name}/{i}"])
+            array = arrays[f"{name}/{i}"]
+            variable.assign(array.view(_BFLOAT16) if _dtype_name(variable) == _BFLOAT16.name else array)
         return meta["epochs_done"], meta["history"]
 
     def _each(self) -> typing.Iterator[tuple[str, typing.Any, int]]:
         for name, group in self.variables.items():
             for i, variable in enumerate(group):
                 yield name, variable, i
+
+
+def _array(variable: typing.Any) -> np.ndarray:
+    # NumPy cannot read a mirrored variable; TensorFlow gives the first replica's value.
+    array = tf.convert_to_tensor(variable).numpy()
+    return array.view(_STORED_AS) if array.dtype == _BFLOAT16 else array
+
+
+def _stored_dtype(variable: typing.Any) -> str:
+    name = _dtype_name(variable)
+    return _STORED_AS.name if name == _BFLOAT16.name else name
 
 
 def _dtype_name(variable: typing.Any) -> str:

@@ -14,6 +14,7 @@ import typing
 import numpy as np
 import tensorflow as tf
 
+from tfmm.training import precision, replicas
 from tfmm.training.checkpoint import Checkpoint
 from tfmm.training.progress import Progress, silent
 
@@ -35,8 +36,10 @@ def run(
 
     A resumed run ends like an uninterrupted one if `dataset_for_epoch` depends on its argument alone (draw
     shuffles and augmentation from `np.random.default_rng((seed, epoch))`) and the checkpoint names every variable that
-    a step changes. To train on several devices call it, and create the variables, inside `strategy.scope()`: each
-    dataset's batch is the global one and is split, and the step's gradients must go through `apply_gradients`.
+    a step changes. To train on several devices call it, and create the variables, inside `strategy.scope()` (as
+    `devices.placed` does): each dataset's batch is the global one, of which replica r of R gets the r-th of R equal
+    parts in the order of its rows, whatever the dataset reads. The step's gradients must go through `apply_gradients`,
+    and what it returns is averaged over the replicas, see `replicas`.
 
     Args:
         step_fn: takes one element of the dataset, updates variables, returns float [] tensors by name. It is
@@ -69,7 +72,7 @@ def run(
         steps_per_epoch = max(int(dataset.cardinality()), 0)
         sums: list[dict[str, tf.Tensor]] = []
         started = reported = time.perf_counter()
-        for batch in strategy.experimental_distribute_dataset(dataset):
+        for batch in _split(dataset, strategy):
             sums.append(step(batch))
             now = time.perf_counter()
             if now - reported >= REPORT_INTERVAL_S:
@@ -93,7 +96,7 @@ def run(
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"`{name}` must stay finite. Received: {value} in epoch {epoch} of {stage!r}. "
-                    "Lower the learning rate."
+                    "Lower the learning rate; in training.precision=mixed_float16, take mixed_bfloat16."
                 )
         seconds = time.perf_counter() - started
         steps_done += len(sums)
@@ -119,25 +122,55 @@ def run(
 def apply_gradients(
     tape: tf.GradientTape, loss: tf.Tensor, variables: typing.Sequence[typing.Any], optimizer: typing.Any
 ) -> None:
-    """Applies the gradients of `loss`, the mean over this replica's part of the batch, inside a step.
+    """Applies the gradients of a loss inside a step; its mean over the replicas is that over the global batch.
 
-    Keras sums gradients over replicas, so the loss is divided by their number: the update is that of the mean
-    over the global batch. `optimizer` may be built on more variables; those without a gradient stay as they
-    are.
+    Keras sums gradients over replicas, so the loss is divided by their number. `optimizer` may be built on more
+    variables; those without a gradient stay as they are.
 
     Args:
         tape: the tape that saw the loss computed; the scaling is recorded on it, so call this inside its
             `with`.
         loss: float [].
         variables: Keras variables.
-        optimizer: a Keras optimizer.
+        optimizer: a Keras optimizer, or what `precision.scaled` makes of one.
     """
-    loss = loss / tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)
+    loss = loss / tf.cast(replicas.count(), loss.dtype)
+    if isinstance(optimizer, precision.LossScaled):
+        loss = loss * optimizer.scale
     with tape.stop_recording():
         gradients = tape.gradient(loss, [variable.value for variable in variables])
-        optimizer.apply_gradients(
-            [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
-        )
+        pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+        optimizer.apply([g for g, _ in pairs], [v for _, v in pairs])
+
+
+def _split(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> typing.Iterable[typing.Any]:
+    """Returns the batches, each in one equal part per replica.
+
+    TensorFlow's own split would give each process other files, so that a global batch is not the dataset's.
+    """
+    count = strategy.num_replicas_in_sync
+    if count == 1:
+        return dataset
+    structure = dataset.element_spec
+
+    def part(column: tf.Tensor) -> tf.Tensor:
+        shape = tf.shape(column)
+        tf.debugging.assert_equal(shape[0] % count, 0, f"A batch must have a multiple of {count} rows, one part each.")
+        rows = tf.reshape(column, tf.concat([[count, shape[0] // count], shape[1:]], axis=0))
+        size = column.shape[0]
+        return tf.ensure_shape(rows, [count, None if size is None else size // count, *column.shape[1:]])
+
+    def parts_of_process(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        local = count // context.num_input_pipelines
+        first = context.input_pipeline_id * local
+
+        def cut(*batch: typing.Any) -> typing.Any:
+            columns = [part(column)[first : first + local] for column in tf.nest.flatten(batch)]
+            return tf.nest.pack_sequence_as(structure, columns)
+
+        return dataset.map(cut, num_parallel_calls=1, deterministic=True).unbatch().prefetch(2 * local)
+
+    return strategy.distribute_datasets_from_function(parts_of_process)
 
 
 def _distributed(step_fn: StepFn, strategy: tf.distribute.Strategy) -> typing.Callable[[typing.Any], dict]:
