@@ -10,6 +10,7 @@ import pathlib
 import ssl
 import typing
 import urllib.parse
+import urllib.request
 
 import grpc
 
@@ -18,6 +19,13 @@ CAUGHT_UP = "tfmm-caught-up"  # the key of metadata by which the replicator says
 TIME_OUT = "x-envoy-expected-rq-timeout-ms"  # REST's header for how long the caller waits; meshes set it by themselves
 SCHEME = "Bearer "
 TOKEN_VARIABLE = "TFMM_TOKEN"
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows nowhere: no such server redirects, and request and token would go where they were not sent."""
+
+    def redirect_request(self, *_: typing.Any) -> None:
+        return None
 
 
 def watermarks_text(watermarks: typing.Mapping[str, int]) -> str:

@@ -44,13 +44,6 @@ class PredictError(Exception):
         self.code = code
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows nowhere: no such server redirects, and request and token would go where they were not sent."""
-
-    def redirect_request(self, *_: typing.Any) -> None:
-        return None
-
-
 class RankingClient:
     """Scores candidates for users, over gRPC (`rank`, the fast way) or REST (`rank_rest`).
 
@@ -82,7 +75,7 @@ class RankingClient:
         self._metadata = access.metadata()
         self._channel = access.open(target, _OPTIONS)
         context = access.context() if (rest_url or "").startswith("https:") else None
-        self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=context))
+        self._opener = urllib.request.build_opener(channel.NoRedirect, urllib.request.HTTPSHandler(context=context))
         self._predictions = prediction_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
         self._inputs: dict[int | None, Inputs] = {}  # of `rank`, by the version asked for

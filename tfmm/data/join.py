@@ -165,7 +165,7 @@ def _spread(
                 at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), reader.seen[group.table])
                 at[at != instants.NULL].tofile(shown_at)
             for table, columns in good.items():
-                rows = _records(columns)
+                rows = records.structured(columns)
                 dtypes[table] = rows.dtype
                 if "item_id" in columns:
                     item_ids = np.union1d(item_ids, columns["item_id"])
@@ -330,15 +330,6 @@ def _first_eval(path: pathlib.Path, eval_fraction: float) -> int:
                 yield piece, None
 
     return int(order_statistics.select(pieces, np.array([place]), np.int64)[0])
-
-
-def _records(columns: Columns) -> np.ndarray:
-    """Returns columns [n] and [n, k] as one structured array [n]."""
-    dtype = np.dtype([(name, values.dtype, values.shape[1:]) for name, values in columns.items()])
-    result = np.empty(len(next(iter(columns.values()))), dtype)
-    for name, values in columns.items():
-        result[name] = values
-    return result
 
 
 def _columns(rows: np.ndarray) -> Columns:

@@ -86,5 +86,14 @@ class Records:
             self.release()
 
 
+def structured(columns: typing.Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns columns [n] and [n, k] as one structured array [n]."""
+    dtype = np.dtype([(name, values.dtype, values.shape[1:]) for name, values in columns.items()])
+    result = np.empty(len(next(iter(columns.values()))), dtype)
+    for name, values in columns.items():
+        result[name] = values
+    return result
+
+
 def _damaged(path: object, message: str) -> ValueError:
     return ValueError(f"Example files must be whole. Received, in {path}: {message}. Write the examples again.")

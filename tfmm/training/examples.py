@@ -108,6 +108,16 @@ def read_columns(
     """
     if shards_lib.is_shards(files):
         return _of_shards(files, preprocessing.raw_spec(feature_set) if names is None else names)
+    parts = list(read_pieces(files, feature_set, names))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    labels.check(columns)
+    return columns
+
+
+def read_pieces(
+    files: typing.Sequence[str], feature_set: FeatureSet, names: typing.Collection[str] | None = None
+) -> typing.Iterator[Columns]:
+    """Yields columns of TFRecord files piece by piece, as `read_columns` returns them; at least one piece."""
     require_whole(files)
     known = preprocessing.transformed_spec(feature_set)
     wanted = preprocessing.raw_spec(feature_set) if names is None else names
@@ -118,11 +128,11 @@ def read_columns(
         .batch(4096)
         .map(lambda records: tf.io.parse_example(records, spec), num_parallel_calls=2, deterministic=True)
     )
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in spec}
+    num_rows = 0
     try:
         for batch in batches.as_numpy_iterator():
-            for name, values in batch.items():
-                parts[name].append(values.astype(np.int32) if name in narrow else values)
+            num_rows += len(next(iter(batch.values())))
+            yield {name: values.astype(np.int32) if name in narrow else values for name, values in batch.items()}
     except tf.errors.InvalidArgumentError as error:
         lengths = {sequence.name: sequence.length for sequence in feature_set.sequences}
         raise ValueError(
@@ -131,11 +141,8 @@ def read_columns(
         ) from error
     except tf.errors.DataLossError as error:
         raise _damaged(f"in {files[0]} or one of {len(files) - 1} more files", error.message) from error
-    if not parts or not next(iter(parts.values())):
+    if not num_rows:
         raise ValueError(f"{files[0]} and {len(files) - 1} more files hold no example.")
-    columns = {name: np.concatenate(values) for name, values in parts.items()}
-    labels.check(columns)
-    return columns
 
 
 def _of_shards(files: typing.Sequence[str], names: typing.Collection[str]) -> Columns:
@@ -149,11 +156,16 @@ def _of_shards(files: typing.Sequence[str], names: typing.Collection[str]) -> Co
 
 
 def in_time_order(columns: Columns) -> Columns:
-    """Sorts rows by time, ties by a hash of their ids: neither the files' order nor an id or a label orders them."""
+    """Returns rows in `time_order`."""
+    order = time_order(columns)
+    return {name: values[order] for name, values in columns.items()}
+
+
+def time_order(columns: Columns) -> np.ndarray:
+    """Returns the order by time, ties by a hash of ids: neither the files' order nor an id or a label orders rows."""
     ids = [columns[name] for name in ("user_id", "item_id", "timestamp") if name in columns]
     last = [columns[name] for name in (NEGATIVE_RATE, SAMPLE_WEIGHT, LABEL) if name in columns]
-    order = np.lexsort((*last, behaviors.tie_break(*ids), columns["timestamp"]))
-    return {name: values[order] for name, values in columns.items()}
+    return np.lexsort((*last, behaviors.tie_break(*ids), columns["timestamp"]))
 
 
 def shuffled_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import math
+import os
+import tempfile
 import typing
 
 import numpy as np
 import tensorflow as tf
 
 from tfmm import vectors as vectors_lib
+from tfmm.data import records
 from tfmm.data import shards as shards_lib
 from tfmm.features import KEYS, LABEL, Column, FeatureSet, Sequence
 from tfmm.index import item_vectors
 from tfmm.index.item_vectors import ItemVectors
 from tfmm.preprocessing import Preprocessor
 from tfmm.training import examples as examples_lib
+from tfmm.training import labels
 from tfmm.training.examples import IS_ROW, Columns
 
 _RELEASE_EVERY = 64  # batches, after which what was read leaves the process' memory
@@ -62,6 +69,65 @@ class InMemory:
 
     def release(self) -> None:
         pass
+
+
+class Spooled:
+    """TFRecords, read once into a file of records in the system's folder for such, which nobody else sees.
+
+    Memory is that of the keys and labels, some 40 bytes a row; the file has the rows with their histories.
+
+    Args:
+        files, feature_set, tables, preprocessor: see `open_source`.
+    Raises:
+        ValueError: a column is missing, or an index is not in the vocabulary.
+    """
+
+    def __init__(
+        self,
+        files: typing.Sequence[str],
+        feature_set: FeatureSet,
+        tables: typing.Mapping[str, ItemVectors],
+        preprocessor: Preprocessor | None,
+    ):
+        inputs = [column.input for column in feature_set.columns] if preprocessor else []
+        ids, scalars = [s.item_ids for s in feature_set.sequences], (*KEYS, "timestamp", *feature_set.label.sources)
+        keys: dict[str, list[np.ndarray]] = {name: [] for name in scalars}
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            path, writer = os.path.join(folder, f"rows{records.SUFFIX}"), None
+            for piece in examples_lib.read_pieces(files, feature_set, {*scalars, *ids, *inputs}):
+                if preprocessor:
+                    _require_known(piece, feature_set, preprocessor.sizes)
+                columns = item_vectors.add_slots(piece, tables, feature_set)
+                rows = records.structured({name: values for name, values in columns.items() if name not in ids})
+                writer = writer or stack.enter_context(records.Writer(path, rows.dtype))
+                writer.append(rows)
+                for name, parts in keys.items():
+                    parts.append(piece[name])
+            stack.close()
+            self._rows = records.Records(path)  # stays readable when its name is gone
+        found = {name: np.concatenate(parts) for name, parts in keys.items()}
+        labels.check(found)
+        self._order = examples_lib.time_order(found)
+        self._keys = {name: values[self._order] for name, values in found.items()}
+        self.num_rows = len(self._order)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        total = hashlib.sha256(str(self._rows.array.dtype).encode())
+        for start in range(0, self.num_rows, shards_lib.PIECE):
+            total.update(self._rows.array[self._order[start : start + shards_lib.PIECE]].tobytes())
+            self.release()
+        return total.hexdigest()[:16]
+
+    def column(self, name: str) -> np.ndarray:
+        return self._keys[name]
+
+    def gather(self, places: np.ndarray) -> Columns:
+        rows = self._rows.array[self._order[places]]
+        return {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names}
+
+    def release(self) -> None:
+        self._rows.release()
 
 
 class OnDisk:
@@ -163,7 +229,7 @@ def open_source(
     tables: typing.Mapping[str, ItemVectors],
     preprocessor: Preprocessor | None = None,
 ) -> ExampleSource:
-    """Opens examples: shards where they lie, or TFRecords, which are read into memory.
+    """Opens examples: shards where they lie, or TFRecords, which are spooled.
 
     Args:
         files: of a split, see `training.examples.example_files`.
@@ -175,14 +241,7 @@ def open_source(
     """
     if shards_lib.is_shards(files):
         return OnDisk(files, feature_set, tables, preprocessor)
-    inputs = [column.input for column in feature_set.columns] if preprocessor else []
-    ids = [sequence.item_ids for sequence in feature_set.sequences]
-    raw = examples_lib.read_columns(files, feature_set, {*KEYS, *ids, *inputs, "timestamp", *feature_set.label.sources})
-    columns = examples_lib.in_time_order(raw)
-    if preprocessor:
-        _require_known(columns, feature_set, preprocessor.sizes)
-    with_slots = item_vectors.add_slots(columns, tables, feature_set)
-    return InMemory({name: values for name, values in with_slots.items() if name not in ids})
+    return Spooled(files, feature_set, tables, preprocessor)
 
 
 def dataset(

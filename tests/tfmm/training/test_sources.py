@@ -45,20 +45,20 @@ def tables(folder):
 
 def test_shards_give_what_transformed_records_give(folder, tables):
     preprocessor = preprocessing.load(FEATURES, folder / "vocabulary")
-    on_disk, in_memory = (
+    on_disk, spooled = (
         sources.open_source(example_files(folder / pattern), FEATURES, tables, preprocessor)
         for pattern in ("raw/eval-*", "eval-0.tfrecord")
     )
-    assert isinstance(on_disk, sources.OnDisk) and isinstance(in_memory, sources.InMemory)
-    assert on_disk.num_rows == in_memory.num_rows
+    assert isinstance(on_disk, sources.OnDisk) and isinstance(spooled, sources.Spooled)
+    assert on_disk.num_rows == spooled.num_rows
     places = np.random.default_rng(0).permutation(on_disk.num_rows)
-    found, expected = on_disk.gather(places), in_memory.gather(places)
+    found, expected = on_disk.gather(places), spooled.gather(places)
     assert set(found) == set(expected) - {"user_id", "item_id", "timestamp"}
     for name, values in found.items():
         np.testing.assert_array_equal(values, expected[name], name)
         assert values.dtype == expected[name].dtype, name
     for name in ("user_id", "item_id", "timestamp", "label"):
-        np.testing.assert_array_equal(on_disk.column(name), in_memory.column(name))
+        np.testing.assert_array_equal(on_disk.column(name), spooled.column(name))
     assert (found["image_acts_slots"] > 0).any() and (found["acts_age_value"] > 0).any()
 
 
