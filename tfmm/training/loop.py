@@ -7,6 +7,7 @@ progress, checkpoints, and goes on where a stopped run was.
 
 from __future__ import annotations
 
+import collections
 import math
 import time
 import typing
@@ -20,6 +21,7 @@ from tfmm.training.progress import Progress, silent
 
 StepFn = typing.Callable[[typing.Any], typing.Mapping[str, tf.Tensor]]
 REPORT_INTERVAL_S = 1.0
+_READ_EVERY = 256  # steps, after which their scalars leave the device
 
 
 def run(
@@ -70,28 +72,34 @@ def run(
     for epoch in range(done, epochs):
         dataset = dataset_for_epoch(epoch)
         steps_per_epoch = max(int(dataset.cardinality()), 0)
-        sums: list[dict[str, tf.Tensor]] = []
+        values: dict[str, list[float]] = collections.defaultdict(list)
+        latest: list[dict[str, tf.Tensor]] = []  # on the device; read together, so that a step need not wait
+        steps = 0
         started = reported = time.perf_counter()
         for batch in _split(dataset, strategy):
-            sums.append(step(batch))
+            latest.append(step(batch))
+            steps += 1
+            if len(latest) == _READ_EVERY:
+                _read(latest, values)
             now = time.perf_counter()
             if now - reported >= REPORT_INTERVAL_S:
                 reported = now
                 progress(
                     stage,
-                    steps_done + len(sums),
+                    steps_done + steps,
                     epochs * steps_per_epoch,
                     note="",
                     epoch=epoch,
-                    steps_per_s=len(sums) / (now - started),
-                    **{k: float(v) for k, v in sums[-1].items()},
+                    steps_per_s=steps / (now - started),
+                    **_last(latest, values),
                 )
-        if not sums:
+        _read(latest, values)
+        if not steps:
             raise ValueError(
                 f"Epoch {epoch} of {stage!r} must have at least one batch. Received: an empty dataset. "
                 "Are there fewer rows than one batch?"
             )
-        means = {name: float(np.mean([float(entry[name]) for entry in sums])) for name in sums[0]}
+        means = {name: float(np.mean(found)) for name, found in values.items()}
         for name, value in means.items():
             if not math.isfinite(value):
                 raise FloatingPointError(
@@ -99,8 +107,8 @@ def run(
                     "Lower the learning rate; in training.precision=mixed_float16, take mixed_bfloat16."
                 )
         seconds = time.perf_counter() - started
-        steps_done += len(sums)
-        entry: dict[str, float] = {"epoch": epoch, "seconds": round(seconds, 3), "steps": len(sums), **means}
+        steps_done += steps
+        entry: dict[str, float] = {"epoch": epoch, "seconds": round(seconds, 3), "steps": steps, **means}
         if evaluate is not None:
             entry.update({name: float(value) for name, value in evaluate(epoch).items()})
         history.append(entry)
@@ -110,13 +118,28 @@ def run(
         progress(
             stage,
             steps_done,
-            steps_done + (epochs - epoch - 1) * len(sums),
+            steps_done + (epochs - epoch - 1) * steps,
             note="",
             epoch=epoch,
-            steps_per_s=len(sums) / seconds,
+            steps_per_s=steps / seconds,
             **shown,
         )
     return history
+
+
+def _read(latest: list[dict[str, tf.Tensor]], values: dict[str, list[float]]) -> None:
+    """Moves the scalars of the latest steps into lists of floats by name."""
+    for scalars in latest:
+        for name, value in scalars.items():
+            values[name].append(float(value))
+    latest.clear()
+
+
+def _last(latest: list[dict[str, tf.Tensor]], values: dict[str, list[float]]) -> dict[str, float]:
+    """Returns the scalars of the step before, wherever they are."""
+    if latest:
+        return {name: float(value) for name, value in latest[-1].items()}
+    return {name: found[-1] for name, found in values.items()}
 
 
 def apply_gradients(
