@@ -112,7 +112,7 @@ def run(
         if evaluate is not None:
             entry.update({name: float(value) for name, value in evaluate(epoch).items()})
         history.append(entry)
-        if checkpoint is not None:
+        if checkpoint is not None and (epoch + 1 == epochs or checkpoint.is_due()):
             checkpoint.save(epoch + 1, history)
         shown = {name: value for name, value in entry.items() if name not in ("epoch", "seconds", "steps")}
         progress(

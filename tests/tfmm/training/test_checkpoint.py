@@ -105,3 +105,19 @@ def test_kill_during_writing_leaves_a_whole_checkpoint(tmp_path):
     epochs, _ = Checkpoint(tmp_path, "k", {"a": [variable]}).restore()
     assert epochs >= 20
     np.testing.assert_array_equal(variable.numpy(), np.full(200_000, epochs, np.float32))
+
+
+def test_a_slow_save_is_not_repeated_until_it_is_a_twentieth_of_the_time(tmp_path, monkeypatch):
+    now, takes = [100.0], [0.2]
+    monkeypatch.setattr(checkpoint_lib.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint_lib.os, "fsync", lambda _: now.__setitem__(0, now[0] + takes[0]))
+    checkpoint = checkpoint_lib.Checkpoint(tmp_path, "a", {"step": [tf.Variable(1)]})
+    assert checkpoint.is_due()
+    checkpoint.save(1)
+    assert checkpoint.is_due()  # a quick one may follow at once
+    takes[0] = 2.0  # of the file and of its folder: 4 s in all
+    checkpoint.save(2)
+    now[0] += 75.9
+    assert not checkpoint.is_due()
+    now[0] += 0.2
+    assert checkpoint.is_due()
