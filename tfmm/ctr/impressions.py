@@ -11,6 +11,11 @@ from tfmm.features import PADDING, Column, FeatureSet, Sequence
 Tensors = typing.Mapping[str, typing.Any]
 
 
+def product(left: typing.Any, right: typing.Any) -> typing.Any:
+    """Returns left * right, of the wider type where they differ, as in mixed precision."""
+    return left * right if left.dtype == right.dtype else ops.multiply(left, right)
+
+
 class Behaviors(typing.NamedTuple):
     """A sequence as the click model sees it without vectors: see `integrations.Context`."""
 
@@ -126,8 +131,8 @@ class Impressions:
                 interest = self._attention[sequence.name](
                     of.target, of.behaviors, behaviors_mask=of.is_behavior, training=self._training
                 )
-                interests += [interest, ops.multiply(interest, of.target)]
-            interests.append(ops.multiply(average, of.target))
+                interests += [interest, product(interest, of.target)]
+            interests.append(product(average, of.target))
         users = [self.column(column.name) for column in own if column.side == "user"]
         items = [self.column(column.name) for column in own if column.side == "item"]
         return [*users, *averages, *items, *interests]

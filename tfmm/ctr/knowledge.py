@@ -9,7 +9,7 @@ from keras import ops
 
 from tfmm import vectors as vectors_lib
 from tfmm.ctr import integrations
-from tfmm.ctr.impressions import Impressions
+from tfmm.ctr.impressions import Impressions, product
 
 
 class Knowledge:
@@ -40,7 +40,7 @@ class Knowledge:
             target = ops.concatenate([of.target, *(pair[0] for pair in pairs[name])], axis=-1)
             behaviors, mask = _joined([of.behaviors, *(pair[1] for pair in pairs[name])], of.is_behavior)
             interest = attention(target, behaviors, behaviors_mask=mask, training=self._training)
-            parts += [interest, ops.multiply(interest, target)]
+            parts += [interest, product(interest, target)]
         return parts
 
     def _modality(self, modality: str, is_hidden: bool) -> tuple[list[typing.Any], dict[str, list[typing.Any]]]:

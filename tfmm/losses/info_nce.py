@@ -152,7 +152,6 @@ def _require_shapes(
                 f"{tuple(batch_positives.shape)}."
             )
         checks.require_rows("batch_ids", batch_ids, "batch_positives", batch_positives.shape[0])
-        batch = batch_positives.shape[0]
     checks.require_rows("positive_ids", positive_ids, "queries", batch)
     if memory_bank is not None:
         checks.require_bank(tuple(queries.shape), memory_bank)
@@ -168,7 +167,7 @@ def _require_shapes(
             "`memory_bank_ids` and `memory_bank_mask` describe a `memory_bank`. Received: none. "
             "Pass the bank too, or leave them out."
         )
-    elif not in_batch_negatives or batch == 1:
+    elif not in_batch_negatives or (batch if batch_positives is None else batch_positives.shape[0]) == 1:
         raise ValueError(
             "InfoNCE needs at least one negative (K >= 1). Received: no `memory_bank`, "
             f"`in_batch_negatives={in_batch_negatives}` and a batch of {batch}. Pass a memory bank, or set "

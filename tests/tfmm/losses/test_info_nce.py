@@ -275,3 +275,31 @@ def test_layer_refuses_a_start_outside_the_range():
         InfoNCE(temperature=2.0)
     with pytest.raises(ValueError, match=r"`min_temperature` must be a positive number. Received: -1"):
         InfoNCE(min_temperature=-1.0)
+
+
+def test_rows_of_a_batch_find_their_negatives_in_the_whole_of_it():
+    vectors, ids = unit(np.random.default_rng(0), 12, 5), np.array([1, 2, 1, 3, 4, 2])
+    queries, positives = vectors[:6], vectors[6:]
+    whole = info_nce(queries, positives, temperature=0.2, in_batch_negatives=True, positive_ids=ids)
+    part = info_nce(
+        queries[4:], positives[4:], temperature=0.2, in_batch_negatives=True, positive_ids=ids[4:],
+        batch_positives=positives, batch_ids=ids,
+    )  # fmt: skip
+    np.testing.assert_allclose(part, whole[4:], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch_ids": None}, "only one of them"),
+        ({"positive_ids": None}, "in_batch_negatives=True, `positive_ids` None"),
+        ({"in_batch_negatives": False}, "in_batch_negatives=False"),
+        ({"batch_positives": np.eye(3)[:, :2], "batch_ids": np.arange(3)}, r"\[G, D\] with the D of `queries`, 3"),
+        ({"batch_ids": np.arange(2)}, r"`batch_ids` must be \[3\]"),
+    ],
+)
+def test_a_whole_batch_that_does_not_fit_is_refused(changes, said):
+    rows, ids = np.eye(3), np.arange(3)
+    given = {"in_batch_negatives": True, "positive_ids": ids, "batch_positives": rows, "batch_ids": ids, **changes}
+    with pytest.raises(ValueError, match=said):
+        info_nce(rows, rows, temperature=0.5, **given)
