@@ -109,7 +109,7 @@ def find(ids: np.ndarray, sorted_ids: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 class Versions:
-    """The rows of a table with versions, for any number of look-ups: id and time become one int64.
+    """The rows of a table with versions, for any number of look-ups.
 
     Args:
         ids: int64 [m], in `order`.
@@ -118,19 +118,22 @@ class Versions:
     Attributes:
         ids: int64 [k], each id once, ascending.
         starts: int64 [k], the first row of each.
+        owners: int64 [m], of each row the place of its id in `ids`.
     """
 
     def __init__(self, ids: np.ndarray, latest: np.ndarray):
         is_first = np.ones(len(ids), bool)
         is_first[1:] = ids[1:] != ids[:-1]
         self.starts = np.flatnonzero(is_first)
-        self.ids = ids[self.starts]
-        self._moments, ranks = np.unique(latest, return_inverse=True)
-        self._width = len(self._moments) + 1  # ids x width stays below 2^63 up to 3 billion rows
-        self._keys = (np.cumsum(is_first) - 1) * self._width + ranks
+        self.ids, self.owners = ids[self.starts], np.cumsum(is_first) - 1
+        self._latest = np.ascontiguousarray(latest)
+        self._ends = np.append(self.starts[1:], len(ids))[: len(self.starts)]
+        self._num_halvings = int((self._ends - self.starts).max(initial=0)).bit_length()
 
     def newest(self, owners: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the newest rows strictly before instants, int64, and bool, True where there is one.
+
+        By binary search among the versions of each id, of all at once.
 
         Args:
             owners: int64, places in `ids`, of any shape.
@@ -138,9 +141,13 @@ class Versions:
         """
         if not len(self.ids):
             return np.zeros(owners.shape, np.int64), np.zeros(owners.shape, bool)
-        before = np.searchsorted(self._moments, at)  # how many moments are earlier
-        places = np.searchsorted(self._keys, owners * self._width + before) - 1
-        return places, places >= self.starts[owners]
+        starts = self.starts[owners]
+        low, high = starts, self._ends[owners]  # of the first row that is not before; the search ends where they meet
+        for _ in range(self._num_halvings):
+            middle = np.minimum((low + high) >> 1, len(self._latest) - 1)
+            is_before = (low < high) & (self._latest[middle] < at)
+            low, high = np.where(is_before, middle + 1, low), np.where(is_before, high, np.minimum(middle, high))
+        return low - 1, low > starts
 
 
 def look_up(
@@ -151,8 +158,6 @@ def look_up(
     acts: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the rows of a table that were known of ids at some instants: the newest versions strictly before.
-
-    By binary search: O((m + n) log m) for the keys of `Versions`, and O(log m) for each of the values that come out.
 
     Args:
         ids: int64 [n].

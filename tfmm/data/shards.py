@@ -117,8 +117,8 @@ class Known:
         """Returns int [n] places in the table, for an item's first int [n] and microseconds int64 [n] of each."""
         if self._versions is None:
             return firsts
-        owners = np.searchsorted(self._versions.starts, firsts)
-        return self._versions.newest(owners, at)[0]  # there always is one: the first row holds from the beginning
+        places, _ = self._versions.newest(self._versions.owners[firsts], at)
+        return places  # there always is one: an item's first row holds from the beginning
 
 
 class Shards:
