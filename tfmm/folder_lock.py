@@ -88,12 +88,19 @@ def _write(descriptor: int) -> None:
     facts = {
         "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
         "pid": os.getpid(),
-        "user": getpass.getuser(),
+        "user": _user(),
         "host": platform.node(),
         "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(facts).encode(), 0)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number that has no name
+        return str(os.getuid())
 
 
 def _read(descriptor: int) -> str:

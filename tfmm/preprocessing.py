@@ -6,6 +6,7 @@ as Transform writes them: a vocabulary's ids, one a line, the most frequent firs
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 import typing
@@ -145,7 +146,15 @@ class Preprocessor:
             for name, feature in feature_set.embeddings.items()
         }
         self.resources = {name: _table(vocabularies[name]) for name in feature_set.vocabularies}
+        found = {name: np.asarray(vocabularies[name]) for name in feature_set.vocabularies}
+        found |= {f.name: np.asarray(statistics[f.name], np.float32) for f in feature_set.numbers}
+        self._digest = hashlib.sha256(b"".join(n.encode() + v.tobytes() for n, v in sorted(found.items()))).hexdigest()
         self._statistics = {f.name: np.asarray(statistics[f.name], np.float32) for f in feature_set.numbers}
+
+    @property
+    def digest(self) -> str:
+        """Hash of vocabularies and statistics."""
+        return self._digest
 
     def __call__(self, raw: typing.Mapping[str, tf.Tensor]) -> Tensors:
         """Returns the model's inputs for those of the columns that `raw` has."""

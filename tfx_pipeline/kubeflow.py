@@ -16,7 +16,7 @@ class Settings:
     """Where the DAG runs on Kubeflow."""
 
     image: str  # of every node: holds tfmm with its extra `pipeline`
-    root: str  # where artifacts go: a bucket, or a folder that every node sees
+    root: str  # where artifacts go: a folder that every node sees
     accelerator: str = ""  # type of a trainer's accelerators, such as nvidia.com/gpu; "": none
     accelerators: int = 0  # of each trainer
 
@@ -44,7 +44,12 @@ def faults(variables: typing.Mapping[str, str] = os.environ) -> list[str]:
     if not variables.get(IMAGE):
         found.append(f"{IMAGE} is not set: the image of the nodes, with tfmm and its extra `pipeline`")
     if not variables.get(ROOT):
-        found.append(f"{ROOT} is not set: where artifacts go, a bucket (gs://...) or a folder that every node sees")
+        found.append(f"{ROOT} is not set: where artifacts go, a folder that every node sees, such as a mounted bucket")
+    elif "://" in variables[ROOT]:
+        found.append(
+            f"{ROOT} must be a folder that every node sees, such as a mounted bucket: nodes read and write by path. "
+            f"Received: {variables[ROOT]}"
+        )
     kind, equals, count = variables.get(ACCELERATOR, "").partition("=")
     if (equals and not (kind and count.isdigit() and int(count) > 0)) or (kind and not equals):
         found.append(f"{ACCELERATOR} must be <type>=<count>, such as nvidia.com/gpu=1. Received: {kind}{equals}{count}")

@@ -70,8 +70,12 @@ def _run() -> str:
 
     environment = _build_and_run()
     published.publish(environment)
-    retention.prune(environment)
-    return "\n".join(outcome.lines(environment))
+    said = outcome.lines(environment)
+    try:
+        retention.prune(environment)
+    except OSError as error:
+        said.append(f"What is beyond `keep` could not be removed: {error}")
+    return "\n".join(said)
 
 
 def _build_and_run():

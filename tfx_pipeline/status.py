@@ -62,6 +62,9 @@ class Status:
     runs: list[Run]
 
 
+_LAST = "Pusher"  # the node with which a run is complete, whether it pushes or not
+
+
 def read(workdir: str | os.PathLike[str]) -> Status:
     """Returns the status of a workdir.
 
@@ -91,7 +94,12 @@ def _run(
     nodes = [_node(execution, makers, is_live) for execution in executions]
     states = {node.state for node in nodes}
     ended = [state for state in (metadata.FAILED, STOPPED, metadata.RUNNING) if state in states]
-    state = metadata.RUNNING if is_live and not ended else ended[0] if ended else metadata.COMPLETE
+    if ended:
+        state = ended[0]
+    elif any(node.name == _LAST for node in nodes):
+        state = metadata.COMPLETE
+    else:  # between two nodes, or before the first
+        state = metadata.RUNNING if is_live else STOPPED
     begun = executions[0].begun
     return Run(name, state, _moment(begun), round(max(e.begun + e.seconds for e in executions) - begun, 2), nodes)
 

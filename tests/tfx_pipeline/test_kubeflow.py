@@ -18,7 +18,7 @@ NODES = {
     "FeatureSchema", "ExampleValidator", "Transform", "MAKETrainer", "IDTrainer", "MultimodalTrainer", "ModelGate",
     "Pusher",
 }  # fmt: skip
-VARIABLES = {"TFMM_IMAGE": "registry.example/tfmm:1", "TFMM_ROOT": "gs://bucket/tfmm"}
+VARIABLES = {"TFMM_IMAGE": "registry.example/tfmm:1", "TFMM_ROOT": "/mnt/tfmm"}
 
 
 @pytest.mark.parametrize("name", ["Dataset", "DataReport", "Pairs", "Encoders", "IndexSnapshot", "Make"])

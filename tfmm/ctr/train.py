@@ -136,6 +136,7 @@ def train(
             source.digest_of(__name__),
             own_classes.source_digest((config.model, *(method.name for method in methods))),
             [rows.digest for rows in (train_rows, eval_rows)],
+            preprocessor.digest,
             [table.digest() for table in tables.values()],
             [] if extractor is None else [artifacts.read_manifest(str(make_dir))["id"]],
         )

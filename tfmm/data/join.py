@@ -39,6 +39,7 @@ from tfmm.features import Column, FeatureSet, Sequence
 from tfmm.labels import LABEL, NEGATIVE_RATE, SAMPLE_WEIGHT
 
 ROWS_PER_PARTITION = 50_000  # impressions, whose users' behaviors are in memory together
+LOG_ROWS_PER_PARTITION = 4_000_000  # behaviors, and users
 ROWS_PER_SHARD = 262_144
 SPLITS = ("train", "eval")
 _PARTS, _TIMES = ".parts", "times.bin"
@@ -68,23 +69,24 @@ def write_examples(
     """
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in (artifacts.MANIFEST, f"*{records.SUFFIX}", "*.tfrecord.gz", "dead_letter-*.parquet"):
-        for stale in glob.glob(f"{glob.escape(str(folder))}/{pattern}"):
-            pathlib.Path(stale).unlink()
-    parts_dir = folder / _PARTS
-    shutil.rmtree(parts_dir, ignore_errors=True)
-    parts_dir.mkdir()
-    counts, digests = _join(data_dir, config, feature_set, folder, parts_dir)
-    shutil.rmtree(parts_dir)
+    if found := declared.faults(data_dir, feature_set):
+        raise ValueError(f"{data_dir} must have what the run declares. Received:\n- " + "\n- ".join(found))
+    declared.id_types(data_dir, feature_set)  # refuses ids of mixed types
+    _remove_examples(folder)
+    try:
+        (folder / _PARTS).mkdir()
+        counts, digests = _join(data_dir, config, feature_set, folder, folder / _PARTS)
+    finally:
+        shutil.rmtree(folder / _PARTS)
     say(f"examples: {counts['train']:,} train, {counts['eval']:,} eval, {counts['dead_letter']:,} rows left out")
-    found, tables = dead_letters.counts(dead_letters.read(folder)), declared.tables(feature_set)
-    for line in dead_letters.count_lines(found, folder):
+    lost, tables = dead_letters.counts(dead_letters.read(folder)), declared.tables(feature_set)
+    for line in dead_letters.count_lines(lost, folder):
         say(line)
     totals = {
         name: sum(sum(part.row_groups) for part in schema.table_parts(data_dir, name, tables))
-        for name in {one.source for one in found}
+        for name in {one.source for one in lost}
     }
-    left_out.verify(found, totals, config.max_bad_fraction, folder)
+    left_out.verify(lost, totals, config.max_bad_fraction, folder)
     if not counts["train"] or not counts["eval"]:
         raise ValueError(
             f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "
@@ -94,12 +96,20 @@ def write_examples(
     return artifacts.write_manifest(folder, shards.KIND, config, parents=[data_dir], **facts)
 
 
+def _remove_examples(folder: pathlib.Path) -> None:
+    """Removes what an earlier run wrote, the manifest first, and what a killed one left."""
+    files = [artifacts.MANIFEST, "dead_letter-*.parquet", shards.ITEMS, "*.tfrecord.gz"]
+    for name in ("train-*", "eval-*", "history-*"):
+        files += [f"{name}{records.SUFFIX}", f".{name}{records.SUFFIX}"]
+    for pattern in files:
+        for stale in glob.glob(f"{glob.escape(str(folder))}/{pattern}"):
+            pathlib.Path(stale).unlink()
+    shutil.rmtree(folder / _PARTS, ignore_errors=True)
+
+
 def _join(
     data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, folder: pathlib.Path, parts: pathlib.Path
 ) -> tuple[dict[str, int], dict[str, str]]:
-    if found := declared.faults(data_dir, feature_set):
-        raise ValueError(f"{data_dir} must have what the run declares. Received:\n- " + "\n- ".join(found))
-    declared.id_types(data_dir, feature_set)  # refuses ids of mixed types
     seen = times.resolutions(data_dir, config.time_zone)
     seen |= as_known.verified(data_dir, config.time_zone, declared.tables(feature_set))
     for note in times.notes(seen):
@@ -109,8 +119,7 @@ def _join(
     reader = reading.Reader(feature_set, seen, has_behaviors, has_split)
     letters = _DeadLetters(folder)
     catalog = _catalog(reader, reading.row_groups(data_dir, ["items"], feature_set), letters)
-    num_rows = sum(group.part.row_groups[group.group] for group in groups if group.table == "impressions")
-    num_parts = max(1, round(num_rows / ROWS_PER_PARTITION))
+    num_parts = _num_partitions(groups)
     item_ids, dtypes = _spread(reader, groups, num_parts, parts, catalog["item_id"], letters)
     items = _items(item_ids, catalog, feature_set)
     np.save(folder / shards.ITEMS, items)
@@ -134,7 +143,7 @@ def _join(
     dtype = shards.row_dtype(feature_set)
     counts = {split: _in_time_order(parts, split, num_parts, folder, items, dtype) for split in SPLITS}
     counts["dead_letter"] = letters.close()
-    return counts, {path.name: _digest(path) for path in sorted(folder.glob(f"*{records.SUFFIX}"))}
+    return counts, {path.name: _digest(path) for path in _files(folder)}
 
 
 def _catalog(reader: reading.Reader, groups: typing.Iterable[reading.RowGroup], letters: _DeadLetters) -> Columns:
@@ -145,6 +154,15 @@ def _catalog(reader: reading.Reader, groups: typing.Iterable[reading.RowGroup], 
         letters.append(left)
         parts.append(good)
     return reading.sorted_by("item_id", parts)
+
+
+def _num_partitions(groups: typing.Iterable[reading.RowGroup]) -> int:
+    """Returns how many partitions keep each small, whichever table is large."""
+    num_rows = dict.fromkeys(reading.LOGS, 0)
+    for group in groups:
+        num_rows[group.table] += group.part.row_groups[group.group]
+    largest = {"impressions": ROWS_PER_PARTITION, "behaviors": LOG_ROWS_PER_PARTITION, "users": LOG_ROWS_PER_PARTITION}
+    return max(1, *(round(num_rows[table] / rows) for table, rows in largest.items()))
 
 
 def _spread(
@@ -264,7 +282,7 @@ def _first_times(files: typing.Sequence[pathlib.Path], dtype: np.dtype) -> np.nd
     if num_shards == 0:
         return np.zeros(0, np.int64)
     step = max(1, ROWS_PER_SHARD // 512)
-    sample = np.sort(np.concatenate([np.fromfile(path, dtype)["timestamp"][::step] for path in files]))
+    sample = np.sort(np.concatenate([np.fromfile(path, dtype)["timestamp"][::step].copy() for path in files]))
     firsts = sample[np.arange(num_shards) * len(sample) // num_shards]
     firsts[0] = np.iinfo(np.int64).min
     return np.unique(firsts)
@@ -335,6 +353,10 @@ def _first_eval(path: pathlib.Path, eval_fraction: float) -> int:
 def _columns(rows: np.ndarray) -> Columns:
     """Returns the columns of a structured array [n] by name."""
     return {name: rows[name] for name in rows.dtype.names or ()}
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.glob(f"*{records.SUFFIX}") if not path.name.startswith("."))
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -142,12 +142,13 @@ class Shards:
         self.folder = pathlib.Path(folders[0])
         manifest = artifacts.read_manifest(self.folder, KIND, ("feature_set", "digests"))
         self.feature_set = config_lib.from_dict(FeatureSet, manifest["feature_set"])
+        _require_all(files, manifest["digests"], self.folder)
         self._shards = [records.Records(file) for file in sorted(files)]
         _require(self._shards, row_dtype(self.feature_set), self.folder)
         self._starts = np.cumsum([0, *(len(shard.array) for shard in self._shards)])
         self.num_rows = int(self._starts[-1])
         self._histories = {s.name: records.Records(self.folder / history_name(s)) for s in self.feature_set.sequences}
-        self.items = np.load(self.folder / ITEMS)
+        self.items = records.Records(self.folder / ITEMS).array.copy()
         self._known = Known(self.items)
         self.has_versions = self._known.has_versions
         names = {ITEMS, *map(history_name, self.feature_set.sequences), *(os.path.basename(file) for file in files)}
@@ -245,6 +246,19 @@ def read_columns(pattern: str, names: typing.Collection[str] | None = None) -> C
     """Reads all rows of a split into memory: for small data."""
     shards = Shards(sorted(glob.glob(pattern)))
     return shards.gather(np.arange(shards.num_rows), names)
+
+
+def _require_all(files: typing.Sequence[str], known: typing.Collection[str], folder: pathlib.Path) -> None:
+    """Refuses files that the manifest does not name, and a split of which some are missing."""
+    given = {os.path.basename(file) for file in files}
+    splits = {name.split("-")[0] for name in given}
+    wanted = {name for name in known if "-of-" in name and name.split("-")[0] in splits}
+    if given != wanted:
+        differing = ", ".join(sorted(given ^ wanted))
+        raise ValueError(
+            f"{folder} must have the shards that its manifest names, all of a split. Differing: {differing}. Copy them "
+            "again, or write the examples again."
+        )
 
 
 def _require(found: typing.Sequence[records.Records], dtype: np.dtype, folder: pathlib.Path) -> None:

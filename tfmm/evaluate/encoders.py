@@ -14,6 +14,7 @@ from tfmm import artifacts
 from tfmm import config as config_lib
 from tfmm.data import as_known, schema
 from tfmm.data import behaviors as behaviors_lib
+from tfmm.data import shards as shards_lib
 from tfmm.evaluate import probe as probe_lib
 from tfmm.features import KEYS, FeatureSet
 from tfmm.index import snapshot as snapshot_lib
@@ -110,10 +111,14 @@ def probe_encoders(
 
 
 def _read(eval_pattern: examples_lib.Patterns, feature_set: FeatureSet) -> examples_lib.Columns:
-    """Reads keys, labels and, as `behavior_item_ids`, the items of all sequences."""
+    """Reads, of the rows that `sample` may keep, keys, labels and, as `behavior_item_ids`, the items of sequences."""
     histories = [sequence.item_ids for sequence in feature_set.sequences]
-    files = examples_lib.example_files(eval_pattern)
-    columns = examples_lib.read_columns(files, feature_set, {*KEYS, *feature_set.label.sources, *histories})
+    files, names = examples_lib.example_files(eval_pattern), {*KEYS, *feature_set.label.sources, *histories}
+    if shards_lib.is_shards(files):
+        shards = shards_lib.Shards(files)
+        columns = shards.gather(np.sort(_of_whole_users(shards.column("user_id"))[0]), names)
+    else:
+        columns = examples_lib.read_columns(files, feature_set, names)
     rows = {name: columns[name] for name in (*KEYS, *feature_set.label.sources)}
     return rows | {"behavior_item_ids": np.concatenate([columns[name] for name in histories], axis=1)}
 
@@ -129,19 +134,23 @@ def encoder_folders(encoders_dir: Folder | None) -> dict[str, pathlib.Path]:
 
 def sample(rows: examples_lib.Columns) -> examples_lib.Columns:
     """Draws whole users, by a hash, until the rows or their distinct items would be too many."""
-    users = rows["user_id"]
+    order, ends = _of_whole_users(rows["user_id"])
+    shown = np.concatenate([rows["item_id"][order, None], rows["behavior_item_ids"][order]], axis=1)
+    _, first = np.unique(shown, return_index=True)
+    items = np.cumsum(np.bincount(first // shown.shape[1], minlength=len(order)))[ends - 1]
+    last = max(1, int(np.searchsorted(items, MAX_ITEMS, side="right")))
+    kept = np.sort(order[: ends[last - 1]])
+    return {name: values[kept] for name, values in rows.items()}
+
+
+def _of_whole_users(users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows of whole users in a drawn order, some MAX_ROWS at most, and where each user ends."""
     order = np.lexsort((users, behaviors_lib.tie_break(users)))
     users = users[order]
     starts = np.flatnonzero(np.append(True, users[1:] != users[:-1]))
     ends = np.append(starts[1:], len(users))  # after each user
     last = max(1, int(np.searchsorted(ends, MAX_ROWS, side="right")))
-    order = order[: ends[last - 1]]
-    shown = np.concatenate([rows["item_id"][order, None], rows["behavior_item_ids"][order]], axis=1)
-    _, first = np.unique(shown, return_index=True)
-    items = np.cumsum(np.bincount(first // shown.shape[1], minlength=len(order)))[ends[:last] - 1]
-    last = max(1, int(np.searchsorted(items, MAX_ITEMS, side="right")))
-    kept = np.sort(order[: ends[last - 1]])
-    return {name: values[kept] for name, values in rows.items()}
+    return order[: ends[last - 1]], ends[:last]
 
 
 def untrained_vectors(

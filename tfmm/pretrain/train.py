@@ -28,7 +28,6 @@ ENCODE_CHUNK = 256
 _MEMORY = "`batch_size`, `memory_bank_size`, `image_size` or `text_buckets` of the encoder"
 
 
-@devices.placed(_MEMORY)
 def train(
     config: SCLConfig,
     pairs_dir: str | os.PathLike[str],
@@ -60,9 +59,19 @@ def train(
             a batch that the devices do not divide.
     """
     pairs_dir, output_dir = pathlib.Path(pairs_dir), pathlib.Path(output_dir)
-    if config.frozen:
-        return devices.write(lambda: frozen.export(config, output_dir), output_dir)
-    fitted = fit(config, pairs_dir, training=training, checkpoint_dir=checkpoint_dir, progress=progress)
+    if config.frozen:  # nothing is trained, so neither devices nor precision may change what it encodes
+        devices.by_chief(training, lambda: frozen.export(config, output_dir))
+        return artifacts.read_manifest(output_dir)
+    return _fit_and_export(
+        config, pairs_dir, output_dir, training=training, checkpoint_dir=checkpoint_dir, progress=progress
+    )
+
+
+@devices.placed(_MEMORY)
+def _fit_and_export(
+    config: SCLConfig, pairs_dir: pathlib.Path, output_dir: pathlib.Path, *, training: TrainingConfig, **how: typing.Any
+) -> dict[str, typing.Any]:
+    fitted = fit(config, pairs_dir, training=training, **how)
     return devices.write(lambda: _export(config, pairs_dir, output_dir, fitted), output_dir)
 
 

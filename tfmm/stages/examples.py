@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import typing
 
 from tfmm.config import RunConfig
@@ -18,6 +19,7 @@ def make_examples(
 ) -> None:
     """Writes `examples/` and `vocabulary/`; says which rows were left out."""
     folder = pathlib.Path(output_dir)
+    shutil.rmtree(folder / VOCABULARY, ignore_errors=True)  # of the examples before
     join.write_examples(data_dir, run.data, run.feature_set, folder / EXAMPLES, say)
     transform.fit(folder / EXAMPLES, folder / VOCABULARY)
 

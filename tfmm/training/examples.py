@@ -38,7 +38,7 @@ def example_files(pattern: Patterns) -> list[str]:
         if not found:
             raise FileNotFoundError(
                 f"No example file matches {os.fspath(one)!r}. Build the examples first, or name "
-                "their folder with a pattern such as 'examples/train-*.gz'; in a pattern, `[[]` stands for `[`."
+                "their folder with a pattern such as 'examples/train-*'; in a pattern, `[[]` stands for `[`."
             )
         files += found
     return sorted(set(files))

@@ -214,12 +214,13 @@ class OnDisk:
             for column in self._features.columns
             if column.name not in found or column.shape != found[column.name].shape
         ]
+        wrong += sorted(set(self._features.label.sources) - set(self._shards.feature_set.label.sources))
         if wrong:
             lengths = {sequence.name: sequence.length for sequence in self._features.sequences}
             raise ValueError(
-                f"Examples must have the columns {sorted(column.name for column in self._features.columns)}, sequences "
-                f"with {lengths} values each. Received: {self._shards.folder}, where {', '.join(wrong)} differ. Write "
-                "the examples again."
+                f"Examples must have the columns {sorted(column.name for column in self._features.columns)} and "
+                f"{sorted(self._features.label.sources)}, sequences with {lengths} values each. Received: "
+                f"{self._shards.folder}, where {', '.join(wrong)} differ. Write the examples again."
             )
 
 

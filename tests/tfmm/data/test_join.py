@@ -53,9 +53,7 @@ def assert_equal(found, expected):
 
 
 def test_rows_are_those_of_the_beam_job_in_time_order(small_marketplace, tmp_path):
-    found, expected = (
-        of(small_marketplace, FEATURES, tmp_path / of.__name__) for of in (of_join, of_beam)
-    )
+    found, expected = (of(small_marketplace, FEATURES, tmp_path / of.__name__) for of in (of_join, of_beam))
     assert_equal(found, expected)
     assert (found["train"]["acts_item_id"] != 0).any() and np.isfinite(found["train"]["acts_age"]).any()
 
@@ -157,3 +155,32 @@ def test_records_come_back_as_they_were_appended(tmp_path):
         writer.append(whole)
         raise RuntimeError("stop")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy"]
+
+
+def test_a_missing_shard_is_named(small_marketplace, tmp_path, monkeypatch):
+    monkeypatch.setattr(join, "ROWS_PER_SHARD", 900)
+    features = FeatureSet().resolved(max_behaviors=5, min_count=2)
+    join.write_examples(small_marketplace, CONFIG, features, tmp_path)
+    files = sorted(str(path) for path in tmp_path.glob("train-*"))
+    assert shards.Shards(files).num_rows and len(files) > 2
+    with pytest.raises(ValueError, match=r"must have the shards that its manifest names.*Differing: train-00001-of-"):
+        shards.Shards([files[0], *files[2:]])
+
+
+def test_examples_stay_where_a_declaration_is_refused(small_marketplace, tmp_path):
+    features = FeatureSet().resolved(max_behaviors=5, min_count=2)
+    join.write_examples(small_marketplace, CONFIG, features, tmp_path)
+    np.save(tmp_path / "mine.npy", np.arange(3))
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    wrong = dataclasses.replace(
+        features, features=(*features.features, Feature("mood", "context", source="impressions.mood"))
+    )
+    with pytest.raises(ValueError, match=r"(?s)must have what the run declares.*mood"):
+        join.write_examples(small_marketplace, CONFIG, wrong, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+
+
+def test_many_behaviors_of_few_impressions_are_cut_too(small_marketplace, tmp_path, monkeypatch):
+    expected = of_join(small_marketplace, FEATURES, tmp_path / "whole")
+    monkeypatch.setattr(join, "LOG_ROWS_PER_PARTITION", 300)
+    assert_equal(of_join(small_marketplace, FEATURES, tmp_path / "cut"), expected)
