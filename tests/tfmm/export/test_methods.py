@@ -146,8 +146,8 @@ def upsert(loaded, ids, dim):
 @pytest.mark.parametrize("road", CASES, indirect=True)
 def test_one_score_from_trainer_to_server(road, shop):
     features, near = shop.features, {"atol": 1e-5, "rtol": 0}
-    pointwise = train_lib.predict(road.model, road.tables, road.columns)
-    ranked = train_lib.predict(road.model, road.tables, of_one_user(features, road.columns))
+    pointwise = train_lib.predict(road.model, road.tables, sources.InMemory(road.columns))
+    ranked = train_lib.predict(road.model, road.tables, sources.InMemory(of_one_user(features, road.columns)))
     assert np.std(pointwise) > 1e-3 and np.std(ranked) > 1e-3
     user = {column.name for column in features.columns if column.side == "user"}
     request = {name: values[:1] if name in user else values for name, values in road.raw.items()}
