@@ -76,7 +76,11 @@ def _meet(strategy: tf.distribute.Strategy) -> None:
 @functools.cache
 def _meeting(strategy: tf.distribute.Strategy) -> typing.Callable[[], tf.Tensor]:
     """Returns a sum over all processes, traced once."""
-    return tf.function(lambda: strategy.reduce("SUM", strategy.run(lambda: tf.constant(1.0)), axis=None))
+
+    def meet() -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(lambda: tf.constant(1.0)), axis=None)
+
+    return tf.function(meet, autograph=False)
 
 
 def placed(lower: str) -> typing.Callable[[_Function], _Function]:
