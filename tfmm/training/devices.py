@@ -68,15 +68,19 @@ def write(work: typing.Callable[[], dict[str, typing.Any]], folder: pathlib.Path
 
 def _meet(strategy: tf.distribute.Strategy) -> None:
     """Waits until every process of a cluster is here."""
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        with _told(strategy, ""):
+            float(_meeting(strategy)())
 
-    @tf.function
+
+@functools.cache
+def _meeting(strategy: tf.distribute.Strategy) -> typing.Callable[[], tf.Tensor]:
+    """Returns a sum over all processes, traced once."""
+
     def meet() -> tf.Tensor:
         return strategy.reduce("SUM", strategy.run(lambda: tf.constant(1.0)), axis=None)
 
-    with _told(strategy, ""):
-        float(meet())
+    return tf.function(meet, autograph=False)
 
 
 def placed(lower: str) -> typing.Callable[[_Function], _Function]:
