@@ -86,7 +86,8 @@ REASONS = {
 
 
 def test_rows_with_bad_weights_and_rates_are_dead_letters(folder, tmp_path):
-    counts = join.write_examples(folder(rows(**BAD)), CONFIG, FEATURES, tmp_path / "out")
+    config = DataConfig(max_behaviors=5, max_bad_fraction=0.1)
+    counts = join.write_examples(folder(rows(**BAD)), config, FEATURES, tmp_path / "out")
     assert counts["dead_letter"] == len(REASONS) and counts["train"] + counts["eval"] == 40 - len(REASONS)
     letters = pq.read_table(next((tmp_path / "out").glob("dead_letter-*"))).to_pylist()
     assert {letter["row"]: letter["reason"] for letter in letters} == REASONS
