@@ -13,7 +13,7 @@ BENCHMARKS ?= $(shell grep -l __main__ benchmarks/*.py)
 # Compiled bytecode makes `import tfx` three times as fast.
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 .PHONY: setup quickstart test test-all test-gpu lint bench compat lock build clean
 

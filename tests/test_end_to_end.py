@@ -38,7 +38,7 @@ def run_tfmm(*arguments, cwd, check=True):
     environment = {
         **os.environ,
         "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
-        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
     }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     result = subprocess.run(

@@ -16,7 +16,10 @@ def pipeline() -> None:
     """Look at the runs of the batch DAG."""
 
 
-@pipeline.command("status", example="tfmm pipeline status --workdir quickstart\ntfmm pipeline status --json")
+@pipeline.command(
+    "status",
+    example="tfmm pipeline status --workdir quickstart\ntfmm pipeline status --workdir quickstart --json",
+)
 @click.option(
     "--workdir",
     type=ExistingFolder,

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import typing
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TFX loads TensorFlow, which would print of GPUs
+
 import click
 from tfx.tools.cli import labels
 from tfx.tools.cli.cli_context import pass_context

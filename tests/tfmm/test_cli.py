@@ -88,7 +88,7 @@ def test_each_stage_that_reads_tables_says_what_it_leaves_unread(tmp_path, monke
     write_tables(tmp_path / "tables")
     monkeypatch.chdir(tmp_path)
     if arguments[0] == "quickstart":  # the pipeline itself is not this test's matter
-        monkeypatch.setattr("tfmm.quickstart.run._run_dag", _stop)
+        monkeypatch.setattr("tfx_pipeline.watched.run_dag", _stop)
     result = CliRunner().invoke(cli.main, [*arguments, "--data", "tables"])
     assert result.exit_code == 1  # too little to learn from
     assert result.output.splitlines()[:2] == list(UNREAD)

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfmm import config, preprocessing
 from tfmm.data import examples
+from tfmm.data import transform as by_hand_lib
 from tfmm.declared_values import MAX_NUMBER
 from tfmm.features import DEFAULT_FEATURES, SCALINGS, Feature, FeatureSet
 
@@ -66,7 +67,7 @@ ROWS = draw_rows()
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """Inputs of the rows as Transform makes them and as `tfmm.data.examples` does; statistics of both."""
+    """Inputs of the rows as Transform makes them and as `tfmm.data.transform` does; statistics of both."""
     folder = tmp_path_factory.mktemp("transform")
     metadata = dataset_metadata.DatasetMetadata(schema_utils.schema_from_feature_spec(preprocessing.raw_spec(FEATURES)))
     custom_config = {"feature_set": json.dumps(config.to_dict(FEATURES))}
@@ -83,7 +84,10 @@ def both(tmp_path_factory):
     rows = sorted(map(json.loads, (folder / "rows").read_text().splitlines()), key=lambda row: row["timestamp"])
     transform.collect(folder / "output", FEATURES, folder / "collected")
     columns = {name: np.array([row[name] for row in ROWS]) for name in preprocessing.raw_spec(FEATURES)}
-    found = examples.vocabularies(columns, FEATURES), examples.statistics(columns, FEATURES)
+    def values_of(column):
+        return [(columns[column.name], None)]
+
+    found = by_hand_lib.vocabularies(FEATURES, values_of), by_hand_lib.statistics(FEATURES, values_of)
     preprocessing.write(folder / "by_hand", *found)
     preprocessor = preprocessing.load(FEATURES, folder / "by_hand")
     by_hand = preprocessor({name: tf.constant(values) for name, values in columns.items()})

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfmm import config, preprocessing
-from tfmm.data import examples
+from tfmm.data import transform as by_hand_lib
 from tfmm.features import DEFAULT_FEATURES, OUT_OF_VOCABULARY, Feature, FeatureSet
 
 pytest.importorskip("tensorflow_transform", reason="TFX is not installed")
@@ -81,7 +81,12 @@ def by_hand(tmp_path_factory):
     """The folder of vocabularies and statistics as they are found without TFX."""
     folder = tmp_path_factory.mktemp("by_hand")
     columns = {name: np.array([row[name] for row in ROWS]) for name in preprocessing.raw_spec(FEATURES)}
-    preprocessing.write(folder, examples.vocabularies(columns, FEATURES), examples.statistics(columns, FEATURES))
+
+    def values_of(column):
+        return [(columns[column.name], None)]
+
+    found = by_hand_lib.vocabularies(FEATURES, values_of), by_hand_lib.statistics(FEATURES, values_of)
+    preprocessing.write(folder, *found)
     return folder
 
 

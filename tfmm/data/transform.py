@@ -17,10 +17,11 @@ from tfmm import artifacts, preprocessing
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
 from tfmm.data import order_statistics, shards
-from tfmm.features import PADDING, Column, Feature
+from tfmm.features import PADDING, Column, Feature, FeatureSet
 
 KIND = "vocabulary"
 Weighted = tuple[np.ndarray, np.ndarray | None]  # values, and how often each counts; None: once
+ValuesOf = typing.Callable[[Column], typing.Iterable[Weighted]]  # all values of a column in training, in pieces
 
 
 def fit(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path) -> dict[str, typing.Any]:
@@ -35,7 +36,8 @@ def fit(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path) -> dic
     source, folder = pathlib.Path(examples_dir), pathlib.Path(output_dir)
     manifest = artifacts.read_manifest(source, shards.KIND, ("feature_set", "digests"))
     train = _Train(shards.Shards(sorted(map(str, source.glob("train-*")))))
-    preprocessing.write(folder, _vocabularies(train), _statistics(train))
+    found = vocabularies(train.feature_set, train.values), statistics(train.feature_set, train.values)
+    preprocessing.write(folder, *found)
     sizes = preprocessing.load(train.feature_set, folder).sizes
     config = config_lib.from_dict(DataConfig, manifest["config"])
     return artifacts.write_manifest(folder, KIND, config, parents=[source], vocabulary_sizes=sizes)
@@ -80,18 +82,18 @@ class _Train:
         return shards.is_age(feature) or (has_versions and shards.is_of_items(feature))
 
 
-def _vocabularies(train: _Train) -> dict[str, np.ndarray]:
+def vocabularies(feature_set: FeatureSet, values_of: ValuesOf) -> dict[str, np.ndarray]:
     """Returns, per vocabulary, int64 ids, the most frequent first, ties by id; never 0.
 
     Ids seen less often than their `min_count` are left out; an id is counted wherever it stands, in a history too.
     Memory grows with the distinct ids.
     """
     result = {}
-    for name in train.feature_set.vocabularies:
-        sharing = [c for c in train.feature_set.columns if c.feature.has_vocabulary and c.feature.embedding == name]
+    for name in feature_set.vocabularies:
+        sharing = [c for c in feature_set.columns if c.feature.has_vocabulary and c.feature.embedding == name]
         ids, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         for column in sharing:
-            for values, weights in train.values(column):
+            for values, weights in values_of(column):
                 ids, counts = _merged(ids, counts, values, weights)
         kept = (counts >= sharing[0].feature.min_count) & (ids != PADDING)
         ids, counts = ids[kept], counts[kept]
@@ -109,34 +111,34 @@ def _merged(
     return found[total > 0], total[total > 0]
 
 
-def _statistics(train: _Train) -> dict[str, np.ndarray]:
+def statistics(feature_set: FeatureSet, values_of: ValuesOf) -> dict[str, np.ndarray]:
     """Returns what scales numbers, float32; as Transform's, to about 1e-6."""
     result = {}
-    for feature in train.feature_set.numbers:
-        columns = [c for c in train.feature_set.columns if c.feature.name == feature.name]
+    for feature in feature_set.numbers:
+        columns = [c for c in feature_set.columns if c.feature.name == feature.name]
         if feature.scaling == "quantiles":
-            result[feature.name] = _boundaries(train, feature, columns)
+            result[feature.name] = _boundaries(values_of, feature, columns)
         else:
-            moments = map(tf.constant, _moments(train, feature, columns))
-            result[feature.name] = preprocessing.scaling(*moments).numpy()
+            moments = tf.constant(_moments(values_of, feature, columns), tf.float64)
+            result[feature.name] = preprocessing.scaling(*tf.unstack(moments)).numpy()
     return result
 
 
-def _numbers(train: _Train, columns: typing.Iterable[Column]) -> typing.Iterator[Weighted]:
+def _numbers(values_of: ValuesOf, columns: typing.Iterable[Column]) -> typing.Iterator[Weighted]:
     """Yields the values that are numbers and stand in a row."""
     for column in columns:
-        for values, weights in train.values(column):
+        for values, weights in values_of(column):
             good = preprocessing.is_number(tf.constant(values)).numpy()
             good &= True if weights is None else weights > 0
             yield values[good], None if weights is None else weights[good]
 
 
-def _moments(train: _Train, feature: Feature, columns: typing.Sequence[Column]) -> tuple[float, float]:
+def _moments(values_of: ValuesOf, feature: Feature, columns: typing.Sequence[Column]) -> tuple[float, float]:
     """Returns mean and variance, float64, by two passes; 0 and 0 where no row has the number."""
 
     def total(of: typing.Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
         found = 0.0, 0.0
-        for values, weights in _numbers(train, columns):
+        for values, weights in _numbers(values_of, columns):
             scalable = of(preprocessing.scalable(tf.constant(values), feature).numpy().astype(np.float64))
             count = len(scalable) if weights is None else weights.sum()
             found = found[0] + float(scalable.sum() if weights is None else weights @ scalable), found[1] + float(count)
@@ -149,11 +151,11 @@ def _moments(train: _Train, feature: Feature, columns: typing.Sequence[Column]) 
     return mean, total(lambda values: np.square(values - mean))[0] / count
 
 
-def _boundaries(train: _Train, feature: Feature, columns: typing.Sequence[Column]) -> np.ndarray:
+def _boundaries(values_of: ValuesOf, feature: Feature, columns: typing.Sequence[Column]) -> np.ndarray:
     """Returns float32 [num_quantiles - 1]: the values that begin parts of about one size, as Transform has them."""
-    counts = (len(values) if weights is None else weights.sum() for values, weights in _numbers(train, columns))
+    counts = (len(values) if weights is None else weights.sum() for values, weights in _numbers(values_of, columns))
     num_values = int(sum(counts))
     if not num_values:
         return np.zeros(feature.num_quantiles - 1, np.float32)
     ranks = np.arange(1, feature.num_quantiles) * num_values // feature.num_quantiles
-    return order_statistics.select(lambda: _numbers(train, columns), ranks, np.float32)
+    return order_statistics.select(lambda: _numbers(values_of, columns), ranks, np.float32)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfmm import preprocessing
 from tfmm.config import PRECISIONS, CTRConfig, MAKEConfig, SCLConfig, TrainingConfig
 from tfmm.ctr import model as model_lib
 from tfmm.ctr import train as ctr
@@ -16,7 +17,7 @@ from tfmm.index import item_vectors
 from tfmm.make import train as make
 from tfmm.pretrain import train as scl
 from tfmm.training import examples as examples_lib
-from tfmm.training import precision
+from tfmm.training import precision, sources
 
 FEATURES = FeatureSet().resolved(max_behaviors=6, min_count=1)
 MIXED = PRECISIONS[1:]
@@ -56,7 +57,8 @@ def test_click_model_learns_as_in_float32_and_is_judged_in_it(trained, shop, how
     assert abs(manifest["metrics"]["auc"] - exact["metrics"]["auc"]) < 0.02
     model = model_lib.load_model(folder)
     tables = item_vectors.load_vectors(shop.snapshot, ("image", "text"))
-    rows = ctr.read_examples(examples_lib.example_files(shop.eval), FEATURES, model.sizes, tables)
+    preprocessor = preprocessing.load(FEATURES, shop.vocabularies)
+    rows = sources.open_source(examples_lib.example_files(shop.eval), FEATURES, tables, preprocessor)
     assert ctr.evaluate(model, tables, rows) == manifest["metrics"]  # of the model as it is loaded, in float32
     with np.load(next(folder.glob("*/state.npz"))) as state:
         assert {state[name].dtype.name for name in state.files if name.startswith("model/")} <= {"float32", "uint32"}
