@@ -132,6 +132,7 @@ class Preprocessor:
     Attributes:
         sizes: number of indices per embedding table, special ones included.
         resources: the tables that it looks up in, for a module that tracks them.
+        digest: hash of vocabularies and statistics.
     """
 
     def __init__(
@@ -148,13 +149,8 @@ class Preprocessor:
         self.resources = {name: _table(vocabularies[name]) for name in feature_set.vocabularies}
         found = {name: np.asarray(vocabularies[name]) for name in feature_set.vocabularies}
         found |= {f.name: np.asarray(statistics[f.name], np.float32) for f in feature_set.numbers}
-        self._digest = hashlib.sha256(b"".join(n.encode() + v.tobytes() for n, v in sorted(found.items()))).hexdigest()
+        self.digest = hashlib.sha256(b"".join(n.encode() + v.tobytes() for n, v in sorted(found.items()))).hexdigest()
         self._statistics = {f.name: np.asarray(statistics[f.name], np.float32) for f in feature_set.numbers}
-
-    @property
-    def digest(self) -> str:
-        """Hash of vocabularies and statistics."""
-        return self._digest
 
     def __call__(self, raw: typing.Mapping[str, tf.Tensor]) -> Tensors:
         """Returns the model's inputs for those of the columns that `raw` has."""

@@ -39,9 +39,7 @@ class BuildExamples(beam.PTransform):
         self._data_dir, self._config, self._features = str(data_dir), config, feature_set
 
     def expand(self, root: beam.Pipeline | pvalue.PBegin) -> dict[str, beam.PCollection]:
-        if found := declared.faults(self._data_dir, self._features):
-            raise ValueError(f"{self._data_dir} must have what the run declares. Received:\n- " + "\n- ".join(found))
-        declared.id_types(self._data_dir, self._features)  # refuses ids of mixed types
+        declared.require(self._data_dir, self._features)
         splits = schema.read_table(self._data_dir, "impressions", ["split"])["split"]
         seen = times.resolutions(self._data_dir, self._config.time_zone)
         seen |= as_known.verified(self._data_dir, self._config.time_zone, declared.tables(self._features))

@@ -105,6 +105,13 @@ def faults(
     return found + _label_faults(data_dir, feature_set.label, known)
 
 
+def require(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> None:
+    """Raises a ValueError where a data folder lacks what a run declares, all faults at once, or mixes types of ids."""
+    if found := faults(data_dir, feature_set):
+        raise ValueError(f"{data_dir} must have what the run declares. Received:\n- " + "\n- ".join(found))
+    id_types(data_dir, feature_set)
+
+
 def _content_faults(data_dir: str | pathlib.Path, modality_set: ModalitySet, known: schema.Tables) -> list[str]:
     """Returns what the data lacks of declared modalities; the default ones take what there is."""
     found = []

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfmm.data import as_known
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.features import ACTIONS, AGE, KEYS, Column, Feature, FeatureSet, Sequence
+from tfmm.labels import LABEL, NEGATIVE_RATE, SAMPLE_WEIGHT
 
 _BATCH = 1024
 _GZIP = tf.io.TFRecordOptions(compression_type="GZIP", compression_level=1)
@@ -132,6 +133,13 @@ def look_up(table: Columns, found: tuple[np.ndarray, np.ndarray], column: Column
         return np.full((*places.shape, *values.shape[1:]), column.missing, dtype_of(column))
     is_known = known.reshape(known.shape + (1,) * (values.ndim - 1))
     return np.where(is_known, values[places], column.missing).astype(dtype_of(column))
+
+
+def time_order(columns: Columns) -> np.ndarray:
+    """Returns the order by time, ties by a hash of ids: neither the files' order nor an id or a label orders rows."""
+    ids = [columns[name] for name in ("user_id", "item_id", "timestamp") if name in columns]
+    last = [columns[name] for name in (NEGATIVE_RATE, SAMPLE_WEIGHT, LABEL) if name in columns]
+    return np.lexsort((*last, behaviors_lib.tie_break(*ids), columns["timestamp"]))
 
 
 def serialize(columns: Columns) -> typing.Iterator[bytes]:

@@ -36,7 +36,6 @@ from tfmm.data import (
 )
 from tfmm.data import behaviors as behaviors_lib
 from tfmm.features import Column, FeatureSet, Sequence
-from tfmm.labels import LABEL, NEGATIVE_RATE, SAMPLE_WEIGHT
 
 ROWS_PER_PARTITION = 50_000  # impressions, whose users' behaviors are in memory together
 LOG_ROWS_PER_PARTITION = 4_000_000  # behaviors, and users
@@ -69,9 +68,7 @@ def write_examples(
     """
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if found := declared.faults(data_dir, feature_set):
-        raise ValueError(f"{data_dir} must have what the run declares. Received:\n- " + "\n- ".join(found))
-    declared.id_types(data_dir, feature_set)  # refuses ids of mixed types
+    declared.require(data_dir, feature_set)
     _remove_examples(folder)
     try:
         (folder / _PARTS).mkdir()
@@ -179,7 +176,7 @@ def _spread(
         for group in groups:
             good, left = reader.log(group)
             letters.append(left)
-            if group.table == "impressions":
+            if group.table == "impressions" and not reader.has_split:
                 at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), reader.seen[group.table])
                 at[at != instants.NULL].tofile(shown_at)
             for table, columns in good.items():
@@ -210,7 +207,7 @@ def _join_part(
     bad, left = reading.unlisted(tables["impressions"], listed)
     letters.append(left)
     shown = {name: values[~bad] for name, values in tables["impressions"].items()}
-    order = _time_order(shown, shown["item_id"])
+    order = examples.time_order(shown)
     shown = {name: values[order] for name, values in shown.items()}
     is_eval = reading.is_eval(shown, first_eval)
     users = reading.users_of([tables["users"]] if "users" in tables else [], feature_set)
@@ -249,13 +246,6 @@ def _cover(start: np.ndarray, end: np.ndarray, num_behaviors: int) -> np.ndarray
     return np.cumsum(begun - ended)[:num_behaviors]
 
 
-def _time_order(columns: Columns, item_ids: np.ndarray) -> np.ndarray:
-    """Returns the order by time, ties by a hash of the ids: neither the files' order nor an id or a label orders."""
-    last = [columns[name] for name in (NEGATIVE_RATE, SAMPLE_WEIGHT, LABEL) if name in columns]
-    tie = behaviors_lib.tie_break(columns["user_id"], item_ids, columns["timestamp"])
-    return np.lexsort((*last, tie, columns["timestamp"]))
-
-
 def _in_time_order(
     parts: pathlib.Path, split: str, num_parts: int, folder: pathlib.Path, items: np.ndarray, dtype: np.dtype
 ) -> int:
@@ -269,7 +259,7 @@ def _in_time_order(
             for path, cut in zip(files, cuts)
         ]
         rows = np.concatenate(pieces)
-        rows = rows[_time_order(_columns(rows), items["item_id"][rows[shards.ITEM]])]
+        rows = rows[examples.time_order(_columns(rows) | {"item_id": items["item_id"][rows[shards.ITEM]]})]
         with records.Writer(folder / shards.shard_name(split, shard, len(firsts)), dtype) as writer:
             writer.append(rows)
     return sum(_count(path, dtype) for path in files)

@@ -216,7 +216,7 @@ class Shards:
             columns = [c for c in self.feature_set.columns if c.sequence == sequence and c.name in wanted]
             if columns:
                 acts, mask = self.window(rows, sequence)
-                result |= {c.name: padded(values_of(acts, c, self.items, rows, mask), mask, c) for c in columns}
+                result |= {c.name: padded(values_of(acts, c, self.items, rows, mask), mask, c.missing) for c in columns}
         return result
 
 
@@ -230,9 +230,9 @@ def values_of(acts: np.ndarray, column: Column, items: np.ndarray, rows: np.ndar
     return acts[column.feature.name]
 
 
-def padded(values: np.ndarray, mask: np.ndarray, column: Column) -> np.ndarray:
+def padded(values: np.ndarray, mask: np.ndarray, missing: float) -> np.ndarray:
     """Returns values of behaviors [t] as rows [k, L], right-padded with what stands for missing."""
-    result = np.full(mask.shape, column.missing, values.dtype)
+    result = np.full(mask.shape, missing, values.dtype)
     result[mask] = values
     return result
 

@@ -13,11 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfmm import preprocessing
-from tfmm.data import behaviors
 from tfmm.data import examples as data_examples
 from tfmm.data import shards as shards_lib
 from tfmm.features import LABEL, FeatureSet
-from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
 from tfmm.training import labels
 
 IS_ROW = "_is_row"  # of a batch: False where it is filled up
@@ -156,16 +154,9 @@ def _of_shards(files: typing.Sequence[str], names: typing.Collection[str]) -> Co
 
 
 def in_time_order(columns: Columns) -> Columns:
-    """Returns rows in `time_order`."""
-    order = time_order(columns)
+    """Returns rows in the order of `tfmm.data.examples.time_order`."""
+    order = data_examples.time_order(columns)
     return {name: values[order] for name, values in columns.items()}
-
-
-def time_order(columns: Columns) -> np.ndarray:
-    """Returns the order by time, ties by a hash of ids: neither the files' order nor an id or a label orders rows."""
-    ids = [columns[name] for name in ("user_id", "item_id", "timestamp") if name in columns]
-    last = [columns[name] for name in (NEGATIVE_RATE, SAMPLE_WEIGHT, LABEL) if name in columns]
-    return np.lexsort((*last, behaviors.tie_break(*ids), columns["timestamp"]))
 
 
 def shuffled_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmm import vectors as vectors_lib
+from tfmm.data import examples as data_examples
 from tfmm.data import records
 from tfmm.data import shards as shards_lib
 from tfmm.features import KEYS, LABEL, Column, FeatureSet, Sequence
@@ -107,7 +108,7 @@ class Spooled:
             self._rows = records.Records(path)  # stays readable when its name is gone
         found = {name: np.concatenate(parts) for name, parts in keys.items()}
         labels.check(found)
-        self._order = examples_lib.time_order(found)
+        self._order = data_examples.time_order(found)
         self._keys = {name: values[self._order] for name, values in found.items()}
         self.num_rows = len(self._order)
 
@@ -308,7 +309,4 @@ def _narrowed(name: str, values: np.ndarray) -> np.ndarray:
 
 def _padded(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Returns inputs of behaviors [t] as rows [k, L], right-padded with what stands for missing."""
-    missing = 0 if values.dtype.kind == "i" else np.nan
-    result = np.full(mask.shape, missing, values.dtype)
-    result[mask] = values
-    return result
+    return shards_lib.padded(values, mask, 0 if values.dtype.kind == "i" else np.nan)
