@@ -68,7 +68,7 @@ class TwoRateAdam(keras.optimizers.Adam):
         if not isinstance(gradient, tf.IndexedSlices):
             super().update_step(gradient, variable, learning_rate)
             return
-        rows, positions = tf.unique(tf.reshape(gradient.indices, [-1]))
+        rows, positions = _distinct(tf.reshape(gradient.indices, [-1]), variable.shape[0])
         values = tf.math.unsorted_segment_sum(gradient.values, positions, tf.size(rows))
         step = tf.cast(self.iterations + 1, values.dtype)
         correction = tf.sqrt(1.0 - self.beta_2**step) / (1.0 - self.beta_1**step)
@@ -83,3 +83,15 @@ class TwoRateAdam(keras.optimizers.Adam):
 
     def get_config(self) -> dict[str, typing.Any]:
         return {**super().get_config(), "embedding_learning_rate": self.embedding_learning_rate}
+
+
+def _distinct(indices: tf.Tensor, num_rows: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the rows that a batch touches, each once, and for each of its indices the place among them.
+
+    A pass over the table's rows is cheap beside a hash of as many indices, and is dear where there are few.
+    """
+    if indices.shape[0] is None or indices.shape[0] < num_rows:
+        return tf.unique(indices)
+    is_touched = tf.math.bincount(indices, minlength=num_rows, maxlength=num_rows, binary_output=True)
+    rows = tf.cast(tf.where(is_touched > 0)[:, 0], indices.dtype)
+    return rows, tf.gather(tf.cumsum(is_touched) - 1, indices)

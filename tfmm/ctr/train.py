@@ -111,13 +111,6 @@ def train(
     optimizer = precision.scaled(TwoRateAdam(rate, config.embedding_learning_rate))
     optimizer.build(model.trainable_variables)
 
-    def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            inputs, counts = model_inputs(batch, tables, feature_set), weighing(batch, feature_set.label)
-            losses = model.losses(inputs, batch[LABEL], batch[examples_lib.IS_ROW], **counts)
-            loop.apply_gradients(tape, tf.add_n(list(losses.values())), model.trainable_variables, optimizer)
-        return losses
-
     def segment_data(segment: int) -> tf.data.Dataset:
         start = starts[segment % len(starts)]
         block_rows, seed = config.block_rows, config.seed
@@ -144,7 +137,7 @@ def train(
             checkpoint_dir, key, {"model": model.variables, "optimizer": optimizer.variables}
         )
     history = loop.run(
-        step,
+        step_of(model, tables, feature_set, optimizer),
         segment_data,
         config.epochs * len(starts),
         checkpoint=checkpoint,
@@ -167,6 +160,24 @@ def train(
         return model_lib.save_model(model, folder, parents, metrics=metrics)
 
     return devices.write(write, folder)
+
+
+def step_of(
+    model: model_lib.CTRModel,
+    tables: typing.Mapping[str, ItemVectors],
+    feature_set: FeatureSet,
+    optimizer: typing.Any,
+) -> loop.StepFn:
+    """Returns the step of `train`: a batch of `training.sources` -> its losses, after one update of the weights."""
+
+    def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            inputs, counts = model_inputs(batch, tables, feature_set), weighing(batch, feature_set.label)
+            losses = model.losses(inputs, batch[LABEL], batch[examples_lib.IS_ROW], **counts)
+            loop.apply_gradients(tape, tf.add_n(list(losses.values())), model.trainable_variables, optimizer)
+        return losses
+
+    return step
 
 
 def model_inputs(

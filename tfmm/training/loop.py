@@ -68,7 +68,7 @@ def run(
         note = f"{done} of {epochs} parts were trained before, and are taken from {checkpoint.path}"
         progress(stage, steps_done, round(steps_done * max(done, epochs) / done), note=note)
     strategy = tf.distribute.get_strategy()
-    step = _distributed(step_fn, strategy)
+    step = compiled(step_fn, strategy)
     for epoch in range(done, epochs):
         dataset = dataset_for_epoch(epoch)
         steps_per_epoch = max(int(dataset.cardinality()), 0)
@@ -196,7 +196,9 @@ def _split(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> typing
     return strategy.distribute_datasets_from_function(parts_of_process)
 
 
-def _distributed(step_fn: StepFn, strategy: tf.distribute.Strategy) -> typing.Callable[[typing.Any], dict]:
+def compiled(step_fn: StepFn, strategy: tf.distribute.Strategy) -> typing.Callable[[typing.Any], dict]:
+    """Returns the step as `run` calls it: a graph on every replica, whose scalars are averaged over them."""
+
     @tf.function
     def step(batch: typing.Any) -> dict[str, tf.Tensor]:
         metrics = strategy.run(step_fn, args=(batch,))

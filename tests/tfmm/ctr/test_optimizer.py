@@ -60,3 +60,17 @@ def test_rate_is_held_then_falls_to_0_in_a_line():
     assert {float(HeldRate(0.4, 8, 1.0)(step)) for step in range(8)} == {np.float32(0.4)}
     optimizer = TwoRateAdam.from_config(TwoRateAdam(rate, 0.25).get_config())
     assert optimizer._learning_rate.get_config() == rate.get_config()
+
+
+def test_rows_are_found_alike_by_a_pass_over_the_table_and_by_a_hash():
+    generator = np.random.default_rng(0)
+    indices = tf.constant(generator.integers(0, 50, size=200), tf.int32)
+    gradient = tf.IndexedSlices(tf.constant(generator.normal(size=(200, 3)), tf.float32), indices, tf.constant([50, 3]))
+    tables = [keras.Variable(np.ones((size, 3), np.float32), name="embeddings") for size in (60, 1_000)]
+    for table in tables:
+        optimizer = TwoRateAdam(learning_rate=0.1, embedding_learning_rate=0.5)
+        for _ in range(3):
+            optimizer.apply([gradient], [table])
+    small, large = (table.numpy() for table in tables)
+    np.testing.assert_array_equal(small, large[:60])  # each row sums its gradients in their order, either way
+    assert (large[60:] == 1.0).all() and (small[50:] == 1.0).all()
