@@ -175,6 +175,22 @@ def _pandera() -> typing.Any:
     return extras.require("pandera.pandas" if has_own else "pandera", "pipeline")
 
 
+@dataclasses.dataclass
+class _Cases:
+    """The rows that break a rule: how many, and the first of them."""
+
+    count: int = 0
+    rows: list[int] = dataclasses.field(default_factory=list)
+    values: list[typing.Any] = dataclasses.field(default_factory=list)
+
+    def add(self, first: int, rows: np.ndarray, column: pa.ChunkedArray) -> None:
+        """Adds rows of a row group that begins with row `first` of its table, and what stands in its column there."""
+        shown = rows[: SHOWN - len(self.rows)].tolist()
+        self.count += len(rows)
+        self.rows += [first + row for row in shown]
+        self.values += [_value(column, row) for row in shown]
+
+
 class _Check:
     """The state of one check: what was counted, what was found, ids to look references up in."""
 
@@ -213,25 +229,18 @@ class _Check:
         if not self.counts[name] and self._tables[name].required:
             self.add(name, "", "must have rows", 1)
         self._check_unique(name, columns)
-        found: dict[tuple[str, str], list[tuple[int, typing.Any]]] = {}
+        found: dict[tuple[str, str], _Cases] = {}
         column_rules, first = self._rules(name, columns), 0
         for part in parts:
             for group in range(len(part.row_groups)):
                 table = schema.read_part(part, name, columns, group, self._tables)
                 self._count_zeros(name, table)
-                for column, text, row, value in self._failures(name, table, column_rules):
-                    found.setdefault((column, text), []).append((first + row, value))
+                for column, text, rows in self._failures(name, table, column_rules):
+                    found.setdefault((column, text), _Cases()).add(first, rows, table[column])
                 first += table.num_rows
         for rule in column_rules:  # in the rules' order
             if cases := found.pop((rule.column, rule.text), None):
-                self.add(
-                    name,
-                    rule.column,
-                    rule.text,
-                    len(cases),
-                    [row for row, _ in cases[:SHOWN]],
-                    [value for _, value in cases[:SHOWN]],
-                )
+                self.add(name, rule.column, rule.text, cases.count, cases.rows, cases.values)
 
     def _count_zeros(self, name: str, table: pa.Table) -> None:
         for column in self._tables[name].columns:
@@ -243,7 +252,8 @@ class _Check:
         name: str,
         table: pa.Table,
         column_rules: typing.Sequence[rules.Rule],
-    ) -> typing.Iterator[tuple[str, str, int, typing.Any]]:
+    ) -> typing.Iterator[tuple[str, str, np.ndarray]]:
+        """Yields the rows of a row group that break a rule, ascending, by column and rule."""
         kinds = {field.name: field.type for field in table.schema}
         try:
             frame_schema(name, column_rules, kinds).validate(_frame(table), lazy=True)
@@ -252,9 +262,8 @@ class _Check:
             unexpected = cases["index"].isna()
             if unexpected.any():  # a check that crashed is our mistake, not the data's
                 raise RuntimeError(f"A check of {name!r} failed: {cases[unexpected].to_dict('records')}.") from error
-            cases = cases.sort_values("index", kind="stable")
-            for column, rule, row in zip(cases["column"], cases["check"], cases["index"].astype(int)):
-                yield column, rule, row, _value(table[column], row)
+            for (column, rule), of_rule in cases.groupby(["column", "check"], sort=False):
+                yield column, rule, np.sort(of_rule["index"].to_numpy(np.int64))
 
     def _rules(self, name: str, columns: typing.Sequence[str]) -> list[rules.Rule]:
         has_split = False

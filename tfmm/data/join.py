@@ -15,7 +15,6 @@ import shutil
 import typing
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tfmm import artifacts, dead_letters
@@ -365,9 +364,9 @@ class _DeadLetters:
         self.count = 0
 
     def append(self, letters: reading.DeadLetters) -> None:
-        if letters:
-            self._writer.write_table(pa.Table.from_pylist(letters, reading.DEAD_LETTER))
-            self.count += len(letters)
+        for some in letters.batches():
+            self._writer.write_table(some)
+            self.count += some.num_rows
 
     def close(self) -> int:
         self._writer.close()

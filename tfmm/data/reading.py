@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import typing
@@ -16,7 +17,6 @@ from tfmm.data.parts import Part
 from tfmm.features import ACTIONS, KEYS, LABEL, FeatureSet
 
 Columns = dict[str, np.ndarray]
-DeadLetters = list[dict[str, typing.Any]]
 ROW, IS_EVAL = "_row", "_is_eval"  # of an impression: its row of the table, and whether its split says eval
 LOGS = ("impressions", "behaviors", "users")  # whose rows of one user are joined
 _BASE = ("user_id", "item_id", "timestamp", "label")  # of an impression, whatever a run declares
@@ -29,6 +29,42 @@ _COLUMNS = {  # what the join itself needs of each table
 DEAD_LETTER = pa.schema(
     [("table", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("content", pa.string())]
 )
+
+
+_LETTERS = 4_096  # made at a time, as a poisoned row group is one of them per row
+
+
+class DeadLetters:
+    """The dead letters of some rows of a table, made while they are read: a dict by the columns of `DEAD_LETTER` each.
+
+    Args:
+        table: with those rows, and others.
+        name: of the table.
+        rows: int64 [n], the number of each of its rows in the data folder's table.
+        bad: bool [n], which of them are left out.
+        reasons: text [n], why.
+    """
+
+    def __init__(self, table: pa.Table, name: str, rows: np.ndarray, bad: np.ndarray, reasons: np.ndarray) -> None:
+        places = np.flatnonzero(bad)
+        self._name, self._rows, self._reasons = name, rows[places], reasons[places]
+        self._table = table.take(pa.array(places)) if len(places) else table.slice(0, 0)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> typing.Iterator[dict[str, typing.Any]]:
+        for start in range(0, len(self), _LETTERS):
+            numbers, reasons = (values[start : start + _LETTERS].tolist() for values in (self._rows, self._reasons))
+            for row, reason, content in zip(numbers, reasons, _plain(self._table.slice(start, _LETTERS))):
+                text = json.dumps(content, default=str)
+                yield {"table": self._name, "row": row, "reason": reason, "content": text}
+
+    def batches(self) -> typing.Iterator[pa.Table]:
+        """Yields them as tables."""
+        letters = iter(self)
+        while some := list(itertools.islice(letters, _LETTERS)):
+            yield pa.Table.from_pylist(some, DEAD_LETTER)
 
 
 class RowGroup(typing.NamedTuple):
@@ -64,7 +100,7 @@ class Reader:
         bad, reasons = rules.broken(table, own_rules)
         rows = np.arange(group.first, group.first + table.num_rows)
         good = {name: values[~bad] for name, values in columns.items()}
-        return good, _dead_letters(table, group.table, rows, bad, reasons)
+        return good, DeadLetters(table, group.table, rows, bad, reasons)
 
     def log(self, group: RowGroup) -> tuple[dict[str, Columns], DeadLetters]:
         """Returns the good rows by table, as `examples.build` takes them, and what breaks a rule, with its reason."""
@@ -89,7 +125,7 @@ class Reader:
         good = {name: {key: values[~bad] for key, values in columns.items()}}
         if name == "impressions" and not self.has_behaviors:
             good["behaviors"] = _clicks(good[name])
-        return good, _dead_letters(table, name, rows, bad, reasons)
+        return good, DeadLetters(table, name, rows, bad, reasons)
 
     def _columns(self, group: RowGroup) -> tuple[pa.Table, Columns]:
         """Returns a row group in the declared types, and the features that come from it, by name."""
@@ -142,7 +178,7 @@ def unlisted(impressions: Columns, item_ids: np.ndarray) -> tuple[np.ndarray, De
     """Returns which impressions are of an item that the catalog (int64, ascending) lacks, and their dead letters."""
     shown = pa.table({name: impressions[name] for name in _BASE})
     bad, reasons = rules.broken(shown, rules.row_rules("impressions", item_ids=item_ids))
-    return bad, _dead_letters(shown, "impressions", impressions[ROW], bad, reasons)
+    return bad, DeadLetters(shown, "impressions", impressions[ROW], bad, reasons)
 
 
 def is_eval(impressions: Columns, first_eval: int | None) -> np.ndarray:
@@ -195,15 +231,6 @@ def _label_values(column: pa.ChunkedArray, name: str) -> np.ndarray:
     if pa.types.is_null(column.type):
         return np.zeros(len(column), np.int64 if name == LABEL else np.float32)
     return column.fill_null(0).to_numpy()
-
-
-def _dead_letters(table: pa.Table, name: str, rows: np.ndarray, bad: np.ndarray, reasons: np.ndarray) -> DeadLetters:
-    places = np.flatnonzero(bad)
-    contents = _plain(table.take(pa.array(places)))
-    return [
-        {"table": name, "row": int(rows[place]), "reason": reasons[place], "content": json.dumps(content, default=str)}
-        for place, content in zip(places, contents)
-    ]
 
 
 def _plain(table: pa.Table) -> list[dict[str, typing.Any]]:
