@@ -11,6 +11,7 @@ import zoneinfo
 from tfmm import features as features_lib
 from tfmm import modalities as modalities_lib
 from tfmm import vectors
+from tfmm.drift import DriftConfig
 from tfmm.modalities import Modality, SCLConfig
 from tfmm.modalities import require as _require
 
@@ -254,6 +255,7 @@ class RunConfig:
     methods: tuple[Method, ...] = DEFAULT_METHODS  # how item vectors come into the click model, in this order
     marketplace: MarketplaceConfig = MarketplaceConfig()
     data: DataConfig = DataConfig()
+    drift: DriftConfig = dataclasses.field(default_factory=DriftConfig)
     pairs: PairsConfig = PairsConfig()
     image: SCLConfig = dataclasses.field(default_factory=lambda: SCLConfig(modality="image"))
     text: SCLConfig = dataclasses.field(default_factory=lambda: SCLConfig(modality="text"))

@@ -30,6 +30,9 @@ from tfx_pipeline.annotations import (
 from tfx_pipeline.artifact_types import DataReport, Dataset, Encoders, IndexSnapshot, Make, Pairs
 
 Examples = tfx.types.standard_artifacts.Examples
+ExampleAnomalies = tfx.types.standard_artifacts.ExampleAnomalies
+ExampleStatistics = tfx.types.standard_artifacts.ExampleStatistics
+InfraBlessing = tfx.types.standard_artifacts.InfraBlessing
 Model = tfx.types.standard_artifacts.Model
 Schema = tfx.types.standard_artifacts.Schema
 TransformGraph = tfx.types.standard_artifacts.TransformGraph
@@ -162,6 +165,36 @@ def FeatureSchema(feature_set: Parameter[str], code: Parameter[str], schema: Out
     io_utils.write_pbtxt_file(str(pathlib.Path(schema.uri) / "schema.pbtxt"), proto)
 
 
+@component
+def AnomalyCheck(
+    statistics: InputArtifact[ExampleStatistics],
+    schema: InputArtifact[Schema],
+    found: InputArtifact[ExampleAnomalies],
+    previous_dir: Parameter[str],
+    run: Parameter[str],
+    code: Parameter[str],
+    report: OutputArtifact[DataReport],
+):
+    """Stops the run, with a table, where examples are not as declared or far from those of the span before."""
+    from tfmm import drift
+    from tfx_pipeline import anomalies
+
+    config = _run(run)
+    before = pathlib.Path(previous_dir) if pathlib.Path(previous_dir).is_dir() else None
+    changes = anomalies.changes(statistics.uri, before, schema.uri, drift.compared(config.feature_set))
+    wrong = [*anomalies.of_schema(found.uri, schema.uri), *anomalies.of_changes(changes, config.drift)]
+    facts = {"anomalies": [dataclasses.asdict(one) for one in wrong], "changes": changes}
+    (pathlib.Path(report.uri) / anomalies.FILE).write_text(json.dumps(facts, indent=2))
+    for one in wrong:
+        logging.warning("Anomaly. %s", one)
+    stopping = [one for one in wrong if one.stops]
+    if stopping:
+        raise ValueError(
+            f"The examples' columns must be as declared, and about as in the span before. Received, of {len(stopping)} "
+            f"columns:\n{anomalies.table(stopping)}\nMend the tables; where the change is meant, raise `drift.stop`."
+        )
+
+
 def _patterns(examples: Examples) -> tuple[str, str]:
     train, evaluation = (f"{examples.uri}/Split-{split}/*" for split in folders.SPLITS)
     return train, evaluation
@@ -276,3 +309,26 @@ def ModelGate(
     run_file.copy(run_path, evaluation.uri)
     blessing.set_int_custom_property("blessed", int(verdict.passed))
     (pathlib.Path(blessing.uri) / ("BLESSED" if verdict.passed else "NOT_BLESSED")).touch()
+
+
+@component
+def InfraCheck(
+    model: InputArtifact[Model],
+    gate: InputArtifact[ModelBlessing],
+    server: Parameter[str],
+    code: Parameter[str],
+    blessing: OutputArtifact[InfraBlessing],
+):
+    """Loads a model that the gate passed as TF Serving does, and stops the run where a signature does not answer."""
+    from tfx_pipeline import infra_check
+
+    if gate.get_int_custom_property("blessed") != 1:
+        blessing.set_int_custom_property("blessed", 0)
+        return
+    version_dir = pathlib.Path(model.uri) / folders.SERVING
+    if wrong := infra_check.fault(version_dir, server, pathlib.Path(blessing.uri) / "server.log"):
+        raise ValueError(
+            f"A model must answer each of its signatures where it is served. Received, of {version_dir}: {wrong}. "
+            "It is not pushed; the model in service, if there is one, stays."
+        )
+    blessing.set_int_custom_property("blessed", 1)

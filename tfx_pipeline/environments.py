@@ -25,7 +25,7 @@ from tfx_pipeline import workdir as workdir_lib
 
 PIPELINE_NAME = "tfmm"
 MODEL_NAME = "tfmm"
-ENCODERS = "encoders"  # link in the workdir, see `tfx_pipeline.published`
+ENCODERS, STATISTICS, ANOMALIES = "encoders", "statistics", "anomalies"  # links, see `tfx_pipeline.published`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,11 @@ class Environment:
     def encoders_dir(self) -> pathlib.Path:
         """Leads to the encoders of the version in service, one folder per modality."""
         return self.workdir / ENCODERS
+
+    @property
+    def statistics_dir(self) -> pathlib.Path:
+        """Leads to the statistics of the last run that came to its end."""
+        return self.workdir / STATISTICS
 
     @property
     def serving_dir(self) -> pathlib.Path:

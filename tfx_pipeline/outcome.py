@@ -10,7 +10,8 @@ from rich import console as rich_console
 from tfmm.evaluate import wording
 from tfmm.quickstart import terminal
 from tfmm.stages import folders
-from tfx_pipeline.environments import Environment, newest_version
+from tfx_pipeline import anomalies
+from tfx_pipeline.environments import ANOMALIES, Environment, newest_version
 
 _WIDTH = 100  # of the table
 
@@ -27,8 +28,10 @@ def lines(environment: Environment) -> list[str]:
     text = io.StringIO()
     table = terminal.result_table({**models, "methods": "multimodal", "model": environment.config.ctr.model})
     rich_console.Console(file=text, width=_WIDTH).print(table)
+    doubts = json.loads((environment.workdir / ANOMALIES / anomalies.FILE).read_text("utf-8"))["anomalies"]
     return [
         *wording.verdict_lines(verdict),
+        *(f"Warning: {anomalies.Anomaly(**doubt)}." for doubt in doubts),
         *stays,
         *(line.rstrip() for line in text.getvalue().rstrip().splitlines()),
         f"More: {evaluation / folders.REPORT}",

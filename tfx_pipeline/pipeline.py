@@ -6,6 +6,7 @@ import pathlib
 import typing
 
 from tfx import v1 as tfx
+from tfx.dsl.components.base import executor_spec
 
 from tfmm import config as config_lib
 from tfmm import own_classes, runs, source
@@ -13,7 +14,7 @@ from tfmm.ctr import integrations
 from tfmm.data import declared
 from tfmm.pretrain import frozen
 from tfmm.stages import inputs, run_file
-from tfx_pipeline import artifact_types, components, outside, published
+from tfx_pipeline import artifact_types, components, infra_check, outside, published, push
 from tfx_pipeline.environments import PIPELINE_NAME, Environment, data_fingerprint
 
 # Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
@@ -134,6 +135,14 @@ def create_pipeline(
     validator = tfx.components.ExampleValidator(
         statistics=statistics.outputs["statistics"], schema=feature_schema.outputs["schema"]
     )
+    anomalies = components.AnomalyCheck(
+        statistics=statistics.outputs["statistics"],
+        schema=feature_schema.outputs["schema"],
+        found=validator.outputs["anomalies"],
+        previous_dir=str(environment.statistics_dir),  # as it is then: what passed once is not asked again
+        run=_reads("anomalies"),
+        code=_code("tfx_pipeline.anomalies", "tfmm.drift"),
+    )
     transform = tfx.components.Transform(
         examples=examples.outputs["examples"],
         schema=feature_schema.outputs["schema"],
@@ -141,6 +150,8 @@ def create_pipeline(
         disable_statistics=True,
         custom_config={"feature_set": feature_set, "code": _code("tfmm.preprocessing")},
     )
+    for node in (scl, transform):  # the first that learn of a span
+        node.add_upstream_node(anomalies)
     transformed = transform.outputs["transformed_examples"]
 
     sequences = json.dumps(integrations.make_sequences(config.methods, config.feature_set))
@@ -176,19 +187,27 @@ def create_pipeline(
         stamp=stamp,
         **judging,
     )
+    infra = components.InfraCheck(
+        model=multimodal_trainer.outputs["model"],
+        gate=gate.outputs["blessing"],
+        server=infra_check.server_path(),
+        code=_code("tfmm.export.trial", "tfx_pipeline.infra_check"),
+    )
     pusher = tfx.components.Pusher(
         model=multimodal_trainer.outputs["model"],
         model_blessing=gate.outputs["blessing"],
+        infra_blessing=infra.outputs["blessing"],
         push_destination=tfx.proto.PushDestination(
             filesystem=tfx.proto.PushDestination.Filesystem(base_directory=str(environment.serving_dir))
         ),
         custom_config={outside.STAMP: stamp},
+        custom_executor_spec=executor_spec.ExecutorClassSpec(push.Executor),
     )
 
     return tfx.dsl.Pipeline(
         pipeline_name=PIPELINE_NAME,
         pipeline_root=root or str(environment.pipeline_root),
-        components=[*trained, gate, pusher],
+        components=[*trained, anomalies, gate, infra, pusher],
         enable_cache=True,
         metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
             str(pathlib.Path(environment.metadata_path))

@@ -11,10 +11,12 @@ from absl import logging
 from tfmm import artifacts
 from tfmm.export import saved_model
 from tfmm.index import encode
-from tfx_pipeline.environments import ENCODERS, Environment, latest_outputs, newest_version
+from tfx_pipeline.environments import ANOMALIES, ENCODERS, STATISTICS, Environment, latest_outputs, newest_version
 
 OUTPUTS = {  # by link: what the last run made, the gate's verdict whatever it was
     "marketplace": "Marketplace.dataset",
+    STATISTICS: "StatisticsGen.statistics",
+    ANOMALIES: "AnomalyCheck.report",
     "snapshot": "CatalogEmbedder.snapshot",
     "models/make": "MAKETrainer.make",
     "models/id": "IDTrainer.model",

@@ -15,8 +15,8 @@ from tfx_pipeline import artifact_types, cli, kubeflow
 
 NODES = {
     "Marketplace", "DataCheck", "PairBuilder", "SCLTrainer", "CatalogEmbedder", "ExampleGenerator", "StatisticsGen",
-    "FeatureSchema", "ExampleValidator", "Transform", "MAKETrainer", "IDTrainer", "MultimodalTrainer", "ModelGate",
-    "Pusher",
+    "FeatureSchema", "ExampleValidator", "AnomalyCheck", "Transform", "MAKETrainer", "IDTrainer",
+    "MultimodalTrainer", "ModelGate", "InfraCheck", "Pusher",
 }  # fmt: skip
 VARIABLES = {"TFMM_IMAGE": "registry.example/tfmm:1", "TFMM_ROOT": "/mnt/tfmm"}
 

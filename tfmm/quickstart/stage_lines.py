@@ -24,11 +24,13 @@ TITLES = {
     "StatisticsGen": "Statistics",
     "FeatureSchema": "Schema",
     "ExampleValidator": "Validate the examples",
+    "AnomalyCheck": "Compare with the span before",
     "Transform": "Transform",
     "MAKETrainer": "Pre-train MAKE",
     "IDTrainer": "Train the ID-only model",
     "MultimodalTrainer": "Train the multimodal model",
     "ModelGate": "Evaluate and judge",
+    "InfraCheck": "Load it as a server does",
     "Pusher": "Push",
 }
 

@@ -41,6 +41,7 @@ STAGES = {
     "encoders": Stage(("image", "text", "modalities", "seed", *_DEVICES), ("pairs",)),
     "catalog": Stage(("modalities", "features", "sequences", "data"), ("encoders",)),
     "examples": Stage(_EXAMPLES),
+    "anomalies": Stage(("drift", *_EXAMPLES), ("examples",)),
     "make": Stage(("make", *_DEVICES, *_EXAMPLES), ("catalog", "examples")),
     "id_model": Stage(("ctr", "export", *_DEVICES, *_EXAMPLES), ("examples",)),
     "multimodal_model": Stage(("ctr", "export", "methods", *_DEVICES, *_EXAMPLES), ("catalog", "make")),
