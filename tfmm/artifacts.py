@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
+import os
 import pathlib
+import platform
+import shutil
 import typing
 
 from tfmm import config as config_lib
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+_BUILDING = ".building-"  # before the name of a folder that is being made: no server takes it for a version
 
 
 def fingerprint(*parts: object) -> str:
@@ -33,6 +38,35 @@ def digest(folder: str | pathlib.Path) -> str:
             while chunk := file.read(2**20):
                 total.update(chunk)
     return total.hexdigest()
+
+
+@contextlib.contextmanager
+def under_construction(target: str | pathlib.Path) -> typing.Iterator[pathlib.Path]:
+    """Gives the name of a folder beside a target, to make it in and move it from; what is left there is removed.
+
+    What processes of this machine that were killed left beside the target is removed first.
+    """
+    target, host = pathlib.Path(target), platform.node()
+    for place in target.parent.glob(f"{_BUILDING}*@{host}"):
+        process = place.name.removesuffix(f"@{host}").rpartition("-")[2]
+        if process.isdigit() and not _is_alive(int(process)):
+            shutil.rmtree(place, ignore_errors=True)
+    building = target.parent / f"{_BUILDING}{target.name}-{os.getpid()}@{host}"
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        yield building
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def write_manifest(

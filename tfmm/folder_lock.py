@@ -20,6 +20,10 @@ SHARED = "TFMM_LOCK"  # variable of a child process: the descriptor of a lock th
 WAIT_S = 1.0  # for one that is held for a moment, as `holder` does, before the second writer is refused
 
 
+class _CannotLock(BlockingIOError):
+    """The file system refuses the lock itself."""
+
+
 @contextlib.contextmanager
 def hold(folder: str | os.PathLike[str]) -> typing.Iterator[int]:
     """Lets nobody else write into a folder, made where missing, while the `with` lasts.
@@ -28,7 +32,7 @@ def hold(folder: str | os.PathLike[str]) -> typing.Iterator[int]:
         The lock's descriptor. A child process that is given it (`pass_fds`), and the variable `SHARED` with its number,
         may take the lock of its parent again.
     Raises:
-        BlockingIOError: another process holds it; one line says which.
+        BlockingIOError: another process holds it, or the file system knows no locks; one line says which.
     """
     path = pathlib.Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,13 +56,15 @@ def hold(folder: str | os.PathLike[str]) -> typing.Iterator[int]:
 
 
 def holder(folder: str | os.PathLike[str]) -> str | None:
-    """Returns who writes into a folder at this moment, in words; None: nobody."""
+    """Returns who writes into a folder at this moment, in words; None: nobody, as where nobody can lock."""
     try:
         descriptor = os.open(pathlib.Path(folder) / FILE, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
         return None if _take(descriptor, fcntl.LOCK_SH) else _read(descriptor)
+    except _CannotLock:
+        return None
     finally:
         os.close(descriptor)
 
@@ -68,6 +74,11 @@ def _take(descriptor: int, kind: int) -> bool:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # as network file systems without a lock service answer
+        raise _CannotLock(
+            f"The folder must lie on a file system that can lock files, so that it has one writer at a time. Received: "
+            f"{error.strerror} ({FILE}). Name a folder on a local disk, or mount it with locks."
+        ) from error
     return True
 
 

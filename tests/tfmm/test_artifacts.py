@@ -1,4 +1,8 @@
 import json
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -47,3 +51,22 @@ def test_manifest_of_an_older_version_says_what_to_do(tmp_path):
     artifacts.write_manifest(tmp_path, "ctr", dims={})
     with pytest.raises(ValueError, match=r"must say feature_set, sizes: an older version .* Run the stage"):
         artifacts.read_manifest(tmp_path, "ctr", ("sizes", "dims", "feature_set"))
+
+
+def test_what_a_killed_process_was_making_is_removed_and_what_a_living_one_makes_stays(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = platform.node()
+    left = tmp_path / f".building-17-{dead.pid}@{host}"
+    others = [tmp_path / f".building-17-{os.getppid()}@{host}", tmp_path / f".building-17-{dead.pid}@elsewhere-{host}x"]
+    for place in (left, *others):
+        place.mkdir()
+    with artifacts.under_construction(tmp_path / "18") as building:
+        building.mkdir()
+        (building / "file").touch()
+        building.replace(tmp_path / "18")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["18", *(place.name for place in others)])
+    with pytest.raises(ValueError, match="no room"), artifacts.under_construction(tmp_path / "19") as building:
+        building.mkdir()
+        raise ValueError("no room")
+    assert not building.exists()

@@ -1,5 +1,7 @@
 """One writer in a folder: the second is told who is at work, and a killed one leaves no lock."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -88,3 +90,17 @@ def test_second_run_in_a_workdir_is_refused_in_one_line_before_it_writes(elsewhe
     assert f"process {elsewhere.pid}" in line
     assert "Traceback" not in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == [folder_lock.FILE]
+
+
+def test_file_system_without_locks_is_said_in_one_line_and_nobody_is_at_work_there(tmp_path, monkeypatch):
+    place = tmp_path / "run"
+
+    def no_locks(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(BlockingIOError, match=r"file system that can lock files.*No locks available") as refused:
+        with folder_lock.hold(place):
+            raise AssertionError("the folder is not locked")
+    assert "\n" not in str(refused.value)
+    assert folder_lock.holder(place) is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import pathlib
 import shutil
 import typing
@@ -59,9 +58,7 @@ def export(
     module = serving_module.ServingModule(model, preprocessor, tables, id_types, config, features)
     functions = module.signatures()
     target = pathlib.Path(output_dir)
-    building = target.parent / f".building-{target.name}-{os.getpid()}"
-    shutil.rmtree(building, ignore_errors=True)
-    try:
+    with artifacts.under_construction(target) as building:
         saved_model_lib.save(module, functions, building)
         (building / EXTRA).mkdir(exist_ok=True)
         num_warmup = warmup.write(
@@ -82,8 +79,6 @@ def export(
         if target.exists():
             shutil.rmtree(target)
         building.replace(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return manifest
 
 

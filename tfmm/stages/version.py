@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shutil
 import time
@@ -37,12 +36,9 @@ def ship(
     versions, number = pathlib.Path(output_dir), int(time.time())
     while (versions / str(number)).exists():
         number += 1
-    building = versions / f".building-{number}-{os.getpid()}"
-    try:
+    with artifacts.under_construction(versions / str(number)) as building:
         shutil.copytree(model, building)
         return building.replace(versions / str(number))
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _objection(model: pathlib.Path, evaluation_dir: Folder | None) -> str | None:
