@@ -71,11 +71,11 @@ class BuildExamples(beam.PTransform):
             | "GroupByShard" >> beam.GroupByKey()
             | "Join"
             >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsList(catalog.rows)).with_outputs(
-                "train", "eval", "dead_letter"
+                *schema.SPLITS, "dead_letter"
             )
         )
         dead_letters = (catalog.dead_letter, read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
-        return {"train": built.train, "eval": built.eval, "dead_letter": dead_letters}
+        return {**{split: built[split] for split in schema.SPLITS}, "dead_letter": dead_letters}
 
 
 def write(
@@ -93,7 +93,7 @@ def write(
     """
     built = root | "BuildExamples" >> BuildExamples(data_dir, config, feature_set)
     folder = pathlib.Path(output_dir)
-    for split in ("train", "eval"):
+    for split in schema.SPLITS:
         path = folder / prefix.format(split=split)
         path.parent.mkdir(parents=True, exist_ok=True)
         _ = built[split] | f"Write_{split}" >> beam.io.WriteToTFRecord(
@@ -149,7 +149,7 @@ class _JoinShard(beam.DoFn):
         self._features, self._first_eval = feature_set, first_eval
 
     def setup(self) -> None:
-        self._counters = {name: Metrics.counter(NAMESPACE, name) for name in ("train", "eval", "dead_letter")}
+        self._counters = {name: Metrics.counter(NAMESPACE, name) for name in (*schema.SPLITS, "dead_letter")}
 
     def process(self, element: typing.Any, catalog_parts: list[examples.Columns]) -> typing.Iterator[typing.Any]:
         parts: dict[str, list[examples.Columns]] = {name: [] for name in reading.LOGS}
@@ -164,7 +164,7 @@ class _JoinShard(beam.DoFn):
         self._counters["dead_letter"].inc(len(letters))
         yield from (pvalue.TaggedOutput("dead_letter", letter) for letter in letters)
         is_eval = reading.is_eval(impressions, self._first_eval)
-        for split, rows in (("train", ~bad & ~is_eval), ("eval", ~bad & is_eval)):
+        for split, rows in zip(schema.SPLITS, (~bad & ~is_eval, ~bad & is_eval)):
             chosen = {name: values[rows] for name, values in impressions.items()}
             built = examples.build(chosen, behaviors, catalog, users, self._features)
             self._counters[split].inc(int(rows.sum()))

@@ -358,10 +358,10 @@ class _Check:
         shown_at, _ = times.read_bounds(self.data_dir, "impressions", seen)
         labels = table[label].to_numpy()
         if table["split"].null_count < table.num_rows:
-            in_eval = np.asarray(pc.equal(table["split"], "eval")).astype(bool)
+            in_eval = np.asarray(pc.equal(table["split"], schema.EVAL)).astype(bool)
         else:
             in_eval = shown_at >= examples.eval_start(shown_at, config.eval_fraction)
-        for split, rows in (("train", ~in_eval), ("eval", in_eval)):
+        for split, rows in zip(schema.SPLITS, (~in_eval, in_eval)):
             if not rows.any():
                 self.add("impressions", "timestamp", f"must leave rows in the {split} split", 1)
             elif len(np.unique(labels[rows])) < 2:

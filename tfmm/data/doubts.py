@@ -125,8 +125,8 @@ def _not_yet_known(
 
 def _mixed_splits(splits: typing.Any, shown_at: np.ndarray) -> typing.Iterator[str]:
     is_known = shown_at != instants.NULL
-    in_eval, in_train = (
-        np.asarray(pc.fill_null(pc.equal(splits, split), False)).astype(bool) & is_known for split in ("eval", "train")
+    in_train, in_eval = (
+        np.asarray(pc.fill_null(pc.equal(splits, split), False)).astype(bool) & is_known for split in schema.SPLITS
     )
     if not in_eval.any() or not in_train.any():
         return

@@ -23,6 +23,7 @@ from tfmm.config import DataConfig
 from tfmm.data import (
     as_known,
     declared,
+    distinct,
     examples,
     instants,
     left_out,
@@ -39,7 +40,6 @@ from tfmm.features import Column, FeatureSet, Sequence
 ROWS_PER_PARTITION = 50_000  # impressions, whose users' behaviors are in memory together
 LOG_ROWS_PER_PARTITION = 4_000_000  # behaviors, and users
 ROWS_PER_SHARD = 262_144
-SPLITS = ("train", "eval")
 _PARTS, _TIMES = ".parts", "times.bin"
 _LOG = logging.getLogger(__name__)
 Columns = dict[str, np.ndarray]
@@ -83,7 +83,7 @@ def write_examples(
         for name in {one.source for one in lost}
     }
     left_out.verify(lost, totals, config.max_bad_fraction, folder)
-    if not counts["train"] or not counts["eval"]:
+    if not all(counts[split] for split in schema.SPLITS):
         raise ValueError(
             f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "
             "that were left out, with their reasons."
@@ -137,7 +137,7 @@ def _join(
     for writer in histories.values():
         writer.close()
     dtype = shards.row_dtype(feature_set)
-    counts = {split: _in_time_order(parts, split, num_parts, folder, items, dtype) for split in SPLITS}
+    counts = {split: _in_time_order(parts, split, num_parts, folder, items, dtype) for split in schema.SPLITS}
     counts["dead_letter"] = letters.close()
     return counts, {path.name: _digest(path) for path in _files(folder)}
 
@@ -170,7 +170,8 @@ def _spread(
     letters: _DeadLetters,
 ) -> tuple[np.ndarray, dict[str, np.dtype]]:
     """Appends each log's good rows to a file per partition and table; returns all item ids, and the tables' dtypes."""
-    item_ids, dtypes = listed, {}
+    item_ids, dtypes = distinct.Distinct(), {}
+    item_ids.add(listed)
     with (parts / _TIMES).open("wb") as shown_at:
         for group in groups:
             good, left = reader.log(group)
@@ -182,14 +183,15 @@ def _spread(
                 rows = records.structured(columns)
                 dtypes[table] = rows.dtype
                 if "item_id" in columns:
-                    item_ids = np.union1d(item_ids, columns["item_id"])
+                    item_ids.add(columns["item_id"])
                 shard_of = reading.shards_of(columns, num_parts)
                 order = np.argsort(shard_of, kind="stable")
                 starts = np.searchsorted(shard_of[order], np.arange(num_parts + 1))
                 for number in np.unique(shard_of).tolist():
                     with (parts / f"{table}-{number}").open("ab") as file:
                         rows[order[starts[number] : starts[number + 1]]].tofile(file)
-    return item_ids[item_ids != 0], dtypes
+    ids, _ = item_ids.counted()
+    return ids[ids != 0], dtypes
 
 
 def _join_part(
@@ -232,7 +234,7 @@ def _join_part(
         found[shards.ITEM] = _places(acts["item_id"][kept], items)
         found[shards.SHOWN] = _cover(start[~is_eval], end[~is_eval], len(acts["user_id"]))[kept]
         history.append(found)
-    return {"train": rows[~is_eval], "eval": rows[is_eval]}
+    return dict(zip(schema.SPLITS, (rows[~is_eval], rows[is_eval])))
 
 
 def _cover(start: np.ndarray, end: np.ndarray, num_behaviors: int) -> np.ndarray:

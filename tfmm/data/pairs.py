@@ -151,9 +151,9 @@ def _logs(data_dir: str | pathlib.Path, config: DataConfig, tables: schema.Table
     has_time = earliest != instants.NULL
     if splits.null_count == len(splits):
         return _Logs(data_dir, seen, examples.eval_start(earliest[has_time], config.eval_fraction), tables)
-    in_eval = has_time & np.asarray(pc.fill_null(pc.equal(splits, "eval"), False).to_numpy(), bool)
+    in_eval = has_time & np.asarray(pc.fill_null(pc.equal(splits, schema.EVAL), False).to_numpy(), bool)
     before = int(earliest[in_eval].min()) if in_eval.any() else np.iinfo(np.int64).max
-    in_train = has_time & np.asarray(pc.fill_null(pc.equal(splits, "train"), False).to_numpy(), bool)
+    in_train = has_time & np.asarray(pc.fill_null(pc.equal(splits, schema.TRAIN), False).to_numpy(), bool)
     late = float(np.mean(earliest[in_train] > before)) if in_train.any() else 0.0
     return _Logs(data_dir, seen, before, tables, late)
 

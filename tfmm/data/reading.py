@@ -118,7 +118,8 @@ class Reader:
             columns["timestamp"], columns[examples.LATEST] = times.bounds(stored, self.seen[name])
         if name == "impressions":
             columns[ROW] = rows
-            columns[IS_EVAL] = np.asarray(pa.compute.equal(table["split"], "eval").fill_null(False).to_numpy(), bool)
+            is_held_out = pa.compute.equal(table["split"], schema.EVAL).fill_null(False)
+            columns[IS_EVAL] = np.asarray(is_held_out.to_numpy(), bool)
         elif name == "behaviors":
             columns[examples.ACTION] = declared.action_places(table["action"])
             columns[examples.ORDER_LINE] = table["order_line"].fill_null(0).to_numpy()

@@ -18,7 +18,7 @@ from tfmm.data.parts import Part
 from tfmm.fingerprints import fingerprint
 from tfmm.modalities import UNDECLARED, ModalitySet
 
-SPLITS = ("train", "eval")
+SPLITS = TRAIN, EVAL = ("train", "eval")
 UPDATED_AT = "updated_at"  # of a table that may have several rows per id, see `tfmm.data.as_known`
 
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfmm import artifacts, preprocessing
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
-from tfmm.data import order_statistics, shards
+from tfmm.data import distinct, order_statistics, shards
 from tfmm.features import PADDING, Column, Feature, FeatureSet
 
 KIND = "vocabulary"
@@ -91,24 +91,15 @@ def vocabularies(feature_set: FeatureSet, values_of: ValuesOf) -> dict[str, np.n
     result = {}
     for name in feature_set.vocabularies:
         sharing = [c for c in feature_set.columns if c.feature.has_vocabulary and c.feature.embedding == name]
-        ids, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        seen = distinct.Distinct()
         for column in sharing:
             for values, weights in values_of(column):
-                ids, counts = _merged(ids, counts, values, weights)
-        kept = (counts >= sharing[0].feature.min_count) & (ids != PADDING)
+                seen.add(values, weights)
+        ids, counts = seen.counted()
+        kept = (counts > 0) & (counts >= sharing[0].feature.min_count) & (ids != PADDING)
         ids, counts = ids[kept], counts[kept]
         result[name] = ids[np.lexsort((ids, -counts))]
     return result
-
-
-def _merged(
-    ids: np.ndarray, counts: np.ndarray, values: np.ndarray, weights: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns distinct ids, and their counts, with those of more values [n] or [n, k]."""
-    more = np.ones(values.size, np.int64) if weights is None else np.repeat(weights, values.size // len(values))
-    found, places = np.unique(np.append(ids, values.ravel()), return_inverse=True)
-    total = np.bincount(places, np.append(counts, more), len(found)).astype(np.int64)
-    return found[total > 0], total[total > 0]
 
 
 def statistics(feature_set: FeatureSet, values_of: ValuesOf) -> dict[str, np.ndarray]:

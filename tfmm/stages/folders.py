@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pathlib
 
+from tfmm.data import schema
+
 ID, MULTIMODAL = "id", "multimodal"  # the click models: of ids alone, and with item vectors
 TRAINED, SERVING = "Format-TFMM", "Format-Serving"  # of a click model: as it was trained, and its SavedModel
 REPORT, VERDICT = "report.json", "verdict.json"  # of an evaluation
-SPLITS = ("train", "eval")
+SPLITS = schema.SPLITS
 Folder = str | pathlib.Path
