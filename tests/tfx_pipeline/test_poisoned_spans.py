@@ -1,6 +1,7 @@
 """A poisoned span stops the DAG at the right node, with column and rule; the model in service stays as it is."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -15,11 +16,12 @@ import pytest
 
 pytest.importorskip("tfx", reason="TFX is not installed")
 
-from tfmm import artifacts, config, presets
+from tfmm import artifacts, config, fingerprints, presets
 from tfmm.assignments import override
-from tfmm.data import checks
+from tfmm.data import checks, shards
 from tfmm.features import DEFAULT_FEATURES, Feature
 from tfmm.marketplace import generator
+from tfmm.stages import examples
 from tfx_pipeline import infra_check
 
 # A marketplace of seconds, whose models are worth nothing: the gate has no say here.
@@ -62,6 +64,16 @@ def half_of_the_images_broken(folder):
 
 def price_in_another_unit(folder):
     change(folder, "items", "price", lambda values: pa.array([1000.0 * value + 9000.0 for value in values]))
+
+
+def whale(folder, num_behaviors=10**6):
+    """Gives the first user so many more behaviors."""
+    acts = pq.read_table(folder / "behaviors.parquet")
+    many = acts.take(pa.array(np.random.default_rng(0).integers(0, len(acts), num_behaviors)))
+    user = pq.read_table(folder / "impressions.parquet")["user_id"][0]
+    place = many.column_names.index("user_id")
+    many = many.set_column(place, "user_id", pa.array([user.as_py()] * len(many), acts["user_id"].type))
+    pq.write_table(pa.concat_tables([acts, many]), folder / "behaviors.parquet")
 
 
 POISONS = [
@@ -121,6 +133,36 @@ def test_check_names_column_and_rule(tables, tmp_path, poison, rule):
     assert len(stopping) == 1 and stopping[0].startswith(rule)
 
 
+@pytest.mark.parametrize("poison, rule", [
+    (label_gone, "Table 'impressions' must have a column 'label'"),
+    (label_in_words, "Column 'label' of table 'impressions' must be int64"),
+])  # fmt: skip
+def test_examples_by_hand_stop_with_column_and_rule_and_leave_the_models_alone(tables, tmp_path, poison, rule):
+    model = tmp_path / "models" / "id" / "manifest.json"
+    model.parent.mkdir(parents=True)
+    model.write_text("{}")
+    folder = poisoned(tables, tmp_path / "tables", poison)
+    with pytest.raises(ValueError, match=rule):
+        examples.make_examples(RUN, folder, tmp_path / "models", print)
+    assert model.read_text() == "{}"
+
+
+def test_one_user_with_a_hundred_thousand_behaviors_leaves_the_others_as_they_are(tables, tmp_path):
+    def rows_of_others(folder):
+        examples.make_examples(RUN, folder, tmp_path / folder.name, lambda line: None)
+        columns = pq.read_table(folder / "impressions.parquet")["user_id"]
+        source = shards.Shards(sorted(map(str, (tmp_path / folder.name / "examples").glob("train-*"))))
+        rows = source.gather(np.arange(source.num_rows), ["user_id", "item_id", "behavior_item_ids"])
+        others = rows["user_id"] != fingerprints.fingerprint([columns[0].as_py()])[0]
+        return {name: values[others] for name, values in rows.items()}
+
+    before = rows_of_others(tables)
+    after = rows_of_others(poisoned(tables, tmp_path / "whale", functools.partial(whale, num_behaviors=10**5)))
+    assert len(before["user_id"]) > 100
+    for name, values in before.items():
+        np.testing.assert_array_equal(after[name], values)
+
+
 def test_check_of_a_table_in_which_every_row_is_wrong_takes_the_first_values_alone(tables, tmp_path, monkeypatch):
     def sevens(values):
         return pa.array([7] * len(values), pa.int64())
@@ -151,14 +193,6 @@ def test_poisoned_span_stops_at_its_node_and_the_model_in_service_stays(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_one_user_with_a_million_behaviors_goes_through(root, tables, good, tmp_path):
-    def whale(folder):
-        acts = pq.read_table(folder / "behaviors.parquet")
-        many = acts.take(pa.array(np.random.default_rng(0).integers(0, len(acts), 10**6)))
-        user = pq.read_table(folder / "impressions.parquet")["user_id"][0]
-        place = many.column_names.index("user_id")
-        many = many.set_column(place, "user_id", pa.array([user.as_py()] * len(many), acts["user_id"].type))
-        pq.write_table(pa.concat_tables([acts, many]), folder / "behaviors.parquet")
-
     done = run(root, good, poisoned(tables, tmp_path / "tables", whale))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
 
