@@ -6,28 +6,18 @@ import json
 import os
 import time
 import typing
-import urllib.parse
 
 import numpy as np
 
-from tfmm import extras, fingerprints
+from tfmm import fingerprints, redis_client
 from tfmm.index import redis_scripts, store
 from tfmm.index import rows as rows_lib
 
-extras.verify("stream", "redis")
-import redis  # noqa: E402
-import redis.backoff  # noqa: E402
-import redis.retry  # noqa: E402
-
 FORMAT_VERSION = "1"
 PREFIX = "{tfmm}"  # of keys; what stands in braces keeps them on one node of a cluster
-PASSWORD = "REDISCLI_AUTH"  # environment variable, as redis-cli reads it
 LARGEST = (1 << 53) - 1  # of a time or position: numbers of Redis' scripts are float64
 PAGE = 4096  # changes of an encoder per look of a snapshot
-_WAIT_S = 60.0  # while Redis is away, as long as the SQLite store waits for its lock
-_OWN_OPTIONS = ("prefix", "volatile")
-_REFUSED = (redis.exceptions.AuthenticationError, redis.exceptions.AuthorizationError)
-_OWN_ERRORS = (redis.exceptions.RedisError, OSError)
+_OPTIONS = ("prefix", "volatile")
 
 
 class RedisIndex(store.IndexStore):
@@ -59,10 +49,9 @@ class RedisIndex(store.IndexStore):
 
     def __init__(self, url: str | os.PathLike[str], *, create: bool = True):
         self._url = os.fspath(url)
-        self._shown = without_password(self._url)
-        connection, own = _options(self._url)
+        self._shown = redis_client.without_password(self._url)
+        self._redis, own = redis_client.connect(self._url, _OPTIONS)
         self._prefix = own.get("prefix", PREFIX)
-        self._redis = _connect(connection, self._shown)
         if own.get("volatile") != "1":
             _require_durable(self._redis, self._shown)
         self._open(create)
@@ -136,7 +125,7 @@ class RedisIndex(store.IndexStore):
         return script(keys=[self._prefix], args=values)
 
     def is_failing(self, error: Exception) -> bool:
-        return isinstance(error, _OWN_ERRORS)
+        return isinstance(error, redis_client.ERRORS)
 
     def register_encoder(self, modality: str, encoder_version: str, dim: int, layout: str = "") -> None:
         store.verify_dim(dim, layout)
@@ -234,60 +223,6 @@ class RedisIndex(store.IndexStore):
                 payload = value[1:] if value[:1] == b"1" else None
                 found[own, position, reason] = store.DeadLetter(own, position, reason, payload)
         return [found[key] for key in sorted(found)]
-
-
-def without_password(url: str) -> str:
-    """Returns a URL that may be shown.
-
-    >>> without_password("redis://me:secret@host:6379/0?prefix=a")
-    'redis://me:***@host:6379/0?prefix=a'
-    """
-    parts = urllib.parse.urlsplit(url)
-    if parts.password is None:
-        return url
-    account, _, host = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{account.partition(':')[0]}:***@{host}").geturl()
-
-
-def _options(url: str) -> tuple[str, dict[str, str]]:
-    """Returns the URL without the options that are ours, and those."""
-    parts = urllib.parse.urlsplit(url)
-    found = urllib.parse.parse_qsl(parts.query)
-    rest = [(name, value) for name, value in found if name not in _OWN_OPTIONS]
-    return parts._replace(query=urllib.parse.urlencode(rest)).geturl(), dict(set(found) - set(rest))
-
-
-class _Patient(redis.Redis):
-    """A client whose commands wait for a server that is away or loading."""
-
-    def execute_command(self, *arguments: typing.Any, **options: typing.Any) -> typing.Any:
-        end, wait_s = time.monotonic() + _WAIT_S, 0.02
-        while True:
-            try:
-                return super().execute_command(*arguments, **options)
-            except _REFUSED:
-                raise
-            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError):
-                if time.monotonic() > end:
-                    raise
-            time.sleep(wait_s)
-            wait_s = min(2 * wait_s, 1.0)
-
-
-def _connect(url: str, shown: str) -> typing.Any:
-    once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
-    options: dict[str, typing.Any] = {"retry": once, "socket_timeout": 30.0, "protocol": 2}
-    if urllib.parse.urlsplit(url).password is None and os.environ.get(PASSWORD):
-        options["password"] = os.environ[PASSWORD]
-    client = _Patient.from_url(url, **options)
-    try:
-        client.ping()
-    except TypeError as error:  # of an option that a connection does not take
-        raise ValueError(f"Options of {shown} must be redis-py's or {', '.join(_OWN_OPTIONS)}: {error}.") from error
-    except _REFUSED as error:
-        rule = f"Redis at {shown} must know the user and password, of the URL or {PASSWORD}."
-        raise ValueError(f"{rule} {error}") from error
-    return client
 
 
 def _require_durable(client: typing.Any, shown: str) -> None:
