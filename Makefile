@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: setup quickstart test test-all test-gpu lint bench compat lock build clean
+.PHONY: setup quickstart test test-all test-gpu kafka-up kafka-down lint bench compat lock build clean
 
 setup: $(STAMP)
 
@@ -43,6 +43,9 @@ test-gpu: $(STAMP)
 	else \
 	  echo "not run: no GPU on this machine, or a TensorFlow without CUDA (docs/training.md)"; \
 	fi
+
+kafka-up kafka-down: $(STAMP)
+	@$(PYTHON) serving/deploy/kafka/broker.py $(patsubst kafka-%,%,$@)
 
 bench: $(STAMP)
 	set -e; for script in $(BENCHMARKS); do $(PYTHON) $$script; done

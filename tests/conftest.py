@@ -2,8 +2,12 @@
 
 import os
 import pathlib
+import shutil
+import socket
 import subprocess
 import sys
+import typing
+import urllib.parse
 
 import hypothesis
 import pytest
@@ -37,6 +41,53 @@ def install_entry_point(tmp_path, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
 
     return install
+
+
+class RedisServer:
+    """A Redis of a test's own, which keeps what it was told across kill -9."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.process: subprocess.Popen | None = None
+
+    def start(self, *options: str) -> None:
+        settings = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", *options]
+        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)]
+        self.process = subprocess.Popen([*command, *settings], stdout=subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def url(self, prefix: str = "{tfmm}", options: str = "") -> str:
+        return f"redis://127.0.0.1:{self.port}/0?{urllib.parse.urlencode({'prefix': prefix})}{options}"
+
+
+@pytest.fixture(scope="session")
+def make_redis(tmp_path_factory) -> typing.Iterator[typing.Callable[..., RedisServer]]:
+    """Returns a function that starts a Redis with options of its own."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not on this machine")
+    servers = []
+
+    def make(*options: str) -> RedisServer:
+        server = RedisServer(tmp_path_factory.mktemp("redis"))
+        servers.append(server)
+        server.start(*options)
+        return server
+
+    yield make
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_server(make_redis) -> RedisServer:
+    """The Redis that tests share, each with a prefix of its own."""
+    return make_redis()
 
 
 @pytest.fixture(scope="session")

@@ -263,17 +263,19 @@ def _models(given: argparse.Namespace) -> list[typing.Any]:
 
 
 @main.command(example="tfmm stream --events run/events.sqlite --index run/items.sqlite --encoders run/encoders")
-@click.option("--events", "events_url", required=True, help="New item events, a path or a URL; made where missing.")
+@click.option("--events", "events_url", required=True, help="New item events: a path or a URL (docs/serving.md).")
 @click.option("--index", "index_url", required=True, help="The item index, a path or a URL; made where missing.")
 @click.option(
     "--encoders", "encoders_dir", type=ExistingFolder, help="As `tfmm pretrain` wrote them; own vectors need none."
 )
+@click.option("--dead-letters", "letters_url", help="A log of events that gets dead letters too, such as a topic.")
 @click.option("--metrics-port", type=int, default=-1, help="Prometheus metrics on 127.0.0.1; 0 takes a free port.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def stream(
     events_url: str,
     index_url: str,
     encoders_dir: pathlib.Path | None,
+    letters_url: str | None,
     metrics_port: int,
     log_format: str,
 ) -> None:
@@ -281,7 +283,8 @@ def stream(
     from serving.streaming import __main__ as streaming
 
     encoders = [] if encoders_dir is None else ["--encoders", str(encoders_dir)]
-    flags = [f"--metrics-port={metrics_port}", f"--log-format={log_format}"]
+    letters = [] if letters_url is None else ["--dead-letters", letters_url]
+    flags = [*letters, f"--metrics-port={metrics_port}", f"--log-format={log_format}"]
     streaming.main(["--events", events_url, "--index", index_url, *encoders, *flags])
 
 

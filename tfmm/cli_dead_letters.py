@@ -17,13 +17,17 @@ SHOWN_CONTENT = 200  # characters of a letter's content in the table
 @click.command(
     "dead-letters",
     cls=Command,
-    example="tfmm dead-letters quickstart\ntfmm dead-letters run/items.sqlite --reason not_json --json",
+    example="tfmm dead-letters quickstart\ntfmm dead-letters run/items.sqlite --reason not_json --json\n"
+    "tfmm dead-letters run/items.sqlite --reason image_the_encoder_fails --send-to run/events.sqlite",
 )
 @click.argument("places", nargs=-1, required=True, type=str)
 @click.option("--reason", help="Only letters with this reason code, or with this text in their reason.")
 @click.option("--limit", type=click.IntRange(min=0), default=10, show_default=True, help="Letters shown; 0: all.")
 @click.option("--json", "as_json", is_flag=True, help="Letters as JSON lines, whole, without counts.")
-def dead_letters(places: tuple[str, ...], reason: str | None, limit: int, as_json: bool) -> None:
+@click.option("--send-to", "events_url", help="Send the stream's letters again, as new events of this path or URL.")
+def dead_letters(
+    places: tuple[str, ...], reason: str | None, limit: int, as_json: bool, events_url: str | None
+) -> None:
     """Show what was left out, by stage, source and reason, and the letters: of a workdir, a stage's output, an index.
 
     Each letter tells time, stage, source, key (row of the table, item, offset of the event), reason and content.
@@ -36,6 +40,9 @@ def dead_letters(places: tuple[str, ...], reason: str | None, limit: int, as_jso
         found = letters_lib.read(*places)
         return (one for one in found if reason is None or reason == one.code or reason in one.reason)
 
+    if events_url is not None:
+        click.echo(_send_again(chosen(), events_url))
+        return
     if as_json:
         for letter in itertools.islice(chosen(), limit or None):
             click.echo(json.dumps(dataclasses.asdict(letter), ensure_ascii=False))
@@ -62,3 +69,21 @@ def dead_letters(places: tuple[str, ...], reason: str | None, limit: int, as_jso
     total = sum(one.count for one in counted)
     if limit and total > limit:
         terminal.print(f"{limit:,} of {total:,} shown; --limit 0 shows all, --reason CODE those of one reason.")
+
+
+def _send_again(letters: typing.Iterable[typing.Any], events_url: str) -> str:
+    """Appends the events of letters, one event once, to a source of events; returns what was done in words."""
+    from serving.streaming import event_log
+    from tfmm import dead_letters as letters_lib
+
+    found, left = {}, 0
+    for letter in letters:
+        if letter.stage == letters_lib.STREAM and letter.content is not None:
+            found[letter.source, letter.key] = letters_lib.as_bytes(letter.content)
+        else:
+            left += 1
+    with event_log.open_source(events_url) as source:
+        if found:
+            source.append(list(found.values()))
+    others = f"; {left:,} letters of batch stages, or without an event, were not" if left else ""
+    return f"{len(found):,} events were sent again{others}."

@@ -76,7 +76,8 @@ def reason_code(reason: str) -> str:
 
 
 def read(*places: Path) -> typing.Iterator[DeadLetter]:
-    """Yields the dead letters of places, each a file, an item index (a path or a URL) or a folder of any of them.
+    """Yields the dead letters of places: each a file, an item index (a path or a URL), a folder of any of them, or the
+    URL of a log that the stream sent them to.
 
     Of a pipeline's node, whose runs are folders with a number, the newest one counts.
 
@@ -86,6 +87,11 @@ def read(*places: Path) -> typing.Iterator[DeadLetter]:
         ValueError: a file is no dead-letter file and no item index, or a URL is of no kind that is known.
     """
     for place in places:
+        if _is_log(os.fspath(place)):
+            from serving.streaming import letters
+
+            yield from map(_of_stream, letters.read(os.fspath(place)))
+            continue
         if "://" in os.fspath(place):
             with store.open_store(place, create=False) as index:
                 yield from map(_of_stream, index.dead_letters())
@@ -102,6 +108,12 @@ def read(*places: Path) -> typing.Iterator[DeadLetter]:
             yield from _of_index(path)
         else:
             raise ValueError(f"{path} must be an item index, or dead letters as a stage wrote them. Received: neither.")
+
+
+def _is_log(url: str) -> bool:
+    """Returns whether a URL names a log of events, and not an item index."""
+    scheme, separator, rest = url.partition("://")
+    return bool(separator) and (scheme in ("kafka", "folder") or "stream=" in rest.partition("?")[2])
 
 
 def counts(letters: typing.Iterable[DeadLetter]) -> list[Count]:
@@ -216,6 +228,16 @@ def as_text(content: bytes | None) -> str | None:
         return content.decode()
     except UnicodeDecodeError:
         return f"base64:{base64.b64encode(content).decode()}"
+
+
+def as_bytes(content: str) -> bytes:
+    """Returns what `as_text` was given.
+
+    >>> as_bytes("café"), as_bytes("base64://4=")
+    (b'caf\\xc3\\xa9', b'\\xff\\xfe')
+    """
+    marked, encoded = content.startswith("base64:"), content.removeprefix("base64:")
+    return base64.b64decode(encoded) if marked else content.encode()
 
 
 def _written(path: pathlib.Path) -> str:

@@ -20,7 +20,10 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
         "--encoders run/encoders. Further options go to Beam, such as --runner=PortableRunner.",
     )
     parser.add_argument(
-        "--events", required=True, help="source of events: a path (a SQLite log, made where missing) or your URL"
+        "--events",
+        required=True,
+        help="source of events: a path (a SQLite log, made where missing), kafka://host:port/topic, "
+        "redis://host:port/0?stream=key, folder:///path, or your URL",
     )
     parser.add_argument("--index", required=True, help="item index, a path or a URL; made where missing")
     parser.add_argument(
@@ -34,6 +37,10 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
         type=float,
         default=60_000.0,
         help="until a bundle ends (default: 60000; 500 on Flink, whose checkpoints wait for it)",
+    )
+    parser.add_argument("--dead-letters", help="source of events that gets dead letters too, such as a topic")
+    parser.add_argument(
+        "--readers", type=int, default=1, help="that share a source's partitions, on an engine with so many slots"
     )
     metrics.add_options(parser)
     logs.add_options(parser)
@@ -56,6 +63,8 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
             options.poll_ms / 1000,
             options.bundle_ms / 1000,
             [*pipeline.PIPELINE_ARGS, *pipeline_args],
+            options.readers,
+            options.dead_letters,
         )
     logging.info("stopped")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pathlib
 import typing
@@ -12,8 +13,14 @@ from tfmm.index import database
 
 FORMAT_VERSION = 1
 GROUP = "tfmm.event_sources"  # entry points of other packages: a URL's scheme = module:Class
-SOURCES = {"sqlite": "serving.streaming.event_log:SQLiteEventLog"}  # by scheme
+SOURCES = {  # by scheme
+    "sqlite": "serving.streaming.event_log:SQLiteEventLog",
+    "kafka": "serving.streaming.kafka_events:KafkaTopic",
+    "folder": "serving.streaming.folder_events:EventFolder",
+    **dict.fromkeys(("redis", "rediss"), "serving.streaming.redis_events:RedisStream"),
+}
 READ_BYTES = 1 << 26  # a read ends with the payload that reaches them, so that memory holds what it gives
+_log = logging.getLogger(__name__)
 _SCHEMA = """
 CREATE TABLE log (id TEXT NOT NULL);
 INSERT INTO log VALUES (lower(hex(randomblob(16))));
@@ -31,7 +38,10 @@ class Event(typing.NamedTuple):
 class EventSource(typing.Protocol):
     """What the streaming job reads; picklable, since the job's workers open it themselves.
 
-    A source of one's own is a class that is called with its URL, registered as an entry point of `GROUP`.
+    A source of one's own is a class that is called with its URL, registered as an entry point of `GROUP`. One that
+    consists of several logs, such as a topic of partitions, has in place of `read` a method `parts()`, which returns
+    those that there are now, each with a name and offsets of its own; it is asked again every few seconds. One that has
+    `append(payloads)` takes dead letters that are sent again.
     """
 
     @property
@@ -45,22 +55,33 @@ class EventSource(typing.Protocol):
         """
 
 
-def open_source(url: str | os.PathLike[str]) -> EventSource:
-    """Opens a source of events.
+def open_source(url: str | os.PathLike[str]) -> typing.Any:
+    """Opens an `EventSource`.
 
     Args:
-        url: a plain path is a `SQLiteEventLog`, as `sqlite:///` before it says; other schemes are those of entry points
-            of the group `tfmm.event_sources`.
+        url: a plain path is a `SQLiteEventLog`, as `sqlite:///` before it says; `kafka://`, `redis://`, `folder://`,
+            see the classes that `SOURCES` names; other schemes are those of entry points of the group
+            `tfmm.event_sources`.
     Raises:
-        ValueError: an unknown scheme.
+        ValueError: an unknown scheme, or one's own rules.
 
     >>> open_source("queue://shop/items")
     Traceback (most recent call last):
     ...
-    ValueError: The scheme of an event source's URL must be one of ['sqlite']. Received: 'queue' in 'queue://shop/items'...
+    ValueError: The scheme of an event source's URL must be one of ['folder', 'kafka', 'redis', 'rediss', 'sqlite']...
     """
     opened, text = registered.resolve(url, GROUP, SOURCES, "an event source")
     return opened(text)
+
+
+def parts_of(source: typing.Any) -> list[EventSource]:
+    """Returns the logs that a source consists of now; itself, where it is one."""
+    return list(source.parts()) if hasattr(source, "parts") else [source]
+
+
+def tell_of_lost(name: str, what: str) -> None:
+    """Logs that events are gone, or may be, that the index has not seen."""
+    _log.error("lost: %s of %s; `tfmm embed` brings their items from the catalog", what, name)
 
 
 class SQLiteEventLog:

@@ -47,6 +47,11 @@ def ingest(
         return _write(batch, embedding.Outcome([], [], [], [(event, reason)]), index)
 
 
+def dead_letters_of(batch: embedding.EventBatch, outcome: embedding.Outcome) -> list[store.DeadLetter]:
+    """Returns what of a batch could not be used."""
+    return [store.DeadLetter(batch.source, event.offset, reason, event.payload) for event, reason in outcome.dead]
+
+
 def _write(batch: embedding.EventBatch, outcome: embedding.Outcome, index: store.IndexStore) -> embedding.Outcome:
     applied = index.apply(
         store.IndexBatch(
@@ -55,9 +60,7 @@ def _write(batch: embedding.EventBatch, outcome: embedding.Outcome, index: store
                 *encode.feature_rows(outcome.items),
             ],
             withdrawn=[store.Withdrawal(item.item_id, item.event_time_us) for item in outcome.withdrawn],
-            dead_letters=[
-                store.DeadLetter(batch.source, event.offset, reason, event.payload) for event, reason in outcome.dead
-            ],
+            dead_letters=dead_letters_of(batch, outcome),
             positions={batch.source: batch.events[-1].offset},
         )
     )

@@ -5,18 +5,20 @@ from __future__ import annotations
 import collections
 import json
 import logging
+import math
 import os
 import pathlib
 import threading
 import time
 import typing
+import zlib
 
 import apache_beam as beam
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.timestamp import Duration
 
-from serving.streaming import embedding, event_log, ingestion, metrics
+from serving.streaming import embedding, event_log, ingestion, letters, metrics
 from tfmm import artifacts, dead_letters
 from tfmm.index import beam as index_beam
 from tfmm.index import encode, item_features, store
@@ -28,6 +30,7 @@ PIPELINE_ARGS = (
     "--direct_num_workers=1",
 )
 MAX_BATCH = 32  # events embedded together
+_LOOK_S = 2.0  # between looks for new logs of a source
 _END = (1 << 63) - 1
 _METRICS = "streaming"
 
@@ -42,11 +45,25 @@ class _Tracker(OffsetRestrictionTracker):
 _RESTRICTION = beam.DoFn.RestrictionParam()  # the DoFn itself provides it
 
 
-class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
-    """Splittable: turns a source into an endless stream of `embedding.EventBatch`.
+class Share(typing.NamedTuple):
+    """What one of several readers takes of a source: the logs whose names hash to its number."""
 
-    It starts at the index's position. On FnApiRunner that is the checkpoint; Flink has its own. Draining stops at
-    once, as what is left stays in the log.
+    source: typing.Any
+    number: int
+    num_readers: int
+
+    def parts(self) -> list[event_log.EventSource]:
+        """Returns those that there are now."""
+        found = event_log.parts_of(self.source)
+        return [part for part in found if zlib.crc32(part.name.encode()) % self.num_readers == self.number]
+
+
+class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
+    """Splittable: turns a share of a source into an endless stream of `embedding.EventBatch`.
+
+    Each log is read from the index's position on, which is written together with what its events led to. The
+    restriction counts the events of this run, so that an engine may stop a bundle and go on behind it. Draining stops
+    at once, as what is left stays in the log.
 
     Batches go on at once, not at the end of a bundle. FnApiRunner keeps about 24 KB for every bundle of a job and
     grows slower with each, so bundles are long there; an engine that takes checkpoints between bundles wants
@@ -61,42 +78,61 @@ class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
 
     def __init__(self, index: str, poll_s: float, bundle_s: float, ready_file: str | None):
         self._url, self._poll_s, self._bundle_s, self._ready_file = index, poll_s, bundle_s, ready_file
+        self._readers: dict[str, event_log.EventSource] = {}
 
-    def initial_restriction(self, source: event_log.EventSource) -> OffsetRange:
-        with store.open_store(self._url) as index:
-            return OffsetRange(index.position(source.name) + 1, _END)
+    def initial_restriction(self, share: Share) -> OffsetRange:
+        return OffsetRange(0, _END)
 
     def create_tracker(self, restriction: OffsetRange) -> _Tracker:
         return _Tracker(restriction)
 
-    def restriction_size(self, source: event_log.EventSource, restriction: OffsetRange) -> int:
+    def restriction_size(self, share: Share, restriction: OffsetRange) -> int:
         return 1
 
-    def truncate(self, source: event_log.EventSource, restriction: OffsetRange) -> None:
+    def truncate(self, share: Share, restriction: OffsetRange) -> None:
         return None
 
     @beam.DoFn.unbounded_per_element()
     def process(
-        self, source: event_log.EventSource, tracker: typing.Any = _RESTRICTION
+        self, share: Share, tracker: typing.Any = _RESTRICTION
     ) -> typing.Iterator[embedding.EventBatch]:
-        position = tracker.current_restriction().start - 1
-        if self._ready_file is not None:
-            write_json(self._ready_file, {"pid": os.getpid(), "source": source.name, "position": position})
-            self._ready_file = None
+        claimed = tracker.current_restriction().start - 1
         end = time.monotonic() + self._bundle_s
-        while time.monotonic() < end:
-            if stop_requested.is_set():
-                tracker.try_claim(_END - 1)  # nothing is left to do here; the log keeps it for the next start
-                return
-            batch = source.read(position, MAX_BATCH)
-            if not batch:
-                stop_requested.wait(self._poll_s)
-                continue
-            position = batch[-1].offset
-            if not tracker.try_claim(position):
-                return
-            yield embedding.EventBatch(source.name, batch)
+        with store.open_store(self._url) as index:
+            positions: dict[str, int] = {}
+            looked = -math.inf
+            while time.monotonic() < end:
+                if time.monotonic() - looked > _LOOK_S:
+                    looked = time.monotonic()
+                    for part in share.parts():
+                        if part.name not in positions:
+                            self._readers.setdefault(part.name, part)
+                            positions[part.name] = index.position(part.name)
+                    self._tell_ready(share, positions)
+                is_idle = True
+                for name in positions:
+                    if stop_requested.is_set():
+                        tracker.try_claim(_END - 1)  # nothing is left to do here; the log keeps it for the next start
+                        return
+                    batch = self._readers[name].read(positions[name], MAX_BATCH)
+                    if not batch:
+                        continue
+                    is_idle, claimed = False, claimed + len(batch)
+                    if not tracker.try_claim(claimed):
+                        return
+                    positions[name] = batch[-1].offset
+                    yield embedding.EventBatch(name, batch)
+                if is_idle:
+                    stop_requested.wait(self._poll_s)
+                    if stop_requested.is_set() and not positions:
+                        tracker.try_claim(_END - 1)
+                        return
         tracker.defer_remainder(Duration(seconds=0))
+
+    def _tell_ready(self, share: Share, positions: typing.Mapping[str, int]) -> None:
+        if self._ready_file is not None:
+            write_json(self._ready_file, {"pid": os.getpid(), "source": share.source.name, "positions": positions})
+            self._ready_file = None
 
 
 class EmbedEvents(beam.DoFn):
@@ -105,10 +141,11 @@ class EmbedEvents(beam.DoFn):
     Args:
         encoder_dirs: pre-training's output folder by modality.
         index: the item index, a path or a URL.
+        letters_url: a log that gets dead letters too; None: the index alone has them.
     """
 
-    def __init__(self, encoder_dirs: typing.Mapping[str, str], index: str):
-        self._encoder_dirs, self._url = dict(encoder_dirs), index
+    def __init__(self, encoder_dirs: typing.Mapping[str, str], index: str, letters_url: str | None = None):
+        self._encoder_dirs, self._url, self._letters_url = dict(encoder_dirs), index, letters_url
 
     def setup(self) -> None:
         self._index = store.open_store(self._url)
@@ -116,10 +153,13 @@ class EmbedEvents(beam.DoFn):
         for encoder in self._encoders:
             self._index.register_encoder(encoder.modality, encoder.version, encoder.dim)
         embedding.warm_up(self._encoders)
+        self._letters = None if self._letters_url is None else event_log.open_source(self._letters_url)
 
     def process(self, batch: embedding.EventBatch) -> None:
         outcome = ingestion.ingest(batch, self._encoders, self._index, item_features.layouts(self._index))
         metrics.record(batch, outcome)
+        if self._letters is not None:
+            letters.send(ingestion.dead_letters_of(batch, outcome), self._letters)
         items, withdrawn = outcome.items, outcome.withdrawn
         events, dead, older = len(batch.events), len(outcome.dead), len(outcome.older)
         for name, count in (("events", events), ("dead_letters", dead), ("older", older)):
@@ -142,13 +182,15 @@ class EmbedEvents(beam.DoFn):
 
 
 def run(
-    source: event_log.EventSource,
+    source: typing.Any,
     encoders_dir: str | pathlib.Path | None,
     index: str | pathlib.Path,
     ready_file: str | pathlib.Path | None = None,
     poll_s: float = 0.005,
     bundle_s: float = 60.0,
     pipeline_args: typing.Sequence[str] = PIPELINE_ARGS,
+    readers: int = 1,
+    letters_url: str | None = None,
 ) -> None:
     """Runs the job until `stop_requested` is set.
 
@@ -156,7 +198,7 @@ def run(
     the same transaction as what the events led to.
 
     Args:
-        source: where events come from.
+        source: where events come from, see `event_log.open_source`.
         encoders_dir: folder with one encoder per modality, as pre-training wrote them; None: there are none, and
             items bring their own vectors.
         index: the item index, a path or a URL (`tfmm.index.store.open_store`); made where missing.
@@ -164,6 +206,9 @@ def run(
         poll_s: seconds between looks at an idle source.
         bundle_s: seconds until a bundle ends; take less than a second on Flink.
         pipeline_args: Beam's options.
+        letters_url: a log that gets dead letters too, as JSON (`letters.to_json`); None: the index alone has them.
+        readers: that share the source's logs; as many as the engine has slots, and 1 on FnApiRunner, which runs one
+            after another.
     Raises:
         ValueError: the folder holds no encoder, and the index no vectors that items brought themselves.
         Exception: the index or an encoder fails on any event. One event alone ends nothing: it becomes a dead letter.
@@ -180,9 +225,10 @@ def run(
     pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
     _ = (
         pipeline
-        | "Source" >> beam.Create([source])
+        | "Source" >> beam.Create([Share(source, number, readers) for number in range(readers)])
+        | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.ParDo(ReadEvents(url, poll_s, bundle_s, ready))
-        | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, url))
+        | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, url, letters_url))
     )
     pipeline.run().wait_until_finish()
 

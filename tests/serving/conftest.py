@@ -3,16 +3,58 @@
 import asyncio
 import contextlib
 import json
+import pathlib
+import shutil
 import threading
 import time
+import uuid
 
+import confluent_kafka.admin
 import httpx
 import pytest
 import tensorflow as tf
 
+from serving.deploy.kafka import broker
 from serving.model_server.config import ModelConfig
 from serving.model_server.server import Options, serve
 from tfmm import saved_model
+
+
+@pytest.fixture(scope="session")
+def make_broker(tmp_path_factory):
+    """Returns a function that starts a Kafka broker of a test's own."""
+    if lacking := [tool for tool in ("java", "mvn") if shutil.which(tool) is None]:
+        pytest.skip(f"{' and '.join(lacking)} not on this machine")
+    brokers = []
+
+    def make():
+        brokers.append(broker.Broker(tmp_path_factory.mktemp("kafka")))
+        brokers[-1].up(jars=pathlib.Path(__file__).resolve().parents[2] / ".cache" / "kafka" / "lib")
+        return brokers[-1]
+
+    yield make
+    for one in brokers:
+        one.down()
+
+
+@pytest.fixture(scope="session")
+def kafka(make_broker):
+    """The broker that tests share, each with topics of its own."""
+    return make_broker()
+
+
+@pytest.fixture
+def make_topic():
+    """Returns a function that makes a topic in a broker and returns its URL."""
+
+    def make(of_broker, partitions=1, **settings):
+        admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": of_broker.address})
+        name = f"items-{uuid.uuid4()}"
+        new = confluent_kafka.admin.NewTopic(name, partitions, 1, config=settings)
+        admin.create_topics([new])[name].result()
+        return f"kafka://{of_broker.address}/{name}"
+
+    return make
 
 
 class HalfPlusTwo(tf.Module):

@@ -12,7 +12,10 @@ from tfmm import registered
 from tfmm.index.rows import MAX_DIM, IndexRows
 
 GROUP = "tfmm.index_stores"  # entry points of other packages: a URL's scheme = module:Class
-STORES = {"sqlite": "tfmm.index.item_index:ItemIndex"}  # by scheme; a store is its own file and a line here
+STORES = {  # by scheme; a store is its own file and a line here
+    "sqlite": "tfmm.index.item_index:ItemIndex",
+    **dict.fromkeys(("redis", "rediss"), "tfmm.index.redis_index:RedisIndex"),
+}
 MAX_LETTER_BYTES = 1 << 24  # of a dead letter's payload that are kept
 MAX_REASON = 1000  # characters of a dead letter's reason
 S = typing.TypeVar("S")
@@ -248,10 +251,10 @@ def open_store(url: str | os.PathLike[str], *, create: bool = True) -> IndexStor
         ValueError: an unknown scheme.
         FileNotFoundError: there is no store, and `create` is False.
 
-    >>> open_store("redis://localhost")
+    >>> open_store("mongodb://localhost")
     Traceback (most recent call last):
     ...
-    ValueError: The scheme of an index store's URL must be one of ['sqlite']. Received: 'redis' in 'redis://localhost'...
+    ValueError: The scheme of an index store's URL must be one of ['redis', 'rediss', 'sqlite']. Received: 'mongodb'...
     """
     opened, text = registered.resolve(url, GROUP, STORES, "an index store")
     return opened(text, create=create)

@@ -52,14 +52,14 @@ def running_job(tmp_path):
     """Runs the job in a thread while the context lasts; what the job raises, the context raises."""
 
     @contextlib.contextmanager
-    def running(log_path, encoders_dir, index_path):
+    def running(events_url, encoders_dir, index_path, **options):
         ready, failures = tmp_path / "ready.json", []
         ready.unlink(missing_ok=True)
 
         def job():
             try:
-                with event_log.SQLiteEventLog(log_path) as log:
-                    pipeline.run(log, encoders_dir, index_path, ready, bundle_s=0.5)
+                with event_log.open_source(events_url) as log:
+                    pipeline.run(log, encoders_dir, index_path, ready, bundle_s=0.5, **options)
             except Exception as error:
                 failures.append(error)
 

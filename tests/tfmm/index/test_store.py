@@ -14,7 +14,11 @@ import pytest
 from tfmm.index import beam, encode, item_index, snapshot, store
 from tfmm.index import rows as rows_lib
 
-STORES = {"sqlite": "sqlite:///{}/items.sqlite", "pickled": "pickled://{}/items.pickle"}  # {}: a new folder
+STORES = {  # {}: a new folder
+    "sqlite": "sqlite:///{}/items.sqlite",
+    "pickled": "pickled://{}/items.pickle",
+    "redis": "redis://{}",  # a prefix in the tests' server
+}
 WRITES = st.lists(
     st.tuples(
         st.sampled_from(["image", "text"]),
@@ -28,9 +32,15 @@ EACH_EXAMPLE = hypothesis.settings(
         hypothesis.settings.default).suppress_health_check])  # fmt: skip
 
 
+def url_in(folder, request):
+    if request.param == "redis":
+        return request.getfixturevalue("redis_server").url(prefix=str(folder))
+    return STORES[request.param].format(folder)
+
+
 @pytest.fixture(params=STORES)
 def url(request, own_store, tmp_path):
-    return STORES[request.param].format(tmp_path)
+    return url_in(tmp_path, request)
 
 
 @pytest.fixture
@@ -43,7 +53,7 @@ def index(url):
 def fresh(request, own_store, tmp_path):
     """Opens new stores, for tests that need one per example."""
     numbers = itertools.count()
-    return lambda: store.open_store(STORES[request.param].format(tmp_path / str(next(numbers))))
+    return lambda: store.open_store(url_in(tmp_path / str(next(numbers)), request))
 
 
 def as_arrays(entries):
@@ -330,8 +340,8 @@ def test_no_store_is_made_where_none_is_wanted(url):
 
 
 def test_an_unknown_scheme_is_refused_with_those_that_are_known(own_store):
-    with pytest.raises(ValueError, match=r"one of \['pickled', 'sqlite'\]\. Received: 'redis'"):
-        store.open_store("redis://localhost:6379/0")
+    with pytest.raises(ValueError, match=r"one of \['pickled', 'redis', 'rediss', 'sqlite'\]\. Received: 'mongodb'"):
+        store.open_store("mongodb://localhost")
 
 
 @pytest.mark.parametrize("form", ["{}", "sqlite:///{}"])

@@ -1,0 +1,171 @@
+"""A Kafka broker on this machine, without ZooKeeper: `up` and `down`.
+
+It listens on 127.0.0.1 alone, and keeps its topics in its folder. Java and Maven must be there; the jars come from
+Maven's repository the first time.
+
+    python serving/deploy/kafka/broker.py up
+    tfmm stream --events "kafka://$(cat .cache/kafka/address)/items" --index run/items.sqlite --encoders run/encoders
+    python serving/deploy/kafka/broker.py down
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+
+HERE = pathlib.Path(__file__).resolve().parent
+FOLDER = HERE.parents[2] / ".cache" / "kafka"
+HOST = "127.0.0.1"
+UP_WITHIN_S, DOWN_WITHIN_S = 60.0, 20.0
+HEAP_MB = 512
+
+
+class Broker:
+    """One broker, as it is written down in its folder.
+
+    Args:
+        folder: gets `lib` (jars), `topics`, `server.properties`, `broker.log`, the process' id in `pid`, and
+            `address`, host:port.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] = FOLDER):
+        self.folder = pathlib.Path(folder).resolve()
+        self._pid, self._address = self.folder / "pid", self.folder / "address"
+        self._settings, self._log = self.folder / "server.properties", self.folder / "broker.log"
+        self._jars = self.folder / "lib"
+        self._process: subprocess.Popen | None = None  # where this object has started it
+
+    @property
+    def address(self) -> str:
+        return self._address.read_text().strip()
+
+    def up(self, jars: pathlib.Path | None = None) -> None:
+        """Starts the broker, with the topics that it had; returns once it answers.
+
+        Args:
+            jars: a folder that has them; None: `lib` of this one, where Maven puts them once.
+        Raises:
+            RuntimeError: it is up already, cannot be started here, or did not come up.
+        """
+        if self._is_running():
+            raise RuntimeError(f"A broker is up at {self.address}. Take it down first: make kafka-down")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._jars = jars or self._jars
+        fetch_jars(self._jars)
+        if not self._settings.exists():
+            self._format()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._java("kafka.Kafka", str(self._settings)), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, cwd=self.folder,
+            )  # fmt: skip
+        self._pid.write_text(str(self._process.pid))
+        end = time.monotonic() + UP_WITHIN_S
+        while not answers(self.address):
+            if not self._is_running() or time.monotonic() > end:
+                self.down()
+                last = "\n".join(self._log.read_text(errors="replace").splitlines()[-5:])
+                raise RuntimeError(f"The broker did not come up. {self._log} says why:\n{last}")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """Kills it at once, as a machine does that fails; `up` starts it again."""
+        os.kill(int(self._pid.read_text()), signal.SIGKILL)
+        while self._is_running():
+            time.sleep(0.02)
+
+    def down(self) -> None:
+        """Ends the broker, by its process' id; the topics stay."""
+        end = time.monotonic() + DOWN_WITHIN_S
+        if self._is_running():
+            os.kill(int(self._pid.read_text()), signal.SIGTERM)
+        while self._is_running():
+            if time.monotonic() > end:
+                return self.kill()
+            time.sleep(0.1)
+
+    def _is_running(self) -> bool:
+        if self._process is not None:
+            return self._process.poll() is None
+        return self._pid.exists() and pathlib.Path(f"/proc/{self._pid.read_text()}").exists()
+
+    def _java(self, main: str, *words: str) -> list[str]:
+        return ["java", f"-Xmx{HEAP_MB}m", "-cp", f"{self._jars}/*", main, *words]
+
+    def _format(self) -> None:
+        """Chooses ports and makes the broker's store."""
+        sockets = [socket.create_server((HOST, 0)) for _ in range(2)]
+        port, control = (one.getsockname()[1] for one in sockets)
+        for one in sockets:
+            one.close()
+        self._address.write_text(f"{HOST}:{port}\n")
+        settings = {
+            "process.roles": "broker,controller", "node.id": 1, "controller.quorum.voters": f"1@{HOST}:{control}",
+            "listeners": f"PLAINTEXT://{HOST}:{port},CONTROLLER://{HOST}:{control}",
+            "advertised.listeners": f"PLAINTEXT://{HOST}:{port}", "controller.listener.names": "CONTROLLER",
+            "log.dirs": self.folder / "topics", "offsets.topic.replication.factor": 1,
+            "transaction.state.log.replication.factor": 1, "transaction.state.log.min.isr": 1,
+            "log.flush.interval.messages": 1, "group.initial.rebalance.delay.ms": 0,
+            "auto.create.topics.enable": "false",
+        }  # fmt: skip
+        self._settings.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        tool = self._java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(self._settings))
+        done = subprocess.run(tool, capture_output=True, text=True, check=False)
+        if done.returncode:
+            self._settings.unlink()
+            raise RuntimeError(f"The broker's store could not be made: {(done.stdout + done.stderr).strip()[-500:]}")
+
+
+def fetch_jars(folder: pathlib.Path) -> None:
+    """Has Maven put what `pom.xml` names into a folder, once.
+
+    Raises:
+        RuntimeError: Java or Maven is missing, or Maven failed.
+    """
+    if lacking := [tool for tool in ("java", "mvn") if shutil.which(tool) is None]:
+        raise RuntimeError(f"A broker needs {' and '.join(lacking)}. Install Java 17 and Maven.")
+    if (folder / "complete").exists():
+        return
+    command = ["mvn", "-q", "-B", "-f", str(HERE / "pom.xml"), "dependency:copy-dependencies", "-DincludeScope=runtime"]
+    done = subprocess.run([*command, f"-DoutputDirectory={folder}"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"Maven could not fetch the broker's jars: {done.stdout.strip()[-500:]}")
+    (folder / "complete").touch()
+
+
+def answers(address: str) -> bool:
+    """Returns whether something listens at host:port."""
+    host, port = address.split(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A Kafka broker on this machine.")
+    parser.add_argument("what", choices=["up", "down"])
+    parser.add_argument("--folder", default=str(FOLDER), help="default: .cache/kafka of the checkout")
+    options = parser.parse_args()
+    broker = Broker(options.folder)
+    try:
+        broker.up() if options.what == "up" else broker.down()
+    except RuntimeError as error:
+        sys.exit(str(error))
+    if options.what == "up":
+        print(f"Kafka at {broker.address}; its log is {broker.folder / 'broker.log'}")
+
+
+if __name__ == "__main__":
+    main()

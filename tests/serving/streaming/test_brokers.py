@@ -1,0 +1,167 @@
+"""What only logs with a server of their own can do: gain a partition, delete what is old, go away and return."""
+
+import time
+
+import confluent_kafka
+import confluent_kafka.admin
+import pytest
+
+from serving.streaming import event_log, events, pipeline
+from tfmm import fingerprints
+from tfmm.index import store
+
+
+def vectors_of(index):
+    return set(index.embeddings("text", "text-1").ids.tolist()) if index.has_encoder("text", "text-1") else set()
+
+
+def ids_of(names):
+    return set(fingerprints.fingerprint(list(names)).tolist())
+
+
+def append(source, names):
+    source.append([events.make_event(name, title=f"title of {name}") for name in names])
+
+
+def admin_of(broker):
+    return confluent_kafka.admin.AdminClient({"bootstrap.servers": broker.address})
+
+
+def test_a_partition_that_is_added_is_read(kafka, make_topic, encoders_dir, tmp_path, running_job, wait_for):
+    url, index_path = make_topic(kafka), tmp_path / "items.sqlite"
+    topic = url.rpartition("/")[2]
+    with running_job(url, encoders_dir, index_path), event_log.open_source(url) as source:
+        append(source, "ab")
+        with store.open_store(index_path) as index:
+            wait_for(lambda: vectors_of(index) == ids_of("ab"))
+            admin = admin_of(kafka)
+            admin.create_partitions([confluent_kafka.admin.NewPartitions(topic, 4)])[topic].result()
+            producer = confluent_kafka.Producer(
+                {"bootstrap.servers": kafka.address, "topic.metadata.refresh.interval.ms": 200}
+            )
+            for partition in (1, 2, 3):
+                name = f"new-{partition}"
+                producer.produce(topic, events.make_event(name, title=name), partition=partition)
+            assert producer.flush(30) == 0
+            wait_for(lambda: vectors_of(index) == ids_of(["a", "b", "new-1", "new-2", "new-3"]))
+
+
+def test_a_broker_that_goes_away_is_waited_for(make_broker, make_topic, encoders_dir, tmp_path, running_job, wait_for):
+    broker, index_path = make_broker(), tmp_path / "items.sqlite"
+    url = make_topic(broker, partitions=2)
+    with running_job(url, encoders_dir, index_path), event_log.open_source(url) as source:
+        append(source, "abc")
+        with store.open_store(index_path) as index:
+            wait_for(lambda: vectors_of(index) == ids_of("abc"))
+            broker.kill()
+            time.sleep(3.0)
+            broker.up()
+            append(source, "de")
+            wait_for(lambda: vectors_of(index) == ids_of("abcde"))
+    broker.down()
+
+
+def test_what_retention_deleted_is_said_and_reading_goes_on(kafka, make_topic, caplog):
+    url = make_topic(kafka)
+    with event_log.open_source(url) as source:
+        source.append([b"%d" % n for n in range(10)])
+        place = confluent_kafka.TopicPartition(source.topic, 0, 6)
+        admin = admin_of(kafka)
+        (done,) = admin.delete_records([place]).values()
+        assert done.result().low_watermark == 6
+        for after, is_lost in ((3, True), (6, False), (0, False)):
+            caplog.clear()
+            (part,) = source.parts()
+            end = time.monotonic() + 20
+            while not (found := part.read(after, 10)) and time.monotonic() < end:
+                time.sleep(0.01)
+            assert [event.payload for event in found] == [b"6", b"7", b"8", b"9"]
+            assert ("lost: offsets 4 to 6, deleted before they were read, of kafka:" in caplog.text) == is_lost
+
+
+def test_what_a_stream_was_trimmed_of_is_said(redis_server, caplog):
+    url = redis_server.url().split("?")[0] + "?stream=trimmed"
+    with event_log.open_source(url) as source:
+        source.append([b"%d" % n for n in range(10)])
+        offsets = [event.offset for event in source.read(0, 10)]
+        source._redis.xtrim("trimmed", maxlen=4, approximate=False)
+        for after, is_lost in ((offsets[2], True), (offsets[6], False), (0, False)):
+            caplog.clear()
+            with event_log.open_source(url) as reader:
+                assert [event.payload for event in reader.read(after, 10)][-3:] == [b"7", b"8", b"9"]
+            assert ("lost: perhaps entries behind" in caplog.text) == is_lost
+
+
+def test_a_stream_of_other_fields_becomes_dead_letters(redis_server, encoders_dir, tmp_path, running_job, wait_for):
+    url = redis_server.url().split("?")[0] + "?stream=others"
+    index_path = tmp_path / "items.sqlite"
+    with running_job(url, encoders_dir, index_path), event_log.open_source(url) as source:
+        source._redis.xadd("others", {"item": 7, "name": b"\xff"})
+        append(source, "a")
+        with store.open_store(index_path) as index:
+            wait_for(lambda: vectors_of(index) == ids_of("a"))
+            (letter,) = index.dead_letters()
+    assert (letter.source, letter.payload) == (
+        "redis:others",
+        '{"item": "7", "name": "\ufffd"}'.encode("ascii", "backslashreplace"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("kafka://{}/", "must read kafka://host:port/topic"),
+        ("kafka://{}/a/b", "must read kafka://host:port/topic"),
+        ("kafka://{}/nowhere", "The topic of .* must exist. Received: 'nowhere'"),
+        ("kafka://{}/nowhere?nonsense=1", 'must be librdkafka\'s. No such configuration property: "nonsense"'),
+        ("redis://{}/0", "must name a stream"),
+        ("folder:///nowhere/at/all", "must be a folder"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_refused(request, url, fault):
+    if url.startswith("kafka"):
+        url = url.format(request.getfixturevalue("kafka").address)
+    if url.startswith("redis"):
+        url = url.format(f"127.0.0.1:{request.getfixturevalue('redis_server').port}")
+    with pytest.raises((ValueError, FileNotFoundError), match=fault):
+        event_log.open_source(url)
+
+
+def test_settings_of_a_file_are_taken(kafka, make_topic, tmp_path):
+    settings = tmp_path / "kafka.properties"
+    settings.write_text("# of the shop\nclient.id = shop\n\nsocket.timeout.ms=5000\n")
+    with event_log.open_source(f"{make_topic(kafka)}?config={settings}&group=ads") as source:
+        assert source.settings["client.id"] == "shop" and source.settings["socket.timeout.ms"] == "5000"
+        assert source.group == "ads"
+    settings.write_text("client.id\n")
+    with pytest.raises(ValueError, match=r"must read `setting=value`\. Received: 'client.id'"):
+        event_log.open_source(f"kafka://{kafka.address}/a?config={settings}")
+
+
+def test_the_group_learns_how_far_the_index_is(
+    kafka, make_topic, encoders_dir, tmp_path, running_job, wait_for, monkeypatch
+):
+    from serving.streaming import kafka_events
+
+    monkeypatch.setattr(kafka_events, "_COMMIT_EVERY_S", 0.05)
+    url = make_topic(kafka)
+    with (
+        running_job(f"{url}?group=watched", encoders_dir, tmp_path / "items.sqlite"),
+        event_log.open_source(url) as source,
+    ):
+        append(source, "abc")
+        consumer = confluent_kafka.Consumer({"bootstrap.servers": kafka.address, "group.id": "watched"})
+        place = [confluent_kafka.TopicPartition(source.topic, 0)]
+        wait_for(lambda: consumer.committed(place, timeout=10)[0].offset == 3)
+        consumer.close()
+
+
+def test_shares_take_each_log_once(tmp_path):
+    for number in range(7):
+        (tmp_path / f"{number}.jsonl").write_bytes(b"{}\n")
+    source = event_log.open_source(f"folder://{tmp_path}")
+    taken = [part.name for number in range(3) for part in pipeline.Share(source, number, 3).parts()]
+    assert sorted(taken) == [part.name for part in source.parts()]
+    one = event_log.open_source(tmp_path / "events.sqlite")
+    assert [len(pipeline.Share(one, number, 3).parts()) for number in range(3)].count(1) == 1
+    one.close()

@@ -1,0 +1,277 @@
+"""The index store in Redis, shared by writers and readers on any machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import typing
+
+import numpy as np
+
+from tfmm import fingerprints, redis_client
+from tfmm.index import redis_scripts, store
+from tfmm.index import rows as rows_lib
+
+FORMAT_VERSION = "1"
+PREFIX = "{tfmm}"  # of keys; what stands in braces keeps them on one node of a cluster
+LARGEST = (1 << 53) - 1  # of a time or position: numbers of Redis' scripts are float64
+PAGE = 4096  # changes of an encoder per look of a snapshot
+_OPTIONS = ("prefix", "volatile")
+
+
+class RedisIndex(store.IndexStore):
+    """The index in a Redis database; see `store.IndexStore`.
+
+    A batch is one script: rows, withdrawals, dead letters and positions become visible together. A call costs one round
+    trip, and Redis' time grows with the rows of the batch. A snapshot follows the changes from the first on until no
+    table has more at one moment, so that Redis never holds a second copy and serves others between pages; the event
+    time of a row that a later event only confirmed may be that of either.
+
+    Redis must keep what it was told (`appendonly yes`; `appendfsync always` where a crash of the machine may lose
+    nothing) and evict nothing (`maxmemory-policy noeviction`). While it is away, or loading, calls wait for up to a
+    minute and try again: writing the same batch twice changes nothing.
+
+    Memory in Redis is about 200 bytes and D more for each row.
+
+    Args:
+        url: `redis://[user[:password]@]host[:port][/database]`, or `rediss://` for TLS; redis-py's
+            options may follow, and two of ours: `prefix` of all keys (default: {tfmm}), so that several indices share
+            a database, and `volatile=1`, which takes a Redis that may forget. The password can stand in the
+            environment variable REDISCLI_AUTH instead.
+        create: makes the index where it is missing.
+    Raises:
+        FileNotFoundError: it is missing, and `create` is False.
+        ValueError: it has a newer format; Redis may forget or evict rows, or knows another password; an option that is
+            unknown.
+        redis.exceptions.RedisError: Redis cannot be reached, or refuses.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], *, create: bool = True):
+        self._url = os.fspath(url)
+        self._shown = redis_client.without_password(self._url)
+        self._redis, own = redis_client.connect(self._url, _OPTIONS)
+        self._prefix = own.get("prefix", PREFIX)
+        if own.get("volatile") != "1":
+            _require_durable(self._redis, self._shown)
+        self._open(create)
+        register = self._redis.register_script
+        self._encoders, self._register = register(redis_scripts.ENCODERS), register(redis_scripts.REGISTER)
+        self._activate, self._forget = register(redis_scripts.ACTIVATE), register(redis_scripts.FORGET)
+        self._apply, self._changes = register(redis_scripts.APPLY), register(redis_scripts.CHANGES)
+        self._keep_id_types = register(redis_scripts.KEEP_ID_TYPES)
+
+    def _open(self, create: bool) -> None:
+        meta = self._key("meta")
+        if not create and not self._redis.exists(meta):
+            raise FileNotFoundError(
+                f"The index {self._prefix!r} in {self._shown} does not exist. `tfmm embed` makes the item index."
+            )
+        self._redis.hsetnx(meta, "sequence", int(time.time()) * 1_000_000)
+        self._redis.hsetnx(meta, "format", FORMAT_VERSION)
+        found = self._redis.hget(meta, "format").decode()
+        if found != FORMAT_VERSION:
+            raise ValueError(
+                f"The index {self._prefix!r} in {self._shown} must have format {FORMAT_VERSION}. Received: {found}. "
+                "Upgrade tfmm, or give another `prefix`."
+            )
+
+    def _key(self, *names: str) -> str:
+        return ":".join([self._prefix, *names])
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def apply(self, batch: store.IndexBatch) -> store.Applied:
+        values: list[typing.Any] = [len(batch.rows)]
+        for table in batch.rows:
+            values += self._of_table(table)
+        ids, times = (np.array(column, np.int64) for column in zip(*batch.withdrawn)) if batch.withdrawn else ((), ())
+        values += [_int64(ids), _times(times), len(batch.dead_letters)]
+        for letter in map(store.storable, batch.dead_letters):
+            values.append(json.dumps([letter.source, letter.position, letter.reason]))
+            values.append(b"0" if letter.payload is None else b"1" + letter.payload)
+        values.append(len(batch.positions))
+        for source, position in batch.positions.items():
+            values += [source, _number(position)]
+        first, *others = self._run(self._apply, values)
+        if not isinstance(first, list):
+            table = batch.rows[-first - 1]
+            raise self._dim_error(table.modality, table.encoder_version, others[0], table.rows.rows.shape[1])
+        withdrawn, older = others
+        return store.Applied(tuple(first), withdrawn, tuple(sorted(np.frombuffer(b"".join(older), "<i8").tolist())))
+
+    def _of_table(self, table: store.TableRows) -> list[typing.Any]:
+        own, dim = table.rows, table.rows.rows.shape[1]
+        if not 1 <= dim <= rows_lib.MAX_DIM:  # may be a layout, which knows no bound
+            layouts = {entry[:2]: entry.layout for entry in self.encoders()}
+            store.verify_dim(dim, layouts.get((table.modality, table.encoder_version), ""))
+        given, catalog, said = b"", b"", b""
+        if table.given is not None:
+            given = np.ascontiguousarray(table.given, np.int8).tobytes()
+        if table.catalog_times_us is not None:
+            catalog = _times(table.catalog_times_us)
+            said = _int64(fingerprints.fingerprint([row.tobytes() for row in own.rows]))
+        name = _name(table.modality, table.encoder_version)
+        entry = json.dumps([table.modality, table.encoder_version, dim, ""])
+        rows, scales = np.ascontiguousarray(own.rows).tobytes(), np.ascontiguousarray(own.scales, "<f4").tobytes()
+        return [name, entry, _int64(own.ids), rows, scales, _times(own.event_times_us), given, catalog, said]
+
+    def _run(self, script: typing.Any, values: typing.Sequence[typing.Any]) -> typing.Any:
+        return script(keys=[self._prefix], args=values)
+
+    def is_failing(self, error: Exception) -> bool:
+        return isinstance(error, redis_client.ERRORS)
+
+    def register_encoder(self, modality: str, encoder_version: str, dim: int, layout: str = "") -> None:
+        store.verify_dim(dim, layout)
+        entry = json.dumps([modality, encoder_version, dim, layout])
+        known = self._run(self._register, [_name(modality, encoder_version), entry])
+        if known is not None:
+            raise self._dim_error(modality, encoder_version, known, dim)
+
+    def _dim_error(self, modality: str, encoder_version: str, known: int, dim: int) -> ValueError:
+        return ValueError(
+            f"`dim` of {modality} encoder {encoder_version} must be {known}, as its rows in {self._shown}. "
+            f"Received: {dim}. Give a changed encoder another version."
+        )
+
+    def activate(self, modality: str, encoder_version: str) -> None:
+        if not self._run(self._activate, [_name(modality, encoder_version), modality]):
+            raise self._unknown(modality, encoder_version)
+
+    def forget(self, modality: str, encoder_version: str) -> int:
+        deleted = self._run(self._forget, [_name(modality, encoder_version), modality])
+        if deleted < 0:
+            raise self._unknown(modality, encoder_version)
+        return deleted
+
+    def encoders(self) -> list[store.EncoderEntry]:
+        found, active = self._run(self._encoders, [])
+        entries = zip(map(int, found[::2]), map(json.loads, found[1::2]))
+        return [
+            store.EncoderEntry(modality, version, dim, str(number).encode() in active, layout)
+            for number, (modality, version, dim, layout) in sorted(entries)
+        ]
+
+    def _encoder(self, modality: str, encoder_version: str) -> tuple[str, int]:
+        """Returns the number by which keys name this encoder, and the dim of its rows."""
+        number = self._redis.hget(self._key("numbers"), _name(modality, encoder_version))
+        entry = number and self._redis.hget(self._key("encoders"), number)
+        if not entry:
+            raise self._unknown(modality, encoder_version)
+        return number.decode(), json.loads(entry)[2]
+
+    def _unknown(self, modality: str, encoder_version: str) -> ValueError:
+        known = [(entry.modality, entry.encoder_version) for entry in self.encoders()]
+        return ValueError(
+            f"`modality` and `encoder_version` must be one of {known} in {self._shown}. "
+            f"Received: {(modality, encoder_version)}."
+        )
+
+    def changes(self, modality: str, encoder_version: str, after: int, limit: int = 1024) -> rows_lib.IndexRows:
+        number, dim = self._encoder(modality, encoder_version)
+        ((ids, values),) = self._run(self._changes, [limit, number, after])
+        return _rows(ids, values, dim)
+
+    def snapshot(self, encoder_versions: typing.Mapping[str, str]) -> dict[str, store.TableState]:
+        keys = {modality: self._encoder(modality, version) for modality, version in encoder_versions.items()}
+        parts = {modality: [rows_lib.from_records([], dim)] for modality, (_, dim) in keys.items()}
+        after, is_level = dict.fromkeys(keys, 0), not keys
+        while not is_level:
+            wanted = [value for modality, (number, _) in keys.items() for value in (number, after[modality])]
+            found = self._run(self._changes, [PAGE, *wanted])
+            is_level = all(len(ids) < PAGE for ids, _ in found)
+            for (modality, (_, dim)), (ids, values) in zip(keys.items(), found):
+                if ids:
+                    parts[modality].append(_rows(ids, values, dim))
+                    after[modality] = int(parts[modality][-1].sequences[-1])
+        return {name: store.TableState(_newest(rows_lib.concatenate(parts[name])), after[name]) for name in keys}
+
+    def lag(self, modality: str, encoder_version: str, watermark: int) -> int:
+        number, _ = self._encoder(modality, encoder_version)
+        return self._redis.zcount(self._key("changes", number), f"({watermark}", "+inf")
+
+    def newest_sequence(self) -> int:
+        return int(self._redis.hget(self._key("meta"), "sequence"))
+
+    def position(self, source: str) -> int:
+        return int(self._redis.hget(self._key("positions"), source) or 0)
+
+    def id_types(self) -> dict[str, str]:
+        found = self._redis.hgetall(self._key("id_types"))
+        return {field.decode(): kind.decode() for field, kind in found.items()}
+
+    def keep_id_types(self, types: typing.Mapping[str, str]) -> None:
+        other = self._run(self._keep_id_types, [word for pair in types.items() for word in pair])
+        if other:
+            field, known = (word.decode() for word in other)
+            raise ValueError(
+                f"`{field}` of the catalog must be {known}, as in {self._shown}. Received: {types[field]}. "
+                "Write it in that type, or name another index."
+            )
+
+    def dead_letters(self, source: str | None = None) -> list[store.DeadLetter]:
+        found = {}
+        for key, value in self._redis.hscan_iter(self._key("letters")):
+            own, position, reason = json.loads(key)
+            if source in (None, own):
+                payload = value[1:] if value[:1] == b"1" else None
+                found[own, position, reason] = store.DeadLetter(own, position, reason, payload)
+        return [found[key] for key in sorted(found)]
+
+
+def _require_durable(client: typing.Any, shown: str) -> None:
+    info = {**client.info("persistence"), **client.info("memory")}
+    wrong = []
+    if not info.get("aof_enabled"):
+        wrong.append("appendonly is no")
+    if info.get("maxmemory") and info.get("maxmemory_policy") != "noeviction":
+        wrong.append(f"maxmemory-policy is {info['maxmemory_policy']}")
+    if wrong:
+        raise ValueError(
+            f"Redis at {shown} must keep every row: appendonly yes, maxmemory-policy noeviction. Received: "
+            f"{' and '.join(wrong)}. Models that have seen a change that Redis then forgets never learn of the next "
+            "one. Where it keeps rows in another way, or they may be lost, add `volatile=1` to the URL's options."
+        )
+
+
+def _name(modality: str, encoder_version: str) -> str:
+    return f"{modality}\0{encoder_version}"
+
+
+def _int64(values: typing.Any) -> bytes:
+    return np.ascontiguousarray(values, "<i8").tobytes()
+
+
+def _times(values: typing.Any) -> bytes:
+    times = np.asarray(values, np.int64)
+    for value in times[(times > LARGEST) | (times < -LARGEST)][:1].tolist():
+        _number(value)
+    return _int64(times)
+
+
+def _number(value: int) -> int:
+    if abs(value) > LARGEST:
+        raise ValueError(f"Times and positions in Redis must lie within 2^53 of 0. Received: {value}.")
+    return value
+
+
+def _rows(ids: typing.Sequence[bytes], values: typing.Sequence[bytes], dim: int) -> rows_lib.IndexRows:
+    record = np.dtype([("scale", "<f4"), ("sequence", "<i8"), ("time", "<i8"), ("row", np.int8, (dim,))])
+    found = np.frombuffer(b"".join(values), record)
+    columns = (np.ascontiguousarray(found[name]) for name in ("row", "scale", "sequence", "time"))
+    return rows_lib.IndexRows(np.frombuffer(b"".join(ids), "<i8").astype(np.int64), *columns)
+
+
+def _newest(found: rows_lib.IndexRows) -> rows_lib.IndexRows:
+    """Returns the last of the changes of each item that is not withdrawn, by ascending id."""
+    _, last = np.unique(found.ids[::-1], return_index=True)
+    places = len(found) - 1 - last
+    places = places[found.scales[places] != 0]
+    columns = (found.rows, found.scales, found.sequences, found.event_times_us)
+    return rows_lib.IndexRows(found.ids[places], *(column[places] for column in columns))
