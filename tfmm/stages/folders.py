@@ -6,6 +6,7 @@ import pathlib
 
 ID, MULTIMODAL = "id", "multimodal"  # the click models: of ids alone, and with item vectors
 TRAINED, SERVING = "Format-TFMM", "Format-Serving"  # of a click model: as it was trained, and its SavedModel
+STATE = "Format-State"  # of a click model: what its training goes on from, and nobody serves
 REPORT, VERDICT = "report.json", "verdict.json"  # of an evaluation
 SPLITS = ("train", "eval")
 Folder = str | pathlib.Path
