@@ -165,12 +165,12 @@ def train(
             if make_dir is not None:
                 sequences = integrations.make_sequences(config.methods, config.feature_set)
                 make.train_make(config, sequences, patterns, snapshot_dir, make_dir, checkpoints / "make", lines)
-            seen = spans.read(output_dir / examples.EXAMPLES).seen
+            span = spans.read(output_dir / examples.EXAMPLES)
             for name in (folders.ID, folders.MULTIMODAL):
                 vectors = click_model.Vectors(names, snapshot_dir, make_dir) if name == folders.MULTIMODAL else None
                 click_model.train_click_model(
                     config, patterns, vocabulary, data_dir, output_dir / name, checkpoints / name, vectors, lines,
-                    parent_dir=parent.states[name] if parent else None, seen=seen,
+                    parent_dir=parent.states[name] if parent else None, span=span,
                 )  # fmt: skip
     except spans.EmptySpan as nothing:
         click.echo(str(nothing))

@@ -314,7 +314,7 @@ def _train(
         click_model.Vectors(*vectors) if vectors else None,
         progress.jsonl(progress_path),
         parent_dir=known,
-        seen=spans.read(places.raw_examples.uri).seen,
+        span=spans.read(places.raw_examples.uri),
     )
     run_file.copy(run_path, places.model.uri)
 

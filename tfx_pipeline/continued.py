@@ -75,8 +75,8 @@ def road(environment: Environment) -> Road:
     parent = continued.parent(environment.config, last.models, made_by)
     if environment.data_dir is None:
         raise spans.EmptySpan(
-            "A model goes on over data that grows, which the marketplace does not. No new version is made. Name a folder "
-            'of tables (TFMM_DATA), or train from scratch (days.continue_from="").'
+            "A model goes on over data that grows, which the marketplace does not. No new version is made. Name a "
+            'folder of tables (TFMM_DATA), or train from scratch (days.continue_from="").'
         )
     spans.require_new(environment.data_dir, environment.config.data.time_zone, parent.before)
     return Road(last.encoders, last.models, parent.before)

@@ -1,11 +1,13 @@
 """The DAG over a folder that grows: the second run goes on from the last model that was blessed and pushed."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+from rich import console as rich_console
 
 pytest.importorskip("tfx", reason="TFX is not installed")
 
@@ -92,3 +94,11 @@ def test_encoders_and_make_do_not_run_again_and_the_lineage_shows_the_parents(da
     assert parents["parent"] == ("MultimodalTrainer", first.id)
     assert {one.name: one.node for one in by_name["IDTrainer"].inputs}["parent"] == "IDTrainer"
     assert {one.name: one.node for one in by_name["CatalogEmbedder"].inputs}["encoders"] == "SCLTrainer"
+    trained = by_name["MultimodalTrainer"].training
+    assert trained["span"]["number"] == 2 and trained["parent"] and not by_name["ModelGate"].training
+    console = rich_console.Console(width=200, record=True, file=io.StringIO())
+    for table in status.tables(status.read(workdir), is_lineage=True):
+        console.print(table)
+    text = console.export_text()
+    assert f"span 2: {trained['span']['rows']:,} rows, through 2024-03-0" in text
+    assert f"text encoder {trained['encoder_versions']['text']}" in text

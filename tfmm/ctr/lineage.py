@@ -9,6 +9,7 @@ import numpy as np
 
 from tfmm import artifacts
 from tfmm.ctr import state as state_lib
+from tfmm.data import spans
 from tfmm.index import snapshot as snapshot_lib
 from tfmm.training.sources import ExampleSource
 
@@ -24,6 +25,7 @@ def facts(
     snapshot_dir: Folder | None,
     modalities: typing.Collection[str],
     make_dir: Folder | None,
+    span: spans.Span | None = None,
 ) -> Facts:
     """Returns the facts of a training as JSON values, and refuses vectors of another encoder than the parent's.
 
@@ -33,11 +35,12 @@ def facts(
         snapshot_dir: with the vectors of `modalities`.
         modalities: those that the model uses.
         make_dir: pre-trained MAKE of a training from scratch; a continued model has its parent's.
+        span: what the join found of the data.
     Returns:
         `trained_through` (`timestamp` in microseconds, and how many of its rows were trained, `row`), `span` (`number`
-        from 1, `rows`, `first`, `last`), `rows` in the model's life, `lag` of the held-out rows (`rows`, `seconds`),
-        `newest` (microseconds, of the last row of all), `parent` (id of its state, or None), `encoder_versions` by
-        modality, and `make` (id, or None).
+        from 1, `rows`, `first`, `last`; of a join its `late` rows and `gaps`, see `spans.Span`), `rows` in the model's
+        life, `lag` of the held-out rows (`rows`, `seconds`), `newest` (microseconds, of the last row of all), `parent`
+        (id of its state, or None), `encoder_versions` by modality, and `make` (id, or None).
     Raises:
         ValueError: a modality's vectors are of another encoder, or rows are not after the parent's.
     """
@@ -63,6 +66,7 @@ def facts(
             "rows": len(times),
             "first": first,
             "last": last,
+            **({"late": span.late, "gaps": list(map(list, span.gaps))} if span else {}),
         },
         "rows": before.get("rows", 0) + len(times),
         "newest": newest,

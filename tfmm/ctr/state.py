@@ -41,7 +41,8 @@ class State:
         optimizer: built on its trainable variables.
         tables: item vectors by modality, of the encoders that it was trained with.
         segments: how many it was trained over in its life, see `continuing.continue_over`.
-        trained_at: per embedding table, int64 [rows]: microseconds, up to which the last span went that changed a row.
+        trained_at: per table of a vocabulary, int64 [rows]: microseconds, through which the last span went that changed
+            a row.
         shown: how many rows of training showed an item, in its life, by item id.
     """
 
@@ -76,6 +77,8 @@ class State:
         for name, after in self._squares().items():
             before, size = self._first_squares.get(name), len(after)
             changed = np.ones(size, bool) if before is None else (after != before).any(axis=1)
+            if not changed.any():  # no loss reads the table, so that this says nothing of ids
+                changed[:] = True
             known = self.trained_at.get(name, np.zeros(0, np.int64))
             self.trained_at[name] = np.append(known, np.full(size - len(known), until_us))
             self.trained_at[name][changed] = until_us
@@ -83,9 +86,10 @@ class State:
             self.shown[item] = self.shown.get(item, 0) + count
 
     def _squares(self) -> dict[str, np.ndarray]:
-        """Returns each table's mean squares of gradients: they change in the rows that a step touches."""
+        """Returns the mean squares of vocabularies' gradients: they change in the rows that a step touches."""
         adam, result = self._adam, {}
-        for name, layer in self.model.embeddings.items():
+        for name in self.model.feature_set.vocabularies:
+            layer = self.model.embeddings[name]
             if any(layer.embeddings is one for one in self.model.trainable_variables):
                 squares = adam._velocities[adam._get_variable_index(layer.embeddings)]
                 result[name] = np.array(checkpoint_lib.array_of(squares))
@@ -260,7 +264,7 @@ def _is_make_frozen(model: CTRModel) -> bool:
 
 
 def gaps(state_dir: Folder, before_us: int) -> dict[str, float]:
-    """Returns the share of each embedding table's rows that no span after an instant has trained, ids' rows alone."""
+    """Returns the share of each vocabulary's ids that no span has trained that went through an instant or beyond."""
     with np.load(pathlib.Path(state_dir) / _COUNTS) as file:
         found = {name.removeprefix(_ROWS): file[name][NUM_SPECIAL:] for name in file.files if name.startswith(_ROWS)}
     return {name: float((at < before_us).mean()) for name, at in found.items() if len(at)}

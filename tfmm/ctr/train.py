@@ -16,6 +16,7 @@ from tfmm.ctr import integrations, lineage
 from tfmm.ctr import model as model_lib
 from tfmm.ctr import state as state_lib
 from tfmm.ctr.continuing import continue_over, model_inputs
+from tfmm.data import spans
 from tfmm.features import LABEL, FeatureSet
 from tfmm.index import item_vectors
 from tfmm.index.item_vectors import ItemVectors
@@ -46,7 +47,7 @@ def train(
     checkpoint_dir: str | pathlib.Path | None = None,
     parent_dir: str | pathlib.Path | None = None,
     state_dir: str | pathlib.Path | None = None,
-    seen: typing.Mapping[str, int] | None = None,
+    span: spans.Span | None = None,
     progress: progress_lib.Progress = progress_lib.silent,
 ) -> dict[str, typing.Any]:
     """Trains a click model, from scratch or on from another, and writes it.
@@ -69,7 +70,7 @@ def train(
         parent_dir: the state of a model (see `ctr.state`) that is trained further over these rows, which come after its
             own: with its MAKE, as it stands, and vocabularies that begin with its own. None: from scratch.
         state_dir: gets the state, to be trained further; None: it is not kept.
-        seen: what the state notes of the data, see `data.spans.Span`.
+        span: what the join found of the data, for the state to know what comes late; None: nothing is known.
         progress: called with the steps done.
     Returns:
         The manifest; `metrics` has AUC, GAUC and LogLoss on the evaluation rows, `training` what it was trained
@@ -93,7 +94,8 @@ def train(
     keras.utils.set_random_seed(config.seed)
     uses_make = bool(tables and integrations.make_sequences(methods, feature_set))
     extractor = make_model.load_model(make_dir) if make_dir is not None and uses_make and not parent_dir else None
-    trained = lineage.facts(train_rows, eval_rows, parent_dir, snapshot_dir, tables, make_dir if extractor else None)
+    own_make = make_dir if extractor else None
+    trained = lineage.facts(train_rows, eval_rows, parent_dir, snapshot_dir, tables, own_make, span)
     if parent_dir is None:
         state = fresh_state(config, feature_set, preprocessor, tables, methods, extractor, make_config, train_rows)
     else:
@@ -132,7 +134,7 @@ def train(
         (folder / "history.json").write_text(json.dumps(lines, indent=2) + "\n")
         if state_dir is not None:
             state.note_span(trained["trained_through"]["timestamp"], train_rows.column("item_id"))
-            state_lib.save(state, state_dir, vocabulary_dir, parents, training=trained, seen=dict(seen or {}))
+            state_lib.save(state, state_dir, vocabulary_dir, parents, training=trained, seen=span.seen if span else {})
         return model_lib.save_model(model, folder, parents, metrics=metrics, training=trained)
 
     return devices.write(write, folder)

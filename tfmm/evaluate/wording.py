@@ -42,8 +42,9 @@ def training_lines(training: Facts, model: str = "multimodal") -> list[str]:
     if not facts.get("parent"):
         return []
     lag, span = facts["lag"], facts["span"]
+    late = f"; {span['late']:,} rows that came late are not in it" if span.get("late") else ""
     return [
-        f"{model} is trained through span {span['number']}, {span['rows']:,} rows of {facts['rows']:,}; it lags "
+        f"{model} is trained through span {span['number']}, {span['rows']:,} rows of {facts['rows']:,}{late}; it lags "
         f"{lag['rows']:,} rows and {lag['seconds']:,.0f} s behind the newest impression, which it was judged on"
     ]
 

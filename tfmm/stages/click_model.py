@@ -7,7 +7,7 @@ import typing
 
 from tfmm.config import RunConfig
 from tfmm.ctr import train as train_lib
-from tfmm.data import declared
+from tfmm.data import declared, spans
 from tfmm.export import saved_model
 from tfmm.stages.folders import SERVING, STATE, TRAINED, Folder
 from tfmm.training import devices
@@ -33,7 +33,7 @@ def train_click_model(
     progress: Progress = silent,
     *,
     parent_dir: Folder | None = None,
-    seen: typing.Mapping[str, int] | None = None,
+    span: spans.Span | None = None,
 ) -> dict[str, typing.Any]:
     """Trains a click model and exports it, see `ctr.train.train` and `saved_model.export`.
 
@@ -48,7 +48,7 @@ def train_click_model(
         vectors: None for the ID-only twin.
         progress: called with the steps done.
         parent_dir: the state of the model that it goes on from; None: from scratch.
-        seen: what the state notes of the data, see `data.spans.Span`.
+        span: what the join found of the data.
     Returns:
         The trained model's manifest.
     """
@@ -67,7 +67,7 @@ def train_click_model(
         checkpoint_dir=checkpoint_dir,
         parent_dir=parent_dir,
         state_dir=folder / STATE,
-        seen=seen,
+        span=span,
         progress=progress,
     )
     devices.by_chief(
