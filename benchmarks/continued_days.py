@@ -86,7 +86,7 @@ def _measure(given: argparse.Namespace, seed: int, folder: pathlib.Path) -> dict
     difference = metrics.user_bootstrap(
         "gauc", rows["label"], scores["continued"], rows["user_id"], baseline_scores=scores["scratch"], level=LEVEL
     )
-    gauc = {name: metrics.gauc(rows["label"], score, rows["user_id"]) for name, score in scores.items()}
+    gauc = {name: metrics.gauc(rows["label"], score, rows["user_id"]).value for name, score in scores.items()}
     return {
         "seed": seed,
         "rows_day_3": len(rows["label"]),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 from rich import console as rich_console
 
@@ -17,7 +18,7 @@ from tfmm.config import MarketplaceConfig
 from tfmm.ctr import state as state_lib
 from tfmm.marketplace import day_by_day, generator
 from tfmm.stages import run_file
-from tfx_pipeline import metadata, status
+from tfx_pipeline import continued, environments, metadata, status
 
 SETTINGS = ("data.max_behaviors=8", "text.epochs=1", "image.epochs=1", "make.epochs=1", "ctr.segments=2",
             "ctr.block_rows=256", "ctr.batch_size=128", "export.index_capacity=2048", "gate.min_auc=0.01",
@@ -30,7 +31,7 @@ def days(tmp_path_factory, root):
     """A workdir after two days, and what the runs said: day 0, the same again, day 1."""
     folder = tmp_path_factory.mktemp("days")
     config = MarketplaceConfig(
-        num_items=150, new_items_per_day=30, num_users=200, num_days=2, num_searches=300, image_size=16
+        num_items=150, new_items_per_day=30, num_users=200, num_days=3, num_searches=300, image_size=16
     )
     generator.generate(config, folder / "marketplace")
     run_file.write(override(presets.small(), SETTINGS), folder)
@@ -54,18 +55,18 @@ def versions(workdir):
 
 
 def state_of(workdir, version):
-    """The state of the training of a pushed version."""
+    """The folder of the state of a pushed version's training."""
     manifests = {path.parent: artifacts.digest(path.parent) for path in workdir.glob(
         "pipeline/MultimodalTrainer/model/*/Format-Serving/saved_model.pb")}  # fmt: skip
     (folder,) = (one for one, digest in manifests.items() if digest == artifacts.digest(version))
-    return state_lib.read_manifest(folder.parent / "Format-State")
+    return folder.parent / "Format-State"
 
 
 @pytest.mark.timeout(1200)
 def test_the_second_day_goes_on_from_the_model_that_was_pushed(days):
     workdir, _ = days
     first, second = versions(workdir)
-    old, new = (state_of(workdir, version) for version in (first, second))
+    old, new = (state_lib.read_manifest(state_of(workdir, version)) for version in (first, second))
     assert old["training"]["parent"] is None and new["training"]["parent"] == old["id"]
     assert new["training"]["span"]["first"] > old["training"]["trained_through"]["timestamp"]
     assert new["training"]["encoder_versions"] == old["training"]["encoder_versions"]
@@ -75,6 +76,42 @@ def test_the_second_day_goes_on_from_the_model_that_was_pushed(days):
     assert report["training"]["in_service"] == old["training"]
     assert report["rows"]["eval"] == new["training"]["lag"]["rows"]
     assert "in_service" in report["differences"]["multimodal"]  # judged beside the model that it goes on from
+
+
+def test_an_item_is_new_that_no_span_of_the_models_life_has_shown(days):
+    workdir, _ = days
+    first, second = (state_lib.shown_before(state_of(workdir, version)) for version in versions(workdir))
+    judged = pq.read_table(workdir / "evaluation/predictions.parquet", columns=["item_id", "is_new_item"]).to_pydict()
+    new = {item for item, is_new in zip(judged["item_id"], judged["is_new_item"]) if is_new}
+    assert new == set(judged["item_id"]) - set(second) and new
+    assert all(second[item] >= count for item, count in first.items()) and len(second) > len(first)
+
+
+@pytest.mark.parametrize(
+    "settings, encoders, models",
+    [
+        (["days.make_every=2"], True, False),
+        (["days.make_every=3", "days.encoders_every=3"], True, True),
+        (["days.encoders_every=2"], False, False),
+        (['days.continue_from=""'], False, False),
+    ],
+)
+def test_encoders_and_make_come_again_by_their_own_schedule(days, tmp_path, settings, encoders, models):
+    workdir, _ = days
+    made = run_file.read(workdir)
+    day_by_day.append_day(workdir.parent / "marketplace", tmp_path / "tables", 0)
+    for day in (1, 2):
+        day_by_day.append_day(workdir.parent / "marketplace", tmp_path / "tables", day)
+    found = continued.road(environments.Environment(workdir, tmp_path / "tables", override(made, settings)))
+    assert ((found.encoders is not None), bool(found.models)) == (encoders, models)
+    assert (found.before is not None) == models == bool(found.vocabulary)
+
+
+def test_a_declaration_that_is_not_the_parents_stops_the_run_before_its_first_node(days):
+    workdir, _ = days
+    run = override(run_file.read(workdir), ["ctr.units=[8]"])
+    with pytest.raises(ValueError, match=r"the model was declared otherwise.*ctr\.units"):
+        continued.road(environments.Environment(workdir, workdir.parent / "tables", run))
 
 
 def test_without_new_rows_there_is_no_new_version(days):
