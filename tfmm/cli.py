@@ -118,39 +118,62 @@ def embed(
         catalog.embed_catalog(config, names, data_dir, encoders_dir, index_url, snapshot_dir, click.echo)
 
 
-@main.command(example="tfmm train --data my_tables --snapshot run/snapshot --output run/models")
+@main.command(
+    example="tfmm train --data my_tables --snapshot run/snapshot --output run/models\n"
+    "tfmm train --data my_tables --snapshot run/snapshot_2 --output run/models_2 --continue-from run/models"
+)
 @click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, required=True, help="As `tfmm embed` wrote it.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="Examples, MAKE and both click models.")
+@click.option(
+    "--continue-from",
+    "parent_dir",
+    type=ExistingFolder,
+    help="Go on from the models that `tfmm train` wrote there, over what the data has since; MAKE stays theirs.",
+)
 @later_run_options
 def train(
     data_dir: pathlib.Path,
     snapshot_dir: pathlib.Path,
     output_dir: pathlib.Path,
+    parent_dir: pathlib.Path | None,
     run: str | None,
     assignments: tuple[str, ...],
 ) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
     from tfmm.ctr import integrations
-    from tfmm.data import declared, unread
-    from tfmm.stages import click_model, examples, folders, inputs, make, run_file
+    from tfmm.data import declared, spans, unread
+    from tfmm.stages import click_model, continued, examples, folders, inputs, make, run_file
     from tfmm.training import devices, progress
 
     config = take_config("catalog", snapshot_dir, run, assignments, is_training=True)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = inputs.modalities_of(config, data_dir)
-    patterns, make_dir = examples.patterns(output_dir), output_dir / "make"
+    parent: continued.Parent | None = None
+    make_dir: pathlib.Path | None = output_dir / "make"
+    if parent_dir is not None:
+        models = {name: parent_dir / name for name in (folders.ID, folders.MULTIMODAL)}
+        parent, make_dir = continued.parent(config, models, run_file.read(parent_dir), snapshot_dir, names), None
+    patterns = examples.patterns(output_dir)
     vocabulary, checkpoints = output_dir / examples.VOCABULARY, output_dir / CHECKPOINTS
     lines = progress.lines(click.echo)
-    with run_file.beside(config, output_dir) if devices.is_chief(config.training) else contextlib.nullcontext():
-        devices.by_chief(config.training, lambda: examples.make_examples(config, data_dir, output_dir, click.echo))
-        sequences = integrations.make_sequences(config.methods, config.feature_set)
-        make.train_make(config, sequences, patterns, snapshot_dir, make_dir, checkpoints / "make", lines)
-        for name in (folders.ID, folders.MULTIMODAL):
-            vectors = click_model.Vectors(names, snapshot_dir, make_dir) if name == folders.MULTIMODAL else None
-            click_model.train_click_model(
-                config, patterns, vocabulary, data_dir, output_dir / name, checkpoints / name, vectors, lines
+    try:
+        with run_file.beside(config, output_dir) if devices.is_chief(config.training) else contextlib.nullcontext():
+            devices.by_chief(
+                config.training, lambda: examples.make_examples(config, data_dir, output_dir, click.echo, parent)
             )
+            if make_dir is not None:
+                sequences = integrations.make_sequences(config.methods, config.feature_set)
+                make.train_make(config, sequences, patterns, snapshot_dir, make_dir, checkpoints / "make", lines)
+            span = spans.read(output_dir / examples.EXAMPLES)
+            for name in (folders.ID, folders.MULTIMODAL):
+                vectors = click_model.Vectors(names, snapshot_dir, make_dir) if name == folders.MULTIMODAL else None
+                click_model.train_click_model(
+                    config, patterns, vocabulary, data_dir, output_dir / name, checkpoints / name, vectors, lines,
+                    parent_dir=parent.states[name] if parent else None, span=span,
+                )  # fmt: skip
+    except spans.EmptySpan as nothing:
+        click.echo(str(nothing))
 
 
 @main.command(example="tfmm evaluate --models run/models --output run/evaluation --snapshot run/snapshot")

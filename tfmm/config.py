@@ -11,6 +11,7 @@ import zoneinfo
 from tfmm import features as features_lib
 from tfmm import modalities as modalities_lib
 from tfmm import vectors
+from tfmm.days import DEFAULT_DAYS, DaysConfig
 from tfmm.drift import DriftConfig
 from tfmm.modalities import Modality, SCLConfig
 from tfmm.modalities import require as _require
@@ -262,6 +263,7 @@ class RunConfig:
     make: MAKEConfig = MAKEConfig()
     ctr: CTRConfig = CTRConfig()
     training: TrainingConfig = DEFAULT_TRAINING
+    days: DaysConfig = DEFAULT_DAYS
     gate: GateConfig = GateConfig()
     export: ExportConfig = ExportConfig()
     keep: KeepConfig = KeepConfig()

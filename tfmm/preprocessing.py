@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import shutil
 import typing
 
 import numpy as np
@@ -146,7 +147,7 @@ class Preprocessor:
             name: feature.num_indices or len(vocabularies[name]) + NUM_SPECIAL
             for name, feature in feature_set.embeddings.items()
         }
-        self.resources = {name: _table(vocabularies[name]) for name in feature_set.vocabularies}
+        self.resources = {name: table(vocabularies[name]) for name in feature_set.vocabularies}
         found = {name: np.asarray(vocabularies[name]) for name in feature_set.vocabularies}
         found |= {f.name: np.asarray(statistics[f.name], np.float32) for f in feature_set.numbers}
         self.digest = hashlib.sha256(b"".join(n.encode() + v.tobytes() for n, v in sorted(found.items()))).hexdigest()
@@ -154,12 +155,13 @@ class Preprocessor:
 
     def __call__(self, raw: typing.Mapping[str, tf.Tensor]) -> Tensors:
         """Returns the model's inputs for those of the columns that `raw` has."""
-        lookups = {name: table.lookup for name, table in self.resources.items()}
+        lookups = {name: known.lookup for name, known in self.resources.items()}
         statistics = {name: tf.constant(values) for name, values in self._statistics.items()}
         return preprocess(raw, self.feature_set.columns, lookups, statistics)
 
 
-def _table(ids: np.ndarray) -> tf.lookup.StaticHashTable:
+def table(ids: np.ndarray) -> tf.lookup.StaticHashTable:
+    """Returns a table from ids int64 [n] to their lines, -1 where unknown."""
     ids = ids if len(ids) else np.array([PADDING])  # a table must have a key, and that one is never looked at
     keys, lines = tf.constant(ids, tf.int64), tf.range(len(ids), dtype=tf.int64)
     return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, lines), default_value=-1)
@@ -172,17 +174,32 @@ def load(feature_set: FeatureSet, folder: str | os.PathLike[str]) -> Preprocesso
         FileNotFoundError: a vocabulary or statistic is missing.
     """
 
-    def read(name: str, kind: type) -> np.ndarray:
-        path = pathlib.Path(folder) / name
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing. Transform the examples first; that writes it.")
-        return np.array(path.read_text().split(), kind)
+    return Preprocessor(feature_set, vocabularies(feature_set, folder), statistics(feature_set, folder))
 
-    return Preprocessor(
-        feature_set,
-        {name: read(name, np.int64) for name in feature_set.vocabularies},
-        {f.name: read(f.name + STATISTICS_SUFFIX, np.float32) for f in feature_set.numbers},
-    )
+
+def vocabularies(feature_set: FeatureSet, folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads the vocabularies in a folder, int64 ids by name; raises as `load`."""
+    return {name: _read(folder, name, np.int64) for name in feature_set.vocabularies}
+
+
+def statistics(feature_set: FeatureSet, folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads the statistics of numbers in a folder, float32 by name; raises as `load`."""
+    return {f.name: _read(folder, f.name + STATISTICS_SUFFIX, np.float32) for f in feature_set.numbers}
+
+
+def _read(folder: str | os.PathLike[str], name: str, kind: type) -> np.ndarray:
+    path = pathlib.Path(folder) / name
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing. Transform the examples first; that writes it.")
+    return np.array(path.read_text().split(), kind)
+
+
+def copy(feature_set: FeatureSet, source: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+    """Copies vocabularies and statistics, byte by byte."""
+    path = pathlib.Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    for name in (*feature_set.vocabularies, *(f.name + STATISTICS_SUFFIX for f in feature_set.numbers)):
+        shutil.copyfile(pathlib.Path(source) / name, path / name)
 
 
 def write(
@@ -199,3 +216,23 @@ def write(
         (path / (name + STATISTICS_SUFFIX)).write_text(" ".join(f"{v:.9g}" for v in values.tolist()) + "\n")
 
 
+def write_extended(
+    feature_set: FeatureSet,
+    parent_dir: str | os.PathLike[str],
+    new: typing.Mapping[str, np.ndarray],
+    folder: str | os.PathLike[str],
+) -> None:
+    """Writes the vocabularies of a folder, extended by new ids, and its statistics as they are."""
+    copy(feature_set, parent_dir, folder)
+    write(folder, extended(vocabularies(feature_set, parent_dir), new), {})
+
+
+def extended(
+    parents: typing.Mapping[str, np.ndarray], new: typing.Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns vocabularies that go on: the parents' in their order, then those of the new ids that they lack.
+
+    >>> extended({"item_id": np.array([7, 5])}, {"item_id": np.array([9, 5, 8])})["item_id"].tolist()
+    [7, 5, 9, 8]
+    """
+    return {name: np.append(ids, new[name][~np.isin(new[name], ids)]) for name, ids in parents.items()}

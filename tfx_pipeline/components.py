@@ -9,6 +9,7 @@ postponed annotations here: TFX reads the signatures.
 import dataclasses
 import json
 import pathlib
+import typing
 
 import apache_beam as beam
 from absl import logging
@@ -138,18 +139,25 @@ def CatalogEmbedder(
 def ExampleGenerator(
     dataset: InputArtifact[Dataset],
     report: InputArtifact[DataReport],
+    before: Parameter[str],
     run: Parameter[str],
     code: Parameter[str],
     examples: OutputArtifact[Examples],
     pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ):
-    """Joins impressions with each user's earlier behaviors into tf.Examples, by Beam."""
-    from tfmm.data import beam as data_beam
+    """Joins impressions with each user's earlier behaviors into tf.Examples, by Beam.
 
-    config = _run(run)
+    Of a run that goes on, `before` says what its parent knows of the data (`spans.Before`, as JSON); else it is "".
+    """
+    from tfmm.data import beam as data_beam
+    from tfmm.data import spans
+
+    config, after = _run(run), spans.Before(**json.loads(before)) if before else None
     examples.split_names = json.dumps(folders.SPLITS)
     with pipeline as root:
-        data_beam.write(root, dataset.uri, config.data, config.feature_set, examples.uri)
+        span = data_beam.write(root, dataset.uri, config.data, config.feature_set, examples.uri, before=after)
+    for line in span.lines():
+        logging.warning(line)
 
 
 @component
@@ -223,6 +231,7 @@ def MAKETrainer(
 @component
 def IDTrainer(
     examples: InputArtifact[Examples],
+    raw_examples: InputArtifact[Examples],
     transform_graph: InputArtifact[TransformGraph],
     dataset: InputArtifact[Dataset],
     run: Parameter[str],
@@ -233,21 +242,14 @@ def IDTrainer(
     model: OutputArtifact[Model],
 ):
     """Trains the ID-only twin for one epoch and exports it."""
-    from tfmm.stages import click_model
-    from tfx_pipeline import preprocessing
-
-    config, vocabulary = _run(run), pathlib.Path(model.uri) / VOCABULARY
-    preprocessing.collect(transform_graph.uri, config.feature_set, vocabulary)
-    report = progress.jsonl(progress_path)
-    click_model.train_click_model(
-        config, _patterns(examples), vocabulary, dataset.uri, model.uri, checkpoint_dir, None, report
-    )
-    run_file.copy(run_path, model.uri)
+    places = _Places(examples, raw_examples, transform_graph, dataset, model)
+    _train(places, run, run_path, checkpoint_dir, progress_path)
 
 
 @component
 def MultimodalTrainer(
     examples: InputArtifact[Examples],
+    raw_examples: InputArtifact[Examples],
     transform_graph: InputArtifact[TransformGraph],
     dataset: InputArtifact[Dataset],
     snapshot: InputArtifact[IndexSnapshot],
@@ -261,17 +263,93 @@ def MultimodalTrainer(
     model: OutputArtifact[Model],
 ):
     """Trains the click model with SimTier and MAKE for one epoch and exports it with its item index."""
+    places = _Places(examples, raw_examples, transform_graph, dataset, model)
+    vectors = json.loads(modalities), snapshot.uri, make.uri
+    _train(places, run, run_path, checkpoint_dir, progress_path, vectors)
+
+
+@component
+def IDContinuer(
+    parent: InputArtifact[Model],
+    examples: InputArtifact[Examples],
+    raw_examples: InputArtifact[Examples],
+    transform_graph: InputArtifact[TransformGraph],
+    dataset: InputArtifact[Dataset],
+    run: Parameter[str],
+    run_path: Parameter[str],
+    checkpoint_dir: Parameter[str],
+    progress_path: Parameter[str],
+    code: Parameter[str],
+    model: OutputArtifact[Model],
+):
+    """Trains an earlier ID-only twin on, over the new span, and exports it."""
+    places = _Places(examples, raw_examples, transform_graph, dataset, model)
+    _train(places, run, run_path, checkpoint_dir, progress_path, parent=parent)
+
+
+@component
+def MultimodalContinuer(
+    parent: InputArtifact[Model],
+    examples: InputArtifact[Examples],
+    raw_examples: InputArtifact[Examples],
+    transform_graph: InputArtifact[TransformGraph],
+    dataset: InputArtifact[Dataset],
+    snapshot: InputArtifact[IndexSnapshot],
+    modalities: Parameter[str],
+    run: Parameter[str],
+    run_path: Parameter[str],
+    checkpoint_dir: Parameter[str],
+    progress_path: Parameter[str],
+    code: Parameter[str],
+    model: OutputArtifact[Model],
+):
+    """Trains an earlier click model on, over the new span, with its MAKE, and exports it with its item index."""
+    places = _Places(examples, raw_examples, transform_graph, dataset, model)
+    vectors = json.loads(modalities), snapshot.uri, None
+    _train(places, run, run_path, checkpoint_dir, progress_path, vectors, parent)
+
+
+class _Places(typing.NamedTuple):
+    """The artifacts that both click models are made of, and the model's."""
+
+    examples: Examples
+    raw_examples: Examples
+    transform_graph: TransformGraph
+    dataset: Dataset
+    model: Model
+
+
+def _train(
+    places: _Places,
+    run: str,
+    run_path: str,
+    checkpoint_dir: str,
+    progress_path: str,
+    vectors: tuple[typing.Any, ...] | None = None,
+    parent: Model | None = None,
+) -> None:
+    from tfmm.ctr import state as state_lib
+    from tfmm.data import spans
     from tfmm.stages import click_model
     from tfx_pipeline import preprocessing
 
-    config, vocabulary = _run(run), pathlib.Path(model.uri) / VOCABULARY
-    preprocessing.collect(transform_graph.uri, config.feature_set, vocabulary)
-    vectors = click_model.Vectors(json.loads(modalities), snapshot.uri, make.uri)
-    report = progress.jsonl(progress_path)
+    config, vocabulary = _run(run), pathlib.Path(places.model.uri) / VOCABULARY
+    known = pathlib.Path(parent.uri) / folders.STATE if parent else None
+    extended = known / state_lib.VOCABULARY if known else None
+    preprocessing.collect(places.transform_graph.uri, config.feature_set, vocabulary, extended)
     click_model.train_click_model(
-        config, _patterns(examples), vocabulary, dataset.uri, model.uri, checkpoint_dir, vectors, report
+        config,
+        _patterns(places.examples),
+        vocabulary,
+        places.dataset.uri,
+        places.model.uri,
+        checkpoint_dir,
+        click_model.Vectors(*vectors) if vectors else None,
+        progress.jsonl(progress_path),
+        parent_dir=known,
+        span=spans.read(places.raw_examples.uri),
     )
-    run_file.copy(run_path, model.uri)
+    run_file.copy(run_path, places.model.uri)
 
 
 @component

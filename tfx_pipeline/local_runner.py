@@ -66,9 +66,13 @@ def register() -> None:
 
 
 def _run() -> str:
+    from tfmm.data import spans
     from tfx_pipeline import outcome, published, retention
 
-    environment = _build_and_run()
+    try:
+        environment = _build_and_run()
+    except spans.EmptySpan as nothing:
+        return str(nothing)
     published.publish(environment)
     said = outcome.lines(environment)
     try:

@@ -1,5 +1,6 @@
 """The batch DAG, the only one, for every runner: raw logs in, a pushed SavedModel out."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -14,7 +15,7 @@ from tfmm.ctr import integrations
 from tfmm.data import declared
 from tfmm.pretrain import frozen
 from tfmm.stages import inputs, run_file
-from tfx_pipeline import artifact_types, components, infra_check, outside, published, push
+from tfx_pipeline import artifact_types, components, continued, infra_check, outside, published, push
 from tfx_pipeline.environments import PIPELINE_NAME, Environment, data_fingerprint
 
 # Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
@@ -32,6 +33,7 @@ def create_pipeline(
     *,
     root: str | None = None,
     stamps: outside.AnyStamps | None = None,
+    road: continued.Road | None = None,
 ) -> tfx.dsl.Pipeline:
     """Builds the DAG for the folders and settings of one environment, and writes its run into the workdir.
 
@@ -40,9 +42,11 @@ def create_pipeline(
         beam_pipeline_args: for every Beam node.
         root: where artifacts go; None: into the workdir.
         stamps: of what lies outside of artifacts; None: by what the workdir's metadata know of it.
+        road: what is taken from earlier runs; None: by what the workdir's metadata know of them.
     Returns:
         The pipeline, for LocalDagRunner or another TFX runner.
     Raises:
+        EmptySpan: the run would go on from a model that has seen all of the data.
         ValueError: the named data has nothing to represent an item by, methods or model cannot be used, the workdir
             has something else where links go, or the training is one of several processes.
     """
@@ -107,28 +111,40 @@ def create_pipeline(
         max_pixels=json.dumps(config.max_pixels),
         code=_code("tfmm.data.checks"),
     )
-    pairs = components.PairBuilder(
-        dataset=dataset, report=check.outputs["report"], run=_reads("pairs"), code=_code("tfmm.stages.pairs")
-    )
-    training = _training("encoders", own_encoders)
-    frozen_versions = (frozen.version(settings) for settings in config.encoders(modalities).values() if settings.frozen)
-    training["code"] = "-".join((training["code"], *frozen_versions))
-    scl = components.SCLTrainer(pairs=pairs.outputs["pairs"], modalities=json.dumps(modalities), **training)
+    road = continued.road(environment) if road is None else road
+    making: list[typing.Any] = []  # of encoders
+    if road.encoders is None:
+        pairs = components.PairBuilder(
+            dataset=dataset, report=check.outputs["report"], run=_reads("pairs"), code=_code("tfmm.stages.pairs")
+        )
+        training = _training("encoders", own_encoders)
+        settings_of = config.encoders(modalities).values()
+        frozen_versions = (frozen.version(settings) for settings in settings_of if settings.frozen)
+        training["code"] = "-".join((training["code"], *frozen_versions))
+        scl = components.SCLTrainer(pairs=pairs.outputs["pairs"], modalities=json.dumps(modalities), **training)
+        making, encoders = [pairs, scl], scl.outputs["encoders"]
+    else:
+        making = [_taken(road.encoders, artifact_types.Encoders, "Encoders")]
+        encoders = making[0].outputs["result"]
     embedding = {"run": _reads("catalog"), "code": _code("tfmm.stages.catalog", own=own_encoders)}
     catalog = components.CatalogEmbedder(
         dataset=dataset,
-        encoders=scl.outputs["encoders"],
+        encoders=encoders,
         index_path=str(environment.index_path),
         modalities=json.dumps(modalities),
         run_path=str(environment.run_path),
-        stamp=stamps.of_index(embedding, *_recipe(origin, check, pairs, scl)),
+        stamp=stamps.of_index(embedding, *_recipe(origin, check, *making)),
         **embedding,
     )
     snapshot = catalog.outputs["snapshot"]
 
     joined = _code("tfmm.data.beam")
     examples = components.ExampleGenerator(
-        dataset=dataset, report=check.outputs["report"], run=_reads("examples"), code=joined
+        dataset=dataset,
+        report=check.outputs["report"],
+        before=json.dumps(dataclasses.asdict(road.before)) if road.before else "",
+        run=_reads("examples"),
+        code=joined,
     )
     statistics = tfx.components.StatisticsGen(examples=examples.outputs["examples"])
     feature_schema = components.FeatureSchema(feature_set=feature_set, code=_code("tfmm.preprocessing"))
@@ -148,29 +164,39 @@ def create_pipeline(
         schema=feature_schema.outputs["schema"],
         preprocessing_fn="tfx_pipeline.preprocessing.preprocessing_fn",
         disable_statistics=True,
-        custom_config={"feature_set": feature_set, "code": _code("tfmm.preprocessing")},
+        custom_config={"feature_set": feature_set, "code": _code("tfmm.preprocessing"), "parent": road.vocabulary},
     )
-    for node in (scl, transform):  # the first that learn of a span
+    for node in (*making[1:], transform):  # the first that learn of a span
         node.add_upstream_node(anomalies)
     transformed = transform.outputs["transformed_examples"]
 
-    sequences = json.dumps(integrations.make_sequences(config.methods, config.feature_set))
-    make = components.MAKETrainer(examples=transformed, snapshot=snapshot, sequences=sequences, **_training("make"))
     shared = {
         "examples": transformed,
+        "raw_examples": examples.outputs["examples"],
         "transform_graph": transform.outputs["transform_graph"],
         "dataset": dataset,
     }
-    id_trainer = components.IDTrainer(**shared, **_training("id_model", own_models))
-    multimodal_trainer = components.MultimodalTrainer(
-        snapshot=snapshot,
-        modalities=json.dumps(modalities),
-        make=make.outputs["make"],
-        **shared,
-        **_training("multimodal_model", own_models),
-    )
+    of_vectors = {"snapshot": snapshot, "modalities": json.dumps(modalities)}
+    trainings = _training("id_model", own_models), _training("multimodal_model", own_models)
+    if road.models:
+        parents = [_taken(road.models[name], components.Model, f"Parent_{name}") for name in sorted(road.models)]
+        id_parent, multimodal_parent = (parent.outputs["result"] for parent in parents)
+        id_trainer = components.IDContinuer(parent=id_parent, **shared, **trainings[0])
+        multimodal_trainer = components.MultimodalContinuer(
+            parent=multimodal_parent, **of_vectors, **shared, **trainings[1]
+        )
+        making += parents
+    else:
+        sequences = json.dumps(integrations.make_sequences(config.methods, config.feature_set))
+        make = components.MAKETrainer(examples=transformed, snapshot=snapshot, sequences=sequences, **_training("make"))
+        id_trainer = components.IDTrainer(**shared, **trainings[0])
+        multimodal_trainer = components.MultimodalTrainer(
+            make=make.outputs["make"], **of_vectors, **shared, **trainings[1]
+        )
+        making.append(make)
+    id_trainer, multimodal_trainer = id_trainer.with_id("IDTrainer"), multimodal_trainer.with_id("MultimodalTrainer")
 
-    trained = [origin, check, pairs, scl, catalog, examples, statistics, feature_schema, validator, transform, make]
+    trained = [origin, check, *making, catalog, examples, statistics, feature_schema, validator, transform]
     trained += [id_trainer, multimodal_trainer]
     judging = {"run": _reads("judgement"), "code": _code("tfmm.stages.judgement")}
     stamp = stamps.of_serving(judging, *_recipe(*trained))
@@ -179,7 +205,7 @@ def create_pipeline(
         id_model=id_trainer.outputs["model"],
         multimodal_model=multimodal_trainer.outputs["model"],
         dataset=dataset,
-        encoders=scl.outputs["encoders"],
+        encoders=encoders,
         snapshot=snapshot,
         serving_dir=str(environment.serving_dir),
         index_path=str(environment.index_path),
@@ -214,3 +240,8 @@ def create_pipeline(
         ),
         beam_pipeline_args=list(beam_pipeline_args),
     )
+
+
+def _taken(uri: str, kind: typing.Any, name: str) -> typing.Any:
+    """Returns a node that gives what an earlier run made."""
+    return tfx.dsl.Importer(source_uri=uri, artifact_type=kind).with_id(name)

@@ -10,8 +10,9 @@ import typing
 
 from rich import table as rich_table
 
-from tfmm import folder_lock
+from tfmm import artifacts, folder_lock
 from tfmm.quickstart import stage_lines
+from tfmm.stages import folders
 from tfx_pipeline import metadata
 from tfx_pipeline import workdir as workdir_lib
 
@@ -31,7 +32,10 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A node of a run; of one that the cache answered, `made_in` names the run that did the work."""
+    """A node of a run; of one that the cache answered, `made_in` names the run that did the work.
+
+    `training` is what a click model says it was trained through (`tfmm.ctr.lineage`), {} of other nodes.
+    """
 
     name: str
     state: str
@@ -40,6 +44,7 @@ class Node:
     made_in: str
     outputs: dict[str, str]
     inputs: list[Input]
+    training: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +121,7 @@ def _node(
             maker, artifact = makers.get(number, (None, None))
             uri = artifact.uri if artifact else ""
             inputs.append(Input(name, uri, maker.node if maker else "", maker.run if maker else ""))
+    outputs = {artifact.output: artifact.uri for artifact in execution.outputs}
     made = {makers[artifact.id][0].run for artifact in execution.outputs if artifact.id in makers}
     return Node(
         execution.node,
@@ -123,9 +129,18 @@ def _node(
         _moment(execution.begun),
         round(execution.seconds, 2),
         min(made, default="") if execution.state == metadata.CACHED else execution.run,
-        {artifact.output: artifact.uri for artifact in execution.outputs},
+        outputs,
         inputs,
+        next(filter(None, map(_training, outputs.values())), {}),
     )
+
+
+def _training(uri: str) -> dict[str, typing.Any]:
+    state = pathlib.Path(uri) / folders.STATE
+    if not (state / artifacts.MANIFEST).is_file():
+        return {}
+    training: dict[str, typing.Any] = artifacts.read_manifest(state)["training"]
+    return training
 
 
 def _moment(seconds: float) -> str:
@@ -169,9 +184,18 @@ def _lineage(run: Run, workdir: pathlib.Path) -> rich_table.Table:
     table.show_lines = True
     for node in run.nodes:
         made_of = "\n".join(f"{one.name}: {_short(one.uri, workdir) or 'not of this workdir'}" for one in node.inputs)
+        if node.training:
+            made_of += f"\n{_in_words(node.training)}"
         for name, uri in node.outputs.items():
             table.add_row(f"{node.name}.{name}", _short(uri, workdir), made_of)
     return table
+
+
+def _in_words(training: typing.Mapping[str, typing.Any]) -> str:
+    """Returns through what a click model was trained, and with which encoders."""
+    span, through = training["span"], _moment(training["trained_through"]["timestamp"] / 1e6)
+    encoders = "".join(f", {name} encoder {version}" for name, version in training["encoder_versions"].items())
+    return f"span {span['number']}: {span['rows']:,} rows, through {through}{encoders}"
 
 
 def _table(title: str, *columns: str) -> rich_table.Table:

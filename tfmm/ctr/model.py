@@ -23,6 +23,7 @@ from tfmm.make import model as make_model
 
 KIND = "ctr"
 WEIGHTS = "ctr.weights.h5"
+INITIAL_DEVIATION = 0.01  # of embeddings
 
 
 def input_names(feature_set: FeatureSet, modalities: typing.Iterable[str]) -> tuple[str, ...]:
@@ -103,7 +104,7 @@ class CTRModel(keras.Model):
             name: keras.layers.Embedding(
                 sizes[name],
                 feature.dim,
-                embeddings_initializer=keras.initializers.RandomNormal(stddev=0.01),
+                embeddings_initializer=keras.initializers.RandomNormal(stddev=INITIAL_DEVIATION),
                 name=f"{name}_embedding",
             )
             for name, feature in tables.items()

@@ -21,16 +21,17 @@ class HeldRate(keras.optimizers.schedules.LearningRateSchedule):
     [0.4, 0.4, 0.32, 0.08]
     """
 
-    def __init__(self, rate: float, steps: int, decay_from: float) -> None:
-        """Takes the rate, the number of steps in all, and the share of them in 0..1 for which it is held."""
-        self.rate, self.steps, self.decay_from = rate, steps, decay_from
+    def __init__(self, rate: float, steps: int, decay_from: float, first: int = 0) -> None:
+        """Takes the rate, the number of steps, the share of them in 0..1 for which it is held, and the first step."""
+        self.rate, self.steps, self.decay_from, self.first = rate, steps, decay_from, first
 
     def __call__(self, step: typing.Any) -> tf.Tensor:
+        step = step - self.first if self.first else step
         left = 1.0 - tf.cast(step, tf.float32) / max(self.steps, 1)
         return self.rate * tf.clip_by_value(left / max(1.0 - self.decay_from, 1.0 / max(self.steps, 1)), 0.0, 1.0)
 
     def get_config(self) -> dict[str, typing.Any]:
-        return {"rate": self.rate, "steps": self.steps, "decay_from": self.decay_from}
+        return {"rate": self.rate, "steps": self.steps, "decay_from": self.decay_from, "first": self.first}
 
 
 @keras.saving.register_keras_serializable(package="tfmm")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import math
 import pathlib
 import typing
 
@@ -14,20 +12,21 @@ import tensorflow as tf
 
 from tfmm import artifacts, own_classes, preprocessing, source
 from tfmm import config as config_lib
-from tfmm.ctr import integrations
+from tfmm.ctr import integrations, lineage
 from tfmm.ctr import model as model_lib
-from tfmm.ctr.hidden_vectors import hide_behaviors
-from tfmm.ctr.optimizer import HeldRate, TwoRateAdam
+from tfmm.ctr import state as state_lib
+from tfmm.ctr.continuing import continue_over, model_inputs
+from tfmm.data import spans
 from tfmm.features import LABEL, FeatureSet
 from tfmm.index import item_vectors
 from tfmm.index.item_vectors import ItemVectors
 from tfmm.make import model as make_model
 from tfmm.metrics.log_loss import log_loss
 from tfmm.training import checkpoint as checkpoint_lib
-from tfmm.training import devices, evaluation, loop, precision, sources
+from tfmm.training import devices, evaluation, precision, sources
 from tfmm.training import examples as examples_lib
 from tfmm.training import progress as progress_lib
-from tfmm.training.labels import click_rate, metric_weights, weighing
+from tfmm.training.labels import click_rate, metric_weights
 
 
 @devices.placed("`ctr.batch_size`, `data.max_behaviors`, or `dim` and `num_buckets` of features")
@@ -46,9 +45,12 @@ def train(
     make_config: config_lib.MAKEConfig | None = None,
     training: config_lib.TrainingConfig = config_lib.DEFAULT_TRAINING,
     checkpoint_dir: str | pathlib.Path | None = None,
+    parent_dir: str | pathlib.Path | None = None,
+    state_dir: str | pathlib.Path | None = None,
+    span: spans.Span | None = None,
     progress: progress_lib.Progress = progress_lib.silent,
 ) -> dict[str, typing.Any]:
-    """Trains a click model and writes it.
+    """Trains a click model, from scratch or on from another, and writes it.
 
     Args:
         config: the settings.
@@ -65,13 +67,19 @@ def train(
         make_config: the shape of MAKE blocks where `make_dir` is None.
         training: on what devices, and how exactly.
         checkpoint_dir: where to keep the state, `segments` times per epoch, to go on from after a stop.
+        parent_dir: the state of a model (see `ctr.state`) that is trained further over these rows, which come after its
+            own: with its MAKE, as it stands, and vocabularies that begin with its own. None: from scratch.
+        state_dir: gets the state, to be trained further; None: it is not kept.
+        span: what the join found of the data, for the state to know what comes late; None: nothing is known.
         progress: called with the steps done.
     Returns:
-        The manifest; `metrics` has AUC, GAUC and LogLoss on the evaluation rows.
+        The manifest; `metrics` has AUC, GAUC and LogLoss on the evaluation rows, `training` what it was trained
+        through, see `ctr.lineage`.
     Raises:
-        FileNotFoundError: examples, vocabularies, snapshot or MAKE are missing.
+        FileNotFoundError: examples, vocabularies, snapshot, MAKE or the parent's state are missing.
         ValueError: a modality is not in the snapshot or not in MAKE, dims differ, indices exceed the
-            vocabulary; what `devices.placed` refuses, and a batch that the devices do not divide.
+            vocabulary; rows, vocabularies, vectors or variables do not go on from the parent's; what `devices.placed`
+            refuses, and a batch that the devices do not divide.
     """
     devices.require_divisible(config.batch_size)
     if modalities and snapshot_dir is None:
@@ -85,7 +93,64 @@ def train(
 
     keras.utils.set_random_seed(config.seed)
     uses_make = bool(tables and integrations.make_sequences(methods, feature_set))
-    extractor = make_model.load_model(make_dir) if make_dir is not None and uses_make else None
+    extractor = make_model.load_model(make_dir) if make_dir is not None and uses_make and not parent_dir else None
+    own_make = make_dir if extractor else None
+    trained = lineage.facts(train_rows, eval_rows, parent_dir, snapshot_dir, tables, own_make, span)
+    if parent_dir is None:
+        state = fresh_state(config, feature_set, preprocessor, tables, methods, extractor, make_config, train_rows)
+    else:
+        state = state_lib.load(parent_dir, config, vocabulary_dir, tables)
+    model = state.model
+
+    checkpoint = None
+    if checkpoint_dir is not None:
+        key = artifacts.fingerprint(
+            model.get_config(),
+            config_lib.to_dict(training),
+            source.digest_of(__name__),
+            own_classes.source_digest((config.model, *(method.name for method in methods))),
+            [rows.digest for rows in (train_rows, eval_rows)],
+            preprocessor.digest,
+            [table.digest() for table in tables.values()],
+            [] if extractor is None else [artifacts.read_manifest(str(make_dir))["id"]],
+            *([] if parent_dir is None else [state_lib.read_manifest(parent_dir)["id"]]),
+        )
+        checkpoint = checkpoint_lib.Checkpoint(checkpoint_dir, key, state.variables)
+    state, lines = continue_over(
+        state,
+        config,
+        train_rows,
+        checkpoint=checkpoint,
+        progress=progress,
+        evaluate=lambda: evaluate(model, tables, eval_rows),
+    )
+    folder = pathlib.Path(output_dir)
+    used = ((snapshot_dir, tables), (make_dir, extractor), (parent_dir, True))
+    parents = [path for path, of in used if path is not None and of]
+    metrics = {name: lines[-1][name] for name in ("auc", "gauc", "logloss") if lines and name in lines[-1]}
+
+    def write() -> dict[str, typing.Any]:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "history.json").write_text(json.dumps(lines, indent=2) + "\n")
+        if state_dir is not None:
+            state.note_span(trained["trained_through"]["timestamp"], train_rows.column("item_id"))
+            state_lib.save(state, state_dir, vocabulary_dir, parents, training=trained, seen=span.seen if span else {})
+        return model_lib.save_model(model, folder, parents, metrics=metrics, training=trained)
+
+    return devices.write(write, folder)
+
+
+def fresh_state(
+    config: config_lib.CTRConfig,
+    feature_set: FeatureSet,
+    preprocessor: preprocessing.Preprocessor,
+    tables: typing.Mapping[str, ItemVectors],
+    methods: typing.Sequence[config_lib.Method],
+    extractor: make_model.MAKEModel | None,
+    make_config: config_lib.MAKEConfig | None,
+    rows: sources.ExampleSource,
+) -> state_lib.State:
+    """Returns an untrained state; what is known of the rows before training, it knows."""
     model = model_lib.CTRModel(
         config,
         extractor.settings if extractor else make_config or config_lib.MAKEConfig(),
@@ -101,91 +166,9 @@ def train(
         model.take_make(extractor)
         model.freeze_make(extractor.settings.epochs > 0)
     if feature_set.label.is_sampled:  # few steps: those that bring the mean score to the click rate are saved
-        shown = {name: train_rows.column(name) for name in feature_set.label.sources}
+        shown = {name: rows.column(name) for name in feature_set.label.sources}
         model.start_at(click_rate(shown, feature_set.label))
-    num_rows = train_rows.num_rows
-    segment_rows = config.block_rows * math.ceil(num_rows / config.block_rows / config.segments)
-    starts = range(0, num_rows, segment_rows)
-    steps = sum(math.ceil(min(segment_rows, num_rows - start) / config.batch_size) for start in starts)
-    rate = HeldRate(config.learning_rate, config.epochs * steps, config.decay_from)
-    optimizer = precision.scaled(TwoRateAdam(rate, config.embedding_learning_rate))
-    optimizer.build(model.trainable_variables)
-
-    def segment_data(segment: int) -> tf.data.Dataset:
-        start = starts[segment % len(starts)]
-        block_rows, seed = config.block_rows, config.seed
-        order = examples_lib.blocked_order(min(segment_rows, num_rows - start), block_rows, seed, segment)
-        hide = functools.partial(hide_behaviors, config, list(tables), feature_set, segment)
-        return sources.dataset(train_rows, start + order, config.batch_size, hide)
-
-    def at_epoch_end(segment: int) -> dict[str, float]:
-        return evaluate(model, tables, eval_rows) if (segment + 1) % len(starts) == 0 else {}
-
-    checkpoint = None
-    if checkpoint_dir is not None:
-        key = artifacts.fingerprint(
-            model.get_config(),
-            config_lib.to_dict(training),
-            source.digest_of(__name__),
-            own_classes.source_digest((config.model, *(method.name for method in methods))),
-            [rows.digest for rows in (train_rows, eval_rows)],
-            preprocessor.digest,
-            [table.digest() for table in tables.values()],
-            [] if extractor is None else [artifacts.read_manifest(str(make_dir))["id"]],
-        )
-        checkpoint = checkpoint_lib.Checkpoint(
-            checkpoint_dir, key, {"model": model.variables, "optimizer": optimizer.variables}
-        )
-    history = loop.run(
-        step_of(model, tables, feature_set, optimizer),
-        segment_data,
-        config.epochs * len(starts),
-        checkpoint=checkpoint,
-        progress=progress,
-        stage="ctr_multimodal" if tables else "ctr_id",
-        evaluate=at_epoch_end,
-    )
-    lines = [
-        {**line, "epoch": segment // len(starts), "segment": segment % len(starts)}
-        for segment, line in enumerate(history)
-    ]
-    folder = pathlib.Path(output_dir)
-    used = ((snapshot_dir, tables), (make_dir, extractor))
-    parents = [path for path, of in used if path is not None and of]
-    metrics = {name: lines[-1][name] for name in ("auc", "gauc", "logloss") if lines and name in lines[-1]}
-
-    def write() -> dict[str, typing.Any]:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "history.json").write_text(json.dumps(lines, indent=2) + "\n")
-        return model_lib.save_model(model, folder, parents, metrics=metrics)
-
-    return devices.write(write, folder)
-
-
-def step_of(
-    model: model_lib.CTRModel,
-    tables: typing.Mapping[str, ItemVectors],
-    feature_set: FeatureSet,
-    optimizer: typing.Any,
-) -> loop.StepFn:
-    """Returns the step of `train`: a batch of `training.sources` -> its losses, after one update of the weights."""
-
-    def step(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            inputs, counts = model_inputs(batch, tables, feature_set), weighing(batch, feature_set.label)
-            losses = model.losses(inputs, batch[LABEL], batch[examples_lib.IS_ROW], **counts)
-            loop.apply_gradients(tape, tf.add_n(list(losses.values())), model.trainable_variables, optimizer)
-        return losses
-
-    return step
-
-
-def model_inputs(
-    batch: typing.Mapping[str, tf.Tensor], tables: typing.Mapping[str, ItemVectors], feature_set: FeatureSet
-) -> dict[str, tf.Tensor]:
-    """Returns the inputs of CTRModel for a batch of `training.sources`."""
-    own = {column.input: batch[column.input] for column in feature_set.columns}
-    return own | item_vectors.vector_inputs(batch, tables, feature_set)
+    return state_lib.State(model, state_lib.optimizer_of(model, config), tables)
 
 
 def predict(

@@ -7,10 +7,11 @@ import pathlib
 import typing
 
 import numpy as np
+import pyarrow.compute as pc
 
 from tfmm import extras
 from tfmm.config import DataConfig
-from tfmm.data import as_known, declared, examples, instants, reading, schema, times
+from tfmm.data import as_known, declared, examples, reading, schema, spans, times
 from tfmm.features import FeatureSet
 
 try:
@@ -34,9 +35,20 @@ class BuildExamples(beam.PTransform):
     dead letter; a behavior of one, since delisted perhaps, stays in the history, without the item's features.
     """
 
-    def __init__(self, data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet):
+    def __init__(
+        self,
+        data_dir: str | pathlib.Path,
+        config: DataConfig,
+        feature_set: FeatureSet,
+        before: spans.Before | None = None,
+    ):
+        """Takes what is to be joined; of a model that goes on, `before`, only impressions after its watermark.
+
+        `span` says what these are once a pipeline has been built.
+        """
         super().__init__()
         self._data_dir, self._config, self._features = str(data_dir), config, feature_set
+        self._tally, self.span = spans.Tally(before), spans.Span(None, 0, 0, (), {})
 
     def expand(self, root: beam.Pipeline | pvalue.PBegin) -> dict[str, beam.PCollection]:
         declared.require(self._data_dir, self._features)
@@ -46,15 +58,19 @@ class BuildExamples(beam.PTransform):
         for note in times.notes(seen):
             _LOG.warning(note)
         shown_at, _ = times.read_bounds(self._data_dir, "impressions", seen["impressions"])
-        first_eval = (
-            None
-            if splits.null_count < len(splits)
-            else examples.eval_start(shown_at[shown_at != instants.NULL], self._config.eval_fraction)
-        )
-        num_shards = max(1, round(len(splits) / ROWS_PER_SHARD))
+        is_new = self._tally.add(shown_at)
+        first_eval = None
+        if splits.null_count < len(splits):
+            self._tally.hold_out(shown_at[is_new & pc.equal(splits, "eval").fill_null(False).to_numpy()])
+        else:
+            first_eval = self._first_eval(shown_at[is_new])
+        self.span = self._tally.span()
+        num_shards = max(1, round(int(is_new.sum()) / ROWS_PER_SHARD))
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
         reader = reading.Reader(self._features, seen, has_behaviors, first_eval is None)
-        names = reading.log_names(self._data_dir, self._features)
+        logs = reading.row_groups(self._data_dir, reading.log_names(self._data_dir, self._features), self._features)
+        if has_behaviors:  # else clicks are behaviors, of before the span too
+            logs = [group for group in logs if group.table != "impressions" or _of_group(is_new, group).any()]
         catalog = (
             root
             | "ListItems" >> beam.Create(reading.row_groups(self._data_dir, ["items"], self._features))
@@ -62,9 +78,10 @@ class BuildExamples(beam.PTransform):
         )
         read = (
             root
-            | "ListLogs" >> beam.Create(reading.row_groups(self._data_dir, names, self._features))
+            | "ListLogs" >> beam.Create(logs)
             | "SpreadLogs" >> beam.Reshuffle()
-            | "ReadLogs" >> beam.ParDo(_ReadLogs(num_shards, reader)).with_outputs("dead_letter", main="rows")
+            | "ReadLogs"
+            >> beam.ParDo(_ReadLogs(num_shards, reader, self._tally)).with_outputs("dead_letter", main="rows")
         )
         built = (
             read.rows
@@ -77,6 +94,21 @@ class BuildExamples(beam.PTransform):
         dead_letters = (catalog.dead_letter, read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
         return {**{split: built[split] for split in schema.SPLITS}, "dead_letter": dead_letters}
 
+    def _first_eval(self, shown_at: np.ndarray) -> int:
+        """Returns from when on impressions are held out, and counts them, by the span's instants int64 [n]."""
+        if not len(shown_at):
+            self._tally.span()  # says so where nothing came
+            return examples.eval_start(shown_at, self._config.eval_fraction)
+        pieces = [(shown_at, None)]
+        first = spans.first_held_out(lambda: pieces, len(shown_at), self._config.eval_fraction, self._tally.before)
+        self._tally.hold_out(shown_at[shown_at >= first])
+        return first
+
+
+def _of_group(values: np.ndarray, group: reading.RowGroup) -> np.ndarray:
+    """Returns what a table's values [n] say of the rows of a row group."""
+    return values[group.first : group.first + group.part.row_groups[group.group]]
+
 
 def write(
     root: beam.Pipeline,
@@ -85,13 +117,18 @@ def write(
     feature_set: FeatureSet,
     output_dir: str | pathlib.Path,
     prefix: str = "Split-{split}/data_tfrecord",
-) -> None:
+    before: spans.Before | None = None,
+) -> spans.Span:
     """Adds to a pipeline: BuildExamples, its records as gzip TFRecords, its dead letters as Parquet.
 
     Args:
         prefix: of the record files under `output_dir`; the default is the layout of a TFX Examples artifact.
+        before: what a model that goes on knows of the data, see `BuildExamples`.
+    Returns:
+        The span, which is written beside the examples, too.
     """
-    built = root | "BuildExamples" >> BuildExamples(data_dir, config, feature_set)
+    build = BuildExamples(data_dir, config, feature_set, before)
+    built = root | "BuildExamples" >> build
     folder = pathlib.Path(output_dir)
     for split in schema.SPLITS:
         path = folder / prefix.format(split=split)
@@ -105,6 +142,8 @@ def write(
     _ = built["dead_letter"] | "Write_dead_letter" >> beam.io.WriteToParquet(
         str(folder / "dead_letter"), reading.DEAD_LETTER, file_name_suffix=".parquet"
     )
+    build.span.write(folder)
+    return build.span
 
 
 class _ReadItems(beam.DoFn):
@@ -126,8 +165,8 @@ class _ReadItems(beam.DoFn):
 class _ReadLogs(beam.DoFn):
     """Row group -> (shard, (table, arrays)); a user's rows share a shard."""
 
-    def __init__(self, num_shards: int, reader: reading.Reader):
-        self._num_shards, self._reader = num_shards, reader
+    def __init__(self, num_shards: int, reader: reading.Reader, tally: spans.Tally):
+        self._num_shards, self._reader, self._tally = num_shards, reader, tally
 
     def setup(self) -> None:
         self._left_out = Metrics.counter(NAMESPACE, "dead_letter")
@@ -136,6 +175,8 @@ class _ReadLogs(beam.DoFn):
         good, letters = self._reader.log(reading.RowGroup(*element))
         self._left_out.inc(len(letters))
         yield from (pvalue.TaggedOutput("dead_letter", letter) for letter in letters)
+        if "impressions" in good:
+            good["impressions"] = spans.of_span(good["impressions"], self._tally)
         for name, columns in good.items():
             shards = reading.shards_of(columns, self._num_shards)
             for shard in np.unique(shards).tolist():

@@ -15,7 +15,6 @@ import shutil
 import typing
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from tfmm import artifacts, dead_letters
 from tfmm import config as config_lib
@@ -27,11 +26,11 @@ from tfmm.data import (
     examples,
     instants,
     left_out,
-    order_statistics,
     reading,
     records,
     schema,
     shards,
+    spans,
     times,
 )
 from tfmm.data import behaviors as behaviors_lib
@@ -52,8 +51,11 @@ def write_examples(
     feature_set: FeatureSet,
     output_dir: str | pathlib.Path,
     say: Say = lambda line: None,
+    before: spans.Before | None = None,
 ) -> dict[str, typing.Any]:
     """Joins a data folder, and says how many rows it wrote and which were left out.
+
+    Of a model that goes on, only impressions after its watermark, `before`, are joined; their histories reach back.
 
     Writes `{train,eval}-*.npy` with histories and items, see `tfmm.data.shards`, `dead_letter-*.parquet` (rows that
     were left out, with their reason) and a manifest. An impression of an item that the catalog lacks is a dead letter;
@@ -62,6 +64,7 @@ def write_examples(
     Returns:
         The manifest: counts `train`, `eval` and `dead_letter`, and the `feature_set`.
     Raises:
+        EmptySpan: no impression is later than the watermark.
         ValueError: the data lacks what is declared, a split came out empty, or a rule leaves out more than
             `config.max_bad_fraction` of a table's rows.
     """
@@ -71,18 +74,26 @@ def write_examples(
     _remove_examples(folder)
     try:
         (folder / _PARTS).mkdir()
-        counts, digests = _join(data_dir, config, feature_set, folder, folder / _PARTS)
+        counts, digests, span, read = _join(data_dir, config, feature_set, folder, folder / _PARTS, before)
     finally:
         shutil.rmtree(folder / _PARTS)
+    span.write(folder)
+    for line in span.lines():
+        say(line)
     say(f"examples: {counts['train']:,} train, {counts['eval']:,} eval, {counts['dead_letter']:,} rows left out")
     lost, tables = dead_letters.counts(dead_letters.read(folder)), declared.tables(feature_set)
     for line in dead_letters.count_lines(lost, folder):
         say(line)
     totals = {
-        name: sum(sum(part.row_groups) for part in schema.table_parts(data_dir, name, tables))
+        name: read.get(name) or sum(sum(part.row_groups) for part in schema.table_parts(data_dir, name, tables))
         for name in {one.source for one in lost}
     }
     left_out.verify(lost, totals, config.max_bad_fraction, folder)
+    if before and not counts["train"]:
+        raise spans.EmptySpan(
+            f"A new model needs impressions to be trained on and to be judged by. Received, after its parent's: "
+            f"{counts['eval']:,}, all held out. No new version is made."
+        )
     if not all(counts[split] for split in schema.SPLITS):
         raise ValueError(
             f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "
@@ -94,7 +105,7 @@ def write_examples(
 
 def _remove_examples(folder: pathlib.Path) -> None:
     """Removes what an earlier run wrote, the manifest first, and what a killed one left."""
-    files = [artifacts.MANIFEST, "dead_letter-*.parquet", shards.ITEMS, "*.tfrecord.gz"]
+    files = [artifacts.MANIFEST, spans.FILE, "dead_letter-*.parquet", shards.ITEMS, "*.tfrecord.gz"]
     for name in ("train-*", "eval-*", "history-*"):
         files += [f"{name}{records.SUFFIX}", f".{name}{records.SUFFIX}"]
     for pattern in files:
@@ -104,8 +115,14 @@ def _remove_examples(folder: pathlib.Path) -> None:
 
 
 def _join(
-    data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, folder: pathlib.Path, parts: pathlib.Path
-) -> tuple[dict[str, int], dict[str, str]]:
+    data_dir: str | pathlib.Path,
+    config: DataConfig,
+    feature_set: FeatureSet,
+    folder: pathlib.Path,
+    parts: pathlib.Path,
+    before: spans.Before | None,
+) -> tuple[dict[str, int], dict[str, str], spans.Span, dict[str, int]]:
+    """Returns the counts of rows, the files' digests, the span, and how many rows of each log were read."""
     seen = times.resolutions(data_dir, config.time_zone)
     seen |= as_known.verified(data_dir, config.time_zone, declared.tables(feature_set))
     for note in times.notes(seen):
@@ -113,14 +130,16 @@ def _join(
     groups = reading.row_groups(data_dir, reading.log_names(data_dir, feature_set), feature_set)
     has_behaviors, has_split = schema.has_table(data_dir, "behaviors"), reading.has_split(groups)
     reader = reading.Reader(feature_set, seen, has_behaviors, has_split)
-    letters = _DeadLetters(folder)
+    letters = left_out.Writer(folder)
     catalog = _catalog(reader, reading.row_groups(data_dir, ["items"], feature_set), letters)
     num_parts = _num_partitions(groups)
-    item_ids, dtypes = _spread(reader, groups, num_parts, parts, catalog["item_id"], letters)
+    tally = spans.Tally(before)
+    item_ids, dtypes, read = _spread(reader, groups, num_parts, parts, catalog["item_id"], letters, tally)
     items = _items(item_ids, catalog, feature_set)
     np.save(folder / shards.ITEMS, items)
     known = shards.Known(items)
-    first_eval = None if has_split else _first_eval(parts / _TIMES, config.eval_fraction)
+    first_eval = None if has_split else _first_eval(parts / _TIMES, config.eval_fraction, tally)
+    span = tally.span()
     histories = {
         sequence: records.Writer(folder / shards.history_name(sequence), shards.history_dtype(feature_set, sequence))
         for sequence in feature_set.sequences
@@ -139,10 +158,10 @@ def _join(
     dtype = shards.row_dtype(feature_set)
     counts = {split: _in_time_order(parts, split, num_parts, folder, items, dtype) for split in schema.SPLITS}
     counts["dead_letter"] = letters.close()
-    return counts, {path.name: _digest(path) for path in _files(folder)}
+    return counts, {path.name: _digest(path) for path in _files(folder)}, span, read
 
 
-def _catalog(reader: reading.Reader, groups: typing.Iterable[reading.RowGroup], letters: _DeadLetters) -> Columns:
+def _catalog(reader: reading.Reader, groups: typing.Iterable[reading.RowGroup], letters: left_out.Writer) -> Columns:
     """Returns the items, ascending by id."""
     parts = []
     for group in groups:
@@ -167,18 +186,29 @@ def _spread(
     num_parts: int,
     parts: pathlib.Path,
     listed: np.ndarray,
-    letters: _DeadLetters,
-) -> tuple[np.ndarray, dict[str, np.dtype]]:
-    """Appends each log's good rows to a file per partition and table; returns all item ids, and the tables' dtypes."""
-    item_ids, dtypes = distinct.Distinct(), {}
+    letters: left_out.Writer,
+    tally: spans.Tally,
+) -> tuple[np.ndarray, dict[str, np.dtype], dict[str, int]]:
+    """Appends each log's good rows to a file per partition and table, of impressions those of the span.
+
+    Returns all item ids, the tables' dtypes, and how many rows of each were read.
+    """
+    item_ids, dtypes, read = distinct.Distinct(), {}, dict.fromkeys(reading.LOGS, 0)
     item_ids.add(listed)
     with (parts / _TIMES).open("wb") as shown_at:
         for group in groups:
+            if group.table == "impressions":
+                at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), reader.seen[group.table])
+                new = tally.add(at)
+                at[new].tofile(shown_at)
+                if not new.any() and tally.before and reader.has_behaviors:
+                    continue  # else its clicks are behaviors
+            read[group.table] += group.part.row_groups[group.group]
             good, left = reader.log(group)
             letters.append(left)
-            if group.table == "impressions" and not reader.has_split:
-                at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), reader.seen[group.table])
-                at[at != instants.NULL].tofile(shown_at)
+            if group.table == "impressions":
+                good["impressions"] = shown = spans.of_span(good["impressions"], tally)
+                tally.hold_out(shown["timestamp"][shown[reading.IS_EVAL]])  # as the table's `split` says
             for table, columns in good.items():
                 rows = records.structured(columns)
                 dtypes[table] = rows.dtype
@@ -191,7 +221,7 @@ def _spread(
                     with (parts / f"{table}-{number}").open("ab") as file:
                         rows[order[starts[number] : starts[number + 1]]].tofile(file)
     ids, _ = item_ids.counted()
-    return ids[ids != 0], dtypes
+    return ids[ids != 0], dtypes, read
 
 
 def _join_part(
@@ -202,7 +232,7 @@ def _join_part(
     first_eval: int | None,
     feature_set: FeatureSet,
     histories: typing.Mapping[Sequence, records.Writer],
-    letters: _DeadLetters,
+    letters: left_out.Writer,
 ) -> dict[str, np.ndarray]:
     """Joins one partition: returns its rows in time order by split, and appends the behaviors that they show."""
     bad, left = reading.unlisted(tables["impressions"], listed)
@@ -326,19 +356,22 @@ def _places(item_ids: np.ndarray, items: np.ndarray) -> np.ndarray:
     return np.searchsorted(items["item_id"][1:], item_ids) + 1
 
 
-def _first_eval(path: pathlib.Path, eval_fraction: float) -> int:
-    """Returns what `examples.eval_start` does, of instants int64 in a file."""
-    num_rows = path.stat().st_size // 8
-    if not num_rows:
-        return examples.eval_start(np.zeros(0, np.int64), eval_fraction)
-    place = examples.eval_place(num_rows, eval_fraction)
+def _first_eval(path: pathlib.Path, eval_fraction: float, tally: spans.Tally) -> int:
+    """Returns from when on impressions are held out, and counts them, by the span's instants int64 in a file."""
 
     def pieces() -> typing.Iterator[tuple[np.ndarray, None]]:
         with path.open("rb") as file:
             while len(piece := np.fromfile(file, np.int64, 2**20)):
                 yield piece, None
 
-    return int(order_statistics.select(pieces, np.array([place]), np.int64)[0])
+    num_rows = path.stat().st_size // 8
+    if not num_rows:
+        tally.span()  # says so where nothing came
+        return examples.eval_start(np.zeros(0, np.int64), eval_fraction)
+    first = spans.first_held_out(pieces, num_rows, eval_fraction, tally.before)
+    for piece, _ in pieces():
+        tally.hold_out(piece[piece >= first])
+    return first
 
 
 def _columns(rows: np.ndarray) -> Columns:
@@ -356,20 +389,3 @@ def _digest(path: pathlib.Path) -> str:
         while piece := file.read(2**20):
             total.update(piece)
     return total.hexdigest()
-
-
-class _DeadLetters:
-    """Rows that are left out, written as they come."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._writer = pq.ParquetWriter(folder.absolute() / "dead_letter-00000-of-00001.parquet", reading.DEAD_LETTER)
-        self.count = 0
-
-    def append(self, letters: reading.DeadLetters) -> None:
-        for some in letters.batches():
-            self._writer.write_table(some)
-            self.count += some.num_rows
-
-    def close(self) -> int:
-        self._writer.close()
-        return self.count

@@ -1,11 +1,15 @@
-"""Whether a job left out more rows of its tables than a run may lose."""
+"""Rows that a job leaves out, and whether they are more than a run may lose."""
 
 from __future__ import annotations
 
 import os
+import pathlib
 import typing
 
+import pyarrow.parquet as pq
+
 from tfmm import dead_letters
+from tfmm.data import reading
 
 
 def verify(
@@ -43,3 +47,20 @@ def verify(
             f"No reason may leave out more than {100 * max_bad_fraction:g} % of a table's rows "
             f"(`data.max_bad_fraction`). Left out:\n{found}\nMend them, or raise `data.max_bad_fraction`.{where}"
         )
+
+
+class Writer:
+    """Rows that are left out, written to a folder as they come."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._writer = pq.ParquetWriter(folder.absolute() / "dead_letter-00000-of-00001.parquet", reading.DEAD_LETTER)
+        self.count = 0
+
+    def append(self, letters: reading.DeadLetters) -> None:
+        for some in letters.batches():
+            self._writer.write_table(some)
+            self.count += some.num_rows
+
+    def close(self) -> int:
+        self._writer.close()
+        return self.count

@@ -24,20 +24,27 @@ Weighted = tuple[np.ndarray, np.ndarray | None]  # values, and how often each co
 ValuesOf = typing.Callable[[Column], typing.Iterable[Weighted]]  # all values of a column in training, in pieces
 
 
-def fit(examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path) -> dict[str, typing.Any]:
+def fit(
+    examples_dir: str | pathlib.Path, output_dir: str | pathlib.Path, parent_dir: str | pathlib.Path | None = None
+) -> dict[str, typing.Any]:
     """Writes the vocabularies and statistics of the training rows, see `tfmm.preprocessing`.
 
     Args:
         examples_dir: as `join.write_examples` left it.
         output_dir: made where missing.
+        parent_dir: vocabularies and statistics of a model that goes on: its ids keep their places, those that these
+            rows bring follow, and its statistics stay. None: of these rows alone.
     Returns:
         The manifest.
     """
     source, folder = pathlib.Path(examples_dir), pathlib.Path(output_dir)
     manifest = artifacts.read_manifest(source, shards.KIND, ("feature_set", "digests"))
     train = _Train(shards.Shards(sorted(map(str, source.glob("train-*")))))
-    found = vocabularies(train.feature_set, train.values), statistics(train.feature_set, train.values)
-    preprocessing.write(folder, *found)
+    new = vocabularies(train.feature_set, train.values)
+    if parent_dir is None:
+        preprocessing.write(folder, new, statistics(train.feature_set, train.values))
+    else:
+        preprocessing.write_extended(train.feature_set, parent_dir, new, folder)
     sizes = preprocessing.load(train.feature_set, folder).sizes
     config = config_lib.from_dict(DataConfig, manifest["config"])
     return artifacts.write_manifest(folder, KIND, config, parents=[source], vocabulary_sizes=sizes)

@@ -39,6 +39,8 @@ def evaluate(
     encoders: typing.Mapping[str, typing.Any] | None = None,
     snapshot_dir: Folder | None = None,
     index_url: Folder | None = None,
+    training: typing.Mapping[str, typing.Any] | None = None,
+    shown_items: typing.Mapping[int, int] | None = None,
 ) -> dict[str, typing.Any]:
     """Scores the evaluation rows with each exported model and reports how they compare.
 
@@ -55,8 +57,12 @@ def evaluate(
             score on rows whose target lacks vectors.
         index_url: the item index that servers follow, a path or a URL; the model `in_service` sees what it has beyond
             the export.
+        training: through what each model was trained; it stands in the report as it is.
+        shown_items: how often training showed each item, of a model whose training examples are only its newest; None:
+            as often as these do.
     Returns:
-        The report, see `compare`, with `encoders`; with `differences` from the baseline and the model in service,
+        The report, see `compare`, with `encoders` and `training`; with `differences` from the baseline and the model in
+        service,
         paired, overall, on new items and, where `snapshot_dir` is given, on items without any vector (see
         `differences.report`); with `hidden`: the scores with the target's vectors hidden (see
         `missing.hidden_report`); with `missing` where `snapshot_dir` is given (see `missing.missing_report`); and,
@@ -69,7 +75,6 @@ def evaluate(
     eval_files = examples_lib.example_files(eval_pattern)
     rows = examples_lib.read_columns(eval_files, feature_set, (*COLUMNS, *feature_set.label.sources))
     weights = metric_weights(rows, feature_set.label)
-    shown = examples_lib.read_columns(examples_lib.example_files(train_pattern), feature_set, ("item_id",))["item_id"]
     scores, hidden, service = {}, {}, {}
     chosen = missing.draw_rows(len(rows["label"]))
     for name, folder in models.items():
@@ -80,9 +85,15 @@ def evaluate(
                 scores[name] = _score(loaded, folder, eval_files)["score"]
                 hidden[name] = missing.score_hidden(loaded, eval_files, chosen)
     label, user = rows["label"], rows["user_id"]
-    counts = metrics.item_frequencies(shown, rows["item_id"])
+    if shown_items is None:
+        files = examples_lib.example_files(train_pattern)
+        shown = examples_lib.read_columns(files, feature_set, ("item_id",))["item_id"]
+        counts = metrics.item_frequencies(shown, rows["item_id"])
+    else:
+        counts = np.array([shown_items.get(item, 0) for item in rows["item_id"].tolist()], np.int64)
     report = compare(scores, label, user, rows["item_id"], counts, baseline, weights)
     report["encoders"] = dict(encoders or {})
+    report["training"] = dict(training or {})
     report["hidden"] = missing.hidden_report(hidden, scores, label, user, chosen, weights)
     slices = {differences.ALL: np.ones(len(label), bool), differences.NEW_ITEMS: counts == 0}
     if snapshot_dir is not None:

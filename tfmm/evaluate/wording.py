@@ -33,7 +33,20 @@ def report_lines(report: Facts) -> list[str]:
     lines += difference_lines(report) + slice_lines(hidden, report.get("missing", {})) + service_lines(report)
     for modality, facts in report["encoders"].items():
         lines += describe(modality, facts)
-    return lines
+    return lines + training_lines(report.get("training", {}))
+
+
+def training_lines(training: Facts, model: str = "multimodal") -> list[str]:
+    """Returns through what a model that goes on from another was trained, and what it has not seen yet."""
+    facts = training.get(model) or {}
+    if not facts.get("parent"):
+        return []
+    lag, span = facts["lag"], facts["span"]
+    late = f"; {span['late']:,} rows that came late are not in it" if span.get("late") else ""
+    return [
+        f"{model} is trained through span {span['number']}, {span['rows']:,} rows of {facts['rows']:,}{late}; it lags "
+        f"{lag['rows']:,} rows and {lag['seconds']:,.0f} s behind the newest impression, which it was judged on"
+    ]
 
 
 def difference_lines(report: Facts, model: str = "multimodal") -> list[str]:

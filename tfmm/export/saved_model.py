@@ -72,6 +72,7 @@ def export(
             signatures=sorted(functions),
             id_types=dict(id_types),
             feature_set=config_lib.to_dict(model.feature_set),
+            training=artifacts.read_manifest(model_dir).get("training"),
             warmup_requests=num_warmup,
             index={name: _facts(table) for name, table in tables.items()},
             item_features=None if features is None else {"names": list(looked_up), **_facts(features.table)},
@@ -98,6 +99,14 @@ def read_manifest(version_dir: Path) -> dict[str, typing.Any]:
         FileNotFoundError: the folder is no complete export.
     """
     return artifacts.read_manifest(pathlib.Path(version_dir) / EXTRA, KIND)
+
+
+def training_of(version_dir: Path) -> dict[str, typing.Any] | None:
+    """Returns through what a version was trained, see `ctr.lineage`; None where it does not say so."""
+    if not (pathlib.Path(version_dir) / EXTRA / artifacts.MANIFEST).is_file():
+        return None
+    trained: dict[str, typing.Any] | None = read_manifest(version_dir).get("training")
+    return trained
 
 
 def _preprocessor(vocabulary_dir: Path, model: model_lib.CTRModel) -> preprocessing.Preprocessor:

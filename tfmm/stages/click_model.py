@@ -7,9 +7,9 @@ import typing
 
 from tfmm.config import RunConfig
 from tfmm.ctr import train as train_lib
-from tfmm.data import declared
+from tfmm.data import declared, spans
 from tfmm.export import saved_model
-from tfmm.stages.folders import SERVING, TRAINED, Folder
+from tfmm.stages.folders import SERVING, STATE, TRAINED, Folder
 from tfmm.training import devices
 from tfmm.training.progress import Progress, silent
 
@@ -19,7 +19,7 @@ class Vectors(typing.NamedTuple):
 
     modalities: typing.Sequence[str]
     snapshot_dir: Folder
-    make_dir: Folder
+    make_dir: Folder | None  # None: of a model that goes on, which has its own
 
 
 def train_click_model(
@@ -31,6 +31,9 @@ def train_click_model(
     checkpoint_dir: Folder,
     vectors: Vectors | None = None,
     progress: Progress = silent,
+    *,
+    parent_dir: Folder | None = None,
+    span: spans.Span | None = None,
 ) -> dict[str, typing.Any]:
     """Trains a click model and exports it, see `ctr.train.train` and `saved_model.export`.
 
@@ -39,10 +42,13 @@ def train_click_model(
         patterns: transformed examples, train and eval.
         vocabulary_dir: of the same Transform.
         data_dir: the tables, for the types of ids.
-        output_dir: gets `Format-TFMM`, the model as it was trained, and `Format-Serving`, its SavedModel.
+        output_dir: gets `Format-TFMM`, the model as it was trained, `Format-State`, what its training goes on from, and
+            `Format-Serving`, its SavedModel.
         checkpoint_dir: where a stopped run goes on from.
         vectors: None for the ID-only twin.
         progress: called with the steps done.
+        parent_dir: the state of the model that it goes on from; None: from scratch.
+        span: what the join found of the data.
     Returns:
         The trained model's manifest.
     """
@@ -59,6 +65,9 @@ def train_click_model(
         make_dir=vectors.make_dir if vectors else None,
         training=run.training,
         checkpoint_dir=checkpoint_dir,
+        parent_dir=parent_dir,
+        state_dir=folder / STATE,
+        span=span,
         progress=progress,
     )
     devices.by_chief(

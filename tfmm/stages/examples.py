@@ -8,6 +8,7 @@ import typing
 
 from tfmm.config import RunConfig
 from tfmm.data import join, transform
+from tfmm.stages.continued import Parent
 from tfmm.stages.folders import SPLITS, Folder
 from tfmm.training.examples import split_pattern
 
@@ -15,13 +16,24 @@ EXAMPLES, VOCABULARY = "examples", "vocabulary"
 
 
 def make_examples(
-    run: RunConfig, data_dir: Folder, output_dir: Folder, say: typing.Callable[[str], object]
+    run: RunConfig,
+    data_dir: Folder,
+    output_dir: Folder,
+    say: typing.Callable[[str], object],
+    parent: Parent | None = None,
 ) -> None:
-    """Writes `examples/` and `vocabulary/`; says which rows were left out."""
+    """Writes `examples/` and `vocabulary/`; says which rows were left out.
+
+    Of a run that goes on, the examples are those after its parent's, and the vocabularies its, extended.
+
+    Raises:
+        EmptySpan: nothing came after the parent's.
+    """
     folder = pathlib.Path(output_dir)
     shutil.rmtree(folder / VOCABULARY, ignore_errors=True)  # of the examples before
-    join.write_examples(data_dir, run.data, run.feature_set, folder / EXAMPLES, say)
-    transform.fit(folder / EXAMPLES, folder / VOCABULARY)
+    before, known = (parent.before, parent.vocabulary_dir) if parent else (None, None)
+    join.write_examples(data_dir, run.data, run.feature_set, folder / EXAMPLES, say, before)
+    transform.fit(folder / EXAMPLES, folder / VOCABULARY, known)
 
 
 def patterns(output_dir: Folder) -> tuple[str, str]:

@@ -9,8 +9,10 @@ import typing
 
 from tfmm import artifacts
 from tfmm.config import RunConfig
+from tfmm.ctr import state as state_lib
 from tfmm.evaluate import encoders, gate, in_service, report, wording
-from tfmm.stages.folders import ID, MULTIMODAL, SERVING, VERDICT, Folder
+from tfmm.export import saved_model
+from tfmm.stages.folders import ID, MULTIMODAL, SERVING, STATE, VERDICT, Folder
 
 JUDGED = "judged"  # of a verdict: the digest of the SavedModel that it is about
 
@@ -52,6 +54,10 @@ def judge(
     probed = encoders.probe_encoders(
         eval_pattern, run.feature_set, snapshot_dir, data_dir, folders, run.modality_set, run.data.time_zone
     )
+    trained = {name: saved_model.training_of(folder) for name, folder in models.items()}
+    shown_items = None
+    if (trained[MULTIMODAL] or {}).get("parent"):  # examples are those of its span alone
+        shown_items = state_lib.shown_before(pathlib.Path(model_dirs[MULTIMODAL]) / STATE)
     judged = report.evaluate(
         models,
         train_pattern,
@@ -61,6 +67,8 @@ def judge(
         encoders=probed,
         snapshot_dir=snapshot_dir,
         index_url=index_url,
+        training=trained,
+        shown_items=shown_items,
     )
     verdict = gate.decide(judged, run.gate, candidate=MULTIMODAL, baseline=ID)
     said = {**dataclasses.asdict(verdict), JUDGED: artifacts.digest(models[MULTIMODAL])}

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 _META = "__meta__"
+_FILE = "state.npz"
 _QUICK_S, _PAUSE = 1.0, 19.0  # a save that is no matter; how many times a longer one has to pass before the next
 _BFLOAT16, _STORED_AS = np.dtype(tf.bfloat16.as_numpy_dtype), np.dtype(np.uint16)  # NumPy's files do not know the first
 
@@ -53,7 +54,7 @@ class Checkpoint:
             raise ValueError(
                 f"`key` must be a plain file name, such as artifacts.fingerprint(...). Received: {key!r}."
             )
-        self.path = pathlib.Path(folder) / key / "state.npz"
+        self.path = pathlib.Path(folder) / key / _FILE
         self.variables = {name: list(group) for name, group in variables.items()}
         self._saved_at, self._seconds = -math.inf, 0.0
 
@@ -94,15 +95,7 @@ class Checkpoint:
         """
         if not self.path.exists():
             return 0, []
-        try:
-            # np.load would leave a damaged file that it opened itself open.
-            with self.path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            meta = json.loads(str(arrays.pop(_META)))
-        except Exception as error:  # zipfile, zlib, numpy and json each have their own
-            raise ValueError(
-                f"{self.path} is damaged ({error}). Delete it to train from the start."
-            ) from error
+        arrays, meta = _read(self.path)
         found = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
         wanted = {
             f"{name}/{i}": (tuple(variable.shape), _stored_dtype(variable))
@@ -116,8 +109,7 @@ class Checkpoint:
                 "all that shapes the model."
             )
         for name, variable, i in self._each():
-            array = arrays[f"{name}/{i}"]
-            variable.assign(array.view(_BFLOAT16) if _dtype_name(variable) == _BFLOAT16.name else array)
+            variable.assign(value_of(arrays[f"{name}/{i}"], variable))
         return meta["epochs_done"], meta["history"]
 
     def _each(self) -> typing.Iterator[tuple[str, typing.Any, int]]:
@@ -126,9 +118,40 @@ class Checkpoint:
                 yield name, variable, i
 
 
+def read(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, typing.Any]]:
+    """Returns what a checkpoint in `folder` (with its key) holds: arrays by group and place, and what `save` was told.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    return _read(pathlib.Path(folder) / _FILE)
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, typing.Any]]:
+    try:
+        # np.load would leave a damaged file that it opened itself open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return arrays, json.loads(str(arrays.pop(_META)))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile, zlib, numpy and json each have their own
+        raise ValueError(f"{path} is damaged ({error}). Delete it to train from the start.") from error
+
+
+def value_of(array: np.ndarray, variable: typing.Any) -> np.ndarray:
+    """Returns a stored array as a variable takes it."""
+    return array.view(_BFLOAT16) if _dtype_name(variable) == _BFLOAT16.name else array
+
+
+def array_of(variable: typing.Any) -> np.ndarray:
+    """Returns a variable's value; of a mirrored one, which NumPy cannot read, that of the first replica."""
+    return tf.convert_to_tensor(variable).numpy()
+
+
 def _array(variable: typing.Any) -> np.ndarray:
-    # NumPy cannot read a mirrored variable; TensorFlow gives the first replica's value.
-    array = tf.convert_to_tensor(variable).numpy()
+    array = array_of(variable)
     return array.view(_STORED_AS) if array.dtype == _BFLOAT16 else array
 
 

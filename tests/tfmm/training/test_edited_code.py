@@ -22,7 +22,7 @@ train.train(
     f"{shop}/vocabulary", output, features, checkpoint_dir=f"{output}/checkpoints", progress=progress.lines(print),
 )
 """
-EDITED = "embeddings_initializer=keras.initializers.RandomNormal(stddev=0.01)"
+EDITED = "INITIAL_DEVIATION = 0.01"
 
 
 @pytest.mark.timeout(300)

@@ -1,0 +1,95 @@
+"""What comes after a watermark: which rows are joined, and what is said of the others."""
+
+import apache_beam as beam
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from tfmm import preprocessing
+from tfmm.config import DataConfig
+from tfmm.data import beam as beam_lib
+from tfmm.data import examples, instants, join, shards, spans
+from tfmm.features import FeatureSet
+
+CONFIG = DataConfig(max_behaviors=5)
+FEATURES = FeatureSet().resolved(max_behaviors=5, min_count=2)
+HOUR = 3_600_000_000
+
+
+def before(watermark, newest=None, seen=None, **held):
+    return spans.Before(watermark, watermark if newest is None else newest, seen or {}, **held)
+
+
+def test_late_rows_and_gaps_are_counted_by_hour():
+    tally = spans.Tally(before(10 * HOUR + 5, seen={"9": 2, "10": 1}))
+    at = np.array([9 * HOUR, 9 * HOUR + 1, 9 * HOUR + 2, 10 * HOUR + 5, 10 * HOUR + 6, 40 * HOUR, instants.NULL])
+    assert tally.add(at).tolist() == [False] * 4 + [True, True, False]
+    tally.hold_out(at[5:6])
+    span = tally.span()
+    assert (span.after, span.rows, span.late, span.gaps) == (10 * HOUR + 5, 2, 1, ((10, 40),))
+    assert span.seen == {"9": 3, "10": 2}  # what was late is said once; what is held out comes again
+    assert span.lines()[1:] == [
+        "span: no impression from 1970-01-01T11:00:00 UTC to 1970-01-02T16:00:00 UTC",
+        "span: 1 impressions came late, not after 1970-01-01T10:00:00.000005 UTC: they are not trained on",
+    ]
+
+
+def test_rows_that_are_no_longer_there_hide_no_late_ones():
+    tally = spans.Tally(before(2 * HOUR, seen={"0": 50, "1": 3}))
+    tally.add(np.array([HOUR, HOUR + 1, HOUR + 2, HOUR + 3, 3 * HOUR]))  # hour 0 has gone
+    assert tally.span().late == 1
+
+
+def test_what_its_parent_was_judged_by_is_no_new_span():
+    tally = spans.Tally(before(HOUR, newest=2 * HOUR, seen={"1": 1}))
+    tally.add(np.array([HOUR, HOUR + 1, 2 * HOUR]))
+    with pytest.raises(spans.EmptySpan, match=r"needs impressions after 1970-01-01T02:00:00 UTC.*No new version"):
+        tally.span()
+
+
+@pytest.mark.parametrize(
+    "held, number", [({}, 2), ({"heldout_rows": 4}, 4), ({"heldout_s": 3}, 3), ({"heldout_rows": 99}, 10)]
+)
+def test_the_newest_are_held_out_by_share_by_rows_or_by_seconds(held, number):
+    at = np.arange(1, 11) * 1_000_000
+    pieces = [(at[:4], None), (at[4:], None)]
+    first = spans.first_held_out(lambda: pieces, 10, 0.2, before(0, **held))
+    assert (at >= first).sum() == number
+
+
+@pytest.mark.parametrize("has_behaviors", [True, False])
+def test_a_span_is_the_rows_after_the_watermark_with_the_histories_that_they_had(
+    small_marketplace, tmp_path, has_behaviors
+):
+    """By hand and by Beam, in both the same rows as a join of everything has of them."""
+    data = tmp_path / "data"
+    for name in ("items", "impressions", *(["behaviors"] if has_behaviors else [])):
+        (data / name).mkdir(parents=True)
+        table = pq.read_table(small_marketplace / f"{name}.parquet")
+        for part in range(3):  # grown by files
+            start = table.num_rows * part // 3
+            rows = table.slice(start, table.num_rows * (part + 1) // 3 - start)
+            pq.write_table(rows, data / name / f"part-{part}.parquet", row_group_size=1000)
+    join.write_examples(data, CONFIG, FEATURES, tmp_path / "all")
+    whole = [shards.read_columns(str(tmp_path / "all" / f"{split}-*")) for split in join.SPLITS]
+    columns = {name: np.concatenate([part[name] for part in whole]) for name in whole[0]}
+    after = before(int(columns["timestamp"][len(columns["timestamp"]) // 2]))
+    is_new = columns["timestamp"] > after.watermark
+    join.write_examples(data, CONFIG, FEATURES, tmp_path / "span", before=after)
+    with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", "--direct_num_workers=1"])) as root:
+        beam_lib.write(root, data, CONFIG, FEATURES, tmp_path / "beam", prefix="{split}", before=after)
+    spec, cuts = preprocessing.raw_spec(FEATURES), []
+    for folder, read in (
+        ("span", shards.read_columns),
+        ("beam", lambda pattern: examples.read_columns(pattern, spec)),
+    ):
+        parts = [read(str(tmp_path / folder / f"{split}-*")) for split in join.SPLITS]
+        parts = [{name: values[examples.time_order(part)] for name, values in part.items()} for part in parts]
+        cuts.append(len(parts[0]["label"]))
+        for name, values in columns.items():
+            found = np.concatenate([part[name] for part in parts])
+            np.testing.assert_array_equal(found, values[is_new], err_msg=f"{folder}: {name}")
+    assert cuts[0] == cuts[1] == pytest.approx(0.8 * is_new.sum(), abs=2)
+    assert spans.read(tmp_path / "span") == spans.read(tmp_path / "beam")
+    assert spans.read(tmp_path / "span").rows == is_new.sum()

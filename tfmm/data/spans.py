@@ -1,0 +1,180 @@
+"""The span of a run: the impressions that its model has not seen, and what the data says of those before.
+
+A model carries one watermark, the last instant of which it was trained on all rows. A span begins after the watermark
+of the model that goes on, so that what comes twice is trained once; a model from scratch has all rows for its span.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import json
+import pathlib
+import typing
+
+import numpy as np
+
+from tfmm.data import examples, instants, order_statistics, times
+
+FILE = "span.json"  # beside examples
+GAP_HOURS = 24  # without an impression: what is said
+_HOUR_US = 3_600_000_000
+Columns = dict[str, np.ndarray]
+Pieces = typing.Callable[[], typing.Iterable[tuple[np.ndarray, np.ndarray | None]]]
+
+
+class EmptySpan(ValueError):
+    """Nothing, or too little, has come after the watermark: there is no new model to be trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """What a model that goes on knows of the data.
+
+    Attributes:
+        watermark: microseconds since 1970, through which it was trained.
+        newest: microseconds since 1970, of the newest impression that it was trained on or judged by.
+        seen: how many impressions of each hour the data had through the watermark, by hours since 1970.
+        heldout_rows, heldout_s: of the span, its newest so many impressions or seconds are held out; 0 and 0: the share
+            that `data.eval_fraction` says.
+    """
+
+    watermark: int
+    newest: int
+    seen: typing.Mapping[str, int]
+    heldout_rows: int = 0
+    heldout_s: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """What came after a watermark, as far as it was to be trained on.
+
+    Attributes:
+        after: the watermark, in microseconds; None: from the beginning.
+        rows: impressions of the span, held-out ones with them.
+        late: impressions that came since, and are not later than the watermark: they are not trained on.
+        gaps: hours since 1970, from and to: at least `GAP_HOURS` between them without an impression.
+        seen: see `Before`, through this span's training rows.
+    """
+
+    after: int | None
+    rows: int
+    late: int
+    gaps: tuple[tuple[int, int], ...]
+    seen: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """Returns what must be said."""
+        if self.after is None:
+            return []
+        said = [f"span: {self.rows:,} impressions after {_moment(self.after)}"]
+        said += [f"span: no impression from {_hour(first + 1)} to {_hour(last)}" for first, last in self.gaps]
+        if self.late:
+            said.append(
+                f"span: {self.late:,} impressions came late, not after {_moment(self.after)}: they are not trained on"
+            )
+        return said
+
+    def write(self, folder: str | pathlib.Path) -> None:
+        (pathlib.Path(folder) / FILE).write_text(json.dumps(dataclasses.asdict(self)) + "\n")
+
+
+def read(folder: str | pathlib.Path) -> Span:
+    """Returns what `Span.write` wrote."""
+    values = json.loads((pathlib.Path(folder) / FILE).read_text())
+    return Span(**{**values, "gaps": tuple(map(tuple, values["gaps"]))})
+
+
+class Tally:
+    """Counts a data folder's impressions by hour, on both sides of a watermark."""
+
+    def __init__(self, before: Before | None) -> None:
+        self.before, self.newest = before, instants.NULL
+        self._old: collections.Counter[int] = collections.Counter()
+        self._new: collections.Counter[int] = collections.Counter()
+        self._held: collections.Counter[int] = collections.Counter()
+
+    def add(self, at: np.ndarray) -> np.ndarray:
+        """Counts impressions, microseconds int64 [n]; returns which are of the span."""
+        new, told = self.is_new(at), at != instants.NULL
+        self.newest = max(self.newest, int(at.max(initial=instants.NULL)))
+        _count(self._new, at[new])
+        _count(self._old, at[~new & told])
+        return new
+
+    def hold_out(self, at: np.ndarray) -> None:
+        """Counts impressions of the span that are not trained on."""
+        _count(self._held, at)
+
+    def is_new(self, at: np.ndarray) -> np.ndarray:
+        """Returns which instants int64 [n] are of the span; none that is null."""
+        return at > (instants.NULL if self.before is None else self.before.watermark)
+
+    def span(self) -> Span:
+        """Returns the span.
+
+        Raises:
+            EmptySpan: no impression is newer than those that the parent has seen or was judged by.
+        """
+        before, rows = self.before, self._new.total()
+        seen = collections.Counter({int(hour): count for hour, count in before.seen.items()} if before else {})
+        late = (self._old - seen).total()  # without counts below 0, of what is no longer there
+        if before and self.newest <= before.newest:
+            came = f", and {late:,} that came late and are not trained on" if late else ""
+            raise EmptySpan(
+                f"A new model needs impressions after {_moment(before.newest)}, the newest that its parent was judged "
+                f"by. Received: none{came}. No new version is made."
+            )
+        hours = sorted({*self._new, *([before.watermark // _HOUR_US] if before else [])})
+        gaps = tuple((one, other) for one, other in itertools.pairwise(hours) if other - one > GAP_HOURS)
+        known = (seen | self._old) + (self._new - self._held)
+        through = {str(hour): known[hour] for hour in sorted(known)}
+        return Span(before.watermark if before else None, rows, late, gaps, through)
+
+
+def require_new(data_dir: str | pathlib.Path, time_zone: str, before: Before) -> None:
+    """Raises an EmptySpan where a data folder has nothing for a new model; only times are read."""
+    seen = times.resolutions(data_dir, time_zone, ["impressions"])["impressions"]
+    tally = Tally(before)
+    tally.add(times.read_bounds(data_dir, "impressions", seen)[0])
+    tally.span()
+
+
+def of_span(shown: Columns, tally: Tally) -> Columns:
+    """Returns the impressions of the span among the columns of some."""
+    new = tally.is_new(shown["timestamp"])
+    return {name: values[new] for name, values in shown.items()}
+
+
+def _count(hours: collections.Counter[int], at: np.ndarray) -> None:
+    """Adds rows, microseconds int64 [n], to counts by hour since 1970."""
+    found, counts = np.unique(at // _HOUR_US, return_counts=True)
+    hours.update(dict(zip(found.tolist(), counts.tolist())))
+
+
+def first_held_out(pieces: Pieces, num_rows: int, eval_fraction: float, before: Before | None) -> int:
+    """Returns from which instant on impressions are held out; those of one instant are held out together.
+
+    Args:
+        pieces: gives microseconds int64 [k] of all rows, piece by piece, as often as it is called.
+        num_rows: their number, at least 1.
+        eval_fraction: the share of the rows.
+        before: what a model that goes on says, where it does.
+    """
+    place = examples.eval_place(num_rows, eval_fraction)
+    if before and before.heldout_s:
+        newest = max(int(piece.max()) for piece, _ in pieces() if len(piece))
+        return newest - before.heldout_s * examples.SECOND_US + 1
+    if before and before.heldout_rows:
+        place = max(num_rows - before.heldout_rows, 0)
+    return int(order_statistics.select(pieces, np.array([place]), np.int64)[0])
+
+
+def _moment(instant_us: int) -> str:
+    return str(np.datetime64(instant_us, "us")).removesuffix(".000000") + " UTC"
+
+
+def _hour(hour: int) -> str:
+    return _moment(hour * _HOUR_US)
