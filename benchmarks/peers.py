@@ -26,6 +26,7 @@ import tempfile
 import time
 
 import graphs
+import keras
 import numpy as np
 import recording
 import tensorflow as tf
@@ -83,6 +84,7 @@ class Ours:
             "simtier_rows": self.arrays["table"][history], "simtier_scales": self.arrays["scales"][history],
             "simtier_mask": (history != 0) & (target != 0)[:, None],
         }
+        keras.utils.set_random_seed(0)
         self.models = {name: self._model(name) for name in STEPS}
 
     def _model(self, name: str) -> model_lib.CTRModel:

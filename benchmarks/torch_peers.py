@@ -140,7 +140,13 @@ class ClickModel(nn.Module):
 
 
 def losses(model, inputs, label):
-    return sum(functional.binary_cross_entropy_with_logits(x, label) for x in model(*inputs) if x is not None)
+    """The losses that ours sums: of rows whose target has a vector, and of ids alone, of all rows."""
+    logit, id_logit = model(*inputs)
+    if id_logit is None:
+        return functional.binary_cross_entropy_with_logits(logit, label)
+    counts = (inputs[-1][2] != 0).float()
+    of_vectors = functional.binary_cross_entropy_with_logits(logit, label, weight=counts, reduction="sum")
+    return of_vectors / counts.sum() + functional.binary_cross_entropy_with_logits(id_logit, label)
 
 
 class Trained:
