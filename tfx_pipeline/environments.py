@@ -1,10 +1,11 @@
 """Where a run of the DAG finds its data, index and model folders.
 
-The stock `tfx` command passes nothing to a pipeline file, so a run is described by three variables:
+The stock `tfx` command passes nothing to a pipeline file, so a run is described by variables:
 
 - `TFMM_WORKDIR`: everything that the run writes; default `tfmm_workdir` in the current folder.
 - `TFMM_DATA`: a folder of Parquet tables (`tfmm data schema`); without it the DAG makes the synthetic marketplace.
 - `TFMM_RUN`: what `tfmm.runs.load` takes: a preset, module:function, or a file; default the preset `small`.
+- `TFMM_BEAM`: options of Beam, which name the engine of its nodes (`tfx_pipeline.engines`); default this process.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 import typing
 
 from tfmm import config as config_lib
 from tfmm import runs
 from tfmm.data import layout, schema, unread
 from tfmm.stages import run_file
-from tfx_pipeline import metadata
+from tfx_pipeline import engines, metadata
 from tfx_pipeline import workdir as workdir_lib
 
 PIPELINE_NAME = "tfmm"
@@ -39,25 +41,32 @@ class Environment:
     workdir: pathlib.Path
     data_dir: pathlib.Path | None
     config: config_lib.RunConfig
+    beam: tuple[str, ...] = engines.LOCAL
 
     def __post_init__(self) -> None:
         workdir_lib.verify(self.workdir)
 
     @classmethod
     def from_variables(cls, variables: typing.Mapping[str, str] = os.environ) -> Environment:
-        """Reads TFMM_WORKDIR, TFMM_DATA and TFMM_RUN."""
+        """Reads TFMM_WORKDIR, TFMM_DATA, TFMM_RUN and TFMM_BEAM."""
         data = variables.get("TFMM_DATA")
         return cls(
             workdir=workdir_lib.named(variables),
             data_dir=pathlib.Path(data).resolve() if data else None,
             config=runs.load(variables.get("TFMM_RUN") or "small"),
+            beam=engines.named(variables),
         )
 
     def to_variables(self) -> dict[str, str]:
         """Writes the settings to `run.json` in the workdir; returns the variables that describe this run."""
         self.write_run()
         data = "" if self.data_dir is None else str(self.data_dir)  # "" hides one that the shell has
-        return {workdir_lib.VARIABLE: str(self.workdir), "TFMM_RUN": str(self.run_path), "TFMM_DATA": data}
+        return {
+            workdir_lib.VARIABLE: str(self.workdir),
+            "TFMM_RUN": str(self.run_path),
+            "TFMM_DATA": data,
+            engines.VARIABLE: shlex.join(self.beam),
+        }
 
     def write_run(self) -> None:
         """Writes the whole run to `run.json` in the workdir; nodes copy it beside what they make."""

@@ -16,6 +16,7 @@ from tfmm.training import progress
 from tfx_pipeline import workdir as workdir_lib
 
 OUTCOME, FAILURE = "outcome", "failure"  # events of a run that say how it ended, in their note
+CAUTION = "caution"  # one that says before the first stage what may go wrong
 _NAME = "The pipeline"
 _LONGEST = 2000  # characters of an error
 
@@ -66,6 +67,8 @@ def run_dag(
             for event in events.new():
                 if event["stage"] in (OUTCOME, FAILURE):
                     said[event["stage"]] = event[progress.NOTE]
+                elif event["stage"] == CAUTION:
+                    lines.remark(event[progress.NOTE])
                 else:
                     lines.show(event)
             time.sleep(0.2)
