@@ -18,8 +18,8 @@ import pathlib
 import shlex
 import typing
 
+from tfmm import buckets, runs
 from tfmm import config as config_lib
-from tfmm import runs
 from tfmm.data import layout, schema, unread
 from tfmm.stages import run_file
 from tfx_pipeline import engines, metadata
@@ -39,7 +39,7 @@ class Environment:
     """
 
     workdir: pathlib.Path
-    data_dir: pathlib.Path | None
+    data_dir: pathlib.Path | str | None  # a str where it is the URL of one in a bucket
     config: config_lib.RunConfig
     beam: tuple[str, ...] = engines.LOCAL
 
@@ -49,10 +49,10 @@ class Environment:
     @classmethod
     def from_variables(cls, variables: typing.Mapping[str, str] = os.environ) -> Environment:
         """Reads TFMM_WORKDIR, TFMM_DATA, TFMM_RUN and TFMM_BEAM."""
-        data = variables.get("TFMM_DATA")
+        data = variables.get("TFMM_DATA", "")
         return cls(
             workdir=workdir_lib.named(variables),
-            data_dir=pathlib.Path(data).resolve() if data else None,
+            data_dir=data if buckets.is_url(data) else pathlib.Path(data).resolve() if data else None,
             config=runs.load(variables.get("TFMM_RUN") or "small"),
             beam=engines.named(variables),
         )
@@ -106,7 +106,7 @@ class Environment:
         return workdir_lib.progress_path(self.workdir)
 
 
-def data_fingerprint(data_dir: pathlib.Path, tables: schema.Tables = schema.TABLES) -> str:
+def data_fingerprint(data_dir: str | pathlib.Path, tables: schema.Tables = schema.TABLES) -> str:
     """Returns a hash of the names, sizes and times of the tables' files, and of the names of what is not read.
 
     When it changes, the DAG runs anew. Files behind links count as those in the folder, and where they lie counts too:
@@ -117,9 +117,10 @@ def data_fingerprint(data_dir: pathlib.Path, tables: schema.Tables = schema.TABL
     for name in tables:
         facts += [(found.what, found.count) for found in layout.unread_files(data_dir, name)]
         for part in schema.table_parts(data_dir, name, tables):
-            status = os.stat(part.path)
-            name, real = os.path.relpath(part.path, data_dir), os.path.relpath(os.path.realpath(part.path), real_dir)
-            facts.append((name, status.st_size, status.st_mtime_ns, *([real] if real != name else [])))
+            name = real = buckets.relative(part.path, data_dir)
+            if not buckets.is_url(part.path):
+                real = os.path.relpath(os.path.realpath(part.path), real_dir)
+            facts.append((name, *buckets.stat(part.path), *([real] if real != name else [])))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

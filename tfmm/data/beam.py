@@ -8,7 +8,7 @@ import typing
 
 import numpy as np
 
-from tfmm import extras
+from tfmm import buckets, extras
 from tfmm.config import DataConfig
 from tfmm.data import as_known, declared, examples, instants, reading, schema, times
 from tfmm.features import FeatureSet
@@ -92,19 +92,25 @@ def write(
         prefix: of the record files under `output_dir`; the default is the layout of a TFX Examples artifact.
     """
     built = root | "BuildExamples" >> BuildExamples(data_dir, config, feature_set)
-    folder = pathlib.Path(output_dir)
+    folder = str(output_dir).rstrip("/")
     for split in ("train", "eval"):
-        path = folder / prefix.format(split=split)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = f"{folder}/{prefix.format(split=split)}"
+        _make_folder(path.rpartition("/")[0])
         _ = built[split] | f"Write_{split}" >> beam.io.WriteToTFRecord(
-            str(path),
+            path,
             file_name_suffix=".tfrecord.gz" if prefix == "{split}" else ".gz",
             coder=beam.coders.BytesCoder(),
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     _ = built["dead_letter"] | "Write_dead_letter" >> beam.io.WriteToParquet(
-        str(folder / "dead_letter"), reading.DEAD_LETTER, file_name_suffix=".parquet"
+        f"{folder}/dead_letter", reading.DEAD_LETTER, file_name_suffix=".parquet"
     )
+
+
+def _make_folder(path: str) -> None:
+    """Makes a folder of this machine; a bucket needs none."""
+    if not buckets.is_url(path):
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
 
 
 class _ReadItems(beam.DoFn):
