@@ -8,7 +8,7 @@ import typing
 
 import click
 
-from tfmm import buckets, extras
+from tfmm import buckets, extras, full_disk
 from tfmm.assignments import override
 from tfmm.config import MULTI_WORKER
 
@@ -68,9 +68,15 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> typing.Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError, ImportError, MemoryError) as error:
-            if os.environ.get("TFMM_TRACEBACK"):
+        except click.exceptions.Exit:
+            raise
+        except Exception as error:
+            full = full_disk.told(error)
+            is_mendable = full or isinstance(error, (ValueError, OSError, ImportError, MemoryError))
+            if os.environ.get("TFMM_TRACEBACK") or not is_mendable:
                 raise
+            if full:
+                raise click.ClickException(full) from error
             answer = extras.explain(error) if isinstance(error, ImportError) else None
             where = "" if isinstance(error, BlockingIOError) else "\n(TFMM_TRACEBACK=1 shows where.)"
             raise click.ClickException(answer or f"{error}{where}") from error

@@ -132,7 +132,8 @@ def _join(
         if "impressions" in tables:
             joined = _join_part(tables, items, known, catalog["item_id"], first_eval, feature_set, histories, letters)
             for split, rows in joined.items():
-                rows.tofile(parts / f"{split}-{number}")
+                with (parts / f"{split}-{number}").open("wb") as file:
+                    records.write(file, rows)
         for path in files.values():
             path.unlink(missing_ok=True)
     for writer in histories.values():
@@ -178,7 +179,7 @@ def _spread(
             letters.append(left)
             if group.table == "impressions" and not reader.has_split:
                 at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), reader.seen[group.table])
-                at[at != instants.NULL].tofile(shown_at)
+                records.write(shown_at, at[at != instants.NULL])
             for table, columns in good.items():
                 rows = records.structured(columns)
                 dtypes[table] = rows.dtype
@@ -189,7 +190,7 @@ def _spread(
                 starts = np.searchsorted(shard_of[order], np.arange(num_parts + 1))
                 for number in np.unique(shard_of).tolist():
                     with (parts / f"{table}-{number}").open("ab") as file:
-                        rows[order[starts[number] : starts[number + 1]]].tofile(file)
+                        records.write(file, rows[order[starts[number] : starts[number + 1]]])
     return item_ids[item_ids != 0], dtypes
 
 
