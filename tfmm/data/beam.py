@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import pathlib
+import tempfile
 import typing
 
 import numpy as np
 
 from tfmm import buckets, extras
 from tfmm.config import DataConfig
-from tfmm.data import as_known, declared, examples, instants, reading, schema, times
+from tfmm.data import as_known, declared, examples, instants, reading, records, schema, times
 from tfmm.features import FeatureSet
 
 try:
@@ -40,26 +41,24 @@ class BuildExamples(beam.PTransform):
 
     def expand(self, root: beam.Pipeline | pvalue.PBegin) -> dict[str, beam.PCollection]:
         declared.require(self._data_dir, self._features)
-        splits = schema.read_table(self._data_dir, "impressions", ["split"])["split"]
+        impressions = reading.row_groups(self._data_dir, ["impressions"], self._features)
         seen = times.resolutions(self._data_dir, self._config.time_zone)
         seen |= as_known.verified(self._data_dir, self._config.time_zone, declared.tables(self._features))
         for note in times.notes(seen):
             _LOG.warning(note)
-        shown_at, _ = times.read_bounds(self._data_dir, "impressions", seen["impressions"])
-        first_eval = (
-            None
-            if splits.null_count < len(splits)
-            else examples.eval_start(shown_at[shown_at != instants.NULL], self._config.eval_fraction)
-        )
-        num_shards = max(1, round(len(splits) / ROWS_PER_SHARD))
+        has_split = reading.has_split(impressions)
+        first_eval = None if has_split else _first_eval(impressions, seen, self._config.eval_fraction)
+        num_rows = sum(group.part.row_groups[group.group] for group in impressions)
+        num_shards = max(1, round(num_rows / ROWS_PER_SHARD))
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
-        reader = reading.Reader(self._features, seen, has_behaviors, first_eval is None)
+        reader = reading.Reader(self._features, seen, has_behaviors, has_split)
         names = reading.log_names(self._data_dir, self._features)
         catalog = (
             root
             | "ListItems" >> beam.Create(reading.row_groups(self._data_dir, ["items"], self._features))
             | "ReadItems" >> beam.ParDo(_ReadItems(reader)).with_outputs("dead_letter", main="rows")
         )
+        sorted_catalog = catalog.rows | "SortItems" >> beam.CombineGlobally(_Sort()).without_defaults()
         read = (
             root
             | "ListLogs" >> beam.Create(reading.row_groups(self._data_dir, names, self._features))
@@ -70,7 +69,7 @@ class BuildExamples(beam.PTransform):
             read.rows
             | "GroupByShard" >> beam.GroupByKey()
             | "Join"
-            >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsList(catalog.rows)).with_outputs(
+            >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsSingleton(sorted_catalog)).with_outputs(
                 "train", "eval", "dead_letter"
             )
         )
@@ -111,6 +110,33 @@ def _make_folder(path: str) -> None:
     """Makes a folder of this machine; a bucket needs none."""
     if not buckets.is_url(path):
         pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def _first_eval(groups: typing.Iterable[reading.RowGroup], seen: times.Seen, eval_fraction: float) -> int:
+    """Returns `examples.eval_start` of row groups' times, which lie in a file meanwhile."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "times.bin"
+        with path.open("wb") as file:
+            for group in groups:
+                at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), seen[group.table])
+                records.write(file, at[at != instants.NULL])
+        return examples.eval_start_of_file(path, eval_fraction)
+
+
+class _Sort(beam.CombineFn):
+    """The parts of the catalog -> the catalog, ascending by id: once, for all shards."""
+
+    def create_accumulator(self) -> list[examples.Columns]:
+        return []
+
+    def add_input(self, parts: list[examples.Columns], part: examples.Columns) -> list[examples.Columns]:
+        return [*parts, part]
+
+    def merge_accumulators(self, accumulators: typing.Iterable[list[examples.Columns]]) -> list[examples.Columns]:
+        return [part for parts in accumulators for part in parts]
+
+    def extract_output(self, parts: list[examples.Columns]) -> examples.Columns:
+        return reading.sorted_by("item_id", parts)
 
 
 class _ReadItems(beam.DoFn):
@@ -157,13 +183,13 @@ class _JoinShard(beam.DoFn):
     def setup(self) -> None:
         self._counters = {name: Metrics.counter(NAMESPACE, name) for name in ("train", "eval", "dead_letter")}
 
-    def process(self, element: typing.Any, catalog_parts: list[examples.Columns]) -> typing.Iterator[typing.Any]:
+    def process(self, element: typing.Any, catalog: examples.Columns) -> typing.Iterator[typing.Any]:
         parts: dict[str, list[examples.Columns]] = {name: [] for name in reading.LOGS}
         for name, columns in element[1]:
             parts[name].append(columns)
         if not parts["impressions"]:
             return
-        catalog, impressions = reading.sorted_by("item_id", catalog_parts), reading.stacked(parts["impressions"])
+        impressions = reading.stacked(parts["impressions"])
         users = reading.users_of(parts["users"], self._features)
         behaviors = reading.behaviors_of(parts["behaviors"], self._features)
         bad, letters = reading.unlisted(impressions, catalog["item_id"])

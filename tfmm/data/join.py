@@ -27,7 +27,6 @@ from tfmm.data import (
     examples,
     instants,
     left_out,
-    order_statistics,
     reading,
     records,
     schema,
@@ -121,7 +120,7 @@ def _join(
     items = _items(item_ids, catalog, feature_set)
     np.save(folder / shards.ITEMS, items)
     known = shards.Known(items)
-    first_eval = None if has_split else _first_eval(parts / _TIMES, config.eval_fraction)
+    first_eval = None if has_split else examples.eval_start_of_file(parts / _TIMES, config.eval_fraction)
     histories = {
         sequence: records.Writer(folder / shards.history_name(sequence), shards.history_dtype(feature_set, sequence))
         for sequence in feature_set.sequences
@@ -324,21 +323,6 @@ def _with_versions(item_ids: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray
 def _places(item_ids: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Returns the first places of ids in the table of items, which has them all."""
     return np.searchsorted(items["item_id"][1:], item_ids) + 1
-
-
-def _first_eval(path: pathlib.Path, eval_fraction: float) -> int:
-    """Returns what `examples.eval_start` does, of instants int64 in a file."""
-    num_rows = path.stat().st_size // 8
-    if not num_rows:
-        return examples.eval_start(np.zeros(0, np.int64), eval_fraction)
-    place = examples.eval_place(num_rows, eval_fraction)
-
-    def pieces() -> typing.Iterator[tuple[np.ndarray, None]]:
-        with path.open("rb") as file:
-            while len(piece := np.fromfile(file, np.int64, 2**20)):
-                yield piece, None
-
-    return int(order_statistics.select(pieces, np.array([place]), np.int64)[0])
 
 
 def _columns(rows: np.ndarray) -> Columns:
