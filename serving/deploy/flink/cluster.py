@@ -39,7 +39,8 @@ MAIN = {
     "task_manager": "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",
     JOB_SERVER: "org.apache.beam.runners.flink.FlinkJobServerDriver",
 }
-# Memory of a task manager in MB; TFX's statistics ask for more than 256 of network.
+SHUFFLE_BUFFERS = 64  # of each task that sends; with Flink's 512 TFX's Transform asks for more than 640 MB of network
+# Memory of a task manager in MB.
 SLOT_HEAP, SLOT_MANAGED, NETWORK, FRAMEWORK, METASPACE, OVERHEAD = 512, 128, 640, 128, 256, 192
 OTHER_HEAP = 512  # of job manager and job server
 _OPENED = (
@@ -170,6 +171,7 @@ class Cluster:
             "taskmanager.host": HOST, "taskmanager.bind-host": HOST, "io.tmp.dirs": self.folder / "tmp",
             "restart-strategy.type": "fixed-delay", "restart-strategy.fixed-delay.attempts": 10,
             "restart-strategy.fixed-delay.delay": "1 s", "slot.request.timeout": "120000",
+            "taskmanager.network.sort-shuffle.min-buffers": SHUFFLE_BUFFERS,
             "heartbeat.interval": 3000, "heartbeat.timeout": 60000,
         }  # fmt: skip
         return "".join(f"{name}: {value}\n" for name, value in settings.items())
