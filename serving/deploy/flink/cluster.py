@@ -169,8 +169,10 @@ class Cluster:
             "jobmanager.rpc.address": HOST, "jobmanager.rpc.port": rpc, "jobmanager.bind-host": HOST,
             "rest.address": HOST, "rest.bind-address": HOST, "rest.port": rest,
             "taskmanager.host": HOST, "taskmanager.bind-host": HOST, "io.tmp.dirs": self.folder / "tmp",
-            "restart-strategy.type": "fixed-delay", "restart-strategy.fixed-delay.attempts": 10,
-            "restart-strategy.fixed-delay.delay": "1 s", "slot.request.timeout": "120000",
+            # All tasks of a dead task manager count as one failure here; with a fixed delay each counts for itself.
+            "restart-strategy.type": "exponential-delay", "restart-strategy.exponential-delay.initial-backoff": "2 s",
+            "restart-strategy.exponential-delay.max-backoff": "10 s", "slot.request.timeout": 120000,
+            "restart-strategy.exponential-delay.attempts-before-reset-backoff": 10,
             "taskmanager.network.sort-shuffle.min-buffers": SHUFFLE_BUFFERS,
             "heartbeat.interval": 3000, "heartbeat.timeout": 60000,
         }  # fmt: skip
