@@ -15,7 +15,9 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: setup quickstart test test-all test-gpu kafka-up kafka-down lint bench compat lock build clean
+FLINK := $(PYTHON) serving/deploy/flink/cluster.py
+
+.PHONY: setup quickstart test test-all test-gpu test-cluster flink-up flink-down kafka-up kafka-down lint bench compat lock build clean
 
 setup: $(STAMP)
 
@@ -43,6 +45,16 @@ test-gpu: $(STAMP)
 	else \
 	  echo "not run: no GPU on this machine, or a TensorFlow without CUDA (docs/training.md)"; \
 	fi
+
+# A Flink cluster of several processes on this machine, and examples that are made on it (docs/pipeline.md).
+test-cluster: $(STAMP)
+	$(PYTHON) -m pytest tests/test_flink.py
+
+flink-up: $(STAMP)
+	@$(FLINK) up
+
+flink-down:
+	@$(FLINK) down
 
 kafka-up kafka-down: $(STAMP)
 	@$(PYTHON) serving/deploy/kafka/broker.py $(patsubst kafka-%,%,$@)

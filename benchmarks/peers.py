@@ -33,13 +33,14 @@ import tensorflow as tf
 
 from tfmm import config as config_lib
 from tfmm import vectors as vectors_lib
+from tfmm.ctr import continuing
 from tfmm.ctr import model as model_lib
-from tfmm.ctr import train
-from tfmm.ctr.optimizer import HeldRate, TwoRateAdam
+from tfmm.ctr import state as state_lib
+from tfmm.ctr.optimizer import HeldRate
 from tfmm.features import LABEL
 from tfmm.index import item_vectors
 from tfmm.layers import SimTierLayer
-from tfmm.training import loop, precision
+from tfmm.training import loop
 from tfmm.training.examples import IS_ROW
 
 NUM_ITEMS, NUM_USERS, NUM_CATEGORIES, DIM = 200_000, 50_000, 200, 128
@@ -125,16 +126,16 @@ class Ours:
         model, tables = self.models["multimodal"], {MODALITY: self.table}
         request = self.batch(CANDIDATES, 1)
         core = tf.function(lambda inputs: model(inputs, training=False)["score"], jit_compile=True, autograph=False)
-        rank = tf.function(lambda batch: core(train.model_inputs(batch, tables, self.feature_set)), autograph=False)
+        rank = tf.function(lambda batch: core(continuing.model_inputs(batch, tables, self.feature_set)), autograph=False)
         return lambda: rank(request).numpy()
 
     def _step(self, model: model_lib.CTRModel) -> graphs.Call:
         """As `train` runs it."""
-        tables = {MODALITY: self.table} if model.dims else {}
+        tables, optimizer = {MODALITY: self.table} if model.dims else {}, state_lib.optimizer_of(model, self.config)
+        state = state_lib.State(model, optimizer, tables)
         rate = HeldRate(self.config.learning_rate, 1_000_000, self.config.decay_from)
-        optimizer = precision.scaled(TwoRateAdam(rate, self.config.embedding_learning_rate))
-        optimizer.build(model.trainable_variables)
-        step = train.step_of(model, tables, self.feature_set, optimizer)
+        state.set_rates(rate, self.config.embedding_learning_rate)
+        step = continuing.step_of(state)
         step, batch = loop.compiled(step, tf.distribute.get_strategy()), self.batch()
         return lambda: sum(float(loss) for loss in step(batch).values())
 

@@ -15,6 +15,7 @@ import click
 from tfmm import __version__, cli_data, cli_dead_letters, cli_pipeline
 from tfmm.cli_options import (
     DEFAULT_RUN,
+    DataFolder,
     ExistingFolder,
     Folder,
     Group,
@@ -72,10 +73,10 @@ def quickstart(
 
 
 @main.command(example="tfmm pretrain --data my_tables --output run/encoders --preset small")
-@click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
+@click.option("--data", "data_dir", type=DataFolder, required=True, help="Parquet tables.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="One encoder folder per modality.")
 @run_options
-def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
+def pretrain(data_dir: pathlib.Path | str, output_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
     """Pre-train item encoders on search query -> purchased item (SCL)."""
     from tfmm.data import declared, schema, unread
     from tfmm.stages import encoders, pairs, run_file
@@ -94,13 +95,13 @@ def pretrain(data_dir: pathlib.Path, output_dir: pathlib.Path, run: str, assignm
 @main.command(
     example="tfmm embed --data my_tables --encoders run/encoders --index run/items.sqlite --snapshot run/snapshot"
 )
-@click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
+@click.option("--data", "data_dir", type=DataFolder, required=True, help="Parquet tables.")
 @click.option("--encoders", "encoders_dir", type=Folder, required=True, help="As `tfmm pretrain` wrote them.")
 @click.option("--index", "index_url", required=True, help="The item index, a path or a URL; made where missing.")
 @click.option("--snapshot", "snapshot_dir", type=Folder, required=True, help="A frozen copy for training.")
 @later_run_options
 def embed(
-    data_dir: pathlib.Path,
+    data_dir: pathlib.Path | str,
     encoders_dir: pathlib.Path,
     index_url: str,
     snapshot_dir: pathlib.Path,
@@ -122,7 +123,7 @@ def embed(
     example="tfmm train --data my_tables --snapshot run/snapshot --output run/models\n"
     "tfmm train --data my_tables --snapshot run/snapshot_2 --output run/models_2 --continue-from run/models"
 )
-@click.option("--data", "data_dir", type=ExistingFolder, required=True, help="Parquet tables.")
+@click.option("--data", "data_dir", type=DataFolder, required=True, help="Parquet tables.")
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, required=True, help="As `tfmm embed` wrote it.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="Examples, MAKE and both click models.")
 @click.option(
@@ -133,7 +134,7 @@ def embed(
 )
 @later_run_options
 def train(
-    data_dir: pathlib.Path,
+    data_dir: pathlib.Path | str,
     snapshot_dir: pathlib.Path,
     output_dir: pathlib.Path,
     parent_dir: pathlib.Path | None,
@@ -182,7 +183,7 @@ def train(
 @click.option("--index", "index_url", help="Item index, a path or a URL: the model in service sees it as it stands.")
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, help="Probe its vectors, as `tfmm embed` wrote it.")
 @click.option("--encoders", "encoders_dir", type=ExistingFolder, help="Probe them untrained too; needs --data.")
-@click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables: what untrained encoders read.")
+@click.option("--data", "data_dir", type=DataFolder, help="Parquet tables: what untrained encoders read.")
 @click.option("--output", "output_dir", type=Folder, required=True, help="report.json, verdict.json.")
 @later_run_options
 def evaluate(

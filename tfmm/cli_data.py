@@ -7,7 +7,7 @@ import typing
 
 import click
 
-from tfmm.cli_options import ExistingFolder, Folder, Group, load_config, run_options
+from tfmm.cli_options import DataFolder, ExistingFolder, Folder, Group, load_config, run_options
 
 
 @click.group(cls=Group)
@@ -16,9 +16,9 @@ def run() -> None:
 
 
 @run.command("show", example="tfmm run show --run my_team.runs:weekly\ntfmm run show --data my_tables --run run.toml")
-@click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables: check that they have what is declared.")
+@click.option("--data", "data_dir", type=DataFolder, help="Parquet tables: check that they have what is declared.")
 @run_options
-def run_show(data_dir: pathlib.Path | None, run: str, assignments: tuple[str, ...]) -> None:
+def run_show(data_dir: pathlib.Path | str | None, run: str, assignments: tuple[str, ...]) -> None:
     """Print what a declaration means: features, sequences, methods, tables, inputs of the signatures."""
     from rich import console
 
@@ -51,9 +51,9 @@ def data_schema(run: str, assignments: tuple[str, ...]) -> None:
 
 
 @data.command("check", example="tfmm data check my_tables --set data.time_zone=Europe/Berlin")
-@click.argument("data_dir", type=ExistingFolder)
+@click.argument("data_dir", type=DataFolder)
 @run_options
-def data_check(data_dir: pathlib.Path, run: str, assignments: tuple[str, ...]) -> None:
+def data_check(data_dir: pathlib.Path | str, run: str, assignments: tuple[str, ...]) -> None:
     """Check a data folder against the schema: every fault with table, row, column, rule, and a count."""
     from rich import console, markup, table
 

@@ -8,15 +8,39 @@ import typing
 
 import click
 
-from tfmm import extras
+from tfmm import buckets, extras, full_disk
 from tfmm.assignments import override
 from tfmm.config import MULTI_WORKER
 
 if typing.TYPE_CHECKING:
     from tfmm.config import RunConfig
 
-Folder = click.Path(file_okay=False, path_type=pathlib.Path)
-ExistingFolder = click.Path(exists=True, file_okay=False, path_type=pathlib.Path)
+
+class _Folder(click.Path):
+    """A folder of this machine; a URL is refused with the way out, as no folder of that name is meant."""
+
+    def convert(self, value: typing.Any, param: click.Parameter | None, ctx: click.Context | None) -> typing.Any:
+        try:
+            buckets.require_local(value, f"What `{param.opts[0] if param else 'it'}` names")
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _DataFolder(click.Path):
+    """A folder of tables: one of this machine, or the URL of one in a bucket, which stays a str."""
+
+    def convert(self, value: typing.Any, param: click.Parameter | None, ctx: click.Context | None) -> typing.Any:
+        if not buckets.is_url(value):
+            return super().convert(value, param, ctx)
+        if not buckets.walk(value):
+            self.fail(f"{value} is no folder with anything in it.", param, ctx)
+        return str(value).rstrip("/")
+
+
+Folder = _Folder(file_okay=False, path_type=pathlib.Path)
+ExistingFolder = _Folder(exists=True, file_okay=False, path_type=pathlib.Path)
+DataFolder = _DataFolder(exists=True, file_okay=False, path_type=pathlib.Path)
 DEFAULT_RUN = "quickstart"
 _F = typing.TypeVar("_F", bound=typing.Callable[..., typing.Any])
 
@@ -44,9 +68,15 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> typing.Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError, ImportError, MemoryError) as error:
-            if os.environ.get("TFMM_TRACEBACK"):
+        except click.exceptions.Exit:
+            raise
+        except Exception as error:
+            full = full_disk.told(error)
+            is_mendable = full or isinstance(error, (ValueError, OSError, ImportError, MemoryError))
+            if os.environ.get("TFMM_TRACEBACK") or not is_mendable:
                 raise
+            if full:
+                raise click.ClickException(full) from error
             answer = extras.explain(error) if isinstance(error, ImportError) else None
             where = "" if isinstance(error, BlockingIOError) else "\n(TFMM_TRACEBACK=1 shows where.)"
             raise click.ClickException(answer or f"{error}{where}") from error

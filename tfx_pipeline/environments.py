@@ -1,10 +1,11 @@
 """Where a run of the DAG finds its data, index and model folders.
 
-The stock `tfx` command passes nothing to a pipeline file, so a run is described by three variables:
+The stock `tfx` command passes nothing to a pipeline file, so a run is described by variables:
 
 - `TFMM_WORKDIR`: everything that the run writes; default `tfmm_workdir` in the current folder.
 - `TFMM_DATA`: a folder of Parquet tables (`tfmm data schema`); without it the DAG makes the synthetic marketplace.
 - `TFMM_RUN`: what `tfmm.runs.load` takes: a preset, module:function, or a file; default the preset `small`.
+- `TFMM_BEAM`: options of Beam, which name the engine of its nodes (`tfx_pipeline.engines`); default this process.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import hashlib
 import json
 import os
 import pathlib
+import shlex
 import typing
 
+from tfmm import buckets, runs
 from tfmm import config as config_lib
-from tfmm import runs
 from tfmm.data import layout, schema, unread
 from tfmm.stages import run_file
-from tfx_pipeline import metadata
+from tfx_pipeline import engines, metadata
 from tfx_pipeline import workdir as workdir_lib
 
 PIPELINE_NAME = "tfmm"
@@ -37,27 +39,34 @@ class Environment:
     """
 
     workdir: pathlib.Path
-    data_dir: pathlib.Path | None
+    data_dir: pathlib.Path | str | None  # a str where it is the URL of one in a bucket
     config: config_lib.RunConfig
+    beam: tuple[str, ...] = engines.LOCAL
 
     def __post_init__(self) -> None:
         workdir_lib.verify(self.workdir)
 
     @classmethod
     def from_variables(cls, variables: typing.Mapping[str, str] = os.environ) -> Environment:
-        """Reads TFMM_WORKDIR, TFMM_DATA and TFMM_RUN."""
-        data = variables.get("TFMM_DATA")
+        """Reads TFMM_WORKDIR, TFMM_DATA, TFMM_RUN and TFMM_BEAM."""
+        data = variables.get("TFMM_DATA", "")
         return cls(
             workdir=workdir_lib.named(variables),
-            data_dir=pathlib.Path(data).resolve() if data else None,
+            data_dir=data if buckets.is_url(data) else pathlib.Path(data).resolve() if data else None,
             config=runs.load(variables.get("TFMM_RUN") or "small"),
+            beam=engines.named(variables),
         )
 
     def to_variables(self) -> dict[str, str]:
         """Writes the settings to `run.json` in the workdir; returns the variables that describe this run."""
         self.write_run()
         data = "" if self.data_dir is None else str(self.data_dir)  # "" hides one that the shell has
-        return {workdir_lib.VARIABLE: str(self.workdir), "TFMM_RUN": str(self.run_path), "TFMM_DATA": data}
+        return {
+            workdir_lib.VARIABLE: str(self.workdir),
+            "TFMM_RUN": str(self.run_path),
+            "TFMM_DATA": data,
+            engines.VARIABLE: shlex.join(self.beam),
+        }
 
     def write_run(self) -> None:
         """Writes the whole run to `run.json` in the workdir; nodes copy it beside what they make."""
@@ -102,7 +111,7 @@ class Environment:
         return workdir_lib.progress_path(self.workdir)
 
 
-def data_fingerprint(data_dir: pathlib.Path, tables: schema.Tables = schema.TABLES) -> str:
+def data_fingerprint(data_dir: str | pathlib.Path, tables: schema.Tables = schema.TABLES) -> str:
     """Returns a hash of the names, sizes and times of the tables' files, and of the names of what is not read.
 
     When it changes, the DAG runs anew. Files behind links count as those in the folder, and where they lie counts too:
@@ -113,9 +122,10 @@ def data_fingerprint(data_dir: pathlib.Path, tables: schema.Tables = schema.TABL
     for name in tables:
         facts += [(found.what, found.count) for found in layout.unread_files(data_dir, name)]
         for part in schema.table_parts(data_dir, name, tables):
-            status = os.stat(part.path)
-            name, real = os.path.relpath(part.path, data_dir), os.path.relpath(os.path.realpath(part.path), real_dir)
-            facts.append((name, status.st_size, status.st_mtime_ns, *([real] if real != name else [])))
+            name = real = buckets.relative(part.path, data_dir)
+            if not buckets.is_url(part.path):
+                real = os.path.relpath(os.path.realpath(part.path), real_dir)
+            facts.append((name, *buckets.stat(part.path), *([real] if real != name else [])))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

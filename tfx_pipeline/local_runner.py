@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import sys
+import typing
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the command puts only this folder there
 
@@ -47,7 +48,7 @@ def run() -> None:
         absl_logging.set_verbosity(absl_logging.INFO)
         absl_logging.get_absl_logger().addHandler(nodes)
         try:
-            said = _run()
+            said = _run(report)
         except Exception as error:
             report(watched.FAILURE, 0, 1, watched.in_words(nodes.node, error))
             raise
@@ -62,15 +63,15 @@ def register() -> None:
         BlockingIOError: another run is at work in the workdir.
     """
     with folder_lock.hold(workdir_lib.named()):
-        _build_and_run()
+        _build_and_run(logging.warning)
 
 
-def _run() -> str:
+def _run(report: progress.Progress) -> str:
     from tfmm.data import spans
     from tfx_pipeline import outcome, published, retention
 
     try:
-        environment = _build_and_run()
+        environment = _build_and_run(lambda line: report(watched.CAUTION, 1, 1, line))
     except spans.EmptySpan as nothing:
         return str(nothing)
     published.publish(environment)
@@ -82,13 +83,13 @@ def _run() -> str:
     return "\n".join(said)
 
 
-def _build_and_run():
+def _build_and_run(say: typing.Callable[[str], object]):
     from tfx import v1 as tfx  # takes seconds, which a refused run need not wait for
 
     from tfx_pipeline import environments, pipeline
 
     environment = environments.Environment.from_variables()
-    tfx.orchestration.LocalDagRunner().run(pipeline.create_pipeline(environment))
+    tfx.orchestration.LocalDagRunner().run(pipeline.create_pipeline(environment, say=say))
     return environment
 
 

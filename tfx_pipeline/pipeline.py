@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
 import typing
 
@@ -15,12 +16,10 @@ from tfmm.ctr import integrations
 from tfmm.data import declared
 from tfmm.pretrain import frozen
 from tfmm.stages import inputs, run_file
-from tfx_pipeline import artifact_types, components, continued, infra_check, outside, published, push
+from tfx_pipeline import artifact_types, components, continued, engines, infra_check, outside, published, push
 from tfx_pipeline.environments import PIPELINE_NAME, Environment, data_fingerprint
 
-# Where Beam runs on this machine: pinned, as DirectRunner may become a runner that downloads itself.
-LOCAL_BEAM = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
-
+_LOG = logging.getLogger(__name__)
 MARKETPLACE_CONTENTS = ("image", "title")  # columns of its items
 
 
@@ -29,28 +28,34 @@ TRAINERS = ("SCLTrainer", "MAKETrainer", "IDTrainer", "MultimodalTrainer")  # th
 
 def create_pipeline(
     environment: Environment,
-    beam_pipeline_args: tuple[str, ...] = LOCAL_BEAM,
+    beam_pipeline_args: tuple[str, ...] | None = None,
     *,
     root: str | None = None,
     stamps: outside.AnyStamps | None = None,
     road: continued.Road | None = None,
+    say: typing.Callable[[str], object] = _LOG.warning,
 ) -> tfx.dsl.Pipeline:
     """Builds the DAG for the folders and settings of one environment, and writes its run into the workdir.
 
     Args:
         environment: where data, index and models are, and the RunConfig.
-        beam_pipeline_args: for every Beam node.
+        beam_pipeline_args: for every Beam node, but for that of the catalog, which writes the index from its own
+            process; None: the environment's.
         root: where artifacts go; None: into the workdir.
         stamps: of what lies outside of artifacts; None: by what the workdir's metadata know of it.
         road: what is taken from earlier runs; None: by what the workdir's metadata know of them.
+        say: is told what may go wrong, before anything runs.
     Returns:
         The pipeline, for LocalDagRunner or another TFX runner.
     Raises:
         EmptySpan: the run would go on from a model that has seen all of the data.
         ValueError: the named data has nothing to represent an item by, methods or model cannot be used, the workdir
-            has something else where links go, or the training is one of several processes.
+            has something else where links go, the training is one of several processes, Beam's options cannot be
+            used, or the tables are larger than what their engine can join here.
     """
     config = environment.config
+    beam_options = environment.beam if beam_pipeline_args is None else beam_pipeline_args
+    engines.verify(beam_options)
     if config.training.strategy == config_lib.MULTI_WORKER:
         raise ValueError(
             "A node of the pipeline is one process, so `training.strategy` must be one or mirrored. Received: "
@@ -96,6 +101,7 @@ def create_pipeline(
         dataset, modalities = origin.outputs["dataset"], config.modality_set.present(MARKETPLACE_CONTENTS.__contains__)
     else:
         tables = declared.tables(config.feature_set, config.modality_set)
+        engines.require_memory(beam_options, environment.data_dir, config.feature_set, say)
         fingerprint = data_fingerprint(environment.data_dir, tables)
         origin = tfx.dsl.Importer(
             source_uri=str(environment.data_dir),
@@ -238,7 +244,7 @@ def create_pipeline(
         metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
             str(pathlib.Path(environment.metadata_path))
         ),
-        beam_pipeline_args=list(beam_pipeline_args),
+        beam_pipeline_args=list(beam_options),
     )
 
 

@@ -10,12 +10,13 @@ import typing
 
 from rich import console as rich_console
 
-from tfmm import folder_lock
+from tfmm import folder_lock, full_disk
 from tfmm.quickstart import processes, stage_lines
 from tfmm.training import progress
 from tfx_pipeline import workdir as workdir_lib
 
 OUTCOME, FAILURE = "outcome", "failure"  # events of a run that say how it ended, in their note
+CAUTION = "caution"  # one that says before the first stage what may go wrong
 _NAME = "The pipeline"
 _LONGEST = 2000  # characters of an error
 
@@ -66,6 +67,8 @@ def run_dag(
             for event in events.new():
                 if event["stage"] in (OUTCOME, FAILURE):
                     said[event["stage"]] = event[progress.NOTE]
+                elif event["stage"] == CAUTION:
+                    lines.remark(event[progress.NOTE])
                 else:
                     lines.show(event)
             time.sleep(0.2)
@@ -80,12 +83,14 @@ def in_words(node: str, error: BaseException) -> str:
 
     Beam puts the whole traceback of a worker into its error's message; the error itself stands at its end.
     """
+    title = f"{stage_lines.TITLES.get(node, node)} ({node})" if node else "The run, before its first stage,"
+    if full := full_disk.told(error):
+        return f"{title} failed. {full}"
     text = str(error).strip()
     if "Traceback (most recent call last)" in text:
         own = [line for line in text.splitlines() if line and not line[0].isspace()]
         text = own[-1] if own else text
     cut = "..." if len(text) > _LONGEST else ""
-    title = f"{stage_lines.TITLES.get(node, node)} ({node})" if node else "The run, before its first stage,"
     return f"{title} failed. {type(error).__name__}: {text[:_LONGEST]}{cut}"
 
 

@@ -6,7 +6,7 @@ import os
 import pathlib
 import typing
 
-from tfmm import plain_paths
+from tfmm import buckets, plain_paths
 
 VARIABLE, DEFAULT = "TFMM_WORKDIR", "tfmm_workdir"
 VERBOSE = "TFMM_VERBOSE"  # the variable, where it is not empty, shows the whole log of a run at the terminal
@@ -16,9 +16,11 @@ def named(variables: typing.Mapping[str, str] = os.environ) -> pathlib.Path:
     """Returns the workdir that the variables name.
 
     Raises:
-        ValueError: as `verify`.
+        ValueError: as `verify`, or it is the URL of a bucket.
     """
-    workdir = pathlib.Path(variables.get(VARIABLE) or DEFAULT).resolve()
+    given = variables.get(VARIABLE) or DEFAULT
+    buckets.require_local(given, f"The workdir ({VARIABLE})")
+    workdir = pathlib.Path(given).resolve()
     verify(workdir)
     return workdir
 

@@ -95,3 +95,21 @@ def test_data_of_the_shell_is_hidden_from_a_run_without_data(tmp_path):
 def test_workdir_that_tfx_takes_for_a_pattern_is_refused_before_any_work(tmp_path):
     with pytest.raises(ValueError, match=r"none of \* \? \[ \\ in its path.*run\[v2\]. Name another folder"):
         environments.Environment.from_variables({"TFMM_WORKDIR": str(tmp_path / "run[v2]")})
+
+
+def test_workdir_in_a_bucket_is_refused_before_any_work_and_data_may_lie_there(tmp_path):
+    with pytest.raises(ValueError, match=r"The workdir \(TFMM_WORKDIR\) must lie in a folder of this.*gs://b/w.*Mount"):
+        environments.Environment.from_variables({"TFMM_WORKDIR": "gs://b/w"})
+    environment = environments.Environment.from_variables({"TFMM_WORKDIR": str(tmp_path), "TFMM_DATA": "gs://b/tables"})
+    assert environment.data_dir == "gs://b/tables"
+    assert environments.Environment.from_variables(environment.to_variables()) == environment
+
+
+def test_data_fingerprint_follows_the_files_of_a_bucket():
+    tf = pytest.importorskip("tensorflow")
+    found = []
+    for text in ("one", "other", "other"):
+        with tf.io.gfile.GFile("ram://fingerprint/items.parquet", "w") as file:
+            file.write(text)
+        found.append(environments.data_fingerprint("ram://fingerprint"))
+    assert found[0] != found[1]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import pathlib
+import tempfile
 import typing
 
 import numpy as np
 import pyarrow.compute as pc
 
-from tfmm import extras
+from tfmm import buckets, extras
 from tfmm.config import DataConfig
-from tfmm.data import as_known, declared, examples, reading, schema, spans, times
+from tfmm.data import as_known, declared, examples, reading, records, schema, spans, times
 from tfmm.features import FeatureSet
 
 try:
@@ -52,30 +53,28 @@ class BuildExamples(beam.PTransform):
 
     def expand(self, root: beam.Pipeline | pvalue.PBegin) -> dict[str, beam.PCollection]:
         declared.require(self._data_dir, self._features)
-        splits = schema.read_table(self._data_dir, "impressions", ["split"])["split"]
+        impressions = reading.row_groups(self._data_dir, ["impressions"], self._features)
         seen = times.resolutions(self._data_dir, self._config.time_zone)
         seen |= as_known.verified(self._data_dir, self._config.time_zone, declared.tables(self._features))
         for note in times.notes(seen):
             _LOG.warning(note)
-        shown_at, _ = times.read_bounds(self._data_dir, "impressions", seen["impressions"])
-        is_new = self._tally.add(shown_at)
-        first_eval = None
-        if splits.null_count < len(splits):
-            self._tally.hold_out(shown_at[is_new & pc.equal(splits, "eval").fill_null(False).to_numpy()])
-        else:
-            first_eval = self._first_eval(shown_at[is_new])
+        has_split = reading.has_split(impressions)
+        counts, first_eval = self._look(impressions, seen, has_split)
         self.span = self._tally.span()
-        num_shards = max(1, round(int(is_new.sum()) / ROWS_PER_SHARD))
+        num_shards = max(1, round(sum(counts) / ROWS_PER_SHARD))
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
-        reader = reading.Reader(self._features, seen, has_behaviors, first_eval is None)
-        logs = reading.row_groups(self._data_dir, reading.log_names(self._data_dir, self._features), self._features)
+        reader = reading.Reader(self._features, seen, has_behaviors, has_split)
+        names = reading.log_names(self._data_dir, self._features)
+        logs = reading.row_groups(self._data_dir, names, self._features)
         if has_behaviors:  # else clicks are behaviors, of before the span too
-            logs = [group for group in logs if group.table != "impressions" or _of_group(is_new, group).any()]
+            old = {(group.part, group.group) for group, count in zip(impressions, counts) if not count}
+            logs = [one for one in logs if one.table != "impressions" or (one.part, one.group) not in old]
         catalog = (
             root
             | "ListItems" >> beam.Create(reading.row_groups(self._data_dir, ["items"], self._features))
             | "ReadItems" >> beam.ParDo(_ReadItems(reader)).with_outputs("dead_letter", main="rows")
         )
+        sorted_catalog = catalog.rows | "SortItems" >> beam.CombineGlobally(_Sort()).without_defaults()
         read = (
             root
             | "ListLogs" >> beam.Create(logs)
@@ -87,27 +86,36 @@ class BuildExamples(beam.PTransform):
             read.rows
             | "GroupByShard" >> beam.GroupByKey()
             | "Join"
-            >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsList(catalog.rows)).with_outputs(
+            >> beam.ParDo(_JoinShard(self._features, first_eval), pvalue.AsSingleton(sorted_catalog)).with_outputs(
                 *schema.SPLITS, "dead_letter"
             )
         )
         dead_letters = (catalog.dead_letter, read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
         return {**{split: built[split] for split in schema.SPLITS}, "dead_letter": dead_letters}
 
-    def _first_eval(self, shown_at: np.ndarray) -> int:
-        """Returns from when on impressions are held out, and counts them, by the span's instants int64 [n]."""
-        if not len(shown_at):
-            self._tally.span()  # says so where nothing came
-            return examples.eval_start(shown_at, self._config.eval_fraction)
-        pieces = [(shown_at, None)]
-        first = spans.first_held_out(lambda: pieces, len(shown_at), self._config.eval_fraction, self._tally.before)
-        self._tally.hold_out(shown_at[shown_at >= first])
-        return first
+    def _look(
+        self, impressions: typing.Sequence[reading.RowGroup], seen: times.Seen, has_split: bool
+    ) -> tuple[list[int], int | None]:
+        """Returns how many impressions of each row group are of the span, and from when on they are held out.
 
-
-def _of_group(values: np.ndarray, group: reading.RowGroup) -> np.ndarray:
-    """Returns what a table's values [n] say of the rows of a row group."""
-    return values[group.first : group.first + group.part.row_groups[group.group]]
+        None: as the table's `split` says. Instants lie in a file meanwhile.
+        """
+        counts = []
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "times.bin"
+            with path.open("wb") as file:
+                for group in impressions:
+                    at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), seen[group.table])
+                    new = self._tally.add(at)
+                    counts.append(int(new.sum()))
+                    if has_split:
+                        split = schema.read_part(group.part, group.table, ["split"], group.group)["split"]
+                        self._tally.hold_out(at[new & pc.equal(split, "eval").fill_null(False).to_numpy()])
+                    else:
+                        records.write(file, at[new])
+            if has_split:
+                return counts, None
+            return counts, spans.held_out_from(path, self._config.eval_fraction, self._tally)
 
 
 def write(
@@ -129,21 +137,43 @@ def write(
     """
     build = BuildExamples(data_dir, config, feature_set, before)
     built = root | "BuildExamples" >> build
-    folder = pathlib.Path(output_dir)
+    folder = str(output_dir).rstrip("/")
     for split in schema.SPLITS:
-        path = folder / prefix.format(split=split)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = f"{folder}/{prefix.format(split=split)}"
+        _make_folder(path.rpartition("/")[0])
         _ = built[split] | f"Write_{split}" >> beam.io.WriteToTFRecord(
-            str(path),
+            path,
             file_name_suffix=".tfrecord.gz" if prefix == "{split}" else ".gz",
             coder=beam.coders.BytesCoder(),
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     _ = built["dead_letter"] | "Write_dead_letter" >> beam.io.WriteToParquet(
-        str(folder / "dead_letter"), reading.DEAD_LETTER, file_name_suffix=".parquet"
+        f"{folder}/dead_letter", reading.DEAD_LETTER, file_name_suffix=".parquet"
     )
     build.span.write(folder)
     return build.span
+
+
+def _make_folder(path: str) -> None:
+    """Makes a folder of this machine; a bucket needs none."""
+    if not buckets.is_url(path):
+        pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+
+
+class _Sort(beam.CombineFn):
+    """The parts of the catalog -> the catalog, ascending by id: once, for all shards."""
+
+    def create_accumulator(self) -> list[examples.Columns]:
+        return []
+
+    def add_input(self, parts: list[examples.Columns], part: examples.Columns) -> list[examples.Columns]:
+        return [*parts, part]
+
+    def merge_accumulators(self, accumulators: typing.Iterable[list[examples.Columns]]) -> list[examples.Columns]:
+        return [part for parts in accumulators for part in parts]
+
+    def extract_output(self, parts: list[examples.Columns]) -> examples.Columns:
+        return reading.sorted_by("item_id", parts)
 
 
 class _ReadItems(beam.DoFn):
@@ -192,13 +222,13 @@ class _JoinShard(beam.DoFn):
     def setup(self) -> None:
         self._counters = {name: Metrics.counter(NAMESPACE, name) for name in (*schema.SPLITS, "dead_letter")}
 
-    def process(self, element: typing.Any, catalog_parts: list[examples.Columns]) -> typing.Iterator[typing.Any]:
+    def process(self, element: typing.Any, catalog: examples.Columns) -> typing.Iterator[typing.Any]:
         parts: dict[str, list[examples.Columns]] = {name: [] for name in reading.LOGS}
         for name, columns in element[1]:
             parts[name].append(columns)
         if not parts["impressions"]:
             return
-        catalog, impressions = reading.sorted_by("item_id", catalog_parts), reading.stacked(parts["impressions"])
+        impressions = reading.stacked(parts["impressions"])
         users = reading.users_of(parts["users"], self._features)
         behaviors = reading.behaviors_of(parts["behaviors"], self._features)
         bad, letters = reading.unlisted(impressions, catalog["item_id"])

@@ -6,7 +6,6 @@ import collections
 import contextlib
 import dataclasses
 import importlib.util
-import os
 import pathlib
 import typing
 
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tfmm import extras
+from tfmm import buckets, extras
 from tfmm.config import DataConfig
 from tfmm.data import as_known, declared, doubts, examples, instants, rules, schema, times, unread
 from tfmm.data.layout import Unread
@@ -104,7 +103,7 @@ def check(
     feature_set = feature_set or FeatureSet()
     tables = declared.tables(feature_set, modality_set)
     config = config or DataConfig()
-    run = _Check(pathlib.Path(data_dir), _pandera(), tables, feature_set.label, max_pixels or {}, config.time_zone)
+    run = _Check(data_dir, _pandera(), tables, feature_set.label, max_pixels or {}, config.time_zone)
     unused = unread.of_folder(data_dir, tables)
     for name, table in tables.items():
         try:
@@ -196,7 +195,7 @@ class _Check:
 
     def __init__(
         self,
-        data_dir: pathlib.Path,
+        data_dir: str | pathlib.Path,
         pandera: typing.Any,
         tables: schema.Tables,
         label: Label,
@@ -283,7 +282,7 @@ class _Check:
 
     def _readable_columns(self, name: str, parts: typing.Sequence[Part]) -> list[str]:
         columns = []
-        stored = {os.path.relpath(part.path, self.data_dir): part.schema.names for part in parts}
+        stored = {buckets.relative(part.path, self.data_dir): part.schema.names for part in parts}
         for column in self._tables[name].columns:
             missing = [path for path, names in stored.items() if column.name not in names]
             if column.required and missing:

@@ -138,7 +138,7 @@ def _join(
     items = _items(item_ids, catalog, feature_set)
     np.save(folder / shards.ITEMS, items)
     known = shards.Known(items)
-    first_eval = None if has_split else _first_eval(parts / _TIMES, config.eval_fraction, tally)
+    first_eval = None if has_split else spans.held_out_from(parts / _TIMES, config.eval_fraction, tally)
     span = tally.span()
     histories = {
         sequence: records.Writer(folder / shards.history_name(sequence), shards.history_dtype(feature_set, sequence))
@@ -150,7 +150,8 @@ def _join(
         if "impressions" in tables:
             joined = _join_part(tables, items, known, catalog["item_id"], first_eval, feature_set, histories, letters)
             for split, rows in joined.items():
-                rows.tofile(parts / f"{split}-{number}")
+                with (parts / f"{split}-{number}").open("wb") as file:
+                    records.write(file, rows)
         for path in files.values():
             path.unlink(missing_ok=True)
     for writer in histories.values():
@@ -200,7 +201,7 @@ def _spread(
             if group.table == "impressions":
                 at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), reader.seen[group.table])
                 new = tally.add(at)
-                at[new].tofile(shown_at)
+                records.write(shown_at, at[new])
                 if not new.any() and tally.before and reader.has_behaviors:
                     continue  # else its clicks are behaviors
             read[group.table] += group.part.row_groups[group.group]
@@ -219,7 +220,7 @@ def _spread(
                 starts = np.searchsorted(shard_of[order], np.arange(num_parts + 1))
                 for number in np.unique(shard_of).tolist():
                     with (parts / f"{table}-{number}").open("ab") as file:
-                        rows[order[starts[number] : starts[number + 1]]].tofile(file)
+                        records.write(file, rows[order[starts[number] : starts[number + 1]]])
     ids, _ = item_ids.counted()
     return ids[ids != 0], dtypes, read
 
@@ -354,24 +355,6 @@ def _with_versions(item_ids: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray
 def _places(item_ids: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Returns the first places of ids in the table of items, which has them all."""
     return np.searchsorted(items["item_id"][1:], item_ids) + 1
-
-
-def _first_eval(path: pathlib.Path, eval_fraction: float, tally: spans.Tally) -> int:
-    """Returns from when on impressions are held out, and counts them, by the span's instants int64 in a file."""
-
-    def pieces() -> typing.Iterator[tuple[np.ndarray, None]]:
-        with path.open("rb") as file:
-            while len(piece := np.fromfile(file, np.int64, 2**20)):
-                yield piece, None
-
-    num_rows = path.stat().st_size // 8
-    if not num_rows:
-        tally.span()  # says so where nothing came
-        return examples.eval_start(np.zeros(0, np.int64), eval_fraction)
-    first = spans.first_held_out(pieces, num_rows, eval_fraction, tally.before)
-    for piece, _ in pieces():
-        tally.hold_out(piece[piece >= first])
-    return first
 
 
 def _columns(rows: np.ndarray) -> Columns:

@@ -9,7 +9,7 @@ import pathlib
 import typing
 import urllib.parse
 
-from tfmm import artifacts
+from tfmm import artifacts, buckets
 from tfmm.data import parts as parts_lib
 from tfmm.data.parts import LayoutError, Part
 
@@ -59,19 +59,48 @@ def table_parts(data_dir: str | pathlib.Path, table: str, kinds: typing.Mapping[
         LayoutError: the table is there twice, is a table of Delta Lake, Hudi or Iceberg, or the name of a folder is
             no value of its column.
     """
+    if buckets.is_url(data_dir):
+        return _bucket_parts(str(data_dir).rstrip("/"), table, kinds)
     found = {}
     for form in _forms(data_dir, table):
         if paths := [path for path, reason in _walk(form) if not reason]:
             found[form] = paths
-    if len(found) > 1:
-        names = " and ".join(_name(form, data_dir) for form in found)
-        raise LayoutError(f"{data_dir} must hold table {table!r} once. Received: {names}. Take one of them away.")
+    _require_one([_name(form, data_dir) for form in found], data_dir, table)
     return [part for form, paths in found.items() for part in _with_keys(form, paths, kinds)]
+
+
+def _require_one(forms: typing.Sequence[str], data_dir: str | pathlib.Path, table: str) -> None:
+    if len(forms) > 1:
+        names = " and ".join(forms)
+        raise LayoutError(f"{data_dir} must hold table {table!r} once. Received: {names}. Take one of them away.")
+
+
+def _bucket_parts(url: str, table: str, kinds: typing.Mapping[str, str]) -> list[Part]:
+    """Returns what `table_parts` does of a bucket, which has no links and no pipes."""
+    file, found = f"{table}{SUFFIX}", {}
+    if buckets.is_file(f"{url}/{file}"):
+        found[file] = [pathlib.PurePosixPath(file)]
+    for form in (file, table):
+        paths = []
+        for top, folders, files in buckets.walk(f"{url}/{form}"):
+            place = pathlib.PurePosixPath(top.removeprefix(f"{url}/"))
+            _refuse_table_format(place, [*folders, *files], "metadata" in folders and buckets.walk(f"{top}/metadata"))
+            if not any(map(_is_hidden, place.parts)):
+                paths += [place / name for name in files if name.endswith(SUFFIX) and not _is_hidden(name)]
+        if paths:
+            found[form] = sorted(paths)
+    _require_one(list(found), url, table)
+    parts = [
+        part for form, paths in found.items() for part in _with_keys(pathlib.PurePosixPath(form), paths, kinds)
+    ]
+    return [dataclasses.replace(part, path=f"{url}/{part.path}") for part in parts]
 
 
 def unread_files(data_dir: str | pathlib.Path, table: str) -> list[Unread]:
     """Returns what lies in a table's folder and is not read, one per reason."""
-    result = []
+    result: list[Unread] = []
+    if buckets.is_url(data_dir):
+        return result
     for form in _forms(data_dir, table):
         files = list(_walk(form))
         if all(reason for _, reason in files):
@@ -82,6 +111,14 @@ def unread_files(data_dir: str | pathlib.Path, table: str) -> list[Unread]:
 
 def unknown_files(data_dir: str | pathlib.Path, tables: typing.Collection[str]) -> list[Unread]:
     """Returns what lies in a data folder and belongs to no table of `tables`."""
+    if buckets.is_url(data_dir):
+        folders, files = buckets.names(str(data_dir))
+        found = [(name, "/") for name in folders] + [(name, "") for name in files if name != artifacts.MANIFEST]
+        return [
+            Unread(name + end, NOT_A_TABLE if end or name.endswith(SUFFIX) else OTHER_SUFFIX)
+            for name, end in sorted(found)
+            if not _is_hidden(name) and (name.removesuffix(SUFFIX) not in tables or name + end in tables)
+        ]
     folder = pathlib.Path(data_dir)
     hidden: list[tuple[pathlib.Path, str]] = []
     result: list[Unread] = []
@@ -140,9 +177,16 @@ def _hidden_parquet(path: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
     return [(file, HIDDEN) for file in files if file.name.endswith(SUFFIX) and file.is_file()]
 
 
-def _refuse_table_format(folder: pathlib.Path, names: typing.Collection[str]) -> None:
+def _refuse_table_format(
+    folder: pathlib.PurePath, names: typing.Collection[str], metadata: typing.Any = None
+) -> None:
+    """Raises LayoutError where a folder's names are those of a table format; `metadata` is a bucket's, walked."""
     formats = [_LOGS[name] for name in names if name in _LOGS]
-    if "metadata" in names and any((folder / "metadata").glob("*.metadata.json")):
+    if isinstance(folder, pathlib.Path):
+        own = [path.name for path in (folder / "metadata").glob("*")] if "metadata" in names else []
+    else:
+        own = [name for _, _, files in metadata or () for name in files]
+    if any(name.endswith(".metadata.json") for name in own):
         formats.append("Iceberg")
     if formats:
         raise LayoutError(
@@ -151,7 +195,9 @@ def _refuse_table_format(folder: pathlib.Path, names: typing.Collection[str]) ->
         )
 
 
-def _with_keys(form: pathlib.Path, paths: typing.Sequence[pathlib.Path], kinds: typing.Mapping[str, str]) -> list[Part]:
+def _with_keys(
+    form: pathlib.PurePath, paths: typing.Sequence[pathlib.PurePath], kinds: typing.Mapping[str, str]
+) -> list[Part]:
     """Returns the parts with the values that their folders' names give."""
     texts = [_partition(form, path) for path in paths]
     keys: dict[str, dict[int, parts_lib.Key]] = {}
@@ -176,7 +222,7 @@ def _with_keys(form: pathlib.Path, paths: typing.Sequence[pathlib.Path], kinds: 
     ]
 
 
-def _partition(form: pathlib.Path, path: pathlib.Path) -> dict[str, str | None]:
+def _partition(form: pathlib.PurePath, path: pathlib.PurePath) -> dict[str, str | None]:
     """Returns the keys and values in the names of a file's folders; None is null."""
     result: dict[str, str | None] = {}
     for name in path.relative_to(form).parts[:-1]:

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tfmm import buckets
+
 
 class LayoutError(ValueError):
     """The files of a table cannot be read as one table."""
@@ -91,17 +93,20 @@ class Part:
     @contextlib.contextmanager
     def _opened(self) -> typing.Iterator[pq.ParquetFile]:
         try:
-            file = pq.ParquetFile(self.path)
-            names = collections.Counter(file.schema_arrow.names)
-            if twice := [name for name, count in names.items() if count > 1]:
-                raise LayoutError(
-                    f"{self.path} must have each column once. Received more than once: {', '.join(twice)}. Rename or "
-                    "drop one."
-                )
-            yield file
+            with buckets.opened(self.path) as place:
+                file = pq.ParquetFile(place)
+                names = collections.Counter(file.schema_arrow.names)
+                if twice := [name for name, count in names.items() if count > 1]:
+                    raise LayoutError(
+                        f"{self.path} must have each column once. Received more than once: {', '.join(twice)}. Rename "
+                        "or drop one."
+                    )
+                yield file
         except pa.ArrowMemoryError:
             raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, PermissionError) and buckets.is_url(self.path):
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             if "Expected all lists to be of size" in reason:  # Arrow below 13
                 reason += ". This Arrow cannot read nulls among lists of one fixed length: write them as lists."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import pathlib
@@ -26,13 +27,14 @@ class Writer:
 
     def append(self, records: np.ndarray) -> None:
         """Writes [k] more records."""
-        np.ascontiguousarray(records, self._dtype).tofile(self._file)
+        write(self._file, np.ascontiguousarray(records, self._dtype))
         self.num_records += len(records)
 
     def close(self) -> None:
-        self._file.seek(0)
-        self._write_header()
-        self._file.close()
+        with full_disk_of(self._file):  # what is in the buffer is written now
+            self._file.seek(0)
+            self._write_header()
+            self._file.close()
         self._aside.replace(self._path)
 
     def __enter__(self) -> Writer:
@@ -42,7 +44,8 @@ class Writer:
         if kind is None:
             self.close()
         else:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a full disk, of which the first error told
+                self._file.close()
             self._aside.unlink(missing_ok=True)
 
     def _write_header(self) -> None:
@@ -84,6 +87,21 @@ class Records:
         for start in range(0, len(self.array), num_records):
             yield self.array[start : start + num_records]
             self.release()
+
+
+def write(file: typing.BinaryIO, array: np.ndarray) -> None:
+    """Writes the bytes of an array [n]; unlike NumPy's `tofile`, it says of a full disk that it is full."""
+    with full_disk_of(file):
+        file.write(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+@contextlib.contextmanager
+def full_disk_of(file: typing.BinaryIO) -> typing.Iterator[None]:
+    """Names the file in an error of the system that does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def structured(columns: typing.Mapping[str, np.ndarray]) -> np.ndarray:

@@ -172,6 +172,24 @@ def first_held_out(pieces: Pieces, num_rows: int, eval_fraction: float, before: 
     return int(order_statistics.select(pieces, np.array([place]), np.int64)[0])
 
 
+def held_out_from(path: pathlib.Path, eval_fraction: float, tally: Tally) -> int:
+    """Returns from when on impressions are held out, and counts them, by the span's instants int64 in a file."""
+
+    def pieces() -> typing.Iterator[tuple[np.ndarray, None]]:
+        with path.open("rb") as file:
+            while len(piece := np.fromfile(file, np.int64, 2**20)):
+                yield piece, None
+
+    num_rows = path.stat().st_size // 8
+    if not num_rows:
+        tally.span()  # says so where nothing came
+        return examples.eval_start(np.zeros(0, np.int64), eval_fraction)
+    first = first_held_out(pieces, num_rows, eval_fraction, tally.before)
+    for piece, _ in pieces():
+        tally.hold_out(piece[piece >= first])
+    return first
+
+
 def _moment(instant_us: int) -> str:
     return str(np.datetime64(instant_us, "us")).removesuffix(".000000") + " UTC"
 

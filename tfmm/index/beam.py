@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import pathlib
 import time
 import typing
@@ -13,7 +12,7 @@ import typing
 import numpy as np
 import pyarrow as pa
 
-from tfmm import dead_letters, extras, plain_paths
+from tfmm import buckets, dead_letters, extras, plain_paths
 from tfmm.data import as_known, declared, left_out, rules, schema, times
 from tfmm.data.parts import Part
 from tfmm.features import STORED, FeatureSet
@@ -76,7 +75,7 @@ def read_items(
     table = table if part.rows is None else table.take(pa.array(rows))
     layout = reading.layout
     now_us = time.time_ns() // 1000
-    written_us = min(now_us, os.stat(part.part.path).st_mtime_ns // 1000)
+    written_us = min(now_us, buckets.stat(part.part.path)[1] // 1000)
     updates = as_known.updates(part.part, "items", part.row_group, reading.seen)
     faulty = np.zeros(len(rows), bool) if updates is None else updates.faulty[rows]
     instants = {

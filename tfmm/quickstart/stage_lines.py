@@ -102,6 +102,10 @@ class StageLines:
         if not self._console.is_terminal:
             self._console.print(f"{self._titles.get(stage, stage):<30}{self.seconds[stage]:7.1f} s  {note or ''}")
 
+    def remark(self, text: str) -> None:
+        """Prints what concerns no stage."""
+        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
     def show(self, event: typing.Mapping[str, typing.Any]) -> None:
         """Takes one event of the progress file."""
         stage, done, total = event["stage"], event["done"], event["total"]

@@ -12,7 +12,7 @@ from apache_beam.testing import util
 from tfmm import preprocessing
 from tfmm.config import DataConfig
 from tfmm.data import beam as beam_lib
-from tfmm.data import examples, rules, schema
+from tfmm.data import examples, rules, schema, times
 from tfmm.features import FeatureSet
 
 OPTIONS = ["--runner=FnApiRunner", "--direct_num_workers=1"]
@@ -64,6 +64,19 @@ def test_many_shards_give_what_one_gives(small_marketplace, tmp_path, monkeypatc
         found.append({name: values[order] for name, values in columns.items()})
     for name in found[0]:
         np.testing.assert_array_equal(found[0][name], found[1][name])
+
+
+def test_no_column_of_impressions_is_read_whole_before_the_job(small_marketplace, monkeypatch):
+    read_table = schema.read_table
+
+    def refuse(data_dir, name, *arguments, **options):
+        assert name != "impressions", "the driver read a whole column"
+        return read_table(data_dir, name, *arguments, **options)
+
+    monkeypatch.setattr(schema, "read_table", refuse)
+    monkeypatch.setattr(times, "read_bounds", lambda *_: pytest.fail("the driver read all times"))
+    with beam.Pipeline(options=PipelineOptions(OPTIONS)) as root:
+        root | beam_lib.BuildExamples(small_marketplace, CONFIG, FEATURES)
 
 
 def test_row_numbers_of_dead_letters_run_over_all_parts(small_marketplace, tmp_path):

@@ -1,0 +1,161 @@
+"""Which engine runs the DAG's Beam nodes: the options of TFMM_BEAM, checked before any work.
+
+Beam's own options, as on a command line. Without the variable Beam works in the node's process. Pinned is the runner,
+since DirectRunner may become one that downloads itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pathlib
+import shlex
+import socket
+import typing
+
+from tfmm.data import footprint
+from tfmm.features import FeatureSet
+
+VARIABLE = "TFMM_BEAM"
+LOCAL = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
+IN_HERE = ("FnApiRunner", "BundleBasedDirectRunner")  # hold what they shuffle in the memory of one process
+PORTABLE = ("PortableRunner", "FlinkRunner", "SparkRunner")
+DATAFLOW = "DataflowRunner"
+_CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")
+
+
+def named(variables: typing.Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Returns the options that the variable names, or those of one process; they are not checked.
+
+    >>> named({"TFMM_BEAM": "--runner=FnApiRunner --direct_num_workers=1"})
+    ('--runner=FnApiRunner', '--direct_num_workers=1')
+    """
+    return tuple(shlex.split(variables.get(VARIABLE, ""))) or LOCAL
+
+
+def verify(options: typing.Sequence[str]) -> None:
+    """Raises ValueError with all that is wrong with Beam's options, where that can be told before a job starts."""
+    if found := _faults(options):
+        raise ValueError(
+            f"{VARIABLE} must be options of Beam (docs/pipeline.md). Received: {' '.join(options)}.\n- "
+            + "\n- ".join(found)
+        )
+
+
+def require_memory(
+    options: typing.Sequence[str],
+    data_dir: str | pathlib.Path,
+    feature_set: FeatureSet,
+    say: typing.Callable[[str], object],
+) -> None:
+    """Says before work starts what the join needs of this machine's memory, where its engine holds all rows there.
+
+    Args:
+        options: Beam's.
+        data_dir: the tables.
+        feature_set: what a row of examples holds.
+        say: is told where memory may not be enough.
+    Raises:
+        ValueError: the machine does not have as much.
+    """
+    if _parsed(options)[0] not in IN_HERE:
+        return
+    num_rows = footprint.num_rows(data_dir, feature_set)
+    least, most = footprint.bytes_of(num_rows, feature_set)
+    total, available = machine_memory()
+    if most <= available:
+        return
+    needs = (
+        f"Beam's FnApiRunner holds all rows that it joins in memory. {num_rows:,} impressions of {data_dir} take about "
+        f"{least / 1e9:.1f} to {most / 1e9:.1f} GB"
+    )
+    ways = f"Take Flink or Dataflow ({VARIABLE}, docs/pipeline.md), or `tfmm train`, which joins on disk without TFX."
+    if least > total:
+        raise ValueError(f"{needs}, and this machine has {total / 1e9:.1f} GB. {ways}")
+    say(f"{needs}, and {available / 1e9:.1f} GB are free: the run may be killed. {ways}")
+
+
+def machine_memory() -> tuple[int, int]:
+    """Returns the bytes of memory that this machine, or this process' container, has, and those that are free."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limit = memory.total
+    with contextlib.suppress(OSError, ValueError):  # "max", or no container
+        limit = min(limit, int(_CGROUP.read_text()))
+    return limit, min(limit, memory.available)
+
+
+def _parsed(options: typing.Sequence[str]) -> tuple[str | None, dict[str, typing.Any]]:
+    """Returns the name of the runner, and all options that are given."""
+    from apache_beam.options import pipeline_options
+
+    parsed = pipeline_options.PipelineOptions(list(options))
+    runner = parsed.view_as(pipeline_options.StandardOptions).runner
+    return runner, parsed.get_all_options(drop_default=True)
+
+
+def _faults(options: typing.Sequence[str]) -> list[str]:
+    from apache_beam import runners
+
+    if stray := [word for word in options if not word.startswith("--")]:
+        return [f"each word must begin with --, such as --runner=FnApiRunner; these do not: {' '.join(stray)}"]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            runner, given = _parsed(options)
+    except SystemExit:  # Beam's parser ends the process
+        return [said.getvalue().strip().splitlines()[-1].partition("error: ")[2]]
+    if runner in (None, "DirectRunner"):
+        return [f"--runner must be named, and not as DirectRunner, which is another one in each version: {LOCAL[0]}"]
+    try:
+        runners.create_runner(runner)
+    except (AttributeError, ImportError, ValueError) as error:
+        return [f"--runner={runner} cannot be used: {error}"]
+    if runner in IN_HERE:
+        return _local_faults(given)
+    if runner in PORTABLE:
+        return _portable_faults(given)
+    return _dataflow_faults(given) if runner == DATAFLOW else []
+
+
+def _local_faults(given: typing.Mapping[str, typing.Any]) -> list[str]:
+    workers = given.get("direct_num_workers", 1)
+    if workers != 1 and given.get("direct_running_mode", "in_memory") == "in_memory":
+        return [f"--direct_num_workers={workers} needs --direct_running_mode=multi_processing"]
+    return []
+
+
+def _portable_faults(given: typing.Mapping[str, typing.Any]) -> list[str]:
+    found = []
+    if not (given.get("job_endpoint") or given.get("flink_master") or given.get("spark_master_url")):
+        found.append("--job_endpoint=HOST:PORT is not given: Beam's job server; `make flink-up` starts one here")
+    ways = {"job_endpoint": "Beam's job server", "environment_config": "the pool of Python workers"}
+    is_pool = given.get("environment_type") == "EXTERNAL"
+    for name, what in ways.items():
+        address = given.get(name)
+        if address and (name == "job_endpoint" or is_pool) and not _answers(address):
+            found.append(f"--{name}={address}: {what} does not answer there; `make flink-up` starts one here")
+    return found
+
+
+def _dataflow_faults(given: typing.Mapping[str, typing.Any]) -> list[str]:
+    needed = {
+        "project": "the project that pays",
+        "region": "where workers run",
+        "temp_location": "gs://BUCKET/FOLDER for what lies between steps",
+    }
+    found = [f"--{name} is not given: {what}" for name, what in needed.items() if not given.get(name)]
+    if not (given.get("sdk_container_image") or given.get("setup_file")):
+        found.append("--sdk_container_image is not given: an image with Beam and tfmm, since workers import it")
+    return found
+
+
+def _answers(address: str) -> bool:
+    host, _, port = str(address).rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
