@@ -144,13 +144,13 @@ def test_settings_that_come_again_are_pushed_again_and_what_was_deleted_is_made_
     assert run(workdir, root, *OTHER) == (second, set())
 
     third, worked = run(workdir, root)  # A again, while B is in service
-    assert third not in (first, second) and worked == {"ModelGate", "Pusher"}
+    assert third not in (first, second) and worked == {"ModelGate", "InfraCheck", "Pusher"}
     assert artifacts.digest(third) == artifacts.digest(first)
     assert run(workdir, root) == (third, set())
 
     shutil.rmtree(workdir / "serving")
     fourth, worked = run(workdir, root)
-    assert worked == {"ModelGate", "Pusher"} and versions(workdir) == [fourth.name]
+    assert worked == {"ModelGate", "InfraCheck", "Pusher"} and versions(workdir) == [fourth.name]
     assert run(workdir, root) == (fourth, set())
 
     before = encoders_in_index(workdir)
