@@ -126,7 +126,8 @@ class Ours:
         model, tables = self.models["multimodal"], {MODALITY: self.table}
         request = self.batch(CANDIDATES, 1)
         core = tf.function(lambda inputs: model(inputs, training=False)["score"], jit_compile=True, autograph=False)
-        rank = tf.function(lambda batch: core(continuing.model_inputs(batch, tables, self.feature_set)), autograph=False)
+        features = self.feature_set
+        rank = tf.function(lambda batch: core(continuing.model_inputs(batch, tables, features)), autograph=False)
         return lambda: rank(request).numpy()
 
     def _step(self, model: model_lib.CTRModel) -> graphs.Call:
