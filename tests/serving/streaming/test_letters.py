@@ -22,7 +22,7 @@ def test_a_letter_is_read_as_it_was_sent(payload):
     assert letters.from_json(letters.to_json(letter)) == letter
 
 
-@pytest.mark.parametrize("payload", [b"?", b"[]", b'{"source": "a"}', events.make_event(7, title="a")])
+@pytest.mark.parametrize("payload", [b"?", b"[]", b'{"source": "a"}', events.make_event(7, title="a", event_time_us=1)])
 def test_what_is_no_letter_is_named(payload):
     with pytest.raises(ValueError, match="must hold nothing else"):
         letters.from_json(payload)
