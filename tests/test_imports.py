@@ -9,7 +9,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-MEETING_PLACES = {"quickstart", "cli", "cli_pipeline"}  # they name tfx_pipeline and serving, and only inside a function
+# They name tfx_pipeline and serving, and only inside a function.
+MEETING_PLACES = {"quickstart", "cli", "cli_pipeline", "cli_dead_letters"}
 HEAVY = {
     "tfx",
     "tfx_bsl",

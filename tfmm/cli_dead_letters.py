@@ -37,7 +37,7 @@ def dead_letters(
     from tfmm import dead_letters as letters_lib
 
     def chosen() -> typing.Iterator[letters_lib.DeadLetter]:
-        found = letters_lib.read(*places)
+        found = itertools.chain.from_iterable(map(_read, places))
         return (one for one in found if reason is None or reason == one.code or reason in one.reason)
 
     if events_url is not None:
@@ -69,6 +69,18 @@ def dead_letters(
     total = sum(one.count for one in counted)
     if limit and total > limit:
         terminal.print(f"{limit:,} of {total:,} shown; --limit 0 shows all, --reason CODE those of one reason.")
+
+
+def _read(place: str) -> typing.Iterator[typing.Any]:
+    """Yields the letters of one place, which may be a log that the stream sent them to."""
+    from tfmm import dead_letters as letters_lib
+
+    if "://" in place:
+        from serving.streaming import letters
+
+        if letters.is_log(place):
+            return map(letters_lib.of_stream, letters.read(place))
+    return letters_lib.read(place)
 
 
 def _send_again(letters: typing.Iterable[typing.Any], events_url: str) -> str:

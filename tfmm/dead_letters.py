@@ -26,6 +26,7 @@ from tfmm.modalities import DEAD_LETTERS
 EXAMPLES, EMBEDDING, STREAM = "examples", "embedding", "stream"  # stages
 Path = str | os.PathLike[str]
 WAIT_S = 60.0  # for an index that is locked
+_BASE64 = "base64:"  # before what is no UTF-8
 _HEADER = b"SQLite format 3\0"  # of every database that is not empty
 
 
@@ -76,8 +77,7 @@ def reason_code(reason: str) -> str:
 
 
 def read(*places: Path) -> typing.Iterator[DeadLetter]:
-    """Yields the dead letters of places: each a file, an item index (a path or a URL), a folder of any of them, or the
-    URL of a log that the stream sent them to.
+    """Yields the dead letters of places, each a file, an item index (a path or a URL) or a folder of any of them.
 
     Of a pipeline's node, whose runs are folders with a number, the newest one counts.
 
@@ -87,14 +87,9 @@ def read(*places: Path) -> typing.Iterator[DeadLetter]:
         ValueError: a file is no dead-letter file and no item index, or a URL is of no kind that is known.
     """
     for place in places:
-        if _is_log(os.fspath(place)):
-            from serving.streaming import letters
-
-            yield from map(_of_stream, letters.read(os.fspath(place)))
-            continue
         if "://" in os.fspath(place):
             with store.open_store(place, create=False) as index:
-                yield from map(_of_stream, index.dead_letters())
+                yield from map(of_stream, index.dead_letters())
             continue
         path = pathlib.Path(place)
         if path.is_dir():
@@ -108,12 +103,6 @@ def read(*places: Path) -> typing.Iterator[DeadLetter]:
             yield from _of_index(path)
         else:
             raise ValueError(f"{path} must be an item index, or dead letters as a stage wrote them. Received: neither.")
-
-
-def _is_log(url: str) -> bool:
-    """Returns whether a URL names a log of events, and not an item index."""
-    scheme, separator, rest = url.partition("://")
-    return bool(separator) and (scheme in ("kafka", "folder") or "stream=" in rest.partition("?")[2])
 
 
 def counts(letters: typing.Iterable[DeadLetter]) -> list[Count]:
@@ -207,10 +196,11 @@ def _of_index(path: pathlib.Path) -> typing.Iterator[DeadLetter]:
         if database is None:
             raise ValueError(f"{path} must be an item index. Received: a file of another kind.")
         query = "SELECT source, position, reason, payload FROM dead_letters ORDER BY source, position"
-        yield from map(_of_stream, (store.DeadLetter(*row) for row in database.execute(query)))
+        yield from map(of_stream, (store.DeadLetter(*row) for row in database.execute(query)))
 
 
-def _of_stream(letter: store.DeadLetter) -> DeadLetter:
+def of_stream(letter: store.DeadLetter) -> DeadLetter:
+    """Returns a letter of an index."""
     source, position, reason, payload = letter
     time, code = _event_time(payload), reason_code(reason)
     return DeadLetter(time, STREAM, source, str(position), code, reason, as_text(payload))
@@ -225,9 +215,12 @@ def as_text(content: bytes | None) -> str | None:
     if content is None:
         return None
     try:
-        return content.decode()
+        text = content.decode()
+        if not text.startswith(_BASE64):
+            return text
     except UnicodeDecodeError:
-        return f"base64:{base64.b64encode(content).decode()}"
+        pass
+    return f"{_BASE64}{base64.b64encode(content).decode()}"
 
 
 def as_bytes(content: str) -> bytes:
@@ -236,7 +229,7 @@ def as_bytes(content: str) -> bytes:
     >>> as_bytes("café"), as_bytes("base64://4=")
     (b'caf\\xc3\\xa9', b'\\xff\\xfe')
     """
-    marked, encoded = content.startswith("base64:"), content.removeprefix("base64:")
+    marked, encoded = content.startswith(_BASE64), content.removeprefix(_BASE64)
     return base64.b64decode(encoded) if marked else content.encode()
 
 

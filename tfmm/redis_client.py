@@ -7,7 +7,7 @@ import time
 import typing
 import urllib.parse
 
-from tfmm import extras
+from tfmm import extras, registered
 
 extras.verify("stream", "redis")
 import redis  # noqa: E402
@@ -15,22 +15,11 @@ import redis.backoff  # noqa: E402
 import redis.retry  # noqa: E402
 
 PASSWORD = "REDISCLI_AUTH"  # environment variable, as redis-cli reads it
-ERRORS = (redis.exceptions.RedisError, OSError)  # of the server or the way to it
+ERRORS = (redis.exceptions.RedisError, ConnectionError, TimeoutError)  # of the server or the way to it
+ResponseError = redis.exceptions.ResponseError
+VALUE_ERRORS = (redis.exceptions.DataError,)  # among them: what a command cannot hold
 _REFUSED = (redis.exceptions.AuthenticationError, redis.exceptions.AuthorizationError)
 _WAIT_S = 60.0  # while the server is away
-
-
-def without_password(url: str) -> str:
-    """Returns a URL that may be shown.
-
-    >>> without_password("redis://me:secret@host:6379/0?prefix=a")
-    'redis://me:***@host:6379/0?prefix=a'
-    """
-    parts = urllib.parse.urlsplit(url)
-    if parts.password is None:
-        return url
-    account, _, host = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{account.partition(':')[0]}:***@{host}").geturl()
 
 
 class _Patient(redis.Redis):
@@ -62,7 +51,7 @@ def connect(url: str, own: typing.Collection[str]) -> tuple[typing.Any, dict[str
         ValueError: an option that is unknown, or the server knows another password.
         redis.exceptions.RedisError: the server cannot be reached, or refuses.
     """
-    parts, shown = urllib.parse.urlsplit(url), without_password(url)
+    parts, shown = urllib.parse.urlsplit(url), registered.without_password(url)
     found = urllib.parse.parse_qsl(parts.query)
     rest = [pair for pair in found if pair[0] not in own]
     once = redis.retry.Retry(redis.backoff.NoBackoff(), 0)

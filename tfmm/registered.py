@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import typing
+import urllib.parse
 
 SQLITE = "sqlite:///"  # before the path of a file
 
@@ -16,6 +17,26 @@ def sqlite_path(url: str | os.PathLike[str]) -> str:
     ('/data/items.sqlite', 'items.sqlite')
     """
     return os.fspath(url).removeprefix(SQLITE)
+
+
+def without_password(url: str | os.PathLike[str]) -> str:
+    """Returns a URL as it may be shown: without its password, and without its options, where secrets stand too.
+
+    >>> without_password("redis://me:secret@host:6379/0?prefix=a"), without_password("items.sqlite")
+    ('redis://me:***@host:6379/0', 'items.sqlite')
+    """
+    text = os.fspath(url)
+    if "://" not in text:
+        return text
+    parts = urllib.parse.urlsplit(text)
+    account, _, host = parts.netloc.rpartition("@")
+    user = f"{account.partition(':')[0]}:***@" if parts.password is not None else f"{account}@" if account else ""
+    return parts._replace(netloc=f"{user}{host}", query="").geturl()
+
+
+def schemes(group: str, ours: typing.Iterable[str]) -> list[str]:
+    """Returns the schemes that are known: ours, and those of entry points."""
+    return sorted({*ours, *(found.name for found in importlib.metadata.entry_points(group=group))})
 
 
 def resolve(

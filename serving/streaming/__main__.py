@@ -49,14 +49,14 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logs.configure(options.log_format, options.log_level)
     logging.getLogger("apache_beam").setLevel(logging.WARNING)
-    from serving.streaming import event_log, pipeline
     from serving.streaming import metrics as stream_metrics
+    from serving.streaming import pipeline
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: pipeline.stop_requested.set())
     with metrics.served(stream_metrics.REGISTRY, options.metrics_port, options.metrics_host):
         pipeline.run(
-            event_log.open_source(options.events),
+            options.events,
             options.encoders,
             options.index,
             options.ready_file,

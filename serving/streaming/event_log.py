@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import pathlib
@@ -74,9 +75,26 @@ def open_source(url: str | os.PathLike[str]) -> typing.Any:
     return opened(text)
 
 
+def source_class(url: str | os.PathLike[str]) -> typing.Any:
+    """Returns the class that `open_source` would call; raises as it does for an unknown scheme."""
+    return registered.resolve(url, GROUP, SOURCES, "an event source")[0]
+
+
 def parts_of(source: typing.Any) -> list[EventSource]:
     """Returns the logs that a source consists of now; itself, where it is one."""
     return list(source.parts()) if hasattr(source, "parts") else [source]
+
+
+def up_to(events: typing.Iterable[Event], limit: int) -> list[Event]:
+    """Takes `limit` events, or fewer, up to the one whose payload reaches `READ_BYTES` together with those before."""
+    found: list[Event] = []
+    size_bytes = 0
+    for event in itertools.islice(events, limit):
+        found.append(event)
+        size_bytes += len(event.payload)
+        if size_bytes >= READ_BYTES:
+            break
+    return found
 
 
 def tell_of_lost(name: str, what: str) -> None:
@@ -127,12 +145,5 @@ class SQLiteEventLog:
     def read(self, after: int, limit: int) -> list[Event]:
         """As `EventSource.read`; fewer events where they are large together."""
         query = "SELECT offset, CAST(payload AS BLOB) FROM events WHERE offset > ? ORDER BY offset LIMIT ?"
-        found: list[Event] = []
-        size_bytes = 0
         with self._database.lock, contextlib.closing(self._database.execute(query, (after, limit))) as rows:
-            for offset, payload in rows:
-                found.append(Event(offset, payload))
-                size_bytes += len(payload)
-                if size_bytes >= READ_BYTES:
-                    break
-        return found
+            return up_to(itertools.starmap(Event, rows), limit)

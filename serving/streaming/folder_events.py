@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
-import itertools
+import contextlib
 import json
+import logging
 import os
 import pathlib
+import time
 import typing
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +19,9 @@ from serving.streaming import event_log, events
 
 SCHEME = "folder://"
 SUFFIXES = (".jsonl", ".parquet")
+_ID = ".tfmm_events"  # file in the folder, by which the index knows it wherever it is mounted
+_BATCH = 256  # rows that are decoded together
+_log = logging.getLogger(__name__)
 
 
 class EventFolder:
@@ -24,8 +30,9 @@ class EventFolder:
     A `.jsonl` file holds an event per line (`events.make_event`), and may grow by whole lines. A `.parquet` file holds
     an event per row, in columns named as the event's fields (`events.FIELDS`), and must appear whole: write it under
     another name, and rename it. Names that begin with `.` or `_` are passed over. A file is read once; one that is
-    written anew under the same name is read on from where it was, so give a correction a name of its own. Look-ups grow
-    with the number of files: move away what is old.
+    written anew under the same name is read on from where it was, so give a correction a name of its own. One that
+    cannot be read is said in the log, and tried again when it changes. Look-ups grow with the number of files, as do
+    the index's positions: move away what is old.
 
     Args:
         url: `folder://` and the folder's path.
@@ -37,6 +44,7 @@ class EventFolder:
         self.path = pathlib.Path(os.fspath(url).removeprefix(SCHEME)).absolute()
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path} must be a folder, in which files of events appear.")
+        self.name = f"{SCHEME}{_identity(self.path)}"
 
     def __enter__(self) -> EventFolder:
         return self
@@ -44,83 +52,96 @@ class EventFolder:
     def __exit__(self, *_: object) -> None:
         pass
 
-    @property
-    def name(self) -> str:
-        return f"{SCHEME}{self.path}"
-
     def parts(self) -> list[EventFile]:
         """Returns the files that are there now, by name."""
         found = sorted(path for path in self.path.iterdir() if path.suffix in SUFFIXES and path.name[0] not in "._")
-        return [EventFile(path) for path in found]
+        return [EventFile(path, f"{self.name}/{path.name}") for path in found]
 
-    def append(self, payloads: typing.Iterable[bytes]) -> None:
-        """Writes a new file of events; line ends inside of them, which JSON takes for spaces, become such."""
-        numbers = (path.stem.rpartition("-")[2] for path in self.path.glob("sent-*.jsonl"))
-        number = max([0, *(int(word) for word in numbers if word.isdecimal())]) + 1
-        new = self.path / f".sent-{number:06}.jsonl"
-        new.write_bytes(b"".join(payload.replace(b"\n", b" ") + b"\n" for payload in payloads))
+    def append(self, payloads: typing.Iterable[bytes]) -> int:
+        """Writes a new file of events; returns their number.
+
+        Line ends inside of an event, which JSON takes for spaces, become such.
+        """
+        lines = [payload.replace(b"\n", b" ") + b"\n" for payload in payloads]
+        new = self.path / f".{time.time_ns()}-{uuid.uuid4().hex[:8]}.jsonl"
+        with new.open("wb") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
         new.rename(new.with_name(new.name[1:]))
+        return len(lines)
 
 
 class EventFile:
     """One file of an `EventFolder`: an event's offset is its line or row, from 1."""
 
-    def __init__(self, path: pathlib.Path):
-        self._path = path
-        self._read_to = (0, 0)  # events and bytes of a .jsonl
-        self._seen: tuple[int, int] | None = None  # size and time of a file that was read to its end
+    def __init__(self, path: pathlib.Path, name: str):
+        self._path, self.name = path, name
+        self._rows: typing.Iterator[event_log.Event] | None = None  # behind `_at`
+        self._at = 0
+        self._seen: tuple[int, int] | None = None  # size and time of a file that has no more, or cannot be read
 
-    def __reduce__(self) -> tuple[type, tuple[pathlib.Path]]:
-        return EventFile, (self._path,)
-
-    @property
-    def name(self) -> str:
-        return f"{SCHEME}{self._path}"
+    def __reduce__(self) -> tuple[type, tuple[pathlib.Path, str]]:
+        return EventFile, (self._path, self.name)
 
     def read(self, after: int, limit: int) -> list[event_log.Event]:
         """As `EventSource.read`; fewer events where they are large together."""
         try:
             facts = self._path.stat()
+            state = facts.st_size, facts.st_mtime_ns
+            if state == self._seen and after == self._at:
+                return []
+            if self._rows is None or after != self._at:
+                self._rows, self._at = self._open(after), after
+            found = event_log.up_to(self._rows, limit)
         except FileNotFoundError:  # moved away
+            self._rows = None
             return []
-        state = facts.st_size, facts.st_mtime_ns
-        if state == self._seen:
+        except (OSError, ValueError, pa.ArrowException) as error:
+            _log.error("%s cannot be read, and is tried again when it changes: %s", self._path, error)
+            self._rows, self._seen, self._at = None, state, after
             return []
-        rows = self._lines(after) if self._path.suffix == ".jsonl" else self._rows(after)
-        found: list[event_log.Event] = []
-        size_bytes = 0
-        for event in itertools.islice(rows, limit):
-            found.append(event)
-            size_bytes += len(event.payload)
-            if size_bytes >= event_log.READ_BYTES:
-                break
-        if not found:
-            self._seen = state
+        if found:
+            self._at = found[-1].offset
+        else:
+            self._rows, self._seen = None, state
         return found
 
-    def _lines(self, after: int) -> typing.Iterator[event_log.Event]:
-        number, start = self._read_to if self._read_to[0] <= after else (0, 0)
+    def _open(self, after: int) -> typing.Iterator[event_log.Event]:
+        return self._of_lines(after) if self._path.suffix == ".jsonl" else self._of_rows(after)
+
+    def _of_lines(self, after: int) -> typing.Iterator[event_log.Event]:
         with self._path.open("rb") as file:
-            file.seek(start)
-            for line in iter(file.readline, b""):
+            for number, line in enumerate(iter(file.readline, b""), 1):
                 if not line.endswith(b"\n"):
                     return  # half written
-                number += 1
                 if number > after:
                     yield event_log.Event(number, line.rstrip(b"\r\n"))
-                if number == after:
-                    self._read_to = number, file.tell()
 
-    def _rows(self, after: int) -> typing.Iterator[event_log.Event]:
+    def _of_rows(self, after: int) -> typing.Iterator[event_log.Event]:
         with pq.ParquetFile(self._path) as file:
             number = 0
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                if number + count > after:
-                    for row in _events(file.read_row_group(group).slice(max(after - number, 0))):
-                        yield event_log.Event(max(number, after) + 1, row)
-                        after = max(number, after) + 1
-                number += count
+            for batch in file.iter_batches(batch_size=_BATCH):
+                if number + batch.num_rows > after:
+                    rows = _events(pa.Table.from_batches([batch.slice(max(after - number, 0))]))
+                    for offset, row in enumerate(rows, max(number, after) + 1):
+                        yield event_log.Event(offset, row)
+                number += batch.num_rows
+
+
+def _identity(folder: pathlib.Path) -> str:
+    """Returns what tells a folder from others of the same path; the path itself where nothing can be written."""
+    place = folder / _ID
+    try:
+        if not place.exists():
+            new = folder / f"{_ID}.{uuid.uuid4().hex}"
+            new.write_text(uuid.uuid4().hex)
+            with contextlib.suppress(FileExistsError):
+                os.link(new, place)  # the first one stays
+            new.unlink()
+        return place.read_text().strip()
+    except OSError:
+        return str(folder)
 
 
 def _events(rows: pa.Table) -> typing.Iterator[bytes]:
@@ -129,10 +150,9 @@ def _events(rows: pa.Table) -> typing.Iterator[bytes]:
         if pa.types.is_timestamp(field.type):
             micros = rows.column(place).cast(pa.timestamp("us", field.type.tz), safe=False).cast(pa.int64())
             rows = rows.set_column(place, field.name, micros)
-    for batch in rows.to_batches(max_chunksize=256):
-        for row in batch.to_pylist():
-            event = {name: _json(value, name == "image") for name, value in row.items() if value is not None}
-            yield json.dumps({"version": events.VERSION, **event}, default=str).encode()
+    for row in rows.to_pylist():
+        event = {name: _json(value, name == "image") for name, value in row.items() if value is not None}
+        yield json.dumps({"version": events.VERSION, **event}, default=str).encode()
 
 
 def _json(value: typing.Any, is_plain: bool = False) -> typing.Any:

@@ -9,7 +9,7 @@ import typing
 import urllib.parse
 
 from serving.streaming import event_log
-from tfmm import extras
+from tfmm import extras, registered
 
 extras.verify("stream", "confluent_kafka")
 import confluent_kafka  # noqa: E402
@@ -26,6 +26,7 @@ _SETTINGS = {
     "queued.max.messages.kbytes": 16_384,
     "allow.auto.create.topics": False,
 }
+_PRODUCER = {"acks": "all", "linger.ms": 1, "message.timeout.ms": int(1e3 * _WAIT_S), "enable.idempotence": True}
 _log = logging.getLogger(__name__)
 
 
@@ -49,10 +50,10 @@ class KafkaTopic:
 
     def __init__(self, url: str | os.PathLike[str]):
         self._url = os.fspath(url)
-        parts = urllib.parse.urlsplit(self._url)
+        parts, self._shown = urllib.parse.urlsplit(self._url), registered.without_password(url)
         self.topic = parts.path.strip("/")
         if not parts.netloc or not self.topic or "/" in self.topic:
-            raise ValueError(f"The URL of a topic must read kafka://host:port/topic. Received: {self._url}.")
+            raise ValueError(f"The URL of a topic must read kafka://host:port/topic. Received: {self._shown}.")
         options = dict(urllib.parse.parse_qsl(parts.query))
         self.group = options.pop("group", GROUP)
         settings = _read_settings(options.pop("config", None)) | options
@@ -64,7 +65,7 @@ class KafkaTopic:
         try:
             self._admin = confluent_kafka.admin.AdminClient(self.settings, logger=_log)
         except confluent_kafka.KafkaException as error:
-            raise ValueError(f"Options of {self._url} must be librdkafka's. {error.args[0].str()}.") from error
+            raise ValueError(f"Options of {self._shown} must be librdkafka's. {error.args[0].str()}.") from error
         self._producer: typing.Any = None
         self.name = f"kafka:{self._cluster()}/{self.topic}@{self._topic_id()}"
 
@@ -84,7 +85,7 @@ class KafkaTopic:
         found = self._admin.list_topics(timeout=_WAIT_S)
         if self.topic not in found.topics:
             raise ValueError(
-                f"The topic of {self._url} must exist. Received: {self.topic!r}, not one of {sorted(found.topics)}. "
+                f"The topic of {self._shown} must exist. Received: {self.topic!r}, not one of {sorted(found.topics)}. "
                 "Make it with as many partitions as the job shall have readers."
             )
         return str(found.cluster_id)
@@ -104,25 +105,31 @@ class KafkaTopic:
             return []
         return [KafkaPartition(self.settings, self.group, self.topic, self.name, n) for n in sorted(found.partitions)]
 
-    def append(self, payloads: typing.Iterable[bytes], keys: typing.Iterable[bytes] | None = None) -> int:
+    def append(self, payloads: typing.Iterable[bytes]) -> int:
         """Appends events; returns their number, once the brokers have them.
 
         Raises:
             confluent_kafka.KafkaException: one was not taken.
         """
-        self._producer = self._producer or confluent_kafka.Producer(
-            {**self.settings, "acks": "all", "linger.ms": 1}, logger=_log
-        )
+        self._producer = self._producer or confluent_kafka.Producer({**_PRODUCER, **self.settings}, logger=_log)
         failures: list[typing.Any] = []
-        payloads = list(payloads)
-        for payload, key in zip(payloads, payloads if keys is None else keys):
-            own = None if keys is None else key
-            self._producer.produce(self.topic, payload, own, on_delivery=lambda e, _: failures.append(e) if e else None)
-            self._producer.poll(0)
+        count = 0
+        for count, payload in enumerate(payloads, 1):  # noqa: B007
+            self._produce(payload, lambda error, _: failures.append(error) if error else None)
         self._producer.flush()
         if failures:
             raise confluent_kafka.KafkaException(failures[0])
-        return len(payloads)
+        return count
+
+    def _produce(self, payload: bytes, on_delivery: typing.Callable[[typing.Any, typing.Any], None]) -> None:
+        while True:
+            try:
+                self._producer.produce(self.topic, payload, on_delivery=on_delivery)
+            except BufferError:  # full: wait for what is under way
+                self._producer.poll(0.1)
+                continue
+            self._producer.poll(0)
+            return
 
 
 class KafkaPartition:
@@ -141,7 +148,7 @@ class KafkaPartition:
     ):
         self._arguments = (settings, group, topic, topic_name, partition)
         self._settings, self._group, self._topic, self._partition = settings, group, topic, partition
-        self.name = f"{topic_name}/{partition}"
+        self.name, self.number = f"{topic_name}/{partition}", partition
         self._consumer: typing.Any = None
         self._next = -1  # Kafka's offset
         self._committed_at = 0.0
@@ -162,20 +169,18 @@ class KafkaPartition:
         """
         if self._consumer is None or self._next != after:
             self._begin(after)
-        found: list[event_log.Event] = []
-        size_bytes = 0
-        while len(found) < limit and size_bytes < event_log.READ_BYTES:
-            message = self._consumer.poll(0)
-            if message is None:
-                break
-            if (error := message.error()) is not None:
-                self._handle(error)
-                break
-            found.append(event_log.Event(message.offset() + 1, message.value() or b""))
-            size_bytes += len(found[-1].payload)
-            self._next = message.offset() + 1
+        found = event_log.up_to(self._fetched(), limit)
         self._commit(after)
         return found
+
+    def _fetched(self) -> typing.Iterator[event_log.Event]:
+        """Yields what there is by now."""
+        while (message := self._consumer.poll(0)) is not None:
+            if (error := message.error()) is not None:
+                self._handle(error)
+                return
+            self._next = message.offset() + 1
+            yield event_log.Event(self._next, message.value() or b"")
 
     def _begin(self, after: int) -> None:
         if self._consumer is None:
@@ -185,10 +190,21 @@ class KafkaPartition:
         start = after if after else confluent_kafka.OFFSET_BEGINNING
         self._consumer.assign([confluent_kafka.TopicPartition(self._topic, self._partition, start)])
 
+    def end(self) -> int:
+        """Returns the offset of the newest event by now, 0 where there is none."""
+        if self._consumer is None:
+            self._begin(0)
+        return self._bounds()[1]
+
+    def _bounds(self) -> tuple[int, int]:
+        place = confluent_kafka.TopicPartition(self._topic, self._partition)
+        low, high = self._consumer.get_watermark_offsets(place, timeout=_WAIT_S)
+        return low, high
+
     def _handle(self, error: typing.Any) -> None:
         if error.code() == _LOST:
             place = confluent_kafka.TopicPartition(self._topic, self._partition)
-            low, _ = self._consumer.get_watermark_offsets(place, timeout=10.0)
+            low, _ = self._bounds()
             event_log.tell_of_lost(self.name, f"offsets {self._next + 1} to {low}, deleted before they were read,")
             place.offset = low
             self._consumer.assign([place])

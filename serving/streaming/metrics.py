@@ -48,8 +48,14 @@ def kind_of(reason: str) -> str:
     return next((kind for kind in _KINDS if reason.startswith(kind)), OTHER)
 
 
+def _label(source: str) -> str:
+    """Returns a source's name as a label: of files in a folder, of which there may be many, that of the folder."""
+    return source.rpartition("/")[0] if source.startswith("folder://") else source
+
+
 def record(batch: embedding.EventBatch, outcome: embedding.Outcome) -> None:
     """Counts a batch of events and what was written for it."""
+    batch = batch._replace(source=_label(batch.source))
     _EVENTS.labels(batch.source).inc(len(batch.events))
     _ITEMS.labels(batch.source).inc(len(outcome.items))
     _WITHDRAWN.labels(batch.source).inc(len(outcome.withdrawn))

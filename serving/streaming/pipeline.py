@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.timestamp import Duration
 
 from serving.streaming import embedding, event_log, ingestion, letters, metrics
-from tfmm import artifacts, dead_letters
+from tfmm import artifacts, dead_letters, registered
 from tfmm.index import beam as index_beam
 from tfmm.index import encode, item_features, store
 
@@ -46,16 +46,20 @@ _RESTRICTION = beam.DoFn.RestrictionParam()  # the DoFn itself provides it
 
 
 class Share(typing.NamedTuple):
-    """What one of several readers takes of a source: the logs whose names hash to its number."""
+    """What one of several readers takes of a source: every so many-th of its logs."""
 
-    source: typing.Any
+    url: str
     number: int
     num_readers: int
 
-    def parts(self) -> list[event_log.EventSource]:
-        """Returns those that there are now."""
-        found = event_log.parts_of(self.source)
-        return [part for part in found if zlib.crc32(part.name.encode()) % self.num_readers == self.number]
+    def parts(self, source: typing.Any) -> list[event_log.EventSource]:
+        """Returns those of the opened source that there are now; a log stays with its reader."""
+        return [part for part in event_log.parts_of(source) if _place(part) % self.num_readers == self.number]
+
+
+def _place(part: event_log.EventSource) -> int:
+    place = getattr(part, "number", None)  # of a partition
+    return zlib.crc32(part.name.encode()) if place is None else place
 
 
 class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
@@ -78,6 +82,7 @@ class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
 
     def __init__(self, index: str, poll_s: float, bundle_s: float, ready_file: str | None):
         self._url, self._poll_s, self._bundle_s, self._ready_file = index, poll_s, bundle_s, ready_file
+        self._sources: dict[str, typing.Any] = {}
         self._readers: dict[str, event_log.EventSource] = {}
 
     def initial_restriction(self, share: Share) -> OffsetRange:
@@ -96,6 +101,9 @@ class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
     def process(
         self, share: Share, tracker: typing.Any = _RESTRICTION
     ) -> typing.Iterator[embedding.EventBatch]:
+        if share.url not in self._sources:
+            self._sources[share.url] = event_log.open_source(share.url)
+        source = self._sources[share.url]
         claimed = tracker.current_restriction().start - 1
         end = time.monotonic() + self._bundle_s
         with store.open_store(self._url) as index:
@@ -104,11 +112,11 @@ class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
             while time.monotonic() < end:
                 if time.monotonic() - looked > _LOOK_S:
                     looked = time.monotonic()
-                    for part in share.parts():
+                    for part in share.parts(source):
                         if part.name not in positions:
                             self._readers.setdefault(part.name, part)
                             positions[part.name] = index.position(part.name)
-                    self._tell_ready(share, positions)
+                    self._tell_ready(source.name, positions)
                 is_idle = True
                 for name in positions:
                     if stop_requested.is_set():
@@ -129,10 +137,15 @@ class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
                         return
         tracker.defer_remainder(Duration(seconds=0))
 
-    def _tell_ready(self, share: Share, positions: typing.Mapping[str, int]) -> None:
+    def _tell_ready(self, source: str, positions: typing.Mapping[str, int]) -> None:
         if self._ready_file is not None:
-            write_json(self._ready_file, {"pid": os.getpid(), "source": share.source.name, "positions": positions})
+            write_json(self._ready_file, {"pid": os.getpid(), "source": source, "positions": positions})
             self._ready_file = None
+
+    def teardown(self) -> None:
+        for opened in [*self._readers.values(), *self._sources.values()]:
+            if hasattr(opened, "close"):
+                opened.close()
 
 
 class EmbedEvents(beam.DoFn):
@@ -153,13 +166,13 @@ class EmbedEvents(beam.DoFn):
         for encoder in self._encoders:
             self._index.register_encoder(encoder.modality, encoder.version, encoder.dim)
         embedding.warm_up(self._encoders)
-        self._letters = None if self._letters_url is None else event_log.open_source(self._letters_url)
+        self._letters = None if self._letters_url is None else letters.LetterLog(self._letters_url)
 
     def process(self, batch: embedding.EventBatch) -> None:
         outcome = ingestion.ingest(batch, self._encoders, self._index, item_features.layouts(self._index))
         metrics.record(batch, outcome)
         if self._letters is not None:
-            letters.send(ingestion.dead_letters_of(batch, outcome), self._letters)
+            self._letters.send(ingestion.dead_letters_of(batch, outcome))
         items, withdrawn = outcome.items, outcome.withdrawn
         events, dead, older = len(batch.events), len(outcome.dead), len(outcome.older)
         for name, count in (("events", events), ("dead_letters", dead), ("older", older)):
@@ -179,10 +192,12 @@ class EmbedEvents(beam.DoFn):
 
     def teardown(self) -> None:
         self._index.close()
+        if self._letters is not None:
+            self._letters.close()
 
 
 def run(
-    source: typing.Any,
+    events_url: str | pathlib.Path,
     encoders_dir: str | pathlib.Path | None,
     index: str | pathlib.Path,
     ready_file: str | pathlib.Path | None = None,
@@ -198,7 +213,7 @@ def run(
     the same transaction as what the events led to.
 
     Args:
-        source: where events come from, see `event_log.open_source`.
+        events_url: where events come from, see `event_log.open_source`.
         encoders_dir: folder with one encoder per modality, as pre-training wrote them; None: there are none, and
             items bring their own vectors.
         index: the item index, a path or a URL (`tfmm.index.store.open_store`); made where missing.
@@ -217,15 +232,20 @@ def run(
     with store.open_store(index) as opened:
         if not encoder_dirs and not given_dims(opened):
             raise ValueError(
-                f"`encoders_dir` must hold an encoder as <modality>/{artifacts.MANIFEST}, since items of {index} "
-                f"do not bring their own vectors. Received: {encoders_dir}. Name the folder that pre-training wrote; "
-                "a quickstart leaves it at <workdir>/pipeline/SCLTrainer/encoders/<N>."
+                f"`encoders_dir` must hold an encoder as <modality>/{artifacts.MANIFEST}, since items of "
+                f"{registered.without_password(index)} do not bring their own vectors. Received: {encoders_dir}. Name "
+                "the folder that pre-training wrote; a quickstart leaves it at "
+                "<workdir>/pipeline/SCLTrainer/encoders/<N>."
             )
+    events = os.fspath(events_url)
+    event_log.source_class(events)  # an unknown scheme ends it here, and not in a worker
+    if letters_url is not None and not hasattr(event_log.source_class(letters_url), "append"):
+        raise ValueError(f"Dead letters need a log that takes them. Received: {letters_url}, which has no `append`.")
     url, ready = str(index), None if ready_file is None else str(ready_file)
     pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
     _ = (
         pipeline
-        | "Source" >> beam.Create([Share(source, number, readers) for number in range(readers)])
+        | "Source" >> beam.Create([Share(events, number, readers) for number in range(readers)])
         | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.ParDo(ReadEvents(url, poll_s, bundle_s, ready))
         | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, url, letters_url))

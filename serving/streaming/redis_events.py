@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import typing
+import urllib.parse
 
 from serving.streaming import event_log
-from tfmm import redis_client
+from tfmm import redis_client, registered
 
 FIELD = "event"  # of an entry: JSON, as `events.make_event` writes it
 _PER_MS = 22  # bits: entries of one millisecond
@@ -19,8 +20,8 @@ class RedisStream:
 
     The index keeps how far it was read, so no consumer group is needed, and nothing is acknowledged. An entry's id
     `<milliseconds>-<number>` must be Redis' own (`XADD key *`), so that a stream that was deleted goes on with later
-    ids. Trim it (`XTRIM ... MINID <id>`) up to the last that was read, and leave that: where it is gone, later ones may
-    be too, and the log says so.
+    ids; it is known by host, database and key, so name the host alike everywhere. Trim it (`XTRIM ... MINID <id>`) up
+    to the last that was read, and leave that: where it is gone, later ones may be too, and the log says so.
 
     Args:
         url: `redis://host:port/database?stream=key`; see `redis_client.connect`.
@@ -32,9 +33,8 @@ class RedisStream:
         self._url = os.fspath(url)
         self._redis, own = redis_client.connect(self._url, _OPTIONS)
         self._key = own.get("stream", "")
-        self._is_first = True
         if not self._key:
-            shown = redis_client.without_password(self._url)
+            shown = registered.without_password(self._url)
             raise ValueError(f"The URL of events in Redis must name a stream, as in {shown}?stream=items.")
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
@@ -51,7 +51,8 @@ class RedisStream:
 
     @property
     def name(self) -> str:
-        return f"redis:{self._key}"
+        place = urllib.parse.urlsplit(self._url)
+        return f"redis:{place.hostname}:{place.port or 6379}{place.path or '/0'}/{self._key}"
 
     def append(self, payloads: typing.Iterable[bytes]) -> int:
         """Appends events, all or none; returns the offset of the last one, 0 where there is none."""
@@ -63,22 +64,14 @@ class RedisStream:
 
     def read(self, after: int, limit: int) -> list[event_log.Event]:
         """As `EventSource.read`; fewer events where they are large together."""
-        if self._is_first:
+        entries = self._redis.xrange(self._key, min=_entry_id(after + 1), count=limit)
+        found = event_log.up_to((event_log.Event(_offset(one), _payload(fields)) for one, fields in entries), limit)
+        if found and after:
             self._tell_of_lost(after)
-            self._is_first = False
-        found: list[event_log.Event] = []
-        size_bytes = 0
-        for entry_id, fields in self._redis.xrange(self._key, min=_entry_id(after + 1), count=limit):
-            found.append(event_log.Event(_offset(entry_id), _payload(fields)))
-            size_bytes += len(found[-1].payload)
-            if size_bytes >= event_log.READ_BYTES:
-                break
         return found
 
     def _tell_of_lost(self, after: int) -> None:
         """The oldest go first, so where the last that was read is there, none behind it is gone."""
-        if not after or not self._redis.xrange(self._key, count=1):
-            return
         last = _entry_id(after)
         if not self._redis.xrange(self._key, min=last, max=last):
             event_log.tell_of_lost(self.name, f"perhaps entries behind {last}, which is trimmed itself")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 import typing
 
 import numpy as np
 
-from tfmm import fingerprints, redis_client
+from tfmm import fingerprints, redis_client, registered
 from tfmm.index import redis_scripts, store
 from tfmm.index import rows as rows_lib
 
 FORMAT_VERSION = "1"
 PREFIX = "{tfmm}"  # of keys; what stands in braces keeps them on one node of a cluster
-LARGEST = (1 << 53) - 1  # of a time or position: numbers of Redis' scripts are float64
+LARGEST = (1 << 53) - 1  # of a time: numbers of Redis' scripts are float64
 PAGE = 4096  # changes of an encoder per look of a snapshot
 _OPTIONS = ("prefix", "volatile")
+_log = logging.getLogger(__name__)
 
 
 class RedisIndex(store.IndexStore):
@@ -49,7 +51,7 @@ class RedisIndex(store.IndexStore):
 
     def __init__(self, url: str | os.PathLike[str], *, create: bool = True):
         self._url = os.fspath(url)
-        self._shown = redis_client.without_password(self._url)
+        self._shown = registered.without_password(self._url)
         self._redis, own = redis_client.connect(self._url, _OPTIONS)
         self._prefix = own.get("prefix", PREFIX)
         if own.get("volatile") != "1":
@@ -91,13 +93,17 @@ class RedisIndex(store.IndexStore):
         for table in batch.rows:
             values += self._of_table(table)
         ids, times = (np.array(column, np.int64) for column in zip(*batch.withdrawn)) if batch.withdrawn else ((), ())
+        if 0 in ids:
+            raise ValueError("`withdrawn` must not hold 0, which means padding. Received: 0.")
         values += [_int64(ids), _times(times), len(batch.dead_letters)]
         for letter in map(store.storable, batch.dead_letters):
             values.append(json.dumps([letter.source, letter.position, letter.reason]))
             values.append(b"0" if letter.payload is None else b"1" + letter.payload)
         values.append(len(batch.positions))
         for source, position in batch.positions.items():
-            values += [source, _number(position)]
+            if not 0 <= position < 1 << 63:
+                raise ValueError(f"A position must lie in 0..2^63 - 1. Received: {position}.")
+            values += [source, position]
         first, *others = self._run(self._apply, values)
         if not isinstance(first, list):
             table = batch.rows[-first - 1]
@@ -107,9 +113,8 @@ class RedisIndex(store.IndexStore):
 
     def _of_table(self, table: store.TableRows) -> list[typing.Any]:
         own, dim = table.rows, table.rows.rows.shape[1]
-        if not 1 <= dim <= rows_lib.MAX_DIM:  # may be a layout, which knows no bound
-            layouts = {entry[:2]: entry.layout for entry in self.encoders()}
-            store.verify_dim(dim, layouts.get((table.modality, table.encoder_version), ""))
+        if not 1 <= dim <= rows_lib.MAX_DIM and not self.has_encoder(table.modality, table.encoder_version):
+            store.verify_dim(dim)
         given, catalog, said = b"", b"", b""
         if table.given is not None:
             given = np.ascontiguousarray(table.given, np.int8).tobytes()
@@ -125,10 +130,11 @@ class RedisIndex(store.IndexStore):
         return script(keys=[self._prefix], args=values)
 
     def is_failing(self, error: Exception) -> bool:
-        return isinstance(error, redis_client.ERRORS)
+        return isinstance(error, redis_client.ERRORS) and not isinstance(error, redis_client.VALUE_ERRORS)
 
     def register_encoder(self, modality: str, encoder_version: str, dim: int, layout: str = "") -> None:
-        store.verify_dim(dim, layout)
+        if not self.has_encoder(modality, encoder_version):
+            store.verify_dim(dim, layout)
         entry = json.dumps([modality, encoder_version, dim, layout])
         known = self._run(self._register, [_name(modality, encoder_version), entry])
         if known is not None:
@@ -175,7 +181,10 @@ class RedisIndex(store.IndexStore):
 
     def changes(self, modality: str, encoder_version: str, after: int, limit: int = 1024) -> rows_lib.IndexRows:
         number, dim = self._encoder(modality, encoder_version)
-        ((ids, values),) = self._run(self._changes, [limit, number, after])
+        found = self._run(self._changes, [limit, number, after])
+        if found is None:
+            raise self._unknown(modality, encoder_version)
+        ((ids, values),) = found
         return _rows(ids, values, dim)
 
     def snapshot(self, encoder_versions: typing.Mapping[str, str]) -> dict[str, store.TableState]:
@@ -185,6 +194,8 @@ class RedisIndex(store.IndexStore):
         while not is_level:
             wanted = [value for modality, (number, _) in keys.items() for value in (number, after[modality])]
             found = self._run(self._changes, [PAGE, *wanted])
+            if found is None:  # an encoder was forgotten meanwhile
+                return self.snapshot(encoder_versions)
             is_level = all(len(ids) < PAGE for ids, _ in found)
             for (modality, (_, dim)), (ids, values) in zip(keys.items(), found):
                 if ids:
@@ -226,6 +237,12 @@ class RedisIndex(store.IndexStore):
 
 
 def _require_durable(client: typing.Any, shown: str) -> None:
+    try:
+        (fsync,) = client.config_get("appendfsync").values()
+    except (redis_client.ResponseError, ValueError):  # a service that does not tell
+        fsync = "always"
+    if fsync != "always":
+        _log.warning("Redis at %s has appendfsync %s: a crash of its machine may lose a second", shown, fsync)
     info = {**client.info("persistence"), **client.info("memory")}
     wrong = []
     if not info.get("aof_enabled"):
@@ -257,7 +274,7 @@ def _times(values: typing.Any) -> bytes:
 
 def _number(value: int) -> int:
     if abs(value) > LARGEST:
-        raise ValueError(f"Times and positions in Redis must lie within 2^53 of 0. Received: {value}.")
+        raise ValueError(f"Times in Redis must lie within 2^53 of 0. Received: {value}.")
     return value
 
 

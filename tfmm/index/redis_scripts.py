@@ -15,6 +15,7 @@ Keys stand under one prefix `P`:
     P:id_types        hash: field -> int64 or string
 
 Item ids are 8 bytes. Numbers of Lua are float64, exact to 2^53: sequences and times in microseconds until 2255.
+Positions are compared as text.
 """
 
 _COMMON = """
@@ -111,6 +112,8 @@ local function write(number, dim, t)
       if time < withdrawn then is_older(item) end
     elseif old and old_time > time then
       is_older(item)
+    elseif is_same and old_time == time then
+      -- nothing to write down
     elseif is_same then
       redis.call('HSET', rows, item, scale .. struct.pack('<i8i8', old_sequence, time) .. row)
     else
@@ -156,19 +159,22 @@ end
 redis.call('HSET', key('meta'), 'sequence', text(sequence))
 for _ = 1, tonumber(take()) do redis.call('HSET', key('letters'), take(), take()) end
 for _ = 1, tonumber(take()) do
-  local source, position = take(), tonumber(take())
-  position = math.max(position, number_of('positions', source) or position)
-  redis.call('HSET', key('positions'), source, text(position))
+  local source, position = take(), take()
+  local known = redis.call('HGET', key('positions'), source)
+  if not known or #position > #known or (#position == #known and position > known) then
+    redis.call('HSET', key('positions'), source, position)
+  end
 end
 return {{result, withdrawn, older}}
 """
 
 # ARGV: most changes per encoder; per encoder its number and the sequence after which to read.
-# Returns per encoder {{ids, values}}, by ascending sequence.
+# Returns per encoder {{ids, values}}, by ascending sequence; false where there is no such encoder any more.
 CHANGES = f"""{_COMMON}
 local result = {{}}
 for a = 2, #ARGV, 2 do
   local number, values = ARGV[a], {{}}
+  if redis.call('HEXISTS', key('encoders'), number) == 0 then return false end
   local ids = redis.call('ZRANGEBYSCORE', key('changes', number), '(' .. ARGV[a + 1], '+inf', 'LIMIT', 0, ARGV[1])
   for from = 1, #ids, 1000 do
     local found = redis.call('HMGET', key('rows', number), unpack(ids, from, math.min(from + 999, #ids)))

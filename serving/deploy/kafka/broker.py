@@ -4,6 +4,7 @@ It listens on 127.0.0.1 alone, and keeps its topics in its folder. Java and Mave
 Maven's repository the first time.
 
     python serving/deploy/kafka/broker.py up
+    python serving/deploy/kafka/broker.py topic items --partitions 4
     tfmm stream --events "kafka://$(cat .cache/kafka/address)/items" --index run/items.sqlite --encoders run/encoders
     python serving/deploy/kafka/broker.py down
 """
@@ -153,14 +154,35 @@ def answers(address: str) -> bool:
     return True
 
 
+def make_topic(address: str, name: str, partitions: int) -> None:
+    """Makes a topic.
+
+    Raises:
+        RuntimeError: there is one of that name, or no broker answers.
+    """
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    admin = AdminClient({"bootstrap.servers": address})
+    try:
+        admin.create_topics([NewTopic(name, partitions, 1)], operation_timeout=30)[name].result()
+    except KafkaException as error:
+        raise RuntimeError(f"The topic {name} could not be made: {error.args[0].str()}") from error
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="A Kafka broker on this machine.")
-    parser.add_argument("what", choices=["up", "down"])
+    parser.add_argument("what", choices=["up", "down", "topic"])
+    parser.add_argument("name", nargs="?", help="of a topic that is made")
+    parser.add_argument("--partitions", type=int, default=1)
     parser.add_argument("--folder", default=str(FOLDER), help="default: .cache/kafka of the checkout")
     options = parser.parse_args()
     broker = Broker(options.folder)
     try:
-        broker.up() if options.what == "up" else broker.down()
+        if options.what == "topic":
+            make_topic(broker.address, options.name or parser.error("a topic needs a name"), options.partitions)
+        else:
+            broker.up() if options.what == "up" else broker.down()
     except RuntimeError as error:
         sys.exit(str(error))
     if options.what == "up":

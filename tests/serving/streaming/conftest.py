@@ -7,7 +7,7 @@ import time
 import pytest
 import tensorflow as tf
 
-from serving.streaming import event_log, pipeline
+from serving.streaming import pipeline
 from tfmm import artifacts
 
 
@@ -58,8 +58,7 @@ def running_job(tmp_path):
 
         def job():
             try:
-                with event_log.open_source(events_url) as log:
-                    pipeline.run(log, encoders_dir, index_path, ready, bundle_s=0.5, **options)
+                pipeline.run(events_url, encoders_dir, index_path, ready, bundle_s=0.5, **options)
             except Exception as error:
                 failures.append(error)
 

@@ -1,9 +1,12 @@
 """What only logs with a server of their own can do: gain a partition, delete what is old, go away and return."""
 
+import json
 import time
 
 import confluent_kafka
 import confluent_kafka.admin
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from serving.streaming import event_log, events, pipeline
@@ -102,7 +105,7 @@ def test_a_stream_of_other_fields_becomes_dead_letters(redis_server, encoders_di
             wait_for(lambda: vectors_of(index) == ids_of("a"))
             (letter,) = index.dead_letters()
     assert (letter.source, letter.payload) == (
-        "redis:others",
+        source.name,
         '{"item": "7", "name": "\ufffd"}'.encode("ascii", "backslashreplace"),
     )
 
@@ -160,8 +163,85 @@ def test_shares_take_each_log_once(tmp_path):
     for number in range(7):
         (tmp_path / f"{number}.jsonl").write_bytes(b"{}\n")
     source = event_log.open_source(f"folder://{tmp_path}")
-    taken = [part.name for number in range(3) for part in pipeline.Share(source, number, 3).parts()]
+    taken = [part.name for number in range(3) for part in pipeline.Share("", number, 3).parts(source)]
     assert sorted(taken) == [part.name for part in source.parts()]
     one = event_log.open_source(tmp_path / "events.sqlite")
-    assert [len(pipeline.Share(one, number, 3).parts()) for number in range(3)].count(1) == 1
+    assert [len(pipeline.Share("", number, 3).parts(one)) for number in range(3)].count(1) == 1
     one.close()
+
+
+def test_a_file_that_is_damaged_or_gone_keeps_no_other_back(tmp_path, caplog):
+    (tmp_path / "a.parquet").write_bytes(b"")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 and no more PAR1")
+    (tmp_path / "c.jsonl").write_bytes(b"{}\n")
+    (tmp_path / ".d.jsonl").write_bytes(b"{}\n")
+    with event_log.open_source(f"folder://{tmp_path}") as source:
+        parts = source.parts()
+        assert [len(part.read(0, 9)) for part in parts] == [0, 0, 1]
+        assert caplog.text.count("cannot be read") == 2
+        assert [len(part.read(0, 9)) for part in parts[:2]] == [0, 0] and caplog.text.count("cannot be read") == 2
+        pq.write_table(pa.table({"item_id": [1, 2], "title": ["a", None]}), tmp_path / "a.parquet")
+        assert [event.payload for event in parts[0].read(0, 9)] == [
+            b'{"version": 1, "item_id": 1, "title": "a"}',
+            b'{"version": 1, "item_id": 2}',
+        ]
+        (tmp_path / "c.jsonl").unlink()
+        assert parts[2].read(0, 9) == []
+
+
+def test_rows_of_a_table_are_read_on_from_where_they_were(tmp_path, monkeypatch):
+    """Each row is decoded once, however small the batches that the job takes."""
+    decoded = []
+    iterate = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile, "iter_batches",
+        lambda self, **options: (decoded.append(batch.num_rows) or batch for batch in iterate(self, **options)),
+    )  # fmt: skip
+    times = pa.array(range(2000), pa.timestamp("ms"))
+    table = {
+        "item_id": range(2000),
+        "image": [b"\xff"] * 2000,
+        "event_time_us": times,
+        "contents": [{"clip": b"a"}] * 2000,
+    }
+    pq.write_table(pa.table(table), tmp_path / "items.parquet")
+    with event_log.open_source(f"folder://{tmp_path}") as source:
+        (part,) = source.parts()
+        position, found = 0, []
+        while batch := part.read(position, 32):
+            found += batch
+            position = batch[-1].offset
+        assert [event.offset for event in found] == list(range(1, 2001)) and sum(decoded) == 2000
+        last = json.loads(found[-1].payload)
+        assert last == {"version": 1, "item_id": 1999, "image": "/w==", "event_time_us": 1999000,
+                        "contents": {"clip": {"base64": "YQ=="}}}  # fmt: skip
+        (again,) = source.parts()
+        assert again.read(1990, 32) == found[1990:]
+
+
+def test_files_that_are_appended_never_share_a_name_and_the_folder_keeps_its_own(tmp_path):
+    with event_log.open_source(f"folder://{tmp_path}") as source:
+        assert source.append([b"1", b"2\n3"]) == 2
+        (first,) = source.parts()
+        assert [event.payload for event in first.read(0, 9)] == [b"1", b"2 3"]
+        (tmp_path / "mounted").symlink_to(tmp_path)
+        (again,) = event_log.open_source(f"folder://{tmp_path}/mounted").parts()
+        assert again.name == first.name
+        for path in tmp_path.glob("*.jsonl"):
+            path.unlink()
+        source.append([b"4"])
+        (second,) = source.parts()
+        assert second.name != first.name
+
+
+def test_a_stream_and_the_index_may_lie_in_one_redis(redis_server, tmp_path, encoders_dir, running_job, wait_for):
+    """Offsets of entries are beyond what a float64 holds."""
+    url = redis_server.url().split("?")[0] + "?stream=beside"
+    index_url = redis_server.url(prefix=str(tmp_path))
+    with running_job(url, encoders_dir, index_url), event_log.open_source(url) as source:
+        append(source, "ab")
+        source.append([b"?"])
+        append(source, "c")
+        with store.open_store(index_url) as index:
+            wait_for(lambda: vectors_of(index) == ids_of("abc"))
+            assert index.position(source.name) > 2**53 and len(index.dead_letters()) == 1

@@ -76,7 +76,7 @@ def test_nothing_to_embed_with_is_refused(folder, encoders_dir, tmp_path, ending
         log.append([events.make_event("a", title="title a")])
         place = None if folder is None else tmp_path / folder
         with pytest.raises(ValueError, match="must hold an encoder") as refusal:
-            pipeline.run(log, place, tmp_path / "items.sqlite")
+            pipeline.run(log.path, place, tmp_path / "items.sqlite")
         assert f"Received: {place}" in str(refusal.value)
         with item_index.ItemIndex(tmp_path / "items.sqlite") as index:
             assert index.position(log.name) == 0

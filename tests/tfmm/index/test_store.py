@@ -1,5 +1,6 @@
 """What every index store must do, against a dict; a new store joins by a line in STORES."""
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -237,9 +238,44 @@ def test_a_snapshot_is_of_all_tables_at_one_moment(index):
 
 
 def test_a_position_never_goes_back(index):
-    for position in (5, 3):
-        index.apply(store.IndexBatch(positions={"log": position}))
-    assert (index.position("log"), index.position("other")) == (5, 0)
+    for last, positions in ((5, (5, 3)), (10, (10, 9)), (2**63 - 1, (2**63 - 1, 2**63 - 2, 10))):
+        for position in positions:
+            index.apply(store.IndexBatch(positions={"log": position}))
+        assert (index.position("log"), index.position("other")) == (last, 0)
+
+
+def test_ids_keep_their_types(index):
+    assert index.id_types() == {}
+    index.keep_id_types({"item_id": "string", "category": "int64"})
+    index.keep_id_types({"category": "int64"})
+    with pytest.raises(ValueError, match=r"`category` of the catalog must be int64.*Received: string"):
+        index.keep_id_types({"brand": "string", "category": "string"})
+    assert index.id_types() == {"item_id": "string", "category": "int64"}
+
+
+def test_what_is_older_than_the_store_knows_is_named(index):
+    index.write("image", "v1", *as_arrays([(1, 5, 3), (2, 5, 3), (3, 5, 3)]))
+    index.withdraw([3], [9])
+    table = as_table("image", "v1", [(1, 6, 2), (2, 6, 3), (3, 6, 8), (4, 6, 1)])
+    assert index.apply(store.IndexBatch([table])) == store.Applied((2,), 0, (1, 3))
+
+
+def test_what_the_catalog_says_counts_from_when_it_says_something_else(index):
+    """See `TableRows.catalog_times_us`: the first word of an item is no news, and a withdrawn one stays so."""
+
+    def say(value, catalog_time, item_id=1, event_time=1):
+        own = as_table("image", "v1", [(item_id, value, event_time)])
+        told = dataclasses.replace(own, catalog_times_us=np.array([catalog_time]))
+        return index.apply(store.IndexBatch([told])).rows
+
+    assert say(5, 100) == (1,)
+    assert index.write("image", "v1", *as_arrays([(1, 7, 50)])) == 1  # an event
+    assert say(5, 200) == (0,)  # the same as before: the event stays
+    assert say(6, 300) == (1,)  # corrected
+    assert index.write("image", "v1", *as_arrays([(1, 7, 299)])) == 0
+    index.withdraw([1], [400])
+    assert say(8, 500) == (0,)
+    assert index.embeddings("image", "v1").ids.tolist() == []
 
 
 def test_dead_letters_always_fit(index):
