@@ -145,18 +145,18 @@ def ExampleGenerator(
     examples: OutputArtifact[Examples],
     pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ):
-    """Joins impressions with each user's earlier behaviors into tf.Examples, by Beam.
+    """Joins impressions with each user's earlier behaviors into tf.Examples, by Beam; stops where too many are lost.
 
     Of a run that goes on, `before` says what its parent knows of the data (`spans.Before`, as JSON); else it is "".
     """
+    from tfmm import dead_letters
     from tfmm.data import beam as data_beam
     from tfmm.data import spans
 
     config, after = _run(run), spans.Before(**json.loads(before)) if before else None
     examples.split_names = json.dumps(folders.SPLITS)
-    with pipeline as root:
-        span = data_beam.write(root, dataset.uri, config.data, config.feature_set, examples.uri, before=after)
-    for line in span.lines():
+    span, lost = data_beam.generate(pipeline, dataset.uri, config.data, config.feature_set, examples.uri, after)
+    for line in (*span.lines(), *dead_letters.count_lines(lost, examples.uri)):
         logging.warning(line)
 
 
