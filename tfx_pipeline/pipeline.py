@@ -172,7 +172,7 @@ def create_pipeline(
         disable_statistics=True,
         custom_config={"feature_set": feature_set, "code": _code("tfmm.preprocessing"), "parent": road.vocabulary},
     )
-    for node in (*making[1:], transform):  # the first that learn of a span
+    for node in (*making[1:], catalog, transform):  # the first that learn of a span, or write what is in service
         node.add_upstream_node(anomalies)
     transformed = transform.outputs["transformed_examples"]
 
