@@ -17,6 +17,7 @@ from tfmm.drift import DriftConfig
 from tfmm.stages import folders
 
 FILE = "anomalies.json"
+ROWS = "(rows)"  # what stands for a column where no single one is meant
 BEFORE, WITHIN = "the span before", "its training rows"  # what a split is compared with
 Path = str | pathlib.Path
 
@@ -46,12 +47,14 @@ def of_schema(anomalies_dir: Path, schema_dir: Path) -> list[Anomaly]:
     for split in folders.SPLITS:
         path = pathlib.Path(anomalies_dir) / f"Split-{split}" / "SchemaDiff.pb"
         anomalies = anomalies_pb2.Anomalies.FromString(path.read_bytes())
+        if anomalies.data_missing:
+            found.setdefault((ROWS, "none"), []).append(split)
         if anomalies.dataset_anomaly_info.reason:
-            found.setdefault(("", anomalies.dataset_anomaly_info.description), []).append(split)
+            found.setdefault((ROWS, anomalies.dataset_anomaly_info.description), []).append(split)
         for column, info in anomalies.anomaly_info.items():
             found.setdefault((column, info.description), []).append(split)
     return [
-        Anomaly(column or "all", _declared(declared.get(column)), f"in {' and '.join(splits)}: {text}", True)
+        Anomaly(column, _expected(column, declared), f"in {' and '.join(splits)}: {text}", True)
         for (column, text), splits in found.items()
     ]
 
@@ -147,8 +150,11 @@ def _statistics(folder: Path, split: str) -> statistics_pb2.DatasetFeatureStatis
     return tfdv.load_stats_binary(str(pathlib.Path(folder) / f"Split-{split}" / "FeatureStats.pb"))
 
 
-def _declared(feature: schema_pb2.Feature | None) -> str:
-    if feature is None:
+def _expected(column: str, declared: typing.Mapping[str, schema_pb2.Feature]) -> str:
+    if column == ROWS:
+        return "at least one"
+    if column not in declared:
         return "no such column"
+    feature = declared[column]
     sizes = [dim.size for dim in feature.shape.dim]
     return f"{schema_pb2.FeatureType.Name(feature.type).lower()}{sizes if sizes else ''} in every row"
