@@ -30,6 +30,7 @@ class Anomaly:
     expected: str
     found: str
     stops: bool  # the run; else it is said
+    is_change: bool = False  # since other rows; else it is against the declaration
 
     def __str__(self) -> str:
         return f"{self.column}: expected {self.expected}; found {self.found}"
@@ -95,6 +96,7 @@ def of_changes(found: typing.Mapping[str, typing.Mapping[str, float]], config: D
             + (f"{config.stop:g} (`drift.stop`)" if value >= config.stop else f"{config.warn:g} (`drift.warn`)"),
             f"{value:.2f}",
             value >= config.stop,
+            True,
         )
         for side, values in found.items()
         for column, value in values.items()
@@ -113,6 +115,27 @@ def table(anomalies: typing.Sequence[Anomaly]) -> str:
     rows = [("column", "expected", "found"), *((one.column, one.expected, one.found) for one in anomalies)]
     widths = [max(len(row[place]) for row in rows) for place in range(2)]
     return "\n".join(f"{row[0]:{widths[0]}} | {row[1]:{widths[1]}} | {row[2]}" for row in rows)
+
+
+def in_words(stopping: typing.Sequence[Anomaly]) -> str:
+    """Returns why anomalies stop the run, with their table and the way out.
+
+    >>> print(in_words([Anomaly("label", "int in every row", "in train: none", True)]))
+    The examples must be as declared. Received, other than that:
+    column | expected         | found
+    label  | int in every row | in train: none
+    Mend the tables, or declare what they have.
+    """
+    rules, ways = [], []
+    if not all(one.is_change for one in stopping):
+        rules.append("as declared")
+        ways.append("Mend the tables, or declare what they have.")
+    if any(one.is_change for one in stopping):
+        rules.append("about as in the span before and among themselves")
+        ways.append("Where a change of values is meant, raise `drift.stop`; else mend the tables.")
+    return (
+        f"The examples must be {', and '.join(rules)}. Received, other than that:\n{table(stopping)}\n{' '.join(ways)}"
+    )
 
 
 def _divergences(

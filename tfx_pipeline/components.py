@@ -195,12 +195,9 @@ def AnomalyCheck(
     (pathlib.Path(report.uri) / anomalies.FILE).write_text(json.dumps(facts, indent=2))
     for one in wrong:
         logging.warning("Anomaly. %s", one)
-    stopping = [one for one in wrong if one.stops]
-    if stopping:
-        raise ValueError(
-            f"The examples' columns must be as declared, and about as in the span before. Received, of {len(stopping)} "
-            f"columns:\n{anomalies.table(stopping)}\nMend the tables; where the change is meant, raise `drift.stop`."
-        )
+    if stopping := [one for one in wrong if one.stops]:
+        logging.warning("Distances of columns: %s", json.dumps(changes))  # the report of a node that fails is removed
+        raise ValueError(anomalies.in_words(stopping))
 
 
 def _patterns(examples: Examples) -> tuple[str, str]:

@@ -121,3 +121,12 @@ def test_split_without_rows_stops_the_run_in_words_of_its_own(tmp_path, schema_d
         path.write_bytes(anomaly.SerializeToString())
     (found,) = anomalies.of_schema(tmp_path / "found", schema_dir)
     assert str(found) == "(rows): expected at least one; found in eval: none" and found.stops
+
+
+def test_message_names_the_setting_of_changes_only_where_values_changed():
+    wrong = anomalies.Anomaly("label", "int in every row", "in train: missing", stops=True)
+    (changed,) = anomalies.of_changes({anomalies.BEFORE: {"price": 0.9}}, drift.DriftConfig())
+    assert "drift.stop" not in anomalies.in_words([wrong]) and "declare what they have" in anomalies.in_words([wrong])
+    assert "raise `drift.stop`" in anomalies.in_words([changed])
+    both = anomalies.in_words([wrong, changed])
+    assert "raise `drift.stop`" in both and "declare what they have" in both
