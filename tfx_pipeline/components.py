@@ -390,7 +390,7 @@ def ModelGate(
 def InfraCheck(
     model: InputArtifact[Model],
     gate: InputArtifact[ModelBlessing],
-    server: Parameter[str],
+    stamp: Parameter[str],
     code: Parameter[str],
     blessing: OutputArtifact[InfraBlessing],
 ):
@@ -401,9 +401,9 @@ def InfraCheck(
         blessing.set_int_custom_property("blessed", 0)
         return
     version_dir = pathlib.Path(model.uri) / folders.SERVING
-    if wrong := infra_check.fault(version_dir, server, pathlib.Path(blessing.uri) / "server.log"):
+    if wrong := infra_check.fault(version_dir, infra_check.server_path(), pathlib.Path(blessing.uri) / "server.log"):
         raise ValueError(
-            f"A model must answer each of its signatures where it is served. Received, of {version_dir}: {wrong}. "
+            f"A model must answer each of its signatures where it is served. Received, of {version_dir}: {wrong}\n"
             "It is not pushed; the model in service, if there is one, stays."
         )
     blessing.set_int_custom_property("blessed", 1)
