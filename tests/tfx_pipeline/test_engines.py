@@ -57,7 +57,7 @@ def test_what_is_wrong_is_said_at_once_with_what_was_received(options, said):
 
 @pytest.mark.parametrize("name", ["Direct", "direct", "directrunner", "Prism", "SwitchingDirectRunner", "my.Runner"])
 def test_runner_that_is_not_known_here_is_refused_however_it_is_spelled(name):
-    with pytest.raises(ValueError, match="not as DirectRunner|it must be one of FnApiRunner, .*DataflowRunner"):
+    with pytest.raises(ValueError, match=r"not as DirectRunner|it must be one of FnApiRunner, .*DataflowRunner"):
         engines.verify([f"--runner={name}"])
 
 
