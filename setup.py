@@ -48,7 +48,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=[*PACKAGES, *(f"{name}.*" for name in PACKAGES)]),
-    package_data={"": ["*.j2", "py.typed"], "serving": ["deploy/*", "deploy/flink/*"]},
+    package_data={"": ["*.j2", "py.typed"], "serving": ["deploy/*", "deploy/*/*"]},
     install_requires=["click>=8.1", "keras>=3", "numpy>=1.26", "pyarrow>=10", "rich>=13",
                       "tensorflow>=2.16,<2.22", f"tomli>=2; {OLD}"],
     extras_require=EXTRAS,

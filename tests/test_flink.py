@@ -5,6 +5,7 @@ import glob
 import threading
 import time
 
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
@@ -13,9 +14,11 @@ pytest.importorskip("apache_beam", reason="Beam is not installed")
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from serving.deploy import started
 from serving.deploy.flink import cluster as flink
 from tfmm.config import DataConfig, MarketplaceConfig
 from tfmm.data import beam as beam_lib
+from tfmm.data import reading
 from tfmm.features import FeatureSet
 from tfmm.marketplace import generator
 
@@ -26,6 +29,7 @@ CONFIG = DataConfig(max_behaviors=8)
 FEATURES = FeatureSet().resolved(max_behaviors=8, min_count=1)
 WITHIN_S = 480
 SLOTS = (1, 2)
+ROWS_PER_SHARD, ROWS_PER_GROUP = 1500, 1000  # so that there are several of both
 
 
 def generate(data_dir, output_dir, options):
@@ -45,9 +49,15 @@ def examples(folder):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
+    """Tables of several row groups, which are joined in several shards."""
     folder = tmp_path_factory.mktemp("data")
     generator.generate(MARKETPLACE, folder)
-    return folder
+    for name in reading.LOGS[:2]:
+        pq.write_table(pq.read_table(folder / f"{name}.parquet"), folder / f"{name}.parquet", ROWS_PER_GROUP)
+        assert pq.ParquetFile(folder / f"{name}.parquet").num_row_groups > 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beam_lib, "ROWS_PER_SHARD", ROWS_PER_SHARD)
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +76,15 @@ def cluster(tmp_path_factory):
     one = flink.Cluster(tmp_path_factory.mktemp("flink"))
     one.up(SLOTS, jars=flink.FOLDER / "lib")
     yield one
-    pids = one.processes.values()
+    pids = one.running.values()
     one.down()
-    assert not any(map(flink.is_running, pids))
+    assert pids and not any(map(started.started_at, pids))
 
 
 @pytest.mark.timeout(WITHIN_S + 100)
 def test_flink_gives_the_examples_that_one_process_gives(cluster, data_dir, wanted, tmp_path):
     generate(data_dir, tmp_path, cluster.beam_options)
-    assert sum(wanted["train"].values()) > 1000 and sum(wanted["eval"].values()) > 100
+    assert sum(wanted["train"].values()) > 2 * ROWS_PER_SHARD and sum(wanted["eval"].values()) > 100
     assert examples(tmp_path) == wanted
 
 

@@ -10,12 +10,14 @@ import os
 import pathlib
 import platform
 import shutil
+import time
 import typing
 
 from tfmm import config as config_lib
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+STALE_S = 7 * 24 * 3600.0
 _BUILDING = ".building-"  # before the name of a folder that is being made: no server takes it for a version
 
 
@@ -44,12 +46,13 @@ def digest(folder: str | pathlib.Path) -> str:
 def under_construction(target: str | pathlib.Path) -> typing.Iterator[pathlib.Path]:
     """Gives the name of a folder beside a target, to make it in and move it from; what is left there is removed.
 
-    What processes of this machine that were killed left beside the target is removed first.
+    What processes of this machine that were killed left beside the target is removed first, and what anybody left that
+    nothing was added to for `STALE_S`: of a machine that is gone, say, or of a process whose id another one has by now.
     """
     target, host = pathlib.Path(target), platform.node()
-    for place in target.parent.glob(f"{_BUILDING}*@{host}"):
+    for place in target.parent.glob(f"{_BUILDING}*@*"):
         process = place.name.removesuffix(f"@{host}").rpartition("-")[2]
-        if process.isdigit() and not _is_alive(int(process)):
+        if (process.isdigit() and not _is_alive(int(process))) or _is_stale(place):
             shutil.rmtree(place, ignore_errors=True)
     building = target.parent / f"{_BUILDING}{target.name}-{os.getpid()}@{host}"
     shutil.rmtree(building, ignore_errors=True)
@@ -57,6 +60,14 @@ def under_construction(target: str | pathlib.Path) -> typing.Iterator[pathlib.Pa
         yield building
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _is_stale(place: pathlib.Path) -> bool:
+    try:
+        newest = max(path.stat().st_mtime for path in (place, *place.rglob("*")))
+    except FileNotFoundError:  # somebody is at work there
+        return False
+    return time.time() - newest > STALE_S
 
 
 def _is_alive(process: int) -> bool:

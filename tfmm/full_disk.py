@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
-_WORDS = ("No space left on device", "disk is full")  # of TensorFlow, Arrow and HDF5; of SQLite
+# Of a disk, and of the share of one that its user may fill.
+_CODES = (errno.ENOSPC, errno.EDQUOT)
+_WORDS = (*map(os.strerror, _CODES), "disk is full")  # of TensorFlow, Arrow and HDF5; of SQLite
 
 
 def told(error: BaseException) -> str | None:
@@ -14,11 +16,14 @@ def told(error: BaseException) -> str | None:
     >>> print(told(OSError(errno.ENOSPC, "No space left on device", "run/items.npy")))
     No room is left on the disk (run/items.npy). Make some and run the same again: what was finished stays, and nothing
     half-written is taken.
+    >>> print(told(RuntimeError("items.npy; Disk quota exceeded")))
+    No room is left on the disk. Make some and run the same again: what was finished stays, and nothing half-written is
+    taken.
     >>> told(OSError(errno.EACCES, "Permission denied"))
     """
     seen: BaseException | None = error
     while seen is not None:
-        if getattr(seen, "errno", None) == errno.ENOSPC or any(words in str(seen) for words in _WORDS):
+        if getattr(seen, "errno", None) in _CODES or any(words in str(seen) for words in _WORDS):
             name = getattr(seen, "filename", None)
             where = f" ({os.fspath(name)})" if name else ""
             return (

@@ -17,6 +17,7 @@ from tfmm.drift import DriftConfig
 from tfmm.stages import folders
 
 FILE = "anomalies.json"
+ROWS = "(rows)"  # what stands for a column where no single one is meant
 BEFORE, WITHIN = "the span before", "its training rows"  # what a split is compared with
 Path = str | pathlib.Path
 
@@ -29,6 +30,7 @@ class Anomaly:
     expected: str
     found: str
     stops: bool  # the run; else it is said
+    is_change: bool = False  # since other rows; else it is against the declaration
 
     def __str__(self) -> str:
         return f"{self.column}: expected {self.expected}; found {self.found}"
@@ -46,12 +48,14 @@ def of_schema(anomalies_dir: Path, schema_dir: Path) -> list[Anomaly]:
     for split in folders.SPLITS:
         path = pathlib.Path(anomalies_dir) / f"Split-{split}" / "SchemaDiff.pb"
         anomalies = anomalies_pb2.Anomalies.FromString(path.read_bytes())
+        if anomalies.data_missing:
+            found.setdefault((ROWS, "none"), []).append(split)
         if anomalies.dataset_anomaly_info.reason:
-            found.setdefault(("", anomalies.dataset_anomaly_info.description), []).append(split)
+            found.setdefault((ROWS, anomalies.dataset_anomaly_info.description), []).append(split)
         for column, info in anomalies.anomaly_info.items():
             found.setdefault((column, info.description), []).append(split)
     return [
-        Anomaly(column or "all", _declared(declared.get(column)), f"in {' and '.join(splits)}: {text}", True)
+        Anomaly(column, _expected(column, declared), f"in {' and '.join(splits)}: {text}", True)
         for (column, text), splits in found.items()
     ]
 
@@ -92,6 +96,7 @@ def of_changes(found: typing.Mapping[str, typing.Mapping[str, float]], config: D
             + (f"{config.stop:g} (`drift.stop`)" if value >= config.stop else f"{config.warn:g} (`drift.warn`)"),
             f"{value:.2f}",
             value >= config.stop,
+            True,
         )
         for side, values in found.items()
         for column, value in values.items()
@@ -110,6 +115,27 @@ def table(anomalies: typing.Sequence[Anomaly]) -> str:
     rows = [("column", "expected", "found"), *((one.column, one.expected, one.found) for one in anomalies)]
     widths = [max(len(row[place]) for row in rows) for place in range(2)]
     return "\n".join(f"{row[0]:{widths[0]}} | {row[1]:{widths[1]}} | {row[2]}" for row in rows)
+
+
+def in_words(stopping: typing.Sequence[Anomaly]) -> str:
+    """Returns why anomalies stop the run, with their table and the way out.
+
+    >>> print(in_words([Anomaly("label", "int in every row", "in train: none", True)]))
+    The examples must be as declared. Received, other than that:
+    column | expected         | found
+    label  | int in every row | in train: none
+    Mend the tables, or declare what they have.
+    """
+    rules, ways = [], []
+    if not all(one.is_change for one in stopping):
+        rules.append("as declared")
+        ways.append("Mend the tables, or declare what they have.")
+    if any(one.is_change for one in stopping):
+        rules.append("about as in the span before and among themselves")
+        ways.append("Where a change of values is meant, raise `drift.stop`; else mend the tables.")
+    return (
+        f"The examples must be {', and '.join(rules)}. Received, other than that:\n{table(stopping)}\n{' '.join(ways)}"
+    )
 
 
 def _divergences(
@@ -147,8 +173,11 @@ def _statistics(folder: Path, split: str) -> statistics_pb2.DatasetFeatureStatis
     return tfdv.load_stats_binary(str(pathlib.Path(folder) / f"Split-{split}" / "FeatureStats.pb"))
 
 
-def _declared(feature: schema_pb2.Feature | None) -> str:
-    if feature is None:
+def _expected(column: str, declared: typing.Mapping[str, schema_pb2.Feature]) -> str:
+    if column == ROWS:
+        return "at least one"
+    if column not in declared:
         return "no such column"
+    feature = declared[column]
     sizes = [dim.size for dim in feature.shape.dim]
     return f"{schema_pb2.FeatureType.Name(feature.type).lower()}{sizes if sizes else ''} in every row"

@@ -145,18 +145,18 @@ def ExampleGenerator(
     examples: OutputArtifact[Examples],
     pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ):
-    """Joins impressions with each user's earlier behaviors into tf.Examples, by Beam.
+    """Joins impressions with each user's earlier behaviors into tf.Examples, by Beam; stops where too many are lost.
 
     Of a run that goes on, `before` says what its parent knows of the data (`spans.Before`, as JSON); else it is "".
     """
+    from tfmm import dead_letters
     from tfmm.data import beam as data_beam
     from tfmm.data import spans
 
     config, after = _run(run), spans.Before(**json.loads(before)) if before else None
     examples.split_names = json.dumps(folders.SPLITS)
-    with pipeline as root:
-        span = data_beam.write(root, dataset.uri, config.data, config.feature_set, examples.uri, before=after)
-    for line in span.lines():
+    span, lost = data_beam.generate(pipeline, dataset.uri, config.data, config.feature_set, examples.uri, after)
+    for line in (*span.lines(), *dead_letters.count_lines(lost, examples.uri)):
         logging.warning(line)
 
 
@@ -195,12 +195,9 @@ def AnomalyCheck(
     (pathlib.Path(report.uri) / anomalies.FILE).write_text(json.dumps(facts, indent=2))
     for one in wrong:
         logging.warning("Anomaly. %s", one)
-    stopping = [one for one in wrong if one.stops]
-    if stopping:
-        raise ValueError(
-            f"The examples' columns must be as declared, and about as in the span before. Received, of {len(stopping)} "
-            f"columns:\n{anomalies.table(stopping)}\nMend the tables; where the change is meant, raise `drift.stop`."
-        )
+    if stopping := [one for one in wrong if one.stops]:
+        logging.warning("Distances of columns: %s", json.dumps(changes))  # the report of a node that fails is removed
+        raise ValueError(anomalies.in_words(stopping))
 
 
 def _patterns(examples: Examples) -> tuple[str, str]:
@@ -393,7 +390,7 @@ def ModelGate(
 def InfraCheck(
     model: InputArtifact[Model],
     gate: InputArtifact[ModelBlessing],
-    server: Parameter[str],
+    stamp: Parameter[str],
     code: Parameter[str],
     blessing: OutputArtifact[InfraBlessing],
 ):
@@ -404,9 +401,9 @@ def InfraCheck(
         blessing.set_int_custom_property("blessed", 0)
         return
     version_dir = pathlib.Path(model.uri) / folders.SERVING
-    if wrong := infra_check.fault(version_dir, server, pathlib.Path(blessing.uri) / "server.log"):
+    if wrong := infra_check.fault(version_dir, infra_check.server_path(), pathlib.Path(blessing.uri) / "server.log"):
         raise ValueError(
-            f"A model must answer each of its signatures where it is served. Received, of {version_dir}: {wrong}. "
+            f"A model must answer each of its signatures where it is served. Received, of {version_dir}: {wrong}\n"
             "It is not pushed; the model in service, if there is one, stays."
         )
     blessing.set_int_custom_property("blessed", 1)

@@ -14,14 +14,16 @@ import shlex
 import socket
 import typing
 
+from tfmm import buckets
 from tfmm.data import footprint
 from tfmm.features import FeatureSet
 
-VARIABLE = "TFMM_BEAM"
+VARIABLE, MOUNT = "TFMM_BEAM", "TFMM_MOUNT"
 LOCAL = ("--runner=FnApiRunner", "--direct_running_mode=in_memory", "--direct_num_workers=1")
 IN_HERE = ("FnApiRunner", "BundleBasedDirectRunner")  # hold what they shuffle in the memory of one process
 PORTABLE = ("PortableRunner", "FlinkRunner", "SparkRunner")
 DATAFLOW = "DataflowRunner"
+_LONG_NAMES = {name.lower(): name for name in (*IN_HERE, *PORTABLE, DATAFLOW)}
 _CGROUP = pathlib.Path("/sys/fs/cgroup/memory.max")
 
 
@@ -34,12 +36,46 @@ def named(variables: typing.Mapping[str, str] = os.environ) -> tuple[str, ...]:
     return tuple(shlex.split(variables.get(VARIABLE, ""))) or LOCAL
 
 
-def verify(options: typing.Sequence[str]) -> None:
-    """Raises ValueError with all that is wrong with Beam's options, where that can be told before a job starts."""
-    if found := _faults(options):
+def verify(options: typing.Sequence[str], is_here: bool = True) -> None:
+    """Refuses options of Beam that cannot be used, as far as that can be told before a job starts.
+
+    Args:
+        options: Beam's.
+        is_here: whether the nodes that start jobs run on this machine: servers that they name must answer then.
+    Raises:
+        ValueError: all that is wrong.
+    """
+    if found := _faults(options, is_here):
         raise ValueError(
             f"{VARIABLE} must be options of Beam (docs/pipeline.md). Received: {' '.join(options)}.\n- "
             + "\n- ".join(found)
+        )
+
+
+def verify_places(options: typing.Sequence[str], places: typing.Iterable[str | pathlib.Path], mount: str) -> None:
+    """Refuses folders that the workers of an engine cannot see.
+
+    Args:
+        options: Beam's.
+        places: the workdir, the data, and where artifacts go.
+        mount: a folder that all workers see under the same path, by TFMM_MOUNT; "": there is none.
+    Raises:
+        ValueError: workers are on other machines, and a folder is of this one alone.
+    """
+    if _parsed(options)[0] != DATAFLOW:
+        return
+    shared = pathlib.Path(mount).resolve() if mount else None
+    unseen = [
+        str(place)
+        for place in dict.fromkeys(map(str, places))
+        if not buckets.is_url(place) and (shared is None or not pathlib.Path(place).resolve().is_relative_to(shared))
+    ]
+    if unseen:
+        raise ValueError(
+            f"Workers of Dataflow are machines of their own: they must see workdir, data and artifacts under the same "
+            f"paths as this one. Received, not below a mount that they share ({MOUNT}={mount}): {', '.join(unseen)}. "
+            "Put them on a volume that this machine and the image of --sdk_container_image mount at one path, and name "
+            f"that path by {MOUNT}; or take Flink, whose task managers can run here (docs/pipeline.md)."
         )
 
 
@@ -93,10 +129,20 @@ def _parsed(options: typing.Sequence[str]) -> tuple[str | None, dict[str, typing
 
     parsed = pipeline_options.PipelineOptions(list(options))
     runner = parsed.view_as(pipeline_options.StandardOptions).runner
-    return runner, parsed.get_all_options(drop_default=True)
+    return _long_name(runner), parsed.get_all_options(drop_default=True)
 
 
-def _faults(options: typing.Sequence[str]) -> list[str]:
+def _long_name(runner: str | None) -> str | None:
+    """Returns a runner's class, as Beam's own options may name it: Flink and flinkrunner are FlinkRunner.
+
+    >>> _long_name("Flink"), _long_name("dataflow"), _long_name("fnapirunner"), _long_name("Direct")
+    ('FlinkRunner', 'DataflowRunner', 'FnApiRunner', 'Direct')
+    """
+    lower = (runner or "").lower()
+    return _LONG_NAMES.get(lower, _LONG_NAMES.get(f"{lower}runner", runner))
+
+
+def _faults(options: typing.Sequence[str], is_here: bool) -> list[str]:
     from apache_beam import runners
 
     if stray := [word for word in options if not word.startswith("--")]:
@@ -107,8 +153,10 @@ def _faults(options: typing.Sequence[str]) -> list[str]:
             runner, given = _parsed(options)
     except SystemExit:  # Beam's parser ends the process
         return [said.getvalue().strip().splitlines()[-1].partition("error: ")[2]]
-    if runner in (None, "DirectRunner"):
+    if runner is None or runner.lower() in ("direct", "directrunner"):
         return [f"--runner must be named, and not as DirectRunner, which is another one in each version: {LOCAL[0]}"]
+    if runner not in _LONG_NAMES.values():
+        return [f"--runner={runner} cannot be used: it must be one of {', '.join(_LONG_NAMES.values())}"]
     try:
         runners.create_runner(runner)
     except (AttributeError, ImportError, ValueError) as error:
@@ -116,8 +164,8 @@ def _faults(options: typing.Sequence[str]) -> list[str]:
     if runner in IN_HERE:
         return _local_faults(given)
     if runner in PORTABLE:
-        return _portable_faults(given)
-    return _dataflow_faults(given) if runner == DATAFLOW else []
+        return _portable_faults(given, is_here)
+    return _dataflow_faults(given)
 
 
 def _local_faults(given: typing.Mapping[str, typing.Any]) -> list[str]:
@@ -127,13 +175,13 @@ def _local_faults(given: typing.Mapping[str, typing.Any]) -> list[str]:
     return []
 
 
-def _portable_faults(given: typing.Mapping[str, typing.Any]) -> list[str]:
+def _portable_faults(given: typing.Mapping[str, typing.Any], is_here: bool) -> list[str]:
     found = []
     if not (given.get("job_endpoint") or given.get("flink_master") or given.get("spark_master_url")):
         found.append("--job_endpoint=HOST:PORT is not given: Beam's job server; `make flink-up` starts one here")
     ways = {"job_endpoint": "Beam's job server", "environment_config": "the pool of Python workers"}
     is_pool = given.get("environment_type") == "EXTERNAL"
-    for name, what in ways.items():
+    for name, what in ways.items() if is_here else ():
         address = given.get(name)
         if address and (name == "job_endpoint" or is_pool) and not _answers(address):
             found.append(f"--{name}={address}: {what} does not answer there; `make flink-up` starts one here")

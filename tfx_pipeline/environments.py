@@ -6,6 +6,7 @@ The stock `tfx` command passes nothing to a pipeline file, so a run is described
 - `TFMM_DATA`: a folder of Parquet tables (`tfmm data schema`); without it the DAG makes the synthetic marketplace.
 - `TFMM_RUN`: what `tfmm.runs.load` takes: a preset, module:function, or a file; default the preset `small`.
 - `TFMM_BEAM`: options of Beam, which name the engine of its nodes (`tfx_pipeline.engines`); default this process.
+- `TFMM_MOUNT`: a folder that workers on other machines see under the same path; default none.
 """
 
 from __future__ import annotations
@@ -42,19 +43,21 @@ class Environment:
     data_dir: pathlib.Path | str | None  # a str where it is the URL of one in a bucket
     config: config_lib.RunConfig
     beam: tuple[str, ...] = engines.LOCAL
+    mount: str = ""  # a folder that workers on other machines see under the same path; "": none
 
     def __post_init__(self) -> None:
         workdir_lib.verify(self.workdir)
 
     @classmethod
     def from_variables(cls, variables: typing.Mapping[str, str] = os.environ) -> Environment:
-        """Reads TFMM_WORKDIR, TFMM_DATA, TFMM_RUN and TFMM_BEAM."""
+        """Reads TFMM_WORKDIR, TFMM_DATA, TFMM_RUN, TFMM_BEAM and TFMM_MOUNT."""
         data = variables.get("TFMM_DATA", "")
         return cls(
             workdir=workdir_lib.named(variables),
             data_dir=data if buckets.is_url(data) else pathlib.Path(data).resolve() if data else None,
             config=runs.load(variables.get("TFMM_RUN") or "small"),
             beam=engines.named(variables),
+            mount=variables.get(engines.MOUNT, ""),
         )
 
     def to_variables(self) -> dict[str, str]:
@@ -66,6 +69,7 @@ class Environment:
             "TFMM_RUN": str(self.run_path),
             "TFMM_DATA": data,
             engines.VARIABLE: shlex.join(self.beam),
+            engines.MOUNT: self.mount,
         }
 
     def write_run(self) -> None:

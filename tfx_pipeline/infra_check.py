@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import typing
@@ -21,7 +22,11 @@ from tfmm.export import trial
 
 SERVER = "tensorflow_model_server"
 READY_S, ANSWER_S = 300.0, 120.0  # until a version is loaded and warmed, and for an answer, which may compile
+LINES, LONGEST = 5, 300  # of a server's log, in a message
 _MODEL = "tfmm"
+# Runs a command in the place of this process, and has the system end it when the one that started it ends (prctl's
+# PR_SET_PDEATHSIG). A process of its own does it, since this one has threads that a fork of it would not survive.
+_BOUND = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 def server_path() -> str:
@@ -30,7 +35,7 @@ def server_path() -> str:
 
 
 def fault(version_dir: str | pathlib.Path, server: str, log_path: pathlib.Path) -> str | None:
-    """Returns what is wrong with a version, in a line; None: nothing.
+    """Returns what is wrong with a version, in a line, with the last of what the server said below; None: nothing.
 
     Args:
         version_dir: the SavedModel.
@@ -49,6 +54,7 @@ def _fault_in_server(version_dir: str | pathlib.Path, server: str, log_path: pat
         (pathlib.Path(base) / "1").symlink_to(pathlib.Path(version_dir).resolve())
         command = [server, f"--model_name={_MODEL}", f"--model_base_path={base}", f"--port={port}"]
         command += ["--rest_api_port=0", "--xla_cpu_compilation_enabled=true"]
+        command = [sys.executable, "-c", _BOUND, *command]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         try:
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -65,12 +71,18 @@ def _fault_in_server(version_dir: str | pathlib.Path, server: str, log_path: pat
                         raise ChildProcessError(f"{error.code().name}: {error.details()}") from error
                     return {name: tf.make_ndarray(value) for name, value in outputs.items()}
 
-                if objection := _wait(process, stub, grpc):
-                    return f"it cannot be loaded: {objection}, see {log_path}"
-                return trial.fault(version_dir, answer)
+                objection = _wait(process, stub, grpc)
+                wrong = f"it cannot be loaded: {objection}" if objection else trial.fault(version_dir, answer)
+                return wrong and f"{wrong}.{_last_lines(log_path)}"
         finally:
             process.kill()
             process.wait()
+
+
+def _last_lines(log_path: pathlib.Path) -> str:
+    """Returns the end of what a server said; its log goes with the node's output where the node fails."""
+    said = log_path.read_text(errors="replace").splitlines()[-LINES:]
+    return "".join(["\nThe server's last lines:" if said else "", *(f"\n    {line[:LONGEST]}" for line in said)])
 
 
 def _wait(process: subprocess.Popen, stub: typing.Any, grpc: typing.Any) -> str | None:

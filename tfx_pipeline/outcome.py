@@ -7,13 +7,15 @@ import json
 
 from rich import console as rich_console
 
+from tfmm import dead_letters
 from tfmm.evaluate import wording
 from tfmm.quickstart import terminal
 from tfmm.stages import folders
 from tfx_pipeline import anomalies
-from tfx_pipeline.environments import ANOMALIES, Environment, newest_version
+from tfx_pipeline.environments import ANOMALIES, Environment, latest_outputs, newest_version
 
 _WIDTH = 100  # of the table
+_LOSING = ("ExampleGenerator.examples", "CatalogEmbedder.snapshot")  # outputs beside which dead letters lie
 
 
 def lines(environment: Environment) -> list[str]:
@@ -28,10 +30,13 @@ def lines(environment: Environment) -> list[str]:
     text = io.StringIO()
     table = terminal.result_table({**models, "methods": "multimodal", "model": environment.config.ctr.model})
     rich_console.Console(file=text, width=_WIDTH).print(table)
+    outputs = latest_outputs(environment.metadata_path)
+    lost = dead_letters.counts(dead_letters.read(*(outputs[name] for name in _LOSING)))
     doubts = json.loads((environment.workdir / ANOMALIES / anomalies.FILE).read_text("utf-8"))["anomalies"]
     return [
         *wording.verdict_lines(verdict),
         *(f"Warning: {anomalies.Anomaly(**doubt)}." for doubt in doubts),
+        *dead_letters.count_lines(lost, environment.workdir),
         *stays,
         *(line.rstrip() for line in text.getvalue().rstrip().splitlines()),
         f"More: {evaluation / folders.REPORT}",

@@ -33,6 +33,7 @@ def create_pipeline(
     root: str | None = None,
     stamps: outside.AnyStamps | None = None,
     road: continued.Road | None = None,
+    is_here: bool = True,
     say: typing.Callable[[str], object] = _LOG.warning,
 ) -> tfx.dsl.Pipeline:
     """Builds the DAG for the folders and settings of one environment, and writes its run into the workdir.
@@ -44,6 +45,8 @@ def create_pipeline(
         root: where artifacts go; None: into the workdir.
         stamps: of what lies outside of artifacts; None: by what the workdir's metadata know of it.
         road: what is taken from earlier runs; None: by what the workdir's metadata know of them.
+        is_here: whether the nodes run on this machine: else neither its memory, nor what its network or its PATH has,
+            says anything of them.
         say: is told what may go wrong, before anything runs.
     Returns:
         The pipeline, for LocalDagRunner or another TFX runner.
@@ -51,11 +54,15 @@ def create_pipeline(
         EmptySpan: the run would go on from a model that has seen all of the data.
         ValueError: the named data has nothing to represent an item by, methods or model cannot be used, the workdir
             has something else where links go, the training is one of several processes, Beam's options cannot be
-            used, or the tables are larger than what their engine can join here.
+            used, workers on other machines do not see the folders, or the tables are larger than what their engine can
+            join here.
     """
     config = environment.config
     beam_options = environment.beam if beam_pipeline_args is None else beam_pipeline_args
-    engines.verify(beam_options)
+    engines.verify(beam_options, is_here)
+    places = [environment.workdir, root or environment.pipeline_root]
+    places += [] if environment.data_dir is None else [environment.data_dir]
+    engines.verify_places(beam_options, places, environment.mount)
     if config.training.strategy == config_lib.MULTI_WORKER:
         raise ValueError(
             "A node of the pipeline is one process, so `training.strategy` must be one or mirrored. Received: "
@@ -101,7 +108,8 @@ def create_pipeline(
         dataset, modalities = origin.outputs["dataset"], config.modality_set.present(MARKETPLACE_CONTENTS.__contains__)
     else:
         tables = declared.tables(config.feature_set, config.modality_set)
-        engines.require_memory(beam_options, environment.data_dir, config.feature_set, say)
+        if is_here:
+            engines.require_memory(beam_options, environment.data_dir, config.feature_set, say)
         fingerprint = data_fingerprint(environment.data_dir, tables)
         origin = tfx.dsl.Importer(
             source_uri=str(environment.data_dir),
@@ -172,7 +180,7 @@ def create_pipeline(
         disable_statistics=True,
         custom_config={"feature_set": feature_set, "code": _code("tfmm.preprocessing"), "parent": road.vocabulary},
     )
-    for node in (*making[1:], transform):  # the first that learn of a span
+    for node in (*making[1:], catalog, transform):  # the first that learn of a span, or write what is in service
         node.add_upstream_node(anomalies)
     transformed = transform.outputs["transformed_examples"]
 
@@ -222,7 +230,7 @@ def create_pipeline(
     infra = components.InfraCheck(
         model=multimodal_trainer.outputs["model"],
         gate=gate.outputs["blessing"],
-        server=infra_check.server_path(),
+        stamp=infra_check.server_path() if is_here else "",
         code=_code("tfmm.export.trial", "tfx_pipeline.infra_check"),
     )
     pusher = tfx.components.Pusher(

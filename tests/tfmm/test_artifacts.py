@@ -3,6 +3,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -51,6 +52,21 @@ def test_manifest_of_an_older_version_says_what_to_do(tmp_path):
     artifacts.write_manifest(tmp_path, "ctr", dims={})
     with pytest.raises(ValueError, match=r"must say feature_set, sizes: an older version .* Run the stage"):
         artifacts.read_manifest(tmp_path, "ctr", ("sizes", "dims", "feature_set"))
+
+
+def test_what_nobody_has_added_to_for_days_is_removed_whoever_left_it(tmp_path):
+    mine, other = f".building-17-{os.getppid()}@{platform.node()}", ".building-17-1@gone"
+    for name in (mine, other, ".building-18-1@elsewhere", ".building-19-1@elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    old = time.time() - artifacts.STALE_S - 60
+    for name in (mine, other, ".building-19-1@elsewhere"):
+        os.utime(tmp_path / name / "file", (old, old))
+        os.utime(tmp_path / name, (old, old))
+    os.utime(tmp_path / ".building-19-1@elsewhere" / "file")  # which is still written
+    with artifacts.under_construction(tmp_path / "20"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {".building-18-1@elsewhere", ".building-19-1@elsewhere"}
 
 
 def test_what_a_killed_process_was_making_is_removed_and_what_a_living_one_makes_stays(tmp_path):

@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("tfx", reason="TFX is not installed")
 
+import apache_beam as beam
 import tensorflow_data_validation as tfdv
+from apache_beam.options import pipeline_options
 from tensorflow_data_validation.statistics import stats_impl
 from tensorflow_metadata.proto.v0 import anomalies_pb2
 from tensorflow_transform.tf_metadata import schema_utils
@@ -46,10 +48,14 @@ def write_statistics(folder, train, held_out):
 
 
 def statistics_of(frame):
+    return stats_impl.generate_statistics_in_memory(batch_of(frame), tfdv.StatsOptions())
+
+
+def batch_of(frame):
     """As StatisticsGen has them: every value in a list of its own, NaN among the numbers."""
     columns = {name: pa.array([[value] for value in frame[name].tolist()]) for name in frame}
     columns["price"] = columns["price"].cast(pa.list_(pa.float32()))
-    return stats_impl.generate_statistics_in_memory(pa.RecordBatch.from_pydict(columns), tfdv.StatsOptions())
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def of(span, before, schema_dir):
@@ -99,3 +105,28 @@ def test_column_that_is_not_as_declared_stops_the_run_with_what_was_expected(tmp
     assert {one.column: one.expected for one in found} == dict.fromkeys(("category", "label"), "int in every row")
     assert all(one.stops and one.found.startswith("in train: ") for one in found)
     assert anomalies.table(found).splitlines()[0].split(" | ")[0].strip() == "column"
+
+
+def test_split_without_rows_stops_the_run_in_words_of_its_own(tmp_path, schema_dir):
+    schema = tfdv.load_schema_text(str(schema_dir / "schema.pbtxt"))
+    for split, frame in zip(folders.SPLITS, (examples(100, 1), None)):
+        one = tmp_path / f"{split}.pb"
+        with beam.Pipeline(options=pipeline_options.PipelineOptions(["--runner=FnApiRunner"])) as root:
+            rows = [] if frame is None else [batch_of(frame)]
+            found = root | beam.Create(rows, reshuffle=False) | tfdv.GenerateStatistics(tfdv.StatsOptions())
+            _ = found | tfdv.WriteStatisticsToBinaryFile(str(one))
+        path = tmp_path / "found" / f"Split-{split}" / "SchemaDiff.pb"
+        path.parent.mkdir(parents=True)
+        anomaly = tfdv.validate_statistics(tfdv.load_stats_binary(str(one)), schema)
+        path.write_bytes(anomaly.SerializeToString())
+    (found,) = anomalies.of_schema(tmp_path / "found", schema_dir)
+    assert str(found) == "(rows): expected at least one; found in eval: none" and found.stops
+
+
+def test_message_names_the_setting_of_changes_only_where_values_changed():
+    wrong = anomalies.Anomaly("label", "int in every row", "in train: missing", stops=True)
+    (changed,) = anomalies.of_changes({anomalies.BEFORE: {"price": 0.9}}, drift.DriftConfig())
+    assert "drift.stop" not in anomalies.in_words([wrong]) and "declare what they have" in anomalies.in_words([wrong])
+    assert "raise `drift.stop`" in anomalies.in_words([changed])
+    both = anomalies.in_words([wrong, changed])
+    assert "raise `drift.stop`" in both and "declare what they have" in both

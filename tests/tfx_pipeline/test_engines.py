@@ -1,16 +1,21 @@
+import dataclasses
+import os
 import socket
 
 import psutil
 import pytest
 
-pytest.importorskip("apache_beam", reason="Beam is not installed")
+pytest.importorskip("tfx", reason="TFX is not installed")
 
 from tfmm import config as config_lib
+from tfmm import presets
 from tfmm.data import footprint
 from tfmm.features import FeatureSet
-from tfx_pipeline import engines, environments
+from tfmm.marketplace import generator
+from tfx_pipeline import engines, environments, infra_check, pipeline
 
 FEATURES = FeatureSet().resolved(max_behaviors=50, min_count=1)
+TABLES = config_lib.MarketplaceConfig(num_items=50, num_users=20, num_days=2, num_searches=20, image_size=16)
 
 
 def test_options_are_those_of_the_variable_and_else_of_one_process(tmp_path):
@@ -48,6 +53,59 @@ def test_what_is_wrong_is_said_at_once_with_what_was_received(options, said):
     with pytest.raises(ValueError, match=said) as caught:
         engines.verify(options.split())
     assert f"Received: {options}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Direct", "direct", "directrunner", "Prism", "SwitchingDirectRunner", "my.Runner"])
+def test_runner_that_is_not_known_here_is_refused_however_it_is_spelled(name):
+    with pytest.raises(ValueError, match=r"not as DirectRunner|it must be one of FnApiRunner, .*DataflowRunner"):
+        engines.verify([f"--runner={name}"])
+
+
+@pytest.mark.parametrize("name, said", [
+    ("flink", "--job_endpoint=HOST:PORT is not given"), ("FLINKRUNNER", "--job_endpoint=HOST:PORT is not given"),
+    ("portable", "--job_endpoint=HOST:PORT is not given"), ("Dataflow", "--project is not given"),
+    ("fnapirunner", "needs --direct_running_mode=multi_processing"),
+])  # fmt: skip
+def test_runner_is_asked_for_what_it_needs_however_it_is_spelled(name, said):
+    with pytest.raises(ValueError, match=said):
+        engines.verify([f"--runner={name}", "--direct_num_workers=2"])
+
+
+DATAFLOW = ["--runner=dataflow", "--project=p", "--region=r", "--temp_location=gs://b/tmp", "--sdk_container_image=i"]
+
+
+def test_dataflow_needs_folders_that_its_workers_see(tmp_path):
+    run, mount = presets.small(), tmp_path / "mount"
+    inside = environments.Environment(mount / "work", None, run, tuple(DATAFLOW), str(mount))
+    assert environments.Environment.from_variables(inside.to_variables()).mount == str(mount)
+    pipeline.create_pipeline(inside)
+    for outside in (dataclasses.replace(inside, workdir=tmp_path / "work"), dataclasses.replace(inside, mount="")):
+        said = rf"Workers of Dataflow.*\(TFMM_MOUNT={outside.mount}\): {outside.workdir}.*Put them on a volume"
+        with pytest.raises(ValueError, match=said):
+            pipeline.create_pipeline(outside)
+    places = [mount / "work", "gs://b/tables", tmp_path / "tables"]
+    with pytest.raises(ValueError, match=rf"\(TFMM_MOUNT={mount}\): {tmp_path}/tables\. "):
+        engines.verify_places(DATAFLOW, places, str(mount))
+    engines.verify_places(engines.LOCAL, places, "")
+
+
+def test_dag_that_runs_elsewhere_holds_nothing_of_this_machine(tmp_path, monkeypatch):
+    generator.generate(TABLES, tmp_path / "tables")
+    address = "--job_endpoint=job-server.example:8099"
+    away = ("--runner=PortableRunner", address, "--environment_type=EXTERNAL", "--environment_config=pool.example:1")
+    server = tmp_path / infra_check.SERVER
+    server.write_text("")
+    server.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(engines, "_answers", lambda where: pytest.fail(f"{where} was asked"))
+    monkeypatch.setattr(engines, "machine_memory", lambda: (1, 1))
+    for options in (away, engines.LOCAL):
+        environment = environments.Environment(tmp_path / "work", tmp_path / "tables", presets.small(), options)
+        made = pipeline.create_pipeline(environment, is_here=False)
+        for node in made.components:
+            assert str(server) not in str(node.exec_properties)
+    with pytest.raises(ValueError, match=r"and this machine has 0\.0 GB"):
+        pipeline.create_pipeline(environment)
 
 
 def test_job_server_and_workers_that_do_not_answer_are_both_named():

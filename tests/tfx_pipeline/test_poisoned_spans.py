@@ -202,12 +202,13 @@ def test_one_user_with_a_million_behaviors_goes_through(root, tables, good, tmp_
 def test_model_that_no_server_loads_is_not_pushed_and_said_in_a_line(root, tables, good, tmp_path):
     server = tmp_path / "bin" / infra_check.SERVER
     server.parent.mkdir()
-    server.write_text("#!/bin/sh\nexit 3\n")
+    server.write_text("#!/bin/sh\necho no such file: saved_model.pb\nexit 3\n")
     server.chmod(0o755)
     before = served(good)
     done = run(root, good, tables, str(server.parent))
     assert done.returncode == 1 and "Load it as a server does (InfraCheck) failed." in done.stderr
     assert "it cannot be loaded: the server ended with code 3" in done.stderr and "It is not pushed" in done.stderr
+    assert "no such file: saved_model.pb" in done.stderr
     assert served(good) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import pathlib
 import tempfile
@@ -10,9 +11,9 @@ import typing
 import numpy as np
 import pyarrow.compute as pc
 
-from tfmm import buckets, extras
+from tfmm import buckets, dead_letters, extras
 from tfmm.config import DataConfig
-from tfmm.data import as_known, declared, examples, reading, records, schema, spans, times
+from tfmm.data import as_known, declared, examples, left_out, reading, records, schema, spans, times
 from tfmm.features import FeatureSet
 
 try:
@@ -24,6 +25,7 @@ except ModuleNotFoundError as error:
 
 ROWS_PER_SHARD = 50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
 NAMESPACE = "tfmm.data"
+PREFIX = "Split-{split}/data_tfrecord"  # of files of records, as a TFX Examples artifact has them
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,11 +47,12 @@ class BuildExamples(beam.PTransform):
     ):
         """Takes what is to be joined; of a model that goes on, `before`, only impressions after its watermark.
 
-        `span` says what these are once a pipeline has been built.
+        `span` says what these are once a pipeline has been built, and `read` how many rows of each log are read.
         """
         super().__init__()
         self._data_dir, self._config, self._features = str(data_dir), config, feature_set
         self._tally, self.span = spans.Tally(before), spans.Span(None, 0, 0, (), {})
+        self.read = dict.fromkeys(reading.LOGS, 0)
 
     def expand(self, root: beam.Pipeline | pvalue.PBegin) -> dict[str, beam.PCollection]:
         declared.require(self._data_dir, self._features)
@@ -69,6 +72,8 @@ class BuildExamples(beam.PTransform):
         if has_behaviors:  # else clicks are behaviors, of before the span too
             old = {(group.part, group.group) for group, count in zip(impressions, counts) if not count}
             logs = [one for one in logs if one.table != "impressions" or (one.part, one.group) not in old]
+        for one in logs:
+            self.read[one.table] += one.part.row_groups[one.group]
         catalog = (
             root
             | "ListItems" >> beam.Create(reading.row_groups(self._data_dir, ["items"], self._features))
@@ -124,17 +129,66 @@ def write(
     config: DataConfig,
     feature_set: FeatureSet,
     output_dir: str | pathlib.Path,
-    prefix: str = "Split-{split}/data_tfrecord",
+    prefix: str = PREFIX,
     before: spans.Before | None = None,
 ) -> spans.Span:
     """Adds to a pipeline: BuildExamples, its records as gzip TFRecords, its dead letters as Parquet.
 
     Args:
-        prefix: of the record files under `output_dir`; the default is the layout of a TFX Examples artifact.
+        prefix: of the record files under `output_dir`.
         before: what a model that goes on knows of the data, see `BuildExamples`.
     Returns:
         The span, which is written beside the examples, too.
     """
+    return _write(root, data_dir, config, feature_set, output_dir, prefix, before).span
+
+
+def generate(
+    pipeline: beam.Pipeline,
+    data_dir: str | pathlib.Path,
+    config: DataConfig,
+    feature_set: FeatureSet,
+    output_dir: str | pathlib.Path,
+    before: spans.Before | None = None,
+) -> tuple[spans.Span, list[dead_letters.Count]]:
+    """Runs a pipeline that writes examples into a folder of this machine, as `write` does, and looks at what came.
+
+    Returns:
+        The span, and how many rows were left out, by reason.
+    Raises:
+        EmptySpan: no impression is later than the watermark, or none is to be trained on.
+        ValueError: a rule leaves out more than `config.max_bad_fraction` of a table's rows as far as they were read,
+            or a split came out empty.
+    """
+    with pipeline as root:
+        build = _write(root, data_dir, config, feature_set, output_dir, PREFIX, before)
+    lost = dead_letters.counts(dead_letters.read(output_dir))
+    left_out.verify(lost, left_out.totals(lost, build.read, data_dir, feature_set), config.max_bad_fraction)
+    has_rows = {split: _has_records(pathlib.Path(output_dir), PREFIX.format(split=split)) for split in schema.SPLITS}
+    empty = ", ".join(f"no row of {split}" for split, has_any in has_rows.items() if not has_any)
+    count = sum(one.count for one in lost)
+    left_out.verify_splits(has_rows, before is not None, f"{empty}; {count:,} rows left out")
+    return build.span, lost
+
+
+def _has_records(folder: pathlib.Path, prefix: str) -> bool:
+    """Returns whether one of a split's files, which are compressed, holds anything."""
+    for path in sorted(folder.glob(f"{prefix}*.gz")):
+        with gzip.open(path) as file:
+            if file.read(1):
+                return True
+    return False
+
+
+def _write(
+    root: beam.Pipeline,
+    data_dir: str | pathlib.Path,
+    config: DataConfig,
+    feature_set: FeatureSet,
+    output_dir: str | pathlib.Path,
+    prefix: str,
+    before: spans.Before | None,
+) -> BuildExamples:
     build = BuildExamples(data_dir, config, feature_set, before)
     built = root | "BuildExamples" >> build
     folder = str(output_dir).rstrip("/")
@@ -151,7 +205,7 @@ def write(
         f"{folder}/dead_letter", reading.DEAD_LETTER, file_name_suffix=".parquet"
     )
     build.span.write(folder)
-    return build.span
+    return build
 
 
 def _make_folder(path: str) -> None:

@@ -81,24 +81,12 @@ def write_examples(
     for line in span.lines():
         say(line)
     say(f"examples: {counts['train']:,} train, {counts['eval']:,} eval, {counts['dead_letter']:,} rows left out")
-    lost, tables = dead_letters.counts(dead_letters.read(folder)), declared.tables(feature_set)
+    lost = dead_letters.counts(dead_letters.read(folder))
     for line in dead_letters.count_lines(lost, folder):
         say(line)
-    totals = {
-        name: read.get(name) or sum(sum(part.row_groups) for part in schema.table_parts(data_dir, name, tables))
-        for name in {one.source for one in lost}
-    }
-    left_out.verify(lost, totals, config.max_bad_fraction, folder)
-    if before and not counts["train"]:
-        raise spans.EmptySpan(
-            f"A new model needs impressions to be trained on and to be judged by. Received, after its parent's: "
-            f"{counts['eval']:,}, all held out. No new version is made."
-        )
-    if not all(counts[split] for split in schema.SPLITS):
-        raise ValueError(
-            f"Both splits must have rows. Received: {counts}. {folder}/dead_letter-*.parquet holds the rows "
-            "that were left out, with their reasons."
-        )
+    left_out.verify(lost, left_out.totals(lost, read, data_dir, feature_set), config.max_bad_fraction, folder)
+    received = f"{counts}; {folder}/dead_letter-*.parquet holds the rows that were left out"
+    left_out.verify_splits({split: counts[split] > 0 for split in schema.SPLITS}, before is not None, received)
     facts = {**counts, "feature_set": config_lib.to_dict(feature_set), "digests": digests}
     return artifacts.write_manifest(folder, shards.KIND, config, parents=[data_dir], **facts)
 

@@ -9,7 +9,8 @@ import typing
 import pyarrow.parquet as pq
 
 from tfmm import dead_letters
-from tfmm.data import reading
+from tfmm.data import declared, reading, schema, spans
+from tfmm.features import FeatureSet
 
 
 def verify(
@@ -46,6 +47,43 @@ def verify(
         raise ValueError(
             f"No reason may leave out more than {100 * max_bad_fraction:g} % of a table's rows "
             f"(`data.max_bad_fraction`). Left out:\n{found}\nMend them, or raise `data.max_bad_fraction`.{where}"
+        )
+
+
+def totals(
+    counts: typing.Iterable[dead_letters.Count],
+    read: typing.Mapping[str, int],
+    data_dir: str | pathlib.Path,
+    feature_set: FeatureSet,
+) -> dict[str, int]:
+    """Returns the rows of each source of dead letters: those that were read of a log, and a catalog's all."""
+    tables = declared.tables(feature_set)
+    return {
+        name: read.get(name) or sum(sum(part.row_groups) for part in schema.table_parts(data_dir, name, tables))
+        for name in {one.source for one in counts}
+    }
+
+
+def verify_splits(has_rows: typing.Mapping[str, bool], continues: bool, received: str) -> None:
+    """Refuses examples of which a split has none.
+
+    Args:
+        has_rows: whether a split has rows, by its name.
+        continues: whether a model goes on over them, which has rows to be trained on another time.
+        received: as a message ends.
+    Raises:
+        EmptySpan: a model that goes on has nothing to be trained on.
+        ValueError: a split is empty.
+    """
+    if continues and not has_rows[schema.SPLITS[0]]:
+        raise spans.EmptySpan(
+            "A new model needs impressions to be trained on and to be judged by. Received, after its parent's, none "
+            f"to be trained on: {received}. No new version is made."
+        )
+    if not all(has_rows.values()):
+        raise ValueError(
+            f"Both splits must have rows. Received: {received}. Without `split` the newest `data.eval_fraction` of "
+            "the impressions are held out; the rows that were left out are dead letters, with their reasons."
         )
 
 

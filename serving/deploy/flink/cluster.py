@@ -11,24 +11,25 @@ listens on 127.0.0.1 alone. Java and Maven must be there; the jars come from Mav
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import pathlib
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 import typing
 import urllib.request
 import zipfile
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))  # a command puts only this folder there
+
+from serving.deploy import started
+
 HERE = pathlib.Path(__file__).resolve().parent
 FOLDER = HERE.parents[2] / ".cache" / "flink"
-HOST = "127.0.0.1"
+HOST = started.HOST
 SLOTS = (1, 2)  # of each task manager
 UP_WITHIN_S, DOWN_WITHIN_S = 120.0, 20.0
 CONF = "flink-conf.yaml"
@@ -68,13 +69,18 @@ class Cluster:
     def __init__(self, folder: str | os.PathLike[str] = FOLDER):
         self.folder = pathlib.Path(folder).resolve()
         self.logs, self._jar = self.folder / "logs", self.folder / "lib" / JAR
-        self._processes, self._options = self.folder / "processes.json", self.folder / "beam_options"
-        self._children: list[subprocess.Popen] = []
+        self._processes = started.Processes(self.folder / "processes.json")
+        self._options = self.folder / "beam_options"
 
     @property
     def processes(self) -> dict[str, int]:
         """The ids of the processes that were started, by name."""
-        return json.loads(self._processes.read_text()) if self._processes.exists() else {}
+        return self._processes.ids
+
+    @property
+    def running(self) -> dict[str, int]:
+        """The ids of those that are at work."""
+        return self._processes.running
 
     @property
     def beam_options(self) -> list[str]:
@@ -89,14 +95,14 @@ class Cluster:
         Raises:
             RuntimeError: it is up already, cannot be started here, or did not come up.
         """
-        if any(map(is_running, self.processes.values())):
+        if self.running:
             raise RuntimeError(f"A cluster is up in {self.folder}. Take it down first: make flink-down")
         self._jar = class_path(jars or self.folder / "lib")
         shutil.rmtree(self.logs, ignore_errors=True)
-        self._processes.unlink(missing_ok=True)
+        self._processes.forget()
         for name in ("logs", "conf", "tmp", "artifacts"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        rpc, rest, pool = free_ports(3)
+        rpc, rest, pool = started.free_ports(3)
         (self.folder / "conf" / CONF).write_text(self._settings(rpc, rest))
         try:
             self._start_java(JOB_MANAGER, MAIN[JOB_MANAGER], OTHER_HEAP, *self._flink)
@@ -106,7 +112,7 @@ class Cluster:
             of_jobs = [f"--job-host={HOST}", "--job-port=0", "--artifact-port=0", "--expansion-port=0"]
             of_jobs += [f"--artifacts-dir={self.folder / 'artifacts'}", f"--flink-master={HOST}:{rest}"]
             self._start_java(JOB_SERVER, MAIN[JOB_SERVER], OTHER_HEAP, *of_jobs)
-            self._await(lambda: self._num_joined() == len(slots) and answers(pool) and self._job_port() > 0)
+            self._await(lambda: self._num_joined() == len(slots) and started.answers(pool) and self._job_port() > 0)
         except BaseException:
             self.down()
             raise
@@ -133,23 +139,11 @@ class Cluster:
 
     def kill(self, name: str) -> None:
         """Kills a process at once, as a machine does that fails."""
-        os.kill(self.processes[name], signal.SIGKILL)
+        self._processes.signal(name, signal.SIGKILL)
 
     def down(self) -> None:
         """Ends the processes, by their ids, those that ask for work first."""
-        running = {name: pid for name, pid in self.processes.items() if is_running(pid)}
-        for name in sorted(running, key=[JOB_SERVER, JOB_MANAGER].__contains__, reverse=True):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(running[name], signal.SIGTERM)
-        end = time.monotonic() + DOWN_WITHIN_S
-        while any(map(is_running, running.values())):
-            if time.monotonic() > end:
-                for pid in filter(is_running, running.values()):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.1)
-        while self._children:
-            self._children.pop().wait()
-        self._processes.unlink(missing_ok=True)
+        self._processes.end(DOWN_WITHIN_S, first=(JOB_SERVER, JOB_MANAGER))
         self._options.unlink(missing_ok=True)
 
     def ask(self, path: str) -> dict[str, typing.Any]:
@@ -184,12 +178,7 @@ class Cluster:
         self._start(name, ["java", *own, main, *words])
 
     def _start(self, name: str, command: typing.Sequence[str]) -> None:
-        with (self.logs / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
-            )
-        self._children.append(process)
-        self._processes.write_text(json.dumps({**self.processes, name: process.pid}))
+        self._processes.start(name, command, self.logs / f"{name}.log", self.folder)
 
     def _job_port(self) -> int:
         """Returns the port on which Beam's job server says that it takes jobs; 0 while it does not."""
@@ -206,7 +195,7 @@ class Cluster:
     def _await(self, is_up: typing.Callable[[], bool]) -> None:
         end = time.monotonic() + UP_WITHIN_S
         while not is_up():
-            ended = [name for name, pid in self.processes.items() if not is_running(pid)]
+            ended = sorted(set(self.processes) - set(self.running))
             if ended or time.monotonic() > end:
                 what = f"{', '.join(ended)} ended" if ended else f"not within {UP_WITHIN_S:g} s"
                 name = ended[0] if ended else JOB_MANAGER
@@ -224,19 +213,14 @@ def class_path(folder: pathlib.Path) -> pathlib.Path:
     Raises:
         RuntimeError: Java, its compiler or Maven is missing, or failed.
     """
-    if lacking := [tool for tool in ("java", "javac", "mvn") if shutil.which(tool) is None]:
-        raise RuntimeError(
-            f"Flink needs a JDK, of Java 17 say, and Maven. Not on PATH: {', '.join(lacking)}. "
-            "apt-get install default-jdk-headless maven"
-        )
+    started.require_tools("Flink", "java", "javac", "mvn")
     result, sources = folder / JAR, (HERE / "pom.xml", HERE / "Loopback.java")
     if result.exists() and all(source.stat().st_mtime <= result.stat().st_mtime for source in sources):
         return result
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    _run("mvn", "-q", "-B", "-f", *sources[:1], "dependency:copy-dependencies", f"-DoutputDirectory={folder}",
-         "-DincludeScope=runtime")  # fmt: skip
-    _run("javac", "-cp", f"{folder}/*", "-d", folder, *sources[1:])
+    started.fetch_jars(sources[0], folder)
+    started.prepare("javac", "-cp", f"{folder}/*", "-d", folder, sources[1])
     words = f"Class-Path: {' '.join(sorted(path.name for path in folder.glob('*.jar')))}"
     lines = [words[:70], *(f" {words[start : start + 69]}" for start in range(70, len(words), 69))]
     manifest = "\n".join(["Manifest-Version: 1.0", f"Premain-Class: {AGENT}", *lines, ""])
@@ -247,36 +231,6 @@ def class_path(folder: pathlib.Path) -> pathlib.Path:
             jar.write(compiled, compiled.name)
     aside.replace(result)
     return result
-
-
-def _run(*command: str | pathlib.Path) -> None:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines()[:5]
-        raise RuntimeError("\n".join([f"{command[0]} could not prepare Flink's jars:", *said]))
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports of this machine on which nothing listens."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as one:
-        one.settimeout(1)
-        return one.connect_ex((HOST, port)) == 0
-
-
-def is_running(pid: int) -> bool:
-    """Returns whether a process is at work; one that has ended and was not waited for is not."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def main() -> int:

@@ -15,17 +15,20 @@ import argparse
 import base64
 import os
 import pathlib
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import uuid
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))  # a command puts only this folder there
+
+from serving.deploy import started
+
 HERE = pathlib.Path(__file__).resolve().parent
 FOLDER = HERE.parents[2] / ".cache" / "kafka"
-HOST = "127.0.0.1"
+HOST = started.HOST
+NAME = "broker"
 UP_WITHIN_S, DOWN_WITHIN_S = 60.0, 20.0
 HEAP_MB = 512
 
@@ -34,16 +37,15 @@ class Broker:
     """One broker, as it is written down in its folder.
 
     Args:
-        folder: gets `lib` (jars), `topics`, `server.properties`, `broker.log`, the process' id in `pid`, and
+        folder: gets `lib` (jars), `topics`, `server.properties`, `broker.log`, the process in `process.json`, and
             `address`, host:port.
     """
 
     def __init__(self, folder: str | os.PathLike[str] = FOLDER):
         self.folder = pathlib.Path(folder).resolve()
-        self._pid, self._address = self.folder / "pid", self.folder / "address"
+        self._process, self._address = started.Processes(self.folder / "process.json"), self.folder / "address"
         self._settings, self._log = self.folder / "server.properties", self.folder / "broker.log"
         self._jars = self.folder / "lib"
-        self._process: subprocess.Popen | None = None  # where this object has started it
 
     @property
     def address(self) -> str:
@@ -57,22 +59,17 @@ class Broker:
         Raises:
             RuntimeError: it is up already, cannot be started here, or did not come up.
         """
-        if self._is_running():
+        if self._process.running:
             raise RuntimeError(f"A broker is up at {self.address}. Take it down first: make kafka-down")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._jars = jars or self._jars
         fetch_jars(self._jars)
         if not self._settings.exists():
             self._format()
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._java("kafka.Kafka", str(self._settings)), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, cwd=self.folder,
-            )  # fmt: skip
-        self._pid.write_text(str(self._process.pid))
+        self._process.start(NAME, self._java("kafka.Kafka", str(self._settings)), self._log, self.folder)
         end = time.monotonic() + UP_WITHIN_S
-        while not answers(self.address):
-            if not self._is_running() or time.monotonic() > end:
+        while not started.answers(int(self.address.rpartition(":")[2])):
+            if not self._process.running or time.monotonic() > end:
                 self.down()
                 last = "\n".join(self._log.read_text(errors="replace").splitlines()[-5:])
                 raise RuntimeError(f"The broker did not come up. {self._log} says why:\n{last}")
@@ -80,34 +77,20 @@ class Broker:
 
     def kill(self) -> None:
         """Kills it at once, as a machine does that fails; `up` starts it again."""
-        os.kill(int(self._pid.read_text()), signal.SIGKILL)
-        while self._is_running():
+        self._process.signal(NAME, signal.SIGKILL)
+        while self._process.running:
             time.sleep(0.02)
 
     def down(self) -> None:
         """Ends the broker, by its process' id; the topics stay."""
-        end = time.monotonic() + DOWN_WITHIN_S
-        if self._is_running():
-            os.kill(int(self._pid.read_text()), signal.SIGTERM)
-        while self._is_running():
-            if time.monotonic() > end:
-                return self.kill()
-            time.sleep(0.1)
-
-    def _is_running(self) -> bool:
-        if self._process is not None:
-            return self._process.poll() is None
-        return self._pid.exists() and pathlib.Path(f"/proc/{self._pid.read_text()}").exists()
+        self._process.end(DOWN_WITHIN_S)
 
     def _java(self, main: str, *words: str) -> list[str]:
         return ["java", f"-Xmx{HEAP_MB}m", "-cp", f"{self._jars}/*", main, *words]
 
     def _format(self) -> None:
         """Chooses ports and makes the broker's store."""
-        sockets = [socket.create_server((HOST, 0)) for _ in range(2)]
-        port, control = (one.getsockname()[1] for one in sockets)
-        for one in sockets:
-            one.close()
+        port, control = started.free_ports(2)
         self._address.write_text(f"{HOST}:{port}\n")
         settings = {
             "process.roles": "broker,controller", "node.id": 1, "controller.quorum.voters": f"1@{HOST}:{control}",
@@ -133,25 +116,11 @@ def fetch_jars(folder: pathlib.Path) -> None:
     Raises:
         RuntimeError: Java or Maven is missing, or Maven failed.
     """
-    if lacking := [tool for tool in ("java", "mvn") if shutil.which(tool) is None]:
-        raise RuntimeError(f"A broker needs {' and '.join(lacking)}. Install Java 17 and Maven.")
+    started.require_tools("Kafka", "java", "mvn")
     if (folder / "complete").exists():
         return
-    command = ["mvn", "-q", "-B", "-f", str(HERE / "pom.xml"), "dependency:copy-dependencies", "-DincludeScope=runtime"]
-    done = subprocess.run([*command, f"-DoutputDirectory={folder}"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"Maven could not fetch the broker's jars: {done.stdout.strip()[-500:]}")
+    started.fetch_jars(HERE / "pom.xml", folder)
     (folder / "complete").touch()
-
-
-def answers(address: str) -> bool:
-    """Returns whether something listens at host:port."""
-    host, port = address.split(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def make_topic(address: str, name: str, partitions: int) -> None:

@@ -1,0 +1,66 @@
+"""What a script started is told by its start, not by an id that another process may have by now."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from serving.deploy import started
+from serving.deploy.flink import cluster
+from serving.deploy.kafka import broker
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+@pytest.fixture
+def stranger():
+    """A process that nobody here wrote down."""
+    process = subprocess.Popen(SLEEP)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_processes_that_were_written_down_are_ended_by_another_object(tmp_path):
+    path = tmp_path / "processes.json"
+    ours = started.Processes(path)
+    for name in ("first", "second"):
+        ours.start(name, SLEEP, tmp_path / f"{name}.log", tmp_path)
+    ids = ours.running
+    assert list(ids) == ["first", "second"] and started.Processes(path).running == ids
+    ours.signal("first", signal.SIGKILL)
+    os.waitid(os.P_PID, ids["first"], os.WEXITED | os.WNOWAIT)
+    assert ours.running == {"second": ids["second"]}
+    started.Processes(path).end(within_s=20.0)
+    assert not path.exists() and ours.running == {} and started.started_at(ids["second"]) is None
+    ours.end(within_s=20.0)  # its children are waited for
+
+
+@pytest.mark.parametrize("start", [1, None])
+def test_process_that_has_the_id_of_one_that_ended_is_left_alone(tmp_path, stranger, start):
+    kept = stranger.pid if start is None else [stranger.pid, start]  # bare ids are those of earlier versions
+    for script, file, name in ((cluster.Cluster, "processes.json", cluster.JOB_MANAGER),
+                               (broker.Broker, "process.json", broker.NAME)):  # fmt: skip
+        one = script(tmp_path)
+        (tmp_path / file).write_text(json.dumps({name: kept}))
+        one.kill(name) if script is cluster.Cluster else one.kill()
+        one.down()
+        assert stranger.poll() is None and not (tmp_path / file).exists()
+
+
+def test_killed_writer_leaves_the_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "processes.json"
+    ours = started.Processes(path)
+    ours.start("first", SLEEP, tmp_path / "log", tmp_path)
+    before = path.read_text()
+    with monkeypatch.context() as killed:
+        killed.setattr(pathlib.Path, "replace", lambda *_: (_ for _ in ()).throw(InterruptedError("killed here")))
+        with pytest.raises(InterruptedError, match="killed here"):
+            ours.start("second", SLEEP, tmp_path / "log", tmp_path)
+    assert path.read_text() == before
+    ours._children[-1].kill()
+    ours.end(within_s=20.0)
