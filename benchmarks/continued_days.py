@@ -20,7 +20,7 @@ import recording
 
 from tfmm import metrics, runs
 from tfmm.assignments import override
-from tfmm.data import join, spans
+from tfmm.data import join, schema, spans
 from tfmm.evaluate import report
 from tfmm.marketplace import day_by_day, generator
 from tfmm.stages import run_file
@@ -104,7 +104,7 @@ def _day_3(
     through = generator.WEEK_START_US + 2 * day_by_day.DAY_US - 1
     day_by_day.append_day(folder / "marketplace", tables, 2)
     join.write_examples(tables, run.data, run.feature_set, folder / "day-3", before=spans.Before(through, through, {}))
-    files = [examples_lib.example_files(examples_lib.split_pattern(folder / "day-3", split)) for split in join.SPLITS]
+    files = [examples_lib.example_files(examples_lib.split_pattern(folder / "day-3", split)) for split in schema.SPLITS]
     parts = [examples_lib.read_columns(one, run.feature_set, ("user_id", "label")) for one in files]
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     scores = {}

@@ -13,7 +13,7 @@ from tfx.dsl.components.base import executor_spec
 from tfmm import config as config_lib
 from tfmm import own_classes, runs, source
 from tfmm.ctr import integrations
-from tfmm.data import declared
+from tfmm.data import declared, spans
 from tfmm.pretrain import frozen
 from tfmm.stages import inputs, run_file
 from tfx_pipeline import artifact_types, components, continued, engines, infra_check, outside, published, push
@@ -148,7 +148,7 @@ def create_pipeline(
     examples = components.ExampleGenerator(
         dataset=dataset,
         report=check.outputs["report"],
-        before=json.dumps(dataclasses.asdict(road.before)) if road.before else "",
+        before="" if road.before == spans.FROM_SCRATCH else json.dumps(dataclasses.asdict(road.before)),
         run=_reads("examples"),
         code=joined,
     )

@@ -16,6 +16,8 @@ from tfmm import artifacts, presets
 from tfmm.assignments import override
 from tfmm.config import MarketplaceConfig
 from tfmm.ctr import state as state_lib
+from tfmm.data import spans
+from tfmm.export import saved_model
 from tfmm.marketplace import day_by_day, generator
 from tfmm.stages import run_file
 from tfx_pipeline import continued, environments, metadata, status
@@ -104,7 +106,27 @@ def test_encoders_and_make_come_again_by_their_own_schedule(days, tmp_path, sett
         day_by_day.append_day(workdir.parent / "marketplace", tmp_path / "tables", day)
     found = continued.road(environments.Environment(workdir, tmp_path / "tables", override(made, settings)))
     assert ((found.encoders is not None), bool(found.models)) == (encoders, models)
-    assert (found.before is not None) == models == bool(found.vocabulary)
+    assert found.before.goes_on == models == bool(found.vocabulary)
+
+
+@pytest.mark.parametrize("settings", [["days.make_every=2"], ["days.encoders_every=2"], ['days.continue_from=""']])
+def test_a_full_training_is_judged_on_rows_that_the_model_in_service_was_not_trained_on(days, tmp_path, settings):
+    workdir, _ = days
+    run = override(run_file.read(workdir), [*settings, "days.heldout_rows=900"])
+    for day in (0, 1, 2):
+        day_by_day.append_day(workdir.parent / "marketplace", tmp_path / "tables", day)
+    through = saved_model.training_of(versions(workdir)[-1])["trained_through"]["timestamp"]
+    at = pq.read_table(tmp_path / "tables/impressions")["timestamp"].cast("int64").to_numpy()
+    assert (at > through).sum() < 900  # by itself, it would hold out some of them
+    found = continued.road(environments.Environment(workdir, tmp_path / "tables", run))
+    assert found.before == spans.Before(heldout_rows=900, served_through=through)
+
+
+def test_without_new_rows_no_training_in_full_has_its_turn(days):
+    workdir, _ = days
+    run = override(run_file.read(workdir), ["days.make_every=1"])
+    with pytest.raises(spans.EmptySpan, match="No new version is made"):
+        continued.road(environments.Environment(workdir, workdir.parent / "tables", run))
 
 
 def test_a_declaration_that_is_not_the_parents_stops_the_run_before_its_first_node(days):

@@ -41,9 +41,9 @@ class BuildExamples(beam.PTransform):
         data_dir: str | pathlib.Path,
         config: DataConfig,
         feature_set: FeatureSet,
-        before: spans.Before | None = None,
+        before: spans.Before = spans.FROM_SCRATCH,
     ):
-        """Takes what is to be joined; of a model that goes on, `before`, only impressions after its watermark.
+        """Takes what is to be joined, and what is held out; of a model that goes on, what is after its watermark.
 
         `span` says what these are once a pipeline has been built.
         """
@@ -125,13 +125,13 @@ def write(
     feature_set: FeatureSet,
     output_dir: str | pathlib.Path,
     prefix: str = "Split-{split}/data_tfrecord",
-    before: spans.Before | None = None,
+    before: spans.Before = spans.FROM_SCRATCH,
 ) -> spans.Span:
     """Adds to a pipeline: BuildExamples, its records as gzip TFRecords, its dead letters as Parquet.
 
     Args:
         prefix: of the record files under `output_dir`; the default is the layout of a TFX Examples artifact.
-        before: what a model that goes on knows of the data, see `BuildExamples`.
+        before: what is known before the training, see `BuildExamples`.
     Returns:
         The span, which is written beside the examples, too.
     """

@@ -51,11 +51,12 @@ def write_examples(
     feature_set: FeatureSet,
     output_dir: str | pathlib.Path,
     say: Say = lambda line: None,
-    before: spans.Before | None = None,
+    before: spans.Before = spans.FROM_SCRATCH,
 ) -> dict[str, typing.Any]:
     """Joins a data folder, and says how many rows it wrote and which were left out.
 
-    Of a model that goes on, only impressions after its watermark, `before`, are joined; their histories reach back.
+    `before` says how much is held out; of a model that goes on, only impressions after its watermark are joined, whose
+    histories reach back.
 
     Writes `{train,eval}-*.npy` with histories and items, see `tfmm.data.shards`, `dead_letter-*.parquet` (rows that
     were left out, with their reason) and a manifest. An impression of an item that the catalog lacks is a dead letter;
@@ -89,7 +90,7 @@ def write_examples(
         for name in {one.source for one in lost}
     }
     left_out.verify(lost, totals, config.max_bad_fraction, folder)
-    if before and not counts["train"]:
+    if before.goes_on and not counts["train"]:
         raise spans.EmptySpan(
             f"A new model needs impressions to be trained on and to be judged by. Received, after its parent's: "
             f"{counts['eval']:,}, all held out. No new version is made."
@@ -120,7 +121,7 @@ def _join(
     feature_set: FeatureSet,
     folder: pathlib.Path,
     parts: pathlib.Path,
-    before: spans.Before | None,
+    before: spans.Before,
 ) -> tuple[dict[str, int], dict[str, str], spans.Span, dict[str, int]]:
     """Returns the counts of rows, the files' digests, the span, and how many rows of each log were read."""
     seen = times.resolutions(data_dir, config.time_zone)
@@ -202,7 +203,7 @@ def _spread(
                 at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), reader.seen[group.table])
                 new = tally.add(at)
                 records.write(shown_at, at[new])
-                if not new.any() and tally.before and reader.has_behaviors:
+                if not new.any() and tally.before.goes_on and reader.has_behaviors:
                     continue  # else its clicks are behaviors
             read[group.table] += group.part.row_groups[group.group]
             good, left = reader.log(group)

@@ -15,7 +15,7 @@ import typing
 
 import numpy as np
 
-from tfmm.data import examples, instants, order_statistics, times
+from tfmm.data import examples, instants, order_statistics, schema, times
 
 FILE = "span.json"  # beside examples
 GAP_HOURS = 24  # without an impression: what is said
@@ -30,21 +30,31 @@ class EmptySpan(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Before:
-    """What a model that goes on knows of the data.
+    """What is known before a training: what a model that goes on has seen, and what is held out.
 
     Attributes:
-        watermark: microseconds since 1970, through which it was trained.
+        watermark: microseconds since 1970, through which it was trained; `instants.NULL`: a training from scratch.
         newest: microseconds since 1970, of the newest impression that it was trained on or judged by.
         seen: how many impressions of each hour the data had through the watermark, by hours since 1970.
         heldout_rows, heldout_s: of the span, its newest so many impressions or seconds are held out; 0 and 0: the share
             that `data.eval_fraction` says.
+        served_through: of a training from scratch, through when the model was trained that it will be held against:
+            only later rows judge both alike, so only these are held out. `instants.NULL`: there is no such model.
     """
 
-    watermark: int
-    newest: int
-    seen: typing.Mapping[str, int]
+    watermark: int = instants.NULL
+    newest: int = instants.NULL
+    seen: typing.Mapping[str, int] = dataclasses.field(default_factory=dict)
     heldout_rows: int = 0
     heldout_s: int = 0
+    served_through: int = instants.NULL
+
+    @property
+    def goes_on(self) -> bool:
+        return self.watermark != instants.NULL
+
+
+FROM_SCRATCH = Before()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +100,7 @@ def read(folder: str | pathlib.Path) -> Span:
 class Tally:
     """Counts a data folder's impressions by hour, on both sides of a watermark."""
 
-    def __init__(self, before: Before | None) -> None:
+    def __init__(self, before: Before) -> None:
         self.before, self.newest = before, instants.NULL
         self._old: collections.Counter[int] = collections.Counter()
         self._new: collections.Counter[int] = collections.Counter()
@@ -110,7 +120,7 @@ class Tally:
 
     def is_new(self, at: np.ndarray) -> np.ndarray:
         """Returns which instants int64 [n] are of the span; none that is null."""
-        return at > (instants.NULL if self.before is None else self.before.watermark)
+        return at > self.before.watermark
 
     def span(self) -> Span:
         """Returns the span.
@@ -119,27 +129,54 @@ class Tally:
             EmptySpan: no impression is newer than those that the parent has seen or was judged by.
         """
         before, rows = self.before, self._new.total()
-        seen = collections.Counter({int(hour): count for hour, count in before.seen.items()} if before else {})
+        seen = collections.Counter({int(hour): count for hour, count in before.seen.items()})
         late = (self._old - seen).total()  # without counts below 0, of what is no longer there
-        if before and self.newest <= before.newest:
+        if before.goes_on and self.newest <= before.newest:
             came = f", and {late:,} that came late and are not trained on" if late else ""
             raise EmptySpan(
                 f"A new model needs impressions after {_moment(before.newest)}, the newest that its parent was judged "
                 f"by. Received: none{came}. No new version is made."
             )
-        hours = sorted({*self._new, *([before.watermark // _HOUR_US] if before else [])})
+        hours = sorted({*self._new, *([before.watermark // _HOUR_US] if before.goes_on else [])})
         gaps = tuple((one, other) for one, other in itertools.pairwise(hours) if other - one > GAP_HOURS)
         known = (seen | self._old) + (self._new - self._held)
         through = {str(hour): known[hour] for hour in sorted(known)}
-        return Span(before.watermark if before else None, rows, late, gaps, through)
+        return Span(before.watermark if before.goes_on else None, rows, late, gaps, through)
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """How many impressions are not later than the watermark, and how many are."""
+        return self._old.total(), self._new.total()
 
 
 def require_new(data_dir: str | pathlib.Path, time_zone: str, before: Before) -> None:
     """Raises an EmptySpan where a data folder has nothing for a new model; only times are read."""
+    _tally(data_dir, time_zone, before).span()
+
+
+def judged_alike(
+    data_dir: str | pathlib.Path, time_zone: str, eval_fraction: float, before: Before, served_through: int
+) -> Before:
+    """Returns what a training from scratch is told that will be held against a model in service; only times are read.
+
+    Where what it would hold out is later than what that model was trained through, or nothing is, it is told nothing.
+    """
+    tally = _tally(data_dir, time_zone, Before(watermark=served_through))
+    old, new = tally.rows
+    is_later = old <= _place(old + new, eval_fraction, before)
+    if before.heldout_s:
+        is_later = tally.newest - before.heldout_s * examples.SECOND_US >= served_through
+    return dataclasses.replace(before, served_through=served_through) if new and not is_later else before
+
+
+def _tally(data_dir: str | pathlib.Path, time_zone: str, before: Before) -> Tally:
+    """Returns the count of a data folder's impressions, read piece by piece."""
     seen = times.resolutions(data_dir, time_zone, ["impressions"])["impressions"]
     tally = Tally(before)
-    tally.add(times.read_bounds(data_dir, "impressions", seen)[0])
-    tally.span()
+    for part in schema.table_parts(data_dir, "impressions"):
+        for group in range(len(part.row_groups)):
+            tally.add(times.bounds(times.read_stored(part, "impressions", group), seen)[0])
+    return tally
 
 
 def of_span(shown: Columns, tally: Tally) -> Columns:
@@ -154,22 +191,29 @@ def _count(hours: collections.Counter[int], at: np.ndarray) -> None:
     hours.update(dict(zip(found.tolist(), counts.tolist())))
 
 
-def first_held_out(pieces: Pieces, num_rows: int, eval_fraction: float, before: Before | None) -> int:
+def first_held_out(pieces: Pieces, num_rows: int, eval_fraction: float, before: Before) -> int:
     """Returns from which instant on impressions are held out; those of one instant are held out together.
 
     Args:
         pieces: gives microseconds int64 [k] of all rows, piece by piece, as often as it is called.
         num_rows: their number, at least 1.
         eval_fraction: the share of the rows.
-        before: what a model that goes on says, where it does.
+        before: says how much, and where a share does not.
     """
-    place = examples.eval_place(num_rows, eval_fraction)
-    if before and before.heldout_s:
-        newest = max(int(piece.max()) for piece, _ in pieces() if len(piece))
-        return newest - before.heldout_s * examples.SECOND_US + 1
-    if before and before.heldout_rows:
-        place = max(num_rows - before.heldout_rows, 0)
-    return int(order_statistics.select(pieces, np.array([place]), np.int64)[0])
+    newest = max(int(piece.max()) for piece, _ in pieces() if len(piece))
+    if before.heldout_s:
+        first = newest - before.heldout_s * examples.SECOND_US + 1
+    else:
+        place = _place(num_rows, eval_fraction, before)
+        first = int(order_statistics.select(pieces, np.array([place]), np.int64)[0])
+    return max(first, before.served_through + 1) if newest > before.served_through else first
+
+
+def _place(num_rows: int, eval_fraction: float, before: Before) -> int:
+    """Returns which of the sorted instants is the first that is held out, where seconds do not say so."""
+    if before.heldout_rows:
+        return max(num_rows - before.heldout_rows, 0)
+    return examples.eval_place(num_rows, eval_fraction)
 
 
 def held_out_from(path: pathlib.Path, eval_fraction: float, tally: Tally) -> int:

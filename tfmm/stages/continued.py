@@ -11,6 +11,7 @@ from tfmm.ctr import lineage
 from tfmm.ctr import state as state_lib
 from tfmm.data import instants
 from tfmm.data.spans import Before
+from tfmm.days import DaysConfig
 from tfmm.stages import run_file
 from tfmm.stages.folders import ID, MULTIMODAL, STATE, Folder
 
@@ -40,6 +41,11 @@ class Parent:
     @property
     def vocabulary_dir(self) -> pathlib.Path:
         return self.states[MULTIMODAL] / state_lib.VOCABULARY
+
+
+def from_scratch(days: DaysConfig) -> Before:
+    """Returns what is known before a training that goes on from nothing: how much is held out."""
+    return Before(heldout_rows=days.heldout_rows, heldout_s=days.heldout_s)
 
 
 def parent(
@@ -79,7 +85,9 @@ def parent(
     if faults := [fault for fault in faults if fault]:
         raise ValueError(f"{pathlib.Path(model_dirs[MULTIMODAL])} cannot be gone on from:\n- " + "\n- ".join(faults))
     newest, seen = trained[MULTIMODAL]["newest"], found[MULTIMODAL]["seen"]
-    before = Before(through[MULTIMODAL], newest, seen, run.days.heldout_rows, run.days.heldout_s)
+    before = dataclasses.replace(
+        from_scratch(run.days), watermark=through[MULTIMODAL], newest=newest, seen=seen
+    )
     return Parent(states, before)
 
 

@@ -1,7 +1,10 @@
 """What comes after a watermark: which rows are joined, and what is said of the others."""
 
+import dataclasses
+
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -9,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from tfmm import preprocessing
 from tfmm.config import DataConfig
 from tfmm.data import beam as beam_lib
-from tfmm.data import examples, instants, join, shards, spans
+from tfmm.data import examples, instants, join, schema, shards, spans
 from tfmm.features import FeatureSet
 
 CONFIG = DataConfig(max_behaviors=5)
@@ -58,6 +61,43 @@ def test_the_newest_are_held_out_by_share_by_rows_or_by_seconds(held, number):
     assert (at >= first).sum() == number
 
 
+@pytest.mark.parametrize(
+    "served, held, number", [(3, {}, 2), (7, {}, 2), (8, {}, 2), (9, {}, 1), (10, {}, 2), (7, {"heldout_rows": 6}, 3)]
+)
+def test_a_training_from_scratch_holds_out_nothing_that_the_model_in_service_was_trained_on(served, held, number):
+    """Of 10 rows 2 are held out; where nothing is later than what that model saw, it was trained on other data."""
+    at = np.arange(1, 11) * 1_000_000
+    known = spans.Before(served_through=served * 1_000_000, **held)
+    assert (at >= spans.first_held_out(lambda: [(at, None)], 10, 0.2, known)).sum() == number
+
+
+@pytest.mark.parametrize(
+    "held, served, is_told",
+    [({}, 7, False), ({}, 8, False), ({}, 9, True), ({}, 10, False), ({"heldout_rows": 3}, 8, True),
+     ({"heldout_rows": 2}, 8, False), ({"heldout_s": 3}, 8, True), ({"heldout_s": 2}, 8, False)],
+)  # fmt: skip
+def test_a_training_from_scratch_is_told_of_the_model_in_service_only_where_that_changes_what_is_held_out(
+    tmp_path, held, served, is_told
+):
+    at = pa.array([*(second * 1_000_000 for second in range(1, 11)), None], pa.int64()).cast(pa.timestamp("us"))
+    pq.write_table(pa.table({"timestamp": at}), tmp_path / "impressions.parquet", row_group_size=4)
+    own = spans.Before(**held)
+    found = spans.judged_alike(tmp_path, "UTC", 0.2, own, served * 1_000_000)
+    assert found == (dataclasses.replace(own, served_through=served * 1_000_000) if is_told else own)
+
+
+def test_what_is_held_out_is_said_in_rows_without_a_parent_too(small_marketplace, tmp_path):
+    known = spans.Before(heldout_rows=100)
+    join.write_examples(small_marketplace, CONFIG, FEATURES, tmp_path / "join", before=known)
+    with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", "--direct_num_workers=1"])) as root:
+        beam_lib.write(root, small_marketplace, CONFIG, FEATURES, tmp_path / "beam", prefix="{split}", before=known)
+    held_out = shards.read_columns(str(tmp_path / "join" / "eval-*"))["timestamp"]
+    spec = preprocessing.raw_spec(FEATURES)
+    found = examples.read_columns(str(tmp_path / "beam" / "eval-*"), spec)["timestamp"]
+    np.testing.assert_array_equal(np.sort(found), np.sort(held_out))
+    assert len(found) == 100
+
+
 @pytest.mark.parametrize("has_behaviors", [True, False])
 def test_a_span_is_the_rows_after_the_watermark_with_the_histories_that_they_had(
     small_marketplace, tmp_path, has_behaviors
@@ -72,7 +112,7 @@ def test_a_span_is_the_rows_after_the_watermark_with_the_histories_that_they_had
             rows = table.slice(start, table.num_rows * (part + 1) // 3 - start)
             pq.write_table(rows, data / name / f"part-{part}.parquet", row_group_size=1000)
     join.write_examples(data, CONFIG, FEATURES, tmp_path / "all")
-    whole = [shards.read_columns(str(tmp_path / "all" / f"{split}-*")) for split in join.SPLITS]
+    whole = [shards.read_columns(str(tmp_path / "all" / f"{split}-*")) for split in schema.SPLITS]
     columns = {name: np.concatenate([part[name] for part in whole]) for name in whole[0]}
     after = before(int(columns["timestamp"][len(columns["timestamp"]) // 2]))
     is_new = columns["timestamp"] > after.watermark
@@ -84,7 +124,7 @@ def test_a_span_is_the_rows_after_the_watermark_with_the_histories_that_they_had
         ("span", shards.read_columns),
         ("beam", lambda pattern: examples.read_columns(pattern, spec)),
     ):
-        parts = [read(str(tmp_path / folder / f"{split}-*")) for split in join.SPLITS]
+        parts = [read(str(tmp_path / folder / f"{split}-*")) for split in schema.SPLITS]
         parts = [{name: values[examples.time_order(part)] for name, values in part.items()} for part in parts]
         cuts.append(len(parts[0]["label"]))
         for name, values in columns.items():
