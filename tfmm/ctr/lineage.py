@@ -39,8 +39,8 @@ def facts(
     Returns:
         `trained_through` (`timestamp` in microseconds, and how many of its rows were trained, `row`), `span` (`number`
         from 1, `rows`, `first`, `last`; of a join its `late` rows and `gaps`, see `spans.Span`), `rows` in the model's
-        life, `lag` of the held-out rows (`rows`, `seconds`), `newest` (microseconds, of the last row of all), `parent`
-        (id of its state, or None), `encoder_versions` by modality, and `make` (id, or None).
+        life, `lag` of the held-out rows (`rows`, `seconds`), `newest` (microseconds, of the last impression of all),
+        `parent` (id of its state, or None), `encoder_versions` by modality, and `make` (id, or None).
     Raises:
         ValueError: a modality's vectors are of another encoder, or rows are not after the parent's.
     """
@@ -58,7 +58,7 @@ def facts(
                 "--continue-from` does."
             )
     first, last = int(times[0]), int(times[-1])
-    newest = max(last, int(held_out[-1]))
+    judged = max(last, int(held_out[-1]))
     return {
         "trained_through": {"timestamp": last, "row": int((times == last).sum())},
         "span": {
@@ -69,8 +69,8 @@ def facts(
             **({"late": span.late, "gaps": list(map(list, span.gaps))} if span else {}),
         },
         "rows": before.get("rows", 0) + len(times),
-        "newest": newest,
-        "lag": {"rows": int((held_out > last).sum()), "seconds": round((newest - last) / SECOND_US, 3)},
+        "newest": span.newest if span else judged,  # of what was left out too, so that it is no reason to train again
+        "lag": {"rows": int((held_out > last).sum()), "seconds": round((judged - last) / SECOND_US, 3)},
         "parent": parent["id"] if parent else None,
         "encoder_versions": versions,
         "make": before["make"] if parent else artifacts.read_manifest(make_dir)["id"] if make_dir else None,

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from tfmm import buckets, extras
 from tfmm.config import DataConfig
-from tfmm.data import as_known, declared, examples, reading, records, schema, spans, times
+from tfmm.data import as_known, declared, examples, instants, reading, records, schema, spans, times
 from tfmm.features import FeatureSet
 
 try:
@@ -42,14 +42,17 @@ class BuildExamples(beam.PTransform):
         config: DataConfig,
         feature_set: FeatureSet,
         before: spans.Before = spans.FROM_SCRATCH,
+        newest_us: int | None = None,
     ):
         """Takes what is to be joined, and what is held out; of a model that goes on, what is after its watermark.
+
+        An impression later than `newest_us` (None: a day from now) has not happened, and is a dead letter.
 
         `span` says what these are once a pipeline has been built.
         """
         super().__init__()
         self._data_dir, self._config, self._features = str(data_dir), config, feature_set
-        self._tally, self.span = spans.Tally(before), spans.Span(None, 0, 0, (), {})
+        self._tally, self.span = spans.Tally(before, newest_us), spans.Span(None, 0, 0, (), {}, instants.NULL)
 
     def expand(self, root: beam.Pipeline | pvalue.PBegin) -> dict[str, beam.PCollection]:
         declared.require(self._data_dir, self._features)
@@ -63,7 +66,7 @@ class BuildExamples(beam.PTransform):
         self.span = self._tally.span()
         num_shards = max(1, round(sum(counts) / ROWS_PER_SHARD))
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
-        reader = reading.Reader(self._features, seen, has_behaviors, has_split)
+        reader = reading.Reader(self._features, seen, has_behaviors, has_split, self._tally.newest_us)
         names = reading.log_names(self._data_dir, self._features)
         logs = reading.row_groups(self._data_dir, names, self._features)
         if has_behaviors:  # else clicks are behaviors, of before the span too
@@ -105,8 +108,7 @@ class BuildExamples(beam.PTransform):
             path = pathlib.Path(folder) / "times.bin"
             with path.open("wb") as file:
                 for group in impressions:
-                    at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), seen[group.table])
-                    new = self._tally.add(at)
+                    at, new = self._tally.read(group.part, group.group, seen[group.table])
                     counts.append(int(new.sum()))
                     if has_split:
                         split = schema.read_part(group.part, group.table, ["split"], group.group)["split"]
@@ -126,16 +128,18 @@ def write(
     output_dir: str | pathlib.Path,
     prefix: str = "Split-{split}/data_tfrecord",
     before: spans.Before = spans.FROM_SCRATCH,
+    newest_us: int | None = None,
 ) -> spans.Span:
     """Adds to a pipeline: BuildExamples, its records as gzip TFRecords, its dead letters as Parquet.
 
     Args:
         prefix: of the record files under `output_dir`; the default is the layout of a TFX Examples artifact.
         before: what is known before the training, see `BuildExamples`.
+        newest_us: see there.
     Returns:
         The span, which is written beside the examples, too.
     """
-    build = BuildExamples(data_dir, config, feature_set, before)
+    build = BuildExamples(data_dir, config, feature_set, before, newest_us)
     built = root | "BuildExamples" >> build
     folder = str(output_dir).rstrip("/")
     for split in schema.SPLITS:

@@ -52,11 +52,13 @@ def write_examples(
     output_dir: str | pathlib.Path,
     say: Say = lambda line: None,
     before: spans.Before = spans.FROM_SCRATCH,
+    newest_us: int | None = None,
 ) -> dict[str, typing.Any]:
     """Joins a data folder, and says how many rows it wrote and which were left out.
 
     `before` says how much is held out; of a model that goes on, only impressions after its watermark are joined, whose
-    histories reach back.
+    histories reach back. An impression later than `newest_us` (None: a day from now) has not happened, and is a dead
+    letter.
 
     Writes `{train,eval}-*.npy` with histories and items, see `tfmm.data.shards`, `dead_letter-*.parquet` (rows that
     were left out, with their reason) and a manifest. An impression of an item that the catalog lacks is a dead letter;
@@ -75,7 +77,9 @@ def write_examples(
     _remove_examples(folder)
     try:
         (folder / _PARTS).mkdir()
-        counts, digests, span, read = _join(data_dir, config, feature_set, folder, folder / _PARTS, before)
+        counts, digests, span, read = _join(
+            data_dir, config, feature_set, folder, folder / _PARTS, before, newest_us or instants.newest_us()
+        )
     finally:
         shutil.rmtree(folder / _PARTS)
     span.write(folder)
@@ -122,6 +126,7 @@ def _join(
     folder: pathlib.Path,
     parts: pathlib.Path,
     before: spans.Before,
+    newest_us: int,
 ) -> tuple[dict[str, int], dict[str, str], spans.Span, dict[str, int]]:
     """Returns the counts of rows, the files' digests, the span, and how many rows of each log were read."""
     seen = times.resolutions(data_dir, config.time_zone)
@@ -130,11 +135,11 @@ def _join(
         _LOG.warning(note)
     groups = reading.row_groups(data_dir, reading.log_names(data_dir, feature_set), feature_set)
     has_behaviors, has_split = schema.has_table(data_dir, "behaviors"), reading.has_split(groups)
-    reader = reading.Reader(feature_set, seen, has_behaviors, has_split)
+    reader = reading.Reader(feature_set, seen, has_behaviors, has_split, newest_us)
     letters = left_out.Writer(folder)
     catalog = _catalog(reader, reading.row_groups(data_dir, ["items"], feature_set), letters)
     num_parts = _num_partitions(groups)
-    tally = spans.Tally(before)
+    tally = spans.Tally(before, newest_us)
     item_ids, dtypes, read = _spread(reader, groups, num_parts, parts, catalog["item_id"], letters, tally)
     items = _items(item_ids, catalog, feature_set)
     np.save(folder / shards.ITEMS, items)
@@ -200,8 +205,7 @@ def _spread(
     with (parts / _TIMES).open("wb") as shown_at:
         for group in groups:
             if group.table == "impressions":
-                at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), reader.seen[group.table])
-                new = tally.add(at)
+                at, new = tally.read(group.part, group.group, reader.seen[group.table])
                 records.write(shown_at, at[new])
                 if not new.any() and tally.before.goes_on and reader.has_behaviors:
                     continue  # else its clicks are behaviors

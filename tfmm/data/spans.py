@@ -15,7 +15,8 @@ import typing
 
 import numpy as np
 
-from tfmm.data import examples, instants, order_statistics, schema, times
+from tfmm.data import examples, instants, order_statistics, rules, schema, times
+from tfmm.data.parts import Part
 
 FILE = "span.json"  # beside examples
 GAP_HOURS = 24  # without an impression: what is said
@@ -67,6 +68,7 @@ class Span:
         late: impressions that came since, and are not later than the watermark: they are not trained on.
         gaps: hours since 1970, from and to: at least `GAP_HOURS` between them without an impression.
         seen: see `Before`, through this span's training rows.
+        newest: microseconds since 1970, of the newest impression of the data, be it left out.
     """
 
     after: int | None
@@ -74,6 +76,7 @@ class Span:
     late: int
     gaps: tuple[tuple[int, int], ...]
     seen: dict[str, int]
+    newest: int
 
     def lines(self) -> list[str]:
         """Returns what must be said."""
@@ -98,13 +101,27 @@ def read(folder: str | pathlib.Path) -> Span:
 
 
 class Tally:
-    """Counts a data folder's impressions by hour, on both sides of a watermark."""
+    """Counts a data folder's impressions by hour, on both sides of a watermark; what has not happened is none.
 
-    def __init__(self, before: Before) -> None:
-        self.before, self.newest = before, instants.NULL
+    Args:
+        before: says the watermark.
+        newest_us: microseconds since 1970, after which no impression has happened; None: `instants.newest_us`.
+    """
+
+    def __init__(self, before: Before, newest_us: int | None = None) -> None:
+        self.before, self.newest, self._ahead = before, instants.NULL, 0
+        self.newest_us = instants.newest_us() if newest_us is None else newest_us
         self._old: collections.Counter[int] = collections.Counter()
         self._new: collections.Counter[int] = collections.Counter()
         self._held: collections.Counter[int] = collections.Counter()
+
+    def read(self, part: Part, group: int, seen: times.Resolution) -> tuple[np.ndarray, np.ndarray]:
+        """Reads and counts a row group; returns its instants int64 [n], and which are of the span."""
+        stored = times.read_stored(part, "impressions", group)
+        ahead = rules.later_than(self.newest_us)(stored)
+        at = np.where(ahead, instants.NULL, times.bounds(stored, seen)[0])
+        self._ahead += int(ahead.sum())
+        return at, self.add(at)
 
     def add(self, at: np.ndarray) -> np.ndarray:
         """Counts impressions, microseconds int64 [n]; returns which are of the span."""
@@ -133,6 +150,7 @@ class Tally:
         late = (self._old - seen).total()  # without counts below 0, of what is no longer there
         if before.goes_on and self.newest <= before.newest:
             came = f", and {late:,} that came late and are not trained on" if late else ""
+            came += f", and {self._ahead:,} of times that have not come yet" if self._ahead else ""
             raise EmptySpan(
                 f"A new model needs impressions after {_moment(before.newest)}, the newest that its parent was judged "
                 f"by. Received: none{came}. No new version is made."
@@ -141,7 +159,7 @@ class Tally:
         gaps = tuple((one, other) for one, other in itertools.pairwise(hours) if other - one > GAP_HOURS)
         known = (seen | self._old) + (self._new - self._held)
         through = {str(hour): known[hour] for hour in sorted(known)}
-        return Span(before.watermark if before.goes_on else None, rows, late, gaps, through)
+        return Span(before.watermark if before.goes_on else None, rows, late, gaps, through, self.newest)
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -175,7 +193,7 @@ def _tally(data_dir: str | pathlib.Path, time_zone: str, before: Before) -> Tall
     tally = Tally(before)
     for part in schema.table_parts(data_dir, "impressions"):
         for group in range(len(part.row_groups)):
-            tally.add(times.bounds(times.read_stored(part, "impressions", group), seen)[0])
+            tally.read(part, group, seen)
     return tally
 
 

@@ -1,6 +1,7 @@
 """What comes after a watermark: which rows are joined, and what is said of the others."""
 
 import dataclasses
+import datetime
 
 import apache_beam as beam
 import numpy as np
@@ -11,9 +12,11 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from tfmm import preprocessing
 from tfmm.config import DataConfig
+from tfmm.ctr import lineage
 from tfmm.data import beam as beam_lib
-from tfmm.data import examples, instants, join, schema, shards, spans
+from tfmm.data import examples, instants, join, rules, schema, shards, spans
 from tfmm.features import FeatureSet
+from tfmm.training import sources
 
 CONFIG = DataConfig(max_behaviors=5)
 FEATURES = FeatureSet().resolved(max_behaviors=5, min_count=2)
@@ -49,6 +52,69 @@ def test_what_its_parent_was_judged_by_is_no_new_span():
     tally.add(np.array([HOUR, HOUR + 1, 2 * HOUR]))
     with pytest.raises(spans.EmptySpan, match=r"needs impressions after 1970-01-01T02:00:00 UTC.*No new version"):
         tally.span()
+
+
+def joined_by_both(data, folder, **options):
+    """The span, the instants of the examples, and the dead letters, by the join on disk and by Beam."""
+    join.write_examples(data, CONFIG, FEATURES, folder / "join", **options)
+    with beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner", "--direct_num_workers=1"])) as root:
+        beam_lib.write(root, data, CONFIG, FEATURES, folder / "beam", prefix="{split}", **options)
+    spec = preprocessing.raw_spec(FEATURES)
+    for name, columns in (
+        ("join", shards.read_columns),
+        ("beam", lambda pattern: examples.read_columns(pattern, spec)),
+    ):
+        at = [columns(str(folder / name / f"{split}-*"))["timestamp"] for split in schema.SPLITS]
+        letters = pq.read_table(sorted((folder / name).glob("dead_letter-*"))).to_pylist()
+        yield spans.read(folder / name), np.sort(np.concatenate(at)), letters
+
+
+@pytest.fixture
+def grown(small_marketplace, tmp_path):
+    """Returns a function that appends the newest impression with other values, and returns the folder."""
+
+    def write(**values):
+        data = tmp_path / "data"
+        data.mkdir()
+        for name in ("items", "impressions", "behaviors"):
+            table = pq.read_table(small_marketplace / f"{name}.parquet")
+            if name == "impressions":
+                row = table.take([int(np.argmax(table["timestamp"].cast("int64").to_numpy()))]).to_pylist()[0]
+                table = pa.concat_tables([table, pa.Table.from_pylist([row | values], table.schema)])
+            pq.write_table(table, data / f"{name}.parquet")
+        return data, row["timestamp"]
+
+    return write
+
+
+def test_an_impression_of_the_future_is_left_out_and_is_not_the_newest(grown, tmp_path):
+    data, newest = grown(timestamp=datetime.datetime(2099, 1, 1))
+    newest = int(np.datetime64(newest, "us").astype(np.int64))
+    for span, at, letters in joined_by_both(data, tmp_path):
+        assert span.newest == at[-1] == newest
+        assert [letter["reason"] for letter in letters] == [f"`timestamp` {rules.IN_FUTURE}"]
+    with pytest.raises(spans.EmptySpan, match=r"trained on, and 1 of times that have not come yet\. No"):
+        spans.require_new(data, "UTC", before(newest - 1, newest, {}))
+
+
+def test_what_has_not_come_is_told_by_the_clock_that_is_given(small_marketplace, tmp_path):
+    at = np.sort(pq.read_table(small_marketplace / "impressions.parquet")["timestamp"].cast("int64").to_numpy())
+    last = int(at[-50])
+    for span, found, letters in joined_by_both(small_marketplace, tmp_path, newest_us=last):
+        assert span.newest == found[-1] == last
+        assert len(letters) == (at > last).sum()
+
+
+def test_what_is_left_out_is_no_reason_for_a_new_model_twice(grown, tmp_path):
+    data, newest = grown(item_id=2**40, timestamp=datetime.datetime(2024, 6, 1))
+    newest = int(np.datetime64("2024-06-01", "us").astype(np.int64))
+    for span, at, letters in joined_by_both(data, tmp_path):
+        assert len(letters) == 1 and at[-1] < newest == span.newest
+        rows = sources.InMemory({"timestamp": at})
+        facts = lineage.facts(rows, rows, None, None, (), None, span)
+        assert facts["newest"] == newest and facts["lag"] == {"rows": 0, "seconds": 0.0}
+        with pytest.raises(spans.EmptySpan, match="No new version is made"):
+            spans.require_new(data, "UTC", before(int(at[-200]), facts["newest"]))
 
 
 @pytest.mark.parametrize(
