@@ -25,12 +25,14 @@ class Road:
         encoders: folder; None: they are trained.
         models: folders of the click models that this run's go on from, by `folders.ID` and `folders.MULTIMODAL`; {}:
             MAKE and both are trained from scratch.
+        num_rows: impressions that are joined; None: all of the data.
         before: what is held out, and what these models know of the data.
     """
 
     encoders: str | None = None
     models: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
     before: spans.Before = spans.FROM_SCRATCH
+    num_rows: int | None = None
 
     @property
     def vocabulary(self) -> str:
@@ -59,7 +61,7 @@ def road(environment: Environment) -> Road:
         FileNotFoundError: the model has no training state.
         ValueError: it cannot be gone on from, see `continued.parent`.
     """
-    days = environment.config.days
+    config, days = environment.config, environment.config.days
     if days.continue_from != LATEST:
         return Road(before=_judged_alike(environment))
     pushed = _pushed(metadata.executions(environment.metadata_path))
@@ -75,17 +77,17 @@ def road(environment: Environment) -> Road:
         if environment.data_dir is not None:
             trained = manifest["training"]
             known = spans.Before(trained["trained_through"]["timestamp"], trained["newest"], manifest["seen"])
-            spans.require_new(environment.data_dir, environment.config.data.time_zone, known)
+            spans.require_new(environment.data_dir, config.data, config.feature_set, known)
         return Road(None if is_encoders_turn else last.encoders, before=_judged_alike(environment))
     made_by = run_file.read(last.models[folders.MULTIMODAL])
-    parent = continued.parent(environment.config, last.models, made_by)
+    parent = continued.parent(config, last.models, made_by)
     if environment.data_dir is None:
         raise spans.EmptySpan(
             "A model goes on over data that grows, which the marketplace does not. No new version is made. Name a "
             'folder of tables (TFMM_DATA), or train from scratch (days.continue_from="").'
         )
-    spans.require_new(environment.data_dir, environment.config.data.time_zone, parent.before)
-    return Road(last.encoders, last.models, parent.before)
+    span = spans.require_new(environment.data_dir, config.data, config.feature_set, parent.before)
+    return Road(last.encoders, last.models, parent.before, span.rows)
 
 
 def _judged_alike(environment: Environment) -> spans.Before:
@@ -96,9 +98,7 @@ def _judged_alike(environment: Environment) -> spans.Before:
     if environment.data_dir is None or not trained:
         return before
     through = trained["trained_through"]["timestamp"]
-    return spans.judged_alike(
-        environment.data_dir, config.data.time_zone, config.data.eval_fraction, before, through
-    )
+    return spans.judged_alike(environment.data_dir, config.data, config.feature_set, before, through)
 
 
 def _pushed(found: typing.Sequence[metadata.Execution]) -> list[_Pushed]:

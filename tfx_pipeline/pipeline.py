@@ -94,6 +94,7 @@ def create_pipeline(
         """Returns what nodes are given beside artifacts."""
         return [fingerprint, *(sorted(node.exec_properties.items()) for node in nodes)]
 
+    road = continued.road(environment) if road is None else road
     fingerprint = ""  # of the data, where it is the user's
     stamps = stamps or outside.Stamps(environment)
     if environment.data_dir is None:
@@ -101,7 +102,7 @@ def create_pipeline(
         dataset, modalities = origin.outputs["dataset"], config.modality_set.present(MARKETPLACE_CONTENTS.__contains__)
     else:
         tables = declared.tables(config.feature_set, config.modality_set)
-        engines.require_memory(beam_options, environment.data_dir, config.feature_set, say)
+        engines.require_memory(beam_options, environment.data_dir, config.feature_set, say, road.num_rows)
         fingerprint = data_fingerprint(environment.data_dir, tables)
         origin = tfx.dsl.Importer(
             source_uri=str(environment.data_dir),
@@ -117,7 +118,6 @@ def create_pipeline(
         max_pixels=json.dumps(config.max_pixels),
         code=_code("tfmm.data.checks"),
     )
-    road = continued.road(environment) if road is None else road
     making: list[typing.Any] = []  # of encoders
     if road.encoders is None:
         pairs = components.PairBuilder(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import pathlib
-import tempfile
 import typing
 
 import numpy as np
-import pyarrow.compute as pc
 
 from tfmm import buckets, extras
 from tfmm.config import DataConfig
-from tfmm.data import as_known, declared, examples, instants, reading, records, schema, spans, times
+from tfmm.data import as_known, declared, examples, instants, join, reading, schema, spans, times
 from tfmm.features import FeatureSet
 
 try:
@@ -22,7 +21,6 @@ try:
 except ModuleNotFoundError as error:
     raise extras.MissingExtraError(extras.explain(error) or error, name=error.name) from error
 
-ROWS_PER_SHARD = 50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
 NAMESPACE = "tfmm.data"
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +50,8 @@ class BuildExamples(beam.PTransform):
         """
         super().__init__()
         self._data_dir, self._config, self._features = str(data_dir), config, feature_set
-        self._tally, self.span = spans.Tally(before, newest_us), spans.Span(None, 0, 0, (), {}, instants.NULL)
+        self._before, self._newest_us = before, newest_us
+        self.span = spans.Span(None, 0, 0, (), {}, instants.NULL)
 
     def expand(self, root: beam.Pipeline | pvalue.PBegin) -> dict[str, beam.PCollection]:
         declared.require(self._data_dir, self._features)
@@ -62,16 +61,21 @@ class BuildExamples(beam.PTransform):
         for note in times.notes(seen):
             _LOG.warning(note)
         has_split = reading.has_split(impressions)
-        counts, first_eval = self._look(impressions, seen, has_split)
-        self.span = self._tally.span()
-        num_shards = max(1, round(sum(counts) / ROWS_PER_SHARD))
+        tally = spans.Tally(self._before, self._newest_us, has_split)
+        counts, first_eval = spans.look(impressions, seen["impressions"], self._config.eval_fraction, tally)
+        self.span = tally.span()
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
-        reader = reading.Reader(self._features, seen, has_behaviors, has_split, self._tally.newest_us)
+        reader = reading.Reader(self._features, seen, has_behaviors, has_split, tally.newest_us)
         names = reading.log_names(self._data_dir, self._features)
         logs = reading.row_groups(self._data_dir, names, self._features)
         if has_behaviors:  # else clicks are behaviors, of before the span too
             old = {(group.part, group.group) for group, count in zip(impressions, counts) if not count}
             logs = [one for one in logs if one.table != "impressions" or (one.part, one.group) not in old]
+        num_rows = collections.Counter({"impressions": sum(counts)})
+        for one in logs:
+            if one.table != "impressions":
+                num_rows[one.table] += one.part.row_groups[one.group]
+        num_shards = join.num_partitions(num_rows)
         catalog = (
             root
             | "ListItems" >> beam.Create(reading.row_groups(self._data_dir, ["items"], self._features))
@@ -83,7 +87,7 @@ class BuildExamples(beam.PTransform):
             | "ListLogs" >> beam.Create(logs)
             | "SpreadLogs" >> beam.Reshuffle()
             | "ReadLogs"
-            >> beam.ParDo(_ReadLogs(num_shards, reader, self._tally)).with_outputs("dead_letter", main="rows")
+            >> beam.ParDo(_ReadLogs(num_shards, reader, tally)).with_outputs("dead_letter", main="rows")
         )
         built = (
             read.rows
@@ -95,29 +99,6 @@ class BuildExamples(beam.PTransform):
         )
         dead_letters = (catalog.dead_letter, read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
         return {**{split: built[split] for split in schema.SPLITS}, "dead_letter": dead_letters}
-
-    def _look(
-        self, impressions: typing.Sequence[reading.RowGroup], seen: times.Seen, has_split: bool
-    ) -> tuple[list[int], int | None]:
-        """Returns how many impressions of each row group are of the span, and from when on they are held out.
-
-        None: as the table's `split` says. Instants lie in a file meanwhile.
-        """
-        counts = []
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "times.bin"
-            with path.open("wb") as file:
-                for group in impressions:
-                    at, new = self._tally.read(group.part, group.group, seen[group.table])
-                    counts.append(int(new.sum()))
-                    if has_split:
-                        split = schema.read_part(group.part, group.table, ["split"], group.group)["split"]
-                        self._tally.hold_out(at[new & pc.equal(split, "eval").fill_null(False).to_numpy()])
-                    else:
-                        records.write(file, at[new])
-            if has_split:
-                return counts, None
-            return counts, spans.held_out_from(path, self._config.eval_fraction, self._tally)
 
 
 def write(

@@ -6,6 +6,7 @@ into time order, shard by shard. Memory is that of one partition, of one shard a
 
 from __future__ import annotations
 
+import collections
 import glob
 import hashlib
 import logging
@@ -138,8 +139,11 @@ def _join(
     reader = reading.Reader(feature_set, seen, has_behaviors, has_split, newest_us)
     letters = left_out.Writer(folder)
     catalog = _catalog(reader, reading.row_groups(data_dir, ["items"], feature_set), letters)
-    num_parts = _num_partitions(groups)
-    tally = spans.Tally(before, newest_us)
+    num_rows = collections.Counter[str]()
+    for group in groups:
+        num_rows[group.table] += group.part.row_groups[group.group]
+    num_parts = num_partitions(num_rows)
+    tally = spans.Tally(before, newest_us, has_split)
     item_ids, dtypes, read = _spread(reader, groups, num_parts, parts, catalog["item_id"], letters, tally)
     items = _items(item_ids, catalog, feature_set)
     np.save(folder / shards.ITEMS, items)
@@ -178,13 +182,14 @@ def _catalog(reader: reading.Reader, groups: typing.Iterable[reading.RowGroup], 
     return reading.sorted_by("item_id", parts)
 
 
-def _num_partitions(groups: typing.Iterable[reading.RowGroup]) -> int:
-    """Returns how many partitions keep each small, whichever table is large."""
-    num_rows = dict.fromkeys(reading.LOGS, 0)
-    for group in groups:
-        num_rows[group.table] += group.part.row_groups[group.group]
+def num_partitions(num_rows: typing.Mapping[str, int]) -> int:
+    """Returns how many partitions by user keep each small, whichever table is large.
+
+    >>> num_partitions({"impressions": 120_000}), num_partitions({"impressions": 1_000, "behaviors": 40_000_000})
+    (2, 10)
+    """
     largest = {"impressions": ROWS_PER_PARTITION, "behaviors": LOG_ROWS_PER_PARTITION, "users": LOG_ROWS_PER_PARTITION}
-    return max(1, *(round(num_rows[table] / rows) for table, rows in largest.items()))
+    return max(1, *(round(num_rows.get(table, 0) / rows) for table, rows in largest.items()))
 
 
 def _spread(
@@ -213,8 +218,7 @@ def _spread(
             good, left = reader.log(group)
             letters.append(left)
             if group.table == "impressions":
-                good["impressions"] = shown = spans.of_span(good["impressions"], tally)
-                tally.hold_out(shown["timestamp"][shown[reading.IS_EVAL]])  # as the table's `split` says
+                good["impressions"] = spans.of_span(good["impressions"], tally)
             for table, columns in good.items():
                 rows = records.structured(columns)
                 dtypes[table] = rows.dtype

@@ -11,12 +11,16 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import tempfile
 import typing
 
 import numpy as np
+import pyarrow.compute as pc
 
-from tfmm.data import examples, instants, order_statistics, rules, schema, times
+from tfmm.config import DataConfig
+from tfmm.data import examples, instants, order_statistics, reading, records, rules, schema, times
 from tfmm.data.parts import Part
+from tfmm.features import FeatureSet
 
 FILE = "span.json"  # beside examples
 GAP_HOURS = 24  # without an impression: what is said
@@ -106,10 +110,12 @@ class Tally:
     Args:
         before: says the watermark.
         newest_us: microseconds since 1970, after which no impression has happened; None: `instants.newest_us`.
+        has_split: whether the impressions say themselves which are held out.
     """
 
-    def __init__(self, before: Before, newest_us: int | None = None) -> None:
-        self.before, self.newest, self._ahead = before, instants.NULL, 0
+    def __init__(self, before: Before, newest_us: int | None = None, has_split: bool = False) -> None:
+        self.before, self.newest, self._ahead, self.has_split = before, instants.NULL, 0, has_split
+        self._last_trained, self._first_held = instants.NULL, instants.LAST_US  # as the splits of all rows say
         self.newest_us = instants.newest_us() if newest_us is None else newest_us
         self._old: collections.Counter[int] = collections.Counter()
         self._new: collections.Counter[int] = collections.Counter()
@@ -121,7 +127,15 @@ class Tally:
         ahead = rules.later_than(self.newest_us)(stored)
         at = np.where(ahead, instants.NULL, times.bounds(stored, seen)[0])
         self._ahead += int(ahead.sum())
-        return at, self.add(at)
+        new = self.add(at)
+        if self.has_split:
+            split = schema.read_part(part, "impressions", ["split"], group)["split"]
+            told = at != instants.NULL
+            trained, held = (told & pc.equal(split, name).fill_null(False).to_numpy() for name in schema.SPLITS)
+            self._last_trained = max(self._last_trained, int(at[trained].max(initial=instants.NULL)))
+            self._first_held = min(self._first_held, int(at[held].min(initial=instants.LAST_US)))
+            self.hold_out(at[new & held])
+        return at, new
 
     def add(self, at: np.ndarray) -> np.ndarray:
         """Counts impressions, microseconds int64 [n]; returns which are of the span."""
@@ -143,7 +157,8 @@ class Tally:
         """Returns the span.
 
         Raises:
-            EmptySpan: no impression is newer than those that the parent has seen or was judged by.
+            EmptySpan: no impression is newer than those that the parent has seen or was judged by, or all are held out.
+            ValueError: a model goes on, and the table's `split` is no cut in time.
         """
         before, rows = self.before, self._new.total()
         seen = collections.Counter({int(hour): count for hour, count in before.seen.items()})
@@ -155,46 +170,77 @@ class Tally:
                 f"A new model needs impressions after {_moment(before.newest)}, the newest that its parent was judged "
                 f"by. Received: none{came}. No new version is made."
             )
+        if before.goes_on and self._first_held <= self._last_trained:
+            raise ValueError(
+                "A model that goes on needs `impressions.split` to be one cut in time, over all of the data: it is "
+                "trained next on what was held out, and one instant says what has been. Received: a train row of "
+                f"{_moment(self._last_trained)}, and an eval row of {_moment(self._first_held)}. Leave the column out, "
+                "or let it say eval of the newest rows alone."
+            )
+        if before.goes_on and rows == self._held.total():
+            raise EmptySpan(
+                "A new model needs impressions to be trained on and to be judged by. Received, after its parent's: "
+                f"{rows:,}, all held out. No new version is made."
+            )
         hours = sorted({*self._new, *([before.watermark // _HOUR_US] if before.goes_on else [])})
         gaps = tuple((one, other) for one, other in itertools.pairwise(hours) if other - one > GAP_HOURS)
         known = (seen | self._old) + (self._new - self._held)
         through = {str(hour): known[hour] for hour in sorted(known)}
         return Span(before.watermark if before.goes_on else None, rows, late, gaps, through, self.newest)
 
-    @property
-    def rows(self) -> tuple[int, int]:
-        """How many impressions are not later than the watermark, and how many are."""
-        return self._old.total(), self._new.total()
 
+def require_new(
+    data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, before: Before
+) -> Span:
+    """Returns the span that a data folder has for a new model; only times and splits are read.
 
-def require_new(data_dir: str | pathlib.Path, time_zone: str, before: Before) -> None:
-    """Raises an EmptySpan where a data folder has nothing for a new model; only times are read."""
-    _tally(data_dir, time_zone, before).span()
+    Raises:
+        EmptySpan, ValueError: see `Tally.span`.
+    """
+    return _looked(data_dir, config, feature_set, before)[0].span()
 
 
 def judged_alike(
-    data_dir: str | pathlib.Path, time_zone: str, eval_fraction: float, before: Before, served_through: int
+    data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, before: Before, served_through: int
 ) -> Before:
     """Returns what a training from scratch is told that will be held against a model in service; only times are read.
 
-    Where what it would hold out is later than what that model was trained through, or nothing is, it is told nothing.
+    Where what it would hold out is later than what that model was trained through, or nothing is, or where the table
+    says what is held out, it is told nothing.
     """
-    tally = _tally(data_dir, time_zone, Before(watermark=served_through))
-    old, new = tally.rows
-    is_later = old <= _place(old + new, eval_fraction, before)
-    if before.heldout_s:
-        is_later = tally.newest - before.heldout_s * examples.SECOND_US >= served_through
-    return dataclasses.replace(before, served_through=served_through) if new and not is_later else before
+    tally, first = _looked(data_dir, config, feature_set, before)
+    is_known = first is not None and first <= served_through < tally.newest
+    return dataclasses.replace(before, served_through=served_through) if is_known else before
 
 
-def _tally(data_dir: str | pathlib.Path, time_zone: str, before: Before) -> Tally:
-    """Returns the count of a data folder's impressions, read piece by piece."""
-    seen = times.resolutions(data_dir, time_zone, ["impressions"])["impressions"]
-    tally = Tally(before)
-    for part in schema.table_parts(data_dir, "impressions"):
-        for group in range(len(part.row_groups)):
-            tally.read(part, group, seen)
-    return tally
+def _looked(
+    data_dir: str | pathlib.Path, config: DataConfig, feature_set: FeatureSet, before: Before
+) -> tuple[Tally, int | None]:
+    """Returns the count of a data folder's impressions, and from when on they are held out, see `look`."""
+    groups = reading.row_groups(data_dir, ["impressions"], feature_set)
+    seen = times.resolutions(data_dir, config.time_zone, ["impressions"])
+    tally = Tally(before, has_split=reading.has_split(groups))
+    return tally, look(groups, seen["impressions"], config.eval_fraction, tally)[1]
+
+
+def look(
+    impressions: typing.Sequence[reading.RowGroup], seen: times.Resolution, eval_fraction: float, tally: Tally
+) -> tuple[list[int], int | None]:
+    """Counts all impressions, and what of them is held out; instants lie in a file meanwhile.
+
+    Returns:
+        How many of each row group are of the span, and from when on they are held out; None: as their `split` says.
+    """
+    counts = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "times.bin"
+        with path.open("wb") as file:
+            for group in impressions:
+                at, new = tally.read(group.part, group.group, seen)
+                counts.append(int(new.sum()))
+                if not tally.has_split:
+                    records.write(file, at[new])
+        return counts, None if tally.has_split else held_out_from(path, eval_fraction, tally)
 
 
 def of_span(shown: Columns, tally: Tally) -> Columns:

@@ -54,6 +54,35 @@ def test_what_its_parent_was_judged_by_is_no_new_span():
         tally.span()
 
 
+@pytest.mark.parametrize("held", [{"heldout_rows": 3}, {"heldout_rows": 9}, {"heldout_s": 9}, {}])
+def test_a_span_of_which_all_is_held_out_is_no_span(tmp_path, held):
+    """Before anything is joined: 1 row, of which a share is at least that one; or fewer than are held out."""
+    seconds = range(7 if held else 9, 11)
+    at = pa.array([second * 1_000_000 for second in (1, 2, *seconds)], pa.int64()).cast(pa.timestamp("us"))
+    pq.write_table(pa.table({"timestamp": at}), tmp_path / "impressions.parquet")
+    known = before(6_000_000 if held else 9_000_000, **held)
+    if held == {"heldout_rows": 3}:
+        assert spans.require_new(tmp_path, CONFIG, FEATURES, known).rows == 4
+        return
+    with pytest.raises(spans.EmptySpan, match=r"after its parent's: [14], all held out\. No new version is made"):
+        spans.require_new(tmp_path, CONFIG, FEATURES, known)
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_split_must_be_one_cut_in_time_where_a_model_goes_on(tmp_path, is_cut):
+    """What is held out at or before the watermark would never be trained on."""
+    at = pa.array([second * 1_000_000 for second in range(1, 11)], pa.int64()).cast(pa.timestamp("us"))
+    split = [*["train"] * 8, *["eval"] * 2] if is_cut else ["train", "eval"] * 5
+    pq.write_table(pa.table({"timestamp": at, "split": split}), tmp_path / "impressions.parquet", row_group_size=3)
+    known = before(4_000_000)
+    if is_cut:
+        assert spans.require_new(tmp_path, CONFIG, FEATURES, known).rows == 6
+        return
+    words = r"`impressions.split` to be one cut in time.*train row of 1970-01-01T00:00:09 UTC, and an eval row .*02 UTC"
+    with pytest.raises(ValueError, match=words):
+        spans.require_new(tmp_path, CONFIG, FEATURES, known)
+
+
 def joined_by_both(data, folder, **options):
     """The span, the instants of the examples, and the dead letters, by the join on disk and by Beam."""
     join.write_examples(data, CONFIG, FEATURES, folder / "join", **options)
@@ -94,7 +123,7 @@ def test_an_impression_of_the_future_is_left_out_and_is_not_the_newest(grown, tm
         assert span.newest == at[-1] == newest
         assert [letter["reason"] for letter in letters] == [f"`timestamp` {rules.IN_FUTURE}"]
     with pytest.raises(spans.EmptySpan, match=r"trained on, and 1 of times that have not come yet\. No"):
-        spans.require_new(data, "UTC", before(newest - 1, newest, {}))
+        spans.require_new(data, CONFIG, FEATURES, before(newest - 1, newest, {}))
 
 
 def test_what_has_not_come_is_told_by_the_clock_that_is_given(small_marketplace, tmp_path):
@@ -114,7 +143,7 @@ def test_what_is_left_out_is_no_reason_for_a_new_model_twice(grown, tmp_path):
         facts = lineage.facts(rows, rows, None, None, (), None, span)
         assert facts["newest"] == newest and facts["lag"] == {"rows": 0, "seconds": 0.0}
         with pytest.raises(spans.EmptySpan, match="No new version is made"):
-            spans.require_new(data, "UTC", before(int(at[-200]), facts["newest"]))
+            spans.require_new(data, CONFIG, FEATURES, before(int(at[-200]), facts["newest"]))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +177,7 @@ def test_a_training_from_scratch_is_told_of_the_model_in_service_only_where_that
     at = pa.array([*(second * 1_000_000 for second in range(1, 11)), None], pa.int64()).cast(pa.timestamp("us"))
     pq.write_table(pa.table({"timestamp": at}), tmp_path / "impressions.parquet", row_group_size=4)
     own = spans.Before(**held)
-    found = spans.judged_alike(tmp_path, "UTC", 0.2, own, served * 1_000_000)
+    found = spans.judged_alike(tmp_path, CONFIG, FEATURES, own, served * 1_000_000)
     assert found == (dataclasses.replace(own, served_through=served * 1_000_000) if is_told else own)
 
 
