@@ -86,11 +86,11 @@ class Span:
         """Returns what must be said."""
         if self.after is None:
             return []
-        said = [f"span: {self.rows:,} impressions after {_moment(self.after)}"]
+        said = [f"span: {self.rows:,} impressions after {moment(self.after)}"]
         said += [f"span: no impression from {_hour(first + 1)} to {_hour(last)}" for first, last in self.gaps]
         if self.late:
             said.append(
-                f"span: {self.late:,} impressions came late, not after {_moment(self.after)}: they are not trained on"
+                f"span: {self.late:,} impressions came late, not after {moment(self.after)}: they are not trained on"
             )
         return said
 
@@ -167,14 +167,14 @@ class Tally:
             came = f", and {late:,} that came late and are not trained on" if late else ""
             came += f", and {self._ahead:,} of times that have not come yet" if self._ahead else ""
             raise EmptySpan(
-                f"A new model needs impressions after {_moment(before.newest)}, the newest that its parent was judged "
+                f"A new model needs impressions after {moment(before.newest)}, the newest that its parent was judged "
                 f"by. Received: none{came}. No new version is made."
             )
         if before.goes_on and self._first_held <= self._last_trained:
             raise ValueError(
                 "A model that goes on needs `impressions.split` to be one cut in time, over all of the data: it is "
                 "trained next on what was held out, and one instant says what has been. Received: a train row of "
-                f"{_moment(self._last_trained)}, and an eval row of {_moment(self._first_held)}. Leave the column out, "
+                f"{moment(self._last_trained)}, and an eval row of {moment(self._first_held)}. Leave the column out, "
                 "or let it say eval of the newest rows alone."
             )
         if before.goes_on and rows == self._held.total():
@@ -298,9 +298,14 @@ def held_out_from(path: pathlib.Path, eval_fraction: float, tally: Tally) -> int
     return first
 
 
-def _moment(instant_us: int) -> str:
+def moment(instant_us: int) -> str:
+    """Returns an instant in words.
+
+    >>> moment(1_709_510_400_000_000)
+    '2024-03-04T00:00:00 UTC'
+    """
     return str(np.datetime64(instant_us, "us")).removesuffix(".000000") + " UTC"
 
 
 def _hour(hour: int) -> str:
-    return _moment(hour * _HOUR_US)
+    return moment(hour * _HOUR_US)

@@ -139,7 +139,7 @@ def test_what_is_left_out_is_no_reason_for_a_new_model_twice(grown, tmp_path):
     newest = int(np.datetime64("2024-06-01", "us").astype(np.int64))
     for span, at, letters in joined_by_both(data, tmp_path):
         assert len(letters) == 1 and at[-1] < newest == span.newest
-        rows = sources.InMemory({"timestamp": at})
+        rows = sources.InMemory({"timestamp": at, "item_id": at})
         facts = lineage.facts(rows, rows, None, None, (), None, span)
         assert facts["newest"] == newest and facts["lag"] == {"rows": 0, "seconds": 0.0}
         with pytest.raises(spans.EmptySpan, match="No new version is made"):
