@@ -59,7 +59,8 @@ def main() -> None:
 
 
 def _measure(given: argparse.Namespace, seed: int, folder: pathlib.Path) -> dict[str, typing.Any]:
-    days = ["days.heldout_rows=2000", "data.eval_fraction=0.01"]  # both roads train on nearly all of days 1 and 2
+    # Both roads hold out the same newest rows, and train on all others of days 1 and 2.
+    days = ["days.heldout_rows=2000", "data.eval_fraction=0.01"]
     assignments = [
         f"marketplace.num_users={given.rows // PER_USER_DAY}", f"marketplace.impressions_per_user_day={PER_USER_DAY}",
         f"marketplace.num_items={given.items}", f"marketplace.new_items_per_day={given.new_items}",

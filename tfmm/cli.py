@@ -148,7 +148,8 @@ def train(
     from tfmm.training import devices, progress
 
     if parent_dir is not None:
-        run = continued.run_of(parent_dir, output_dir) if run is None else run
+        own_run = continued.run_of(parent_dir, output_dir)
+        run = own_run if run is None else run
     config = take_config("catalog", snapshot_dir, run, assignments, is_training=True)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = inputs.modalities_of(config, data_dir)

@@ -80,7 +80,6 @@ def road(environment: Environment) -> Road:
             spans.require_new(environment.data_dir, config.data, config.feature_set, known)
         return Road(None if is_encoders_turn else last.encoders, before=_judged_alike(environment))
     made_by = run_file.read(last.models[folders.MULTIMODAL])
-    assert made_by is not None, "a trainer copies its run beside what it made"
     parent = continued.parent(config, last.models, made_by)
     if environment.data_dir is None:
         raise spans.EmptySpan(

@@ -71,7 +71,7 @@ def run_of(parent_dir: Folder, output_dir: Folder) -> str:
 def parent(
     run: RunConfig,
     model_dirs: typing.Mapping[str, Folder],
-    made_by: RunConfig,
+    made_by: RunConfig | None,
     snapshot_dir: Folder | None = None,
     modalities: typing.Sequence[str] = (),
 ) -> Parent:
@@ -92,7 +92,7 @@ def parent(
     found = {name: state_lib.read_manifest(folder) for name, folder in states.items()}
     trained = {name: manifest["training"] for name, manifest in found.items()}
     through = {name: facts["trained_through"]["timestamp"] for name, facts in trained.items()}
-    faults = [_declared(made_by, run)]
+    faults = [_declared(made_by, run) if made_by else f"{run_file.FILE} must lie beside them. Received: none"]
     if through[ID] != through[MULTIMODAL] or trained[ID].get("examples") != trained[MULTIMODAL].get("examples"):
         said = ", ".join(
             f"{name} through {spans.moment(at)} of examples {trained[name].get('examples')}"
