@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import typing
 
+from tfmm.config import RunConfig
 from tfmm.ctr import state as state_lib
 from tfmm.data import spans
 from tfmm.days import LATEST
@@ -49,6 +50,11 @@ class _Pushed:
     version: str
     encoders: str
     models: typing.Mapping[str, str]
+
+
+def alone(config: RunConfig) -> Road:
+    """Returns what a run takes that looks at no earlier one."""
+    return Road(before=continued.from_scratch(config.days))
 
 
 def road(environment: Environment) -> Road:

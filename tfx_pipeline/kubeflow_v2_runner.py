@@ -44,7 +44,7 @@ def run() -> None:
 def _pipeline(environment: typing.Any, settings: kubeflow.Settings) -> typing.Any:
     from kfp.pipeline_spec import pipeline_spec_pb2
 
-    from tfx_pipeline import outside, pipeline
+    from tfx_pipeline import continued, outside, pipeline
 
     if environment.config.days.continue_from:
         raise ValueError(
@@ -52,7 +52,8 @@ def _pipeline(environment: typing.Any, settings: kubeflow.Settings) -> typing.An
             f"must be empty. Received: {environment.config.days.continue_from!r}. Go on by a local run, or by "
             "`tfmm train --continue-from`."
         )
-    made = pipeline.create_pipeline(environment, root=settings.root, stamps=outside.NewStamps())
+    road = continued.alone(environment.config)
+    made = pipeline.create_pipeline(environment, root=settings.root, stamps=outside.NewStamps(), road=road)
     if settings.accelerator:
         resources = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec()
         resources.accelerator.type, resources.accelerator.count = settings.accelerator, settings.accelerators
