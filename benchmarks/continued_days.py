@@ -20,7 +20,7 @@ import recording
 
 from tfmm import metrics, runs
 from tfmm.assignments import override
-from tfmm.data import join, spans
+from tfmm.data import join, schema, spans
 from tfmm.evaluate import report
 from tfmm.marketplace import day_by_day, generator
 from tfmm.stages import run_file
@@ -59,7 +59,8 @@ def main() -> None:
 
 
 def _measure(given: argparse.Namespace, seed: int, folder: pathlib.Path) -> dict[str, typing.Any]:
-    days = ["days.heldout_rows=2000", "data.eval_fraction=0.01"]  # both roads train on nearly all of days 1 and 2
+    # Both roads hold out the same newest rows, and train on all others of days 1 and 2.
+    days = ["days.heldout_rows=2000", "data.eval_fraction=0.01"]
     assignments = [
         f"marketplace.num_users={given.rows // PER_USER_DAY}", f"marketplace.impressions_per_user_day={PER_USER_DAY}",
         f"marketplace.num_items={given.items}", f"marketplace.new_items_per_day={given.new_items}",
@@ -104,7 +105,7 @@ def _day_3(
     through = generator.WEEK_START_US + 2 * day_by_day.DAY_US - 1
     day_by_day.append_day(folder / "marketplace", tables, 2)
     join.write_examples(tables, run.data, run.feature_set, folder / "day-3", before=spans.Before(through, through, {}))
-    files = [examples_lib.example_files(examples_lib.split_pattern(folder / "day-3", split)) for split in join.SPLITS]
+    files = [examples_lib.example_files(examples_lib.split_pattern(folder / "day-3", split)) for split in schema.SPLITS]
     parts = [examples_lib.read_columns(one, run.feature_set, ("user_id", "label")) for one in files]
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     scores = {}

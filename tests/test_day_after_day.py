@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +130,7 @@ def test_a_span_that_comes_twice_makes_no_new_version_and_late_rows_are_counted(
     pq.write_table(impressions.filter(early), tables / "impressions" / "day-0.parquet")
     train = f"train --data tables --snapshot {folder}/snapshot-0 --output models --continue-from {folder}/models-0"
     said = run_commands(tmp_path, train)
-    assert "Received: none. No new version is made." in said and not (tmp_path / "models" / "id").exists()
+    assert "Received: none. No new version is made." in said and not (tmp_path / "models").exists()
     late = impressions.filter(early).slice(0, 7)
     at = pa.array(late["timestamp"].cast("int64").to_numpy() - 1, pa.int64()).cast("timestamp[us]")
     late = late.set_column(late.schema.get_field_index("timestamp"), "timestamp", at)
@@ -144,6 +145,48 @@ def test_a_gap_is_said(shop, run_commands, tmp_path):
     train = f"train --data tables --snapshot {folder}/snapshot-1 --output models --continue-from {folder}/models-0"
     said = run_commands(tmp_path, train)
     assert re.search(r"span: no impression from 2024-03-0(4T2.|5T0.):00:00 UTC to 2024-03-06T0.:00:00 UTC", said), said
+
+
+def test_models_go_on_with_the_settings_of_their_own_run(shop, run_commands, tmp_path):
+    """Not with those of the snapshot, which was embedded by the encoders' run."""
+    folder, _ = shop
+    given = f"--data {folder}/tables --snapshot {folder}/snapshot-1"
+    parent = f"train {given} --output first --set ctr.units=[16] --set ctr.epochs=2"
+    grown = tmp_path / "tables/impressions"
+    grown.mkdir(parents=True)
+    for path in (folder / "tables").iterdir():
+        if path.name != "impressions":
+            (tmp_path / "tables" / path.name).symlink_to(path)
+    shutil.copy(folder / "tables/impressions/day-0.parquet", grown)
+    run_commands(tmp_path, parent.replace(f"{folder}/tables", "tables"))
+    shutil.copy(folder / "tables/impressions/day-1.parquet", grown)
+    run_commands(tmp_path, f"train --data tables --snapshot {folder}/snapshot-1 --output on --continue-from first")
+    run = run_file.read(tmp_path / "on")
+    assert run == run_file.read(tmp_path / "first") and (run.ctr.units, run.ctr.epochs) == ((16,), 2)
+
+
+def test_folders_that_cannot_be_gone_on_from_are_refused_before_anything_is_touched(shop, tmp_path):
+    folder, _ = shop
+    with pytest.raises(ValueError, match="must be another folder than `--continue-from`"):
+        continued.run_of(folder / "models-0", folder / "snapshot-0" / ".." / "models-0")
+    shutil.copytree(folder / "models-0", tmp_path / "models")
+    (tmp_path / "models" / run_file.FILE).unlink()
+    with pytest.raises(ValueError, match=r"must hold models of a `tfmm train` that has ended. Received: no run\.json"):
+        continued.run_of(tmp_path / "models", tmp_path / "new")
+
+
+def test_models_of_two_runs_are_refused_though_their_watermark_is_one(shop, tmp_path):
+    folder, _ = shop
+    models = {name: tmp_path / name for name in ("id", "multimodal")}
+    for name, place in models.items():
+        shutil.copytree(folder / "models-0" / name, place)
+    path = tmp_path / "id" / "Format-State" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["training"]["examples"] = "of another run"
+    path.write_text(json.dumps(manifest))
+    made_by = run_file.read(folder / "models-0")
+    with pytest.raises(ValueError, match=r"must be of one run\. Received: id through .* of examples of another run"):
+        continued.parent(made_by, models, made_by)
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,9 @@ def train(
     from tfmm.stages import click_model, continued, examples, folders, inputs, make, run_file
     from tfmm.training import devices, progress
 
+    if parent_dir is not None:
+        own_run = continued.run_of(parent_dir, output_dir)
+        run = own_run if run is None else run
     config = take_config("catalog", snapshot_dir, run, assignments, is_training=True)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = inputs.modalities_of(config, data_dir)
@@ -159,6 +162,8 @@ def train(
     vocabulary, checkpoints = output_dir / examples.VOCABULARY, output_dir / CHECKPOINTS
     lines = progress.lines(click.echo)
     try:
+        if parent is not None:  # before anything is touched
+            spans.require_new(data_dir, config.data, config.feature_set, parent.before)
         with run_file.beside(config, output_dir) if devices.is_chief(config.training) else contextlib.nullcontext():
             devices.by_chief(
                 config.training, lambda: examples.make_examples(config, data_dir, output_dir, click.echo, parent)

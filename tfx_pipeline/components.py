@@ -147,15 +147,15 @@ def ExampleGenerator(
 ):
     """Joins impressions with each user's earlier behaviors into tf.Examples, by Beam; stops where too many are lost.
 
-    Of a run that goes on, `before` says what its parent knows of the data (`spans.Before`, as JSON); else it is "".
+    `before` says what is held out, and what a parent knows of the data (`spans.Before`, as JSON); "": neither does.
     """
     from tfmm import dead_letters
     from tfmm.data import beam as data_beam
     from tfmm.data import spans
 
-    config, after = _run(run), spans.Before(**json.loads(before)) if before else None
+    config, known = _run(run), spans.Before(**json.loads(before)) if before else spans.FROM_SCRATCH
     examples.split_names = json.dumps(folders.SPLITS)
-    span, lost = data_beam.generate(pipeline, dataset.uri, config.data, config.feature_set, examples.uri, after)
+    span, lost = data_beam.generate(pipeline, dataset.uri, config.data, config.feature_set, examples.uri, known)
     for line in (*span.lines(), *dead_letters.count_lines(lost, examples.uri)):
         logging.warning(line)
 

@@ -6,9 +6,11 @@ import dataclasses
 import pathlib
 import typing
 
+from tfmm.config import RunConfig
 from tfmm.ctr import state as state_lib
 from tfmm.data import spans
 from tfmm.days import LATEST
+from tfmm.export import saved_model
 from tfmm.stages import continued, folders, run_file
 from tfx_pipeline import metadata
 from tfx_pipeline.environments import Environment, newest_version
@@ -24,12 +26,14 @@ class Road:
         encoders: folder; None: they are trained.
         models: folders of the click models that this run's go on from, by `folders.ID` and `folders.MULTIMODAL`; {}:
             MAKE and both are trained from scratch.
-        before: what these models know of the data.
+        num_rows: impressions that are joined; None: all of the data.
+        before: what is held out, and what these models know of the data.
     """
 
     encoders: str | None = None
     models: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
-    before: spans.Before | None = None
+    before: spans.Before = spans.FROM_SCRATCH
+    num_rows: int | None = None
 
     @property
     def vocabulary(self) -> str:
@@ -48,38 +52,59 @@ class _Pushed:
     models: typing.Mapping[str, str]
 
 
+def alone(config: RunConfig) -> Road:
+    """Returns what a run takes that looks at no earlier one."""
+    return Road(before=continued.from_scratch(config.days))
+
+
 def road(environment: Environment) -> Road:
     """Returns what this run takes from earlier ones, as its settings want it.
 
+    A run that trains in full is held against the model in service, so it holds out what that one was not trained on.
+
     Raises:
-        EmptySpan: the data has nothing that the model has not seen.
+        EmptySpan: the run goes on, or its turn has come to train in full, and the data has nothing newer.
         FileNotFoundError: the model has no training state.
         ValueError: it cannot be gone on from, see `continued.parent`.
     """
-    days = environment.config.days
+    config, days = environment.config, environment.config.days
     if days.continue_from != LATEST:
-        return Road()
+        return Road(before=_judged_alike(environment))
     pushed = _pushed(metadata.executions(environment.metadata_path))
     newest = newest_version(environment.serving_dir)
     chosen = [one for one in pushed if newest is not None and one.version == newest.name] or pushed
     if not chosen:
-        return Road()  # the first run
+        return Road(before=_judged_alike(environment))  # the first run
     last = chosen[-1]
     age = len({one.models[folders.MULTIMODAL] for one in pushed if one.encoders == last.encoders})
-    if days.encoders_every and age >= days.encoders_every:
-        return Road()
-    spans_since = state_lib.read_manifest(pathlib.Path(last.models[folders.MULTIMODAL]) / folders.STATE)
-    if days.make_every and spans_since["training"]["span"]["number"] >= days.make_every:
-        return Road(last.encoders)
+    manifest = state_lib.read_manifest(pathlib.Path(last.models[folders.MULTIMODAL]) / folders.STATE)
+    is_encoders_turn = bool(days.encoders_every) and age >= days.encoders_every
+    if is_encoders_turn or (days.make_every and manifest["training"]["span"]["number"] >= days.make_every):
+        if environment.data_dir is not None:
+            trained = manifest["training"]
+            known = spans.Before(trained["trained_through"]["timestamp"], trained["newest"], manifest["seen"])
+            spans.require_new(environment.data_dir, config.data, config.feature_set, known)
+        return Road(None if is_encoders_turn else last.encoders, before=_judged_alike(environment))
     made_by = run_file.read(last.models[folders.MULTIMODAL])
-    parent = continued.parent(environment.config, last.models, made_by)
+    parent = continued.parent(config, last.models, made_by)
     if environment.data_dir is None:
         raise spans.EmptySpan(
             "A model goes on over data that grows, which the marketplace does not. No new version is made. Name a "
             'folder of tables (TFMM_DATA), or train from scratch (days.continue_from="").'
         )
-    spans.require_new(environment.data_dir, environment.config.data.time_zone, parent.before)
-    return Road(last.encoders, last.models, parent.before)
+    span = spans.require_new(environment.data_dir, config.data, config.feature_set, parent.before)
+    return Road(last.encoders, last.models, parent.before, span.rows)
+
+
+def _judged_alike(environment: Environment) -> spans.Before:
+    """Returns what a training from scratch is told, which will be held against the model in service."""
+    config, version = environment.config, newest_version(environment.serving_dir)
+    before = continued.from_scratch(config.days)
+    trained = None if version is None else saved_model.training_of(version)
+    if environment.data_dir is None or not trained:
+        return before
+    through = trained["trained_through"]["timestamp"]
+    return spans.judged_alike(environment.data_dir, config.data, config.feature_set, before, through)
 
 
 def _pushed(found: typing.Sequence[metadata.Execution]) -> list[_Pushed]:

@@ -84,6 +84,7 @@ def require_memory(
     data_dir: str | pathlib.Path,
     feature_set: FeatureSet,
     say: typing.Callable[[str], object],
+    num_rows: int | None = None,
 ) -> None:
     """Says before work starts what the join needs of this machine's memory, where its engine holds all rows there.
 
@@ -92,12 +93,13 @@ def require_memory(
         data_dir: the tables.
         feature_set: what a row of examples holds.
         say: is told where memory may not be enough.
+        num_rows: impressions that are joined; None: all of the tables'.
     Raises:
         ValueError: the machine does not have as much.
     """
     if _parsed(options)[0] not in IN_HERE:
         return
-    num_rows = footprint.num_rows(data_dir, feature_set)
+    num_rows = footprint.num_rows(data_dir, feature_set) if num_rows is None else num_rows
     least, most = footprint.bytes_of(num_rows, feature_set)
     total, available = machine_memory()
     if most <= available:

@@ -53,7 +53,11 @@ def _pipeline(environment: typing.Any, settings: kubeflow.Settings) -> typing.An
             "`tfmm train --continue-from`."
         )
     made = pipeline.create_pipeline(
-        environment, root=settings.root, stamps=outside.NewStamps(), road=continued.Road(), is_here=False
+        environment,
+        root=settings.root,
+        stamps=outside.NewStamps(),
+        road=continued.alone(environment.config),
+        is_here=False,
     )
     if settings.accelerator:
         resources = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec()

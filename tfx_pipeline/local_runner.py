@@ -59,23 +59,33 @@ def run() -> None:
 def register() -> None:
     """Builds the pipeline for the `tfx` command, which executes this file once and keeps `LocalDagRunner.run` from it.
 
+    Where nothing is to be trained on, the run itself will say so: what is registered then is its name and its root.
+
     Raises:
         BlockingIOError: another run is at work in the workdir.
     """
+    from tfmm.data import spans
+    from tfx_pipeline import continued
+
     with folder_lock.hold(workdir_lib.named()):
-        _build_and_run(logging.warning)
+        try:
+            _build_and_run(logging.warning)
+        except spans.EmptySpan:
+            _build_and_run(logging.warning, continued.Road(num_rows=0))
 
 
 def _run(report: progress.Progress) -> str:
     from tfmm.data import spans
-    from tfx_pipeline import outcome, published, retention
+    from tfx_pipeline import environments, outcome, published, retention
 
     try:
-        environment = _build_and_run(lambda line: report(watched.CAUTION, 1, 1, line))
-    except spans.EmptySpan as nothing:
-        return str(nothing)
-    published.publish(environment)
-    said = outcome.lines(environment)
+        _build_and_run(lambda line: report(watched.CAUTION, 1, 1, line))
+        nothing = ""
+    except spans.EmptySpan as empty:
+        nothing = str(empty)
+    environment = environments.Environment.from_variables()
+    published.publish(environment)  # with nothing new too: the run before may have been killed before this
+    said = [nothing, outcome.service_line(environment)] if nothing else outcome.lines(environment)
     try:
         retention.prune(environment)
     except OSError as error:
@@ -83,14 +93,13 @@ def _run(report: progress.Progress) -> str:
     return "\n".join(said)
 
 
-def _build_and_run(say: typing.Callable[[str], object]):
+def _build_and_run(say: typing.Callable[[str], object], road: typing.Any = None) -> None:
     from tfx import v1 as tfx  # takes seconds, which a refused run need not wait for
 
     from tfx_pipeline import environments, pipeline
 
     environment = environments.Environment.from_variables()
-    tfx.orchestration.LocalDagRunner().run(pipeline.create_pipeline(environment, say=say))
-    return environment
+    tfx.orchestration.LocalDagRunner().run(pipeline.create_pipeline(environment, road=road, say=say))
 
 
 def main() -> int:

@@ -40,5 +40,11 @@ def lines(environment: Environment) -> list[str]:
         *stays,
         *(line.rstrip() for line in text.getvalue().rstrip().splitlines()),
         f"More: {evaluation / folders.REPORT}",
-        f"In service: {version}" if version else f"No model is in service: {environment.serving_dir} is empty.",
+        service_line(environment),
     ]
+
+
+def service_line(environment: Environment) -> str:
+    """Returns which model is in service, and where it lies."""
+    version = newest_version(environment.serving_dir)
+    return f"In service: {version}" if version else f"No model is in service: {environment.serving_dir} is empty."

@@ -13,7 +13,7 @@ from tfx.dsl.components.base import executor_spec
 from tfmm import config as config_lib
 from tfmm import own_classes, runs, source
 from tfmm.ctr import integrations
-from tfmm.data import declared
+from tfmm.data import declared, spans
 from tfmm.pretrain import frozen
 from tfmm.stages import inputs, run_file
 from tfx_pipeline import artifact_types, components, continued, engines, infra_check, outside, published, push
@@ -101,6 +101,7 @@ def create_pipeline(
         """Returns what nodes are given beside artifacts."""
         return [fingerprint, *(sorted(node.exec_properties.items()) for node in nodes)]
 
+    road = continued.road(environment) if road is None else road
     fingerprint = ""  # of the data, where it is the user's
     stamps = stamps or outside.Stamps(environment)
     if environment.data_dir is None:
@@ -109,7 +110,7 @@ def create_pipeline(
     else:
         tables = declared.tables(config.feature_set, config.modality_set)
         if is_here:
-            engines.require_memory(beam_options, environment.data_dir, config.feature_set, say)
+            engines.require_memory(beam_options, environment.data_dir, config.feature_set, say, road.num_rows)
         fingerprint = data_fingerprint(environment.data_dir, tables)
         origin = tfx.dsl.Importer(
             source_uri=str(environment.data_dir),
@@ -125,7 +126,6 @@ def create_pipeline(
         max_pixels=json.dumps(config.max_pixels),
         code=_code("tfmm.data.checks"),
     )
-    road = continued.road(environment) if road is None else road
     making: list[typing.Any] = []  # of encoders
     if road.encoders is None:
         pairs = components.PairBuilder(
@@ -156,7 +156,7 @@ def create_pipeline(
     examples = components.ExampleGenerator(
         dataset=dataset,
         report=check.outputs["report"],
-        before=json.dumps(dataclasses.asdict(road.before)) if road.before else "",
+        before="" if road.before == spans.FROM_SCRATCH else json.dumps(dataclasses.asdict(road.before)),
         run=_reads("examples"),
         code=joined,
     )

@@ -6,10 +6,10 @@ import pathlib
 import shutil
 
 from tfmm.config import KeepConfig
+from tfmm.training import checkpoint
 from tfx_pipeline.environments import Environment, newest_version
 
 _REMOVING = ".removing-"  # before the name of a folder that goes: no server takes it for a version
-_STATE = "state.npz"  # of a checkpoint, in a folder of its own
 
 
 def prune(environment: Environment) -> None:
@@ -35,9 +35,9 @@ def _prune_versions(serving_dir: pathlib.Path, count: int) -> None:
 
 def _prune_checkpoints(checkpoint_dir: pathlib.Path, count: int) -> None:
     """Leaves of each training the checkpoints that were written last."""
-    folders = {state.parent.parent for state in checkpoint_dir.rglob(_STATE)}
+    folders = {state.parent.parent for state in checkpoint_dir.rglob(checkpoint.FILE)}
     for folder in folders:
-        states = sorted(folder.glob(f"*/{_STATE}"), key=lambda state: state.stat().st_mtime_ns)
+        states = sorted(folder.glob(f"*/{checkpoint.FILE}"), key=lambda state: state.stat().st_mtime_ns)
         for state in states[: max(len(states) - count, 0)]:
             _remove(state.parent)
 

@@ -16,9 +16,11 @@ from tfmm import artifacts, presets
 from tfmm.assignments import override
 from tfmm.config import MarketplaceConfig
 from tfmm.ctr import state as state_lib
+from tfmm.data import footprint, spans
+from tfmm.export import saved_model
 from tfmm.marketplace import day_by_day, generator
 from tfmm.stages import run_file
-from tfx_pipeline import continued, environments, metadata, status
+from tfx_pipeline import continued, engines, environments, metadata, pipeline, status
 
 SETTINGS = ("data.max_behaviors=8", "text.epochs=1", "image.epochs=1", "make.epochs=1", "ctr.segments=2",
             "ctr.block_rows=256", "ctr.batch_size=128", "export.index_capacity=2048", "gate.min_auc=0.01",
@@ -37,15 +39,22 @@ def days(tmp_path_factory, root):
     run_file.write(override(presets.small(), SETTINGS), folder)
     said = []
     for day in (0, None, 1):
-        if day is not None:
+        command = ["tfx_pipeline.local_runner"]
+        if day is None:  # as a run that was killed before it set its links, and by the command that users type
+            (folder / "work/evaluation").unlink()
+            command = ["tfx_pipeline.cli", "run", "create", "--pipeline", str(root / "tfx_pipeline")]
+        else:
             day_by_day.append_day(folder / "marketplace", folder / "tables", day)
-        own = {"TFMM_DATA": folder / "tables", "TFMM_WORKDIR": folder / "work", "TFMM_RUN": folder / run_file.FILE}
+        own = {"TFMM_DATA": folder / "tables", "TFMM_WORKDIR": folder / "work", "TFMM_RUN": folder / run_file.FILE,
+               "LOCAL_HOME": folder / "tfx_home"}
         done = subprocess.run(
-            [sys.executable, "-m", "tfx_pipeline.local_runner"], cwd=folder, text=True, capture_output=True,
+            [sys.executable, "-m", *command], cwd=folder, text=True, capture_output=True,
             check=False, env={**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3",
                               **{name: str(place) for name, place in own.items()}},
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert "Traceback" not in done.stdout + done.stderr
+        assert (folder / "work/evaluation").exists()
         said.append(done.stdout)
     return folder / "work", said
 
@@ -104,7 +113,37 @@ def test_encoders_and_make_come_again_by_their_own_schedule(days, tmp_path, sett
         day_by_day.append_day(workdir.parent / "marketplace", tmp_path / "tables", day)
     found = continued.road(environments.Environment(workdir, tmp_path / "tables", override(made, settings)))
     assert ((found.encoders is not None), bool(found.models)) == (encoders, models)
-    assert (found.before is not None) == models == bool(found.vocabulary)
+    assert found.before.goes_on == models == bool(found.vocabulary)
+
+
+@pytest.mark.parametrize("settings", [["days.make_every=2"], ["days.encoders_every=2"], ['days.continue_from=""']])
+def test_a_full_training_is_judged_on_rows_that_the_model_in_service_was_not_trained_on(days, tmp_path, settings):
+    workdir, _ = days
+    run = override(run_file.read(workdir), [*settings, "days.heldout_rows=1600"])
+    for day in (0, 1, 2):
+        day_by_day.append_day(workdir.parent / "marketplace", tmp_path / "tables", day)
+    through = saved_model.training_of(versions(workdir)[-1])["trained_through"]["timestamp"]
+    at = pq.read_table(tmp_path / "tables/impressions")["timestamp"].cast("int64").to_numpy()
+    assert (at > through).sum() < 1600  # by itself, it would hold out some of them
+    found = continued.road(environments.Environment(workdir, tmp_path / "tables", run))
+    assert found.before == spans.Before(heldout_rows=1600, served_through=through)
+
+
+def test_only_the_span_must_fit_the_memory(days, tmp_path, monkeypatch):
+    workdir, _ = days
+    for day in (0, 1, 2):
+        day_by_day.append_day(workdir.parent / "marketplace", tmp_path / "tables", day)
+    run = run_file.read(workdir)
+    too_few = footprint.bytes_of(footprint.num_rows(tmp_path / "tables", run.feature_set), run.feature_set)[0] - 1
+    monkeypatch.setattr(engines, "machine_memory", lambda: (too_few, too_few))
+    pipeline.create_pipeline(environments.Environment(workdir, tmp_path / "tables", run), say=pytest.fail)
+
+
+def test_without_new_rows_no_training_in_full_has_its_turn(days):
+    workdir, _ = days
+    run = override(run_file.read(workdir), ["days.make_every=1"])
+    with pytest.raises(spans.EmptySpan, match="No new version is made"):
+        continued.road(environments.Environment(workdir, workdir.parent / "tables", run))
 
 
 def test_a_declaration_that_is_not_the_parents_stops_the_run_before_its_first_node(days):
@@ -117,6 +156,7 @@ def test_a_declaration_that_is_not_the_parents_stops_the_run_before_its_first_no
 def test_without_new_rows_there_is_no_new_version(days):
     workdir, said = days
     assert "No new version is made." in said[1]
+    assert said[1].splitlines()[-1] == f"In service: {versions(workdir)[0]}"
     runs = {execution.run for execution in metadata.executions(workdir / "metadata.sqlite")}
     assert len(runs) == 2
 

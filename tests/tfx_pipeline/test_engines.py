@@ -138,6 +138,13 @@ def test_memory_of_a_join_is_said_before_work_and_refused_only_beyond_the_machin
     assert require(10**9, 10**9, ["--runner=PortableRunner"]) == []
 
 
+def test_memory_of_a_join_is_that_of_the_rows_which_are_joined(monkeypatch):
+    monkeypatch.setattr(engines, "machine_memory", lambda: (10**9, 10**9))
+    engines.require_memory(engines.LOCAL, "tables", FEATURES, pytest.fail, 100_000)
+    with pytest.raises(ValueError, match="1,000,000 impressions"):
+        engines.require_memory(engines.LOCAL, "tables", FEATURES, pytest.fail, 1_000_000)
+
+
 def test_memory_of_the_machine_is_at_most_that_of_the_container(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(engines, "_CGROUP", limit)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import pathlib
 import typing
 
-import numpy as np
-
 from tfmm import artifacts
 from tfmm.ctr import state as state_lib
-from tfmm.data import spans
+from tfmm.data import examples, spans
 from tfmm.index import snapshot as snapshot_lib
+from tfmm.training import examples as examples_lib
 from tfmm.training.sources import ExampleSource
 
 Folder = str | pathlib.Path
 Facts = dict[str, typing.Any]
-SECOND_US = 1_000_000
 
 
 def facts(
@@ -39,8 +37,9 @@ def facts(
     Returns:
         `trained_through` (`timestamp` in microseconds, and how many of its rows were trained, `row`), `span` (`number`
         from 1, `rows`, `first`, `last`; of a join its `late` rows and `gaps`, see `spans.Span`), `rows` in the model's
-        life, `lag` of the held-out rows (`rows`, `seconds`), `newest` (microseconds, of the last row of all), `parent`
-        (id of its state, or None), `encoder_versions` by modality, and `make` (id, or None).
+        life, `lag` of the held-out rows (`rows`, `seconds`), `newest` (microseconds, of the last impression of all),
+        `examples` (a hash of the rows that were trained), `parent` (id of its state, or None), `encoder_versions` by
+        modality, and `make` (id, or None).
     Raises:
         ValueError: a modality's vectors are of another encoder, or rows are not after the parent's.
     """
@@ -53,12 +52,12 @@ def facts(
         through = before["trained_through"]["timestamp"]
         if int(times[0]) <= through:
             raise ValueError(
-                f"Rows must be later than what the parent was trained through, {in_words(through)}. Received: the "
-                f"first of {in_words(int(times[0]))}. Write the examples of the new span: `tfmm train "
+                f"Rows must be later than what the parent was trained through, {spans.moment(through)}. Received: the "
+                f"first of {spans.moment(int(times[0]))}. Write the examples of the new span: `tfmm train "
                 "--continue-from` does."
             )
     first, last = int(times[0]), int(times[-1])
-    newest = max(last, int(held_out[-1]))
+    judged = max(last, int(held_out[-1]))
     return {
         "trained_through": {"timestamp": last, "row": int((times == last).sum())},
         "span": {
@@ -69,8 +68,9 @@ def facts(
             **({"late": span.late, "gaps": list(map(list, span.gaps))} if span else {}),
         },
         "rows": before.get("rows", 0) + len(times),
-        "newest": newest,
-        "lag": {"rows": int((held_out > last).sum()), "seconds": round((newest - last) / SECOND_US, 3)},
+        "newest": span.newest if span else judged,  # of what was left out too, so that it is no reason to train again
+        "lag": {"rows": int((held_out > last).sum()), "seconds": round((judged - last) / examples.SECOND_US, 3)},
+        "examples": examples_lib.digest({"timestamp": times, "item_id": train_rows.column("item_id")}),
         "parent": parent["id"] if parent else None,
         "encoder_versions": versions,
         "make": before["make"] if parent else artifacts.read_manifest(make_dir)["id"] if make_dir else None,
@@ -94,12 +94,3 @@ def require_encoders(parent: typing.Mapping[str, typing.Any], versions: typing.M
             f"A model goes on with vectors of the encoders that it was trained with. Received: {found}. Embed the "
             "catalog with those encoders, or train in full with the new ones."
         )
-
-
-def in_words(instant_us: int) -> str:
-    """Returns an instant in UTC.
-
-    >>> in_words(1_709_510_400_000_000)
-    '2024-03-04T00:00:00'
-    """
-    return str(np.datetime64(instant_us, "us")).removesuffix(".000000")

@@ -29,6 +29,7 @@ KIND = "training_state"
 VOCABULARY = "vocabulary"  # folder of vocabularies and statistics
 _VARIABLES, _COUNTS = "variables", "counts.npz"
 _ROWS, _SHOWN = "trained_at:", "shown"
+_SCALE = "loss_scale"  # variables of float16 alone, which begin anew after another precision
 Folder = str | pathlib.Path
 
 
@@ -57,7 +58,10 @@ class State:
     @property
     def variables(self) -> dict[str, list[typing.Any]]:
         """What a checkpoint of the training holds."""
-        return {"model": list(self.model.variables), "optimizer": list(self.optimizer.variables)}
+        groups = {"model": list(self.model.variables), "optimizer": list(self._adam.variables)}
+        if isinstance(self.optimizer, precision.LossScaled):
+            groups[_SCALE] = [self.optimizer.scale, self.optimizer.finite_steps]
+        return groups
 
     @property
     def steps(self) -> int:
@@ -117,6 +121,7 @@ def save(
         **facts: JSON values for the manifest.
     """
     path, model = pathlib.Path(folder), state.model
+    (path / artifacts.MANIFEST).unlink(missing_ok=True)  # first: what is left of a killed removal is no state
     shutil.rmtree(path, ignore_errors=True)
     checkpoint_lib.Checkpoint(path, _VARIABLES, state.variables).save(state.segments)
     preprocessing.copy(model.feature_set, vocabulary_dir, path / VOCABULARY)
@@ -179,14 +184,14 @@ def load(
     model.build()
     model.freeze_make(manifest["is_make_frozen"])
     for name, ids in new_ids.items():
-        _set_new_rows(model.embeddings[name].embeddings, ids, config.seed)
+        _set_new_rows(name, model.embeddings[name].embeddings, ids, config.seed)
     optimizer = optimizer_of(model, config)
-    groups = {"model": list(model.variables), "optimizer": list(optimizer.variables)}
+    state = State(model, optimizer, tables, manifest["segments"])
+    groups = {name: found for name, found in state.variables.items() if name != _SCALE or name in manifest["names"]}
     _assign(path, manifest, groups, sizes)
     with np.load(path / _COUNTS) as file:
         trained_at = {name.removeprefix(_ROWS): file[name] for name in file.files if name.startswith(_ROWS)}
-        shown = dict(file[_SHOWN].tolist())
-    state = State(model, optimizer, tables, manifest["segments"], trained_at, shown)
+        state.trained_at, state.shown = trained_at, dict(file[_SHOWN].tolist())
     state._first_squares = state._squares()
     return state
 
@@ -203,26 +208,30 @@ def _new_ids(feature_set: typing.Any, old_dir: Folder, new_dir: Folder) -> dict[
     return {name: new[name][len(ids) :] for name, ids in old.items()}
 
 
-def initial_rows(ids: np.ndarray, dim: int, seed: int) -> np.ndarray:
-    """Returns what a fresh table holds for ids int64 [n], float32 [n, dim]: each id's row is drawn by itself.
+def initial_rows(table: str, ids: np.ndarray, dim: int, seed: int) -> np.ndarray:
+    """Returns what a fresh table holds for ids int64 [n], float32 [n, dim]: each table's and id's row by itself.
 
-    >>> both, one = initial_rows(np.array([7, 8]), 3, seed=0), initial_rows(np.array([8]), 3, seed=0)
+    >>> both, one = initial_rows("a", np.array([7, 8]), 3, seed=0), initial_rows("a", np.array([8]), 3, seed=0)
     >>> bool((both[1] == one[0]).all()), bool((both[0] == both[1]).any())
     (True, False)
+    >>> bool((initial_rows("b", np.array([8]), 3, seed=0) == one).any())
+    False
     """
+    own = int(artifacts.fingerprint(table), 16) >> 1  # of the table, as an int64
     place = np.broadcast_to(np.arange(dim), (len(ids), dim)).ravel()
     one = np.repeat(ids, dim)
-    bits = [behaviors_lib.tie_break(one, place, np.full(len(one), seed), np.full(len(one), draw)) for draw in (0, 1)]
+    keys = one, place, np.full(len(one), own), np.full(len(one), seed)
+    bits = [behaviors_lib.tie_break(*keys, np.full(len(one), draw)) for draw in (0, 1)]
     first, second = ((part >> np.uint64(11)).astype(np.float64) / 2.0**53 for part in bits)
     normal = np.sqrt(-2.0 * np.log1p(-first)) * np.cos(2.0 * np.pi * second)  # Box and Muller
     return (INITIAL_DEVIATION * normal).astype(np.float32).reshape(len(ids), dim)
 
 
-def _set_new_rows(table: typing.Any, ids: np.ndarray, seed: int) -> None:
-    """Sets the last rows of a table, those of new ids."""
+def _set_new_rows(name: str, table: typing.Any, ids: np.ndarray, seed: int) -> None:
+    """Sets the last rows of a vocabulary's table, those of new ids."""
     if len(ids):
         kept = checkpoint_lib.array_of(table)[: -len(ids)]
-        table.assign(np.concatenate([kept, initial_rows(ids, kept.shape[1], seed)]))
+        table.assign(np.concatenate([kept, initial_rows(name, ids, kept.shape[1], seed)]))
 
 
 def _assign(
@@ -233,8 +242,9 @@ def _assign(
 ) -> None:
     """Sets variables to the state's values; of tables that have grown the first rows."""
     names = {group: [_name(one) for one in variables] for group, variables in groups.items()}
-    if names != manifest["names"]:
-        different = sorted({n for g in names for n in {*names[g]} ^ {*manifest["names"].get(g, [])}})
+    known = {group: found for group, found in manifest["names"].items() if group != _SCALE or group in names}
+    if names != known:
+        different = sorted({n for g in names for n in {*names[g]} ^ {*known.get(g, [])}})
         raise ValueError(
             f"{path} must hold the variables of this model. Received: others ({', '.join(different[:5]) or 'order'}), "
             "by another version of the model's code. Train in full once."

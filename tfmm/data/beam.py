@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import gzip
 import logging
 import pathlib
-import tempfile
 import typing
 
 import numpy as np
-import pyarrow.compute as pc
 
 from tfmm import buckets, dead_letters, extras
 from tfmm.config import DataConfig
-from tfmm.data import as_known, declared, examples, left_out, reading, records, schema, spans, times
+from tfmm.data import as_known, declared, examples, instants, join, left_out, reading, schema, spans, times
 from tfmm.features import FeatureSet
 
 try:
@@ -23,7 +22,6 @@ try:
 except ModuleNotFoundError as error:
     raise extras.MissingExtraError(extras.explain(error) or error, name=error.name) from error
 
-ROWS_PER_SHARD = 50_000  # impressions; a shard's users, their behaviors and the catalog's ids must fit one worker
 NAMESPACE = "tfmm.data"
 PREFIX = "Split-{split}/data_tfrecord"  # of files of records, as a TFX Examples artifact has them
 _LOG = logging.getLogger(__name__)
@@ -43,15 +41,19 @@ class BuildExamples(beam.PTransform):
         data_dir: str | pathlib.Path,
         config: DataConfig,
         feature_set: FeatureSet,
-        before: spans.Before | None = None,
+        before: spans.Before = spans.FROM_SCRATCH,
+        newest_us: int | None = None,
     ):
-        """Takes what is to be joined; of a model that goes on, `before`, only impressions after its watermark.
+        """Takes what is to be joined, and what is held out; of a model that goes on, what is after its watermark.
+
+        An impression later than `newest_us` (None: a day from now) has not happened, and is a dead letter.
 
         `span` says what these are once a pipeline has been built, and `read` how many rows of each log are read.
         """
         super().__init__()
         self._data_dir, self._config, self._features = str(data_dir), config, feature_set
-        self._tally, self.span = spans.Tally(before), spans.Span(None, 0, 0, (), {})
+        self._before, self._newest_us = before, newest_us
+        self.span = spans.Span(None, 0, 0, (), {}, instants.NULL)
         self.read = dict.fromkeys(reading.LOGS, 0)
 
     def expand(self, root: beam.Pipeline | pvalue.PBegin) -> dict[str, beam.PCollection]:
@@ -62,11 +64,11 @@ class BuildExamples(beam.PTransform):
         for note in times.notes(seen):
             _LOG.warning(note)
         has_split = reading.has_split(impressions)
-        counts, first_eval = self._look(impressions, seen, has_split)
-        self.span = self._tally.span()
-        num_shards = max(1, round(sum(counts) / ROWS_PER_SHARD))
+        tally = spans.Tally(self._before, self._newest_us, has_split)
+        counts, first_eval = spans.look(impressions, seen["impressions"], self._config.eval_fraction, tally)
+        self.span = tally.span()
         has_behaviors = schema.has_table(self._data_dir, "behaviors")
-        reader = reading.Reader(self._features, seen, has_behaviors, has_split)
+        reader = reading.Reader(self._features, seen, has_behaviors, has_split, tally.newest_us)
         names = reading.log_names(self._data_dir, self._features)
         logs = reading.row_groups(self._data_dir, names, self._features)
         if has_behaviors:  # else clicks are behaviors, of before the span too
@@ -74,6 +76,11 @@ class BuildExamples(beam.PTransform):
             logs = [one for one in logs if one.table != "impressions" or (one.part, one.group) not in old]
         for one in logs:
             self.read[one.table] += one.part.row_groups[one.group]
+        num_rows = collections.Counter({"impressions": sum(counts)})
+        for one in logs:
+            if one.table != "impressions":
+                num_rows[one.table] += one.part.row_groups[one.group]
+        num_shards = join.num_partitions(num_rows)
         catalog = (
             root
             | "ListItems" >> beam.Create(reading.row_groups(self._data_dir, ["items"], self._features))
@@ -85,7 +92,7 @@ class BuildExamples(beam.PTransform):
             | "ListLogs" >> beam.Create(logs)
             | "SpreadLogs" >> beam.Reshuffle()
             | "ReadLogs"
-            >> beam.ParDo(_ReadLogs(num_shards, reader, self._tally)).with_outputs("dead_letter", main="rows")
+            >> beam.ParDo(_ReadLogs(num_shards, reader, tally)).with_outputs("dead_letter", main="rows")
         )
         built = (
             read.rows
@@ -98,30 +105,6 @@ class BuildExamples(beam.PTransform):
         dead_letters = (catalog.dead_letter, read.dead_letter, built.dead_letter) | "AllDeadLetters" >> beam.Flatten()
         return {**{split: built[split] for split in schema.SPLITS}, "dead_letter": dead_letters}
 
-    def _look(
-        self, impressions: typing.Sequence[reading.RowGroup], seen: times.Seen, has_split: bool
-    ) -> tuple[list[int], int | None]:
-        """Returns how many impressions of each row group are of the span, and from when on they are held out.
-
-        None: as the table's `split` says. Instants lie in a file meanwhile.
-        """
-        counts = []
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "times.bin"
-            with path.open("wb") as file:
-                for group in impressions:
-                    at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), seen[group.table])
-                    new = self._tally.add(at)
-                    counts.append(int(new.sum()))
-                    if has_split:
-                        split = schema.read_part(group.part, group.table, ["split"], group.group)["split"]
-                        self._tally.hold_out(at[new & pc.equal(split, "eval").fill_null(False).to_numpy()])
-                    else:
-                        records.write(file, at[new])
-            if has_split:
-                return counts, None
-            return counts, spans.held_out_from(path, self._config.eval_fraction, self._tally)
-
 
 def write(
     root: beam.Pipeline,
@@ -130,17 +113,19 @@ def write(
     feature_set: FeatureSet,
     output_dir: str | pathlib.Path,
     prefix: str = PREFIX,
-    before: spans.Before | None = None,
+    before: spans.Before = spans.FROM_SCRATCH,
+    newest_us: int | None = None,
 ) -> spans.Span:
     """Adds to a pipeline: BuildExamples, its records as gzip TFRecords, its dead letters as Parquet.
 
     Args:
         prefix: of the record files under `output_dir`.
-        before: what a model that goes on knows of the data, see `BuildExamples`.
+        before: what is known before the training, see `BuildExamples`.
+        newest_us: see there.
     Returns:
         The span, which is written beside the examples, too.
     """
-    return _write(root, data_dir, config, feature_set, output_dir, prefix, before).span
+    return _write(root, data_dir, config, feature_set, output_dir, prefix, before, newest_us).span
 
 
 def generate(
@@ -149,7 +134,7 @@ def generate(
     config: DataConfig,
     feature_set: FeatureSet,
     output_dir: str | pathlib.Path,
-    before: spans.Before | None = None,
+    before: spans.Before = spans.FROM_SCRATCH,
 ) -> tuple[spans.Span, list[dead_letters.Count]]:
     """Runs a pipeline that writes examples into a folder of this machine, as `write` does, and looks at what came.
 
@@ -161,13 +146,13 @@ def generate(
             or a split came out empty.
     """
     with pipeline as root:
-        build = _write(root, data_dir, config, feature_set, output_dir, PREFIX, before)
+        build = _write(root, data_dir, config, feature_set, output_dir, PREFIX, before, None)
     lost = dead_letters.counts(dead_letters.read(output_dir))
     left_out.verify(lost, left_out.totals(lost, build.read, data_dir, feature_set), config.max_bad_fraction)
     has_rows = {split: _has_records(pathlib.Path(output_dir), PREFIX.format(split=split)) for split in schema.SPLITS}
     empty = ", ".join(f"no row of {split}" for split, has_any in has_rows.items() if not has_any)
     count = sum(one.count for one in lost)
-    left_out.verify_splits(has_rows, before is not None, f"{empty}; {count:,} rows left out")
+    left_out.verify_splits(has_rows, before.goes_on, f"{empty}; {count:,} rows left out")
     return build.span, lost
 
 
@@ -187,9 +172,10 @@ def _write(
     feature_set: FeatureSet,
     output_dir: str | pathlib.Path,
     prefix: str,
-    before: spans.Before | None,
+    before: spans.Before,
+    newest_us: int | None,
 ) -> BuildExamples:
-    build = BuildExamples(data_dir, config, feature_set, before)
+    build = BuildExamples(data_dir, config, feature_set, before, newest_us)
     built = root | "BuildExamples" >> build
     folder = str(output_dir).rstrip("/")
     for split in schema.SPLITS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import time
 import typing
 
 import numpy as np
@@ -13,7 +12,6 @@ from tfmm.data import as_known, declared, instants, schema, times
 from tfmm.data import behaviors as behaviors_lib
 
 FIRST_YEAR_US = 788_918_400_000_000  # 1995: there were no logs of shops before
-AHEAD_US = instants.DAY_US  # of a clock that is ahead, or of another zone
 SHOWN = 5  # rows that a note names
 
 
@@ -62,10 +60,9 @@ def notes(
 
 def _odd_years(place: str, earliest: np.ndarray) -> typing.Iterator[str]:
     is_known = (earliest > instants.FIRST_US) & (earliest < instants.LAST_US)  # others are faults
-    last_us = time.time_ns() // 1000 + AHEAD_US
     for odd, text in (
         (earliest < FIRST_YEAR_US, "before 1995: is 0 written for a time that is missing, or another unit"),
-        (earliest > last_us, "in the future: is another unit, or a date for `never`, written"),
+        (earliest > instants.newest_us(), "in the future: is another unit, or a date for `never`, written"),
     ):
         if count := int((odd & is_known).sum()):
             yield f"{place} lies {text}? ({count:,} of {_rows(odd & is_known)})."

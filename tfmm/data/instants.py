@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import re
+import time
 import zoneinfo
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 DAY_US = 86_400_000_000
+AHEAD_US = DAY_US  # of a clock that is ahead, or of another zone: what is later than that from now has not happened
 FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # of the years 1 to 9999
 NULL = np.iinfo(np.int64).min
 _LIMIT = np.iinfo(np.int64).max
@@ -59,6 +61,11 @@ def texts(timestamps: pa.ChunkedArray) -> list[str | None]:
     """
     values = pc.fill_null(timestamps.cast(pa.int64()), NULL).to_numpy()
     return [None if value == NULL else str(np.datetime64(value, "us")) for value in values.tolist()]
+
+
+def newest_us() -> int:
+    """Returns the newest instant that a row which has happened may be dated, in microseconds since 1970."""
+    return time.time_ns() // 1000 + AHEAD_US
 
 
 def zone_of(kind: pa.DataType) -> str | None:

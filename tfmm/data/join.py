@@ -6,6 +6,7 @@ into time order, shard by shard. Memory is that of one partition, of one shard a
 
 from __future__ import annotations
 
+import collections
 import glob
 import hashlib
 import logging
@@ -51,11 +52,14 @@ def write_examples(
     feature_set: FeatureSet,
     output_dir: str | pathlib.Path,
     say: Say = lambda line: None,
-    before: spans.Before | None = None,
+    before: spans.Before = spans.FROM_SCRATCH,
+    newest_us: int | None = None,
 ) -> dict[str, typing.Any]:
     """Joins a data folder, and says how many rows it wrote and which were left out.
 
-    Of a model that goes on, only impressions after its watermark, `before`, are joined; their histories reach back.
+    `before` says how much is held out; of a model that goes on, only impressions after its watermark are joined, whose
+    histories reach back. An impression later than `newest_us` (None: a day from now) has not happened, and is a dead
+    letter.
 
     Writes `{train,eval}-*.npy` with histories and items, see `tfmm.data.shards`, `dead_letter-*.parquet` (rows that
     were left out, with their reason) and a manifest. An impression of an item that the catalog lacks is a dead letter;
@@ -74,7 +78,9 @@ def write_examples(
     _remove_examples(folder)
     try:
         (folder / _PARTS).mkdir()
-        counts, digests, span, read = _join(data_dir, config, feature_set, folder, folder / _PARTS, before)
+        counts, digests, span, read = _join(
+            data_dir, config, feature_set, folder, folder / _PARTS, before, newest_us or instants.newest_us()
+        )
     finally:
         shutil.rmtree(folder / _PARTS)
     span.write(folder)
@@ -86,7 +92,7 @@ def write_examples(
         say(line)
     left_out.verify(lost, left_out.totals(lost, read, data_dir, feature_set), config.max_bad_fraction, folder)
     received = f"{counts}; {folder}/dead_letter-*.parquet holds the rows that were left out"
-    left_out.verify_splits({split: counts[split] > 0 for split in schema.SPLITS}, before is not None, received)
+    left_out.verify_splits({split: counts[split] > 0 for split in schema.SPLITS}, before.goes_on, received)
     facts = {**counts, "feature_set": config_lib.to_dict(feature_set), "digests": digests}
     return artifacts.write_manifest(folder, shards.KIND, config, parents=[data_dir], **facts)
 
@@ -108,7 +114,8 @@ def _join(
     feature_set: FeatureSet,
     folder: pathlib.Path,
     parts: pathlib.Path,
-    before: spans.Before | None,
+    before: spans.Before,
+    newest_us: int,
 ) -> tuple[dict[str, int], dict[str, str], spans.Span, dict[str, int]]:
     """Returns the counts of rows, the files' digests, the span, and how many rows of each log were read."""
     seen = times.resolutions(data_dir, config.time_zone)
@@ -117,11 +124,14 @@ def _join(
         _LOG.warning(note)
     groups = reading.row_groups(data_dir, reading.log_names(data_dir, feature_set), feature_set)
     has_behaviors, has_split = schema.has_table(data_dir, "behaviors"), reading.has_split(groups)
-    reader = reading.Reader(feature_set, seen, has_behaviors, has_split)
+    reader = reading.Reader(feature_set, seen, has_behaviors, has_split, newest_us)
     letters = left_out.Writer(folder)
     catalog = _catalog(reader, reading.row_groups(data_dir, ["items"], feature_set), letters)
-    num_parts = _num_partitions(groups)
-    tally = spans.Tally(before)
+    num_rows = collections.Counter[str]()
+    for group in groups:
+        num_rows[group.table] += group.part.row_groups[group.group]
+    num_parts = num_partitions(num_rows)
+    tally = spans.Tally(before, newest_us, has_split)
     item_ids, dtypes, read = _spread(reader, groups, num_parts, parts, catalog["item_id"], letters, tally)
     items = _items(item_ids, catalog, feature_set)
     np.save(folder / shards.ITEMS, items)
@@ -160,13 +170,14 @@ def _catalog(reader: reading.Reader, groups: typing.Iterable[reading.RowGroup], 
     return reading.sorted_by("item_id", parts)
 
 
-def _num_partitions(groups: typing.Iterable[reading.RowGroup]) -> int:
-    """Returns how many partitions keep each small, whichever table is large."""
-    num_rows = dict.fromkeys(reading.LOGS, 0)
-    for group in groups:
-        num_rows[group.table] += group.part.row_groups[group.group]
+def num_partitions(num_rows: typing.Mapping[str, int]) -> int:
+    """Returns how many partitions by user keep each small, whichever table is large.
+
+    >>> num_partitions({"impressions": 120_000}), num_partitions({"impressions": 1_000, "behaviors": 40_000_000})
+    (2, 10)
+    """
     largest = {"impressions": ROWS_PER_PARTITION, "behaviors": LOG_ROWS_PER_PARTITION, "users": LOG_ROWS_PER_PARTITION}
-    return max(1, *(round(num_rows[table] / rows) for table, rows in largest.items()))
+    return max(1, *(round(num_rows.get(table, 0) / rows) for table, rows in largest.items()))
 
 
 def _spread(
@@ -187,17 +198,15 @@ def _spread(
     with (parts / _TIMES).open("wb") as shown_at:
         for group in groups:
             if group.table == "impressions":
-                at, _ = times.bounds(times.read_stored(group.part, group.table, group.group), reader.seen[group.table])
-                new = tally.add(at)
+                at, new = tally.read(group.part, group.group, reader.seen[group.table])
                 records.write(shown_at, at[new])
-                if not new.any() and tally.before and reader.has_behaviors:
+                if not new.any() and tally.before.goes_on and reader.has_behaviors:
                     continue  # else its clicks are behaviors
             read[group.table] += group.part.row_groups[group.group]
             good, left = reader.log(group)
             letters.append(left)
             if group.table == "impressions":
-                good["impressions"] = shown = spans.of_span(good["impressions"], tally)
-                tally.hold_out(shown["timestamp"][shown[reading.IS_EVAL]])  # as the table's `split` says
+                good["impressions"] = spans.of_span(good["impressions"], tally)
             for table, columns in good.items():
                 rows = records.structured(columns)
                 dtypes[table] = rows.dtype

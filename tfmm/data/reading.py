@@ -85,12 +85,14 @@ class Reader:
         seen: how fine each table's times are, those of versions among them (`as_known.verified`).
         has_behaviors: whether there is a table of them; else clicks stand for them.
         has_split: whether the impressions say to which split they belong.
+        newest_us: microseconds since 1970, after which no impression has happened.
     """
 
     feature_set: FeatureSet
     seen: times.Seen
     has_behaviors: bool
     has_split: bool
+    newest_us: int
 
     def catalog(self, group: RowGroup) -> tuple[Columns, DeadLetters]:
         """Returns `item_id` and the items' features; versions whose time is a fault are dead letters."""
@@ -107,8 +109,9 @@ class Reader:
         name = group.table
         table, columns = self._columns(group)
         own_rules = rules.row_rules(
-            name, has_split=self.has_split, tables=declared.tables(self.feature_set), label=self.feature_set.label
-        )
+            name, has_split=self.has_split, tables=declared.tables(self.feature_set), label=self.feature_set.label,
+            newest_us=self.newest_us,
+        )  # fmt: skip
         bad, reasons = rules.broken(table, own_rules)
         rows = np.arange(group.first, group.first + table.num_rows)
         columns["user_id"] = schema.fingerprints(table["user_id"])

@@ -18,6 +18,7 @@ from tfmm.pretrain.picture_header import num_pixels
 
 Array: typing.TypeAlias = pa.Array | pa.ChunkedArray
 UNKNOWN_ITEM = "must be in the items table"
+IN_FUTURE = "must not be later than a day from now: is another unit, or a date for `never`, written?"
 OUTSIDE_YEARS = "must lie in the years 1 to 9999: does the column's type name the unit of its values?"
 
 
@@ -44,6 +45,7 @@ def row_rules(
     has_split: bool = False,
     tables: schema.Tables = schema.TABLES,
     label: Label | None = None,
+    newest_us: int | None = None,
 ) -> list[Rule]:
     """Returns the cheap rules of a table's rows.
 
@@ -54,6 +56,7 @@ def row_rules(
         has_split: impressions say their split themselves.
         tables: with the columns that a run declares.
         label: what it declares of labels; None: Label().
+        newest_us: microseconds since 1970, after which no impression has happened; None: `instants.newest_us`.
     """
     label, rules = label or Label(), []
     for column in tables[name].columns:
@@ -63,7 +66,8 @@ def row_rules(
             rules.append(Rule(column.name, "must not be 0 or empty", is_zero))
         if column.kind == "timestamp":
             rules.append(Rule(column.name, OUTSIDE_YEARS, _outside_years))
-    if name == "impressions":
+    if name == "impressions":  # one would be the newest of all for ever: every split and watermark goes by the newest
+        rules.append(Rule("timestamp", IN_FUTURE, later_than(instants.newest_us() if newest_us is None else newest_us)))
         rules += _label_rules(label)
         rules.append(Rule("split", "must be train or eval", _outside(schema.SPLITS)))
         if has_split:
@@ -150,6 +154,18 @@ def _outside_years(values: Array) -> np.ndarray:
         return np.zeros(len(values), bool)
     counts = np.asarray(pc.fill_null(values.cast(pa.int64()), 0))
     return (counts < instants.FIRST_US) | (counts > instants.LAST_US)
+
+
+def later_than(newest_us: int) -> typing.Callable[[Array], np.ndarray]:
+    """Returns what says of times, as they are stored, which are later than an instant, bool [n]."""
+
+    def breaks(values: Array) -> np.ndarray:
+        if pa.types.is_integer(values.type):  # in a shard, checked where it was read
+            return np.zeros(len(values), bool)
+        times = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
+        return np.asarray(schema.microseconds(instants.to_timestamps(times))) > newest_us
+
+    return breaks
 
 
 def _outside(allowed: typing.Sequence[typing.Any]) -> typing.Callable[[Array], np.ndarray]:

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tfmm.data.instants import DAY_US
 from tfmm.marketplace.generator import WEEK_START_US
-
-DAY_US = 86_400_000_000
 
 
 def append_day(marketplace_dir: str | pathlib.Path, data_dir: str | pathlib.Path, day: int) -> None:

@@ -9,8 +9,9 @@ import typing
 from tfmm.config import RunConfig
 from tfmm.ctr import lineage
 from tfmm.ctr import state as state_lib
-from tfmm.data import instants
+from tfmm.data import instants, spans
 from tfmm.data.spans import Before
+from tfmm.days import DaysConfig
 from tfmm.stages import run_file
 from tfmm.stages.folders import ID, MULTIMODAL, STATE, Folder
 
@@ -42,6 +43,31 @@ class Parent:
         return self.states[MULTIMODAL] / state_lib.VOCABULARY
 
 
+def from_scratch(days: DaysConfig) -> Before:
+    """Returns what is known before a training that goes on from nothing: how much is held out."""
+    return Before(heldout_rows=days.heldout_rows, heldout_s=days.heldout_s)
+
+
+def run_of(parent_dir: Folder, output_dir: Folder) -> str:
+    """Returns where the run lies that models go on with, their own, once nothing speaks against the folders.
+
+    Raises:
+        ValueError: `tfmm train` did not end in the parent's folder, or the new models would replace it.
+    """
+    path = pathlib.Path(parent_dir) / run_file.FILE
+    if pathlib.Path(parent_dir).resolve() == pathlib.Path(output_dir).resolve():
+        raise ValueError(
+            "`--output` must be another folder than `--continue-from`, whose models are gone on from. Received both: "
+            f"{output_dir}."
+        )
+    if not path.is_file():
+        raise ValueError(
+            f"{parent_dir} must hold models of a `tfmm train` that has ended. Received: no {run_file.FILE}, which is "
+            "written last. Run that command to its end, or name the folder of the models before."
+        )
+    return str(path)
+
+
 def parent(
     run: RunConfig,
     model_dirs: typing.Mapping[str, Folder],
@@ -66,9 +92,12 @@ def parent(
     found = {name: state_lib.read_manifest(folder) for name, folder in states.items()}
     trained = {name: manifest["training"] for name, manifest in found.items()}
     through = {name: facts["trained_through"]["timestamp"] for name, facts in trained.items()}
-    faults = [] if made_by is None else [_declared(made_by, run)]
-    if through[ID] != through[MULTIMODAL]:
-        said = ", ".join(f"{name} through {lineage.in_words(at)}" for name, at in through.items())
+    faults = [_declared(made_by, run) if made_by else f"{run_file.FILE} must lie beside them. Received: none"]
+    if through[ID] != through[MULTIMODAL] or trained[ID].get("examples") != trained[MULTIMODAL].get("examples"):
+        said = ", ".join(
+            f"{name} through {spans.moment(at)} of examples {trained[name].get('examples')}"
+            for name, at in through.items()
+        )
         faults.append(f"both click models must be of one run. Received: {said}")
     if snapshot_dir is not None:
         try:
@@ -79,7 +108,9 @@ def parent(
     if faults := [fault for fault in faults if fault]:
         raise ValueError(f"{pathlib.Path(model_dirs[MULTIMODAL])} cannot be gone on from:\n- " + "\n- ".join(faults))
     newest, seen = trained[MULTIMODAL]["newest"], found[MULTIMODAL]["seen"]
-    before = Before(through[MULTIMODAL], newest, seen, run.days.heldout_rows, run.days.heldout_s)
+    before = dataclasses.replace(
+        from_scratch(run.days), watermark=through[MULTIMODAL], newest=newest, seen=seen
+    )
     return Parent(states, before)
 
 
@@ -109,5 +140,5 @@ def _gaps(
                 yield (
                     f"of {table!r} in the {name} model, {share:.0%} of the rows belong to ids that no span of the last "
                     f"{run.days.unseen_days} days has shown, and `days.max_gaps` is {run.days.max_gaps:.0%}. Train in "
-                    "full, which leaves them out"
+                    "full on a folder without the rows of before, which leaves them out, or raise the bound"
                 )

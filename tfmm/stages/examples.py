@@ -8,7 +8,7 @@ import typing
 
 from tfmm.config import RunConfig
 from tfmm.data import join, transform
-from tfmm.stages.continued import Parent
+from tfmm.stages.continued import Parent, from_scratch
 from tfmm.stages.folders import SPLITS, Folder
 from tfmm.training.examples import split_pattern
 
@@ -31,7 +31,7 @@ def make_examples(
     """
     folder = pathlib.Path(output_dir)
     shutil.rmtree(folder / VOCABULARY, ignore_errors=True)  # of the examples before
-    before, known = (parent.before, parent.vocabulary_dir) if parent else (None, None)
+    before, known = (parent.before, parent.vocabulary_dir) if parent else (from_scratch(run.days), None)
     join.write_examples(data_dir, run.data, run.feature_set, folder / EXAMPLES, say, before)
     transform.fit(folder / EXAMPLES, folder / VOCABULARY, known)
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 _META = "__meta__"
-_FILE = "state.npz"
+FILE = "state.npz"
 _QUICK_S, _PAUSE = 1.0, 19.0  # a save that is no matter; how many times a longer one has to pass before the next
 _BFLOAT16, _STORED_AS = np.dtype(tf.bfloat16.as_numpy_dtype), np.dtype(np.uint16)  # NumPy's files do not know the first
 
@@ -54,7 +54,7 @@ class Checkpoint:
             raise ValueError(
                 f"`key` must be a plain file name, such as artifacts.fingerprint(...). Received: {key!r}."
             )
-        self.path = pathlib.Path(folder) / key / _FILE
+        self.path = pathlib.Path(folder) / key / FILE
         self.variables = {name: list(group) for name, group in variables.items()}
         self._saved_at, self._seconds = -math.inf, 0.0
 
@@ -125,7 +125,7 @@ def read(folder: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[st
         FileNotFoundError: there is none.
         ValueError: it is damaged.
     """
-    return _read(pathlib.Path(folder) / _FILE)
+    return _read(pathlib.Path(folder) / FILE)
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, typing.Any]]:

@@ -9,6 +9,7 @@ import pytest
 
 from tfmm import artifacts, preprocessing
 from tfmm import config as config_lib
+from tfmm.config import FLOAT16, FLOAT32
 from tfmm.ctr import lineage
 from tfmm.ctr import state as state_lib
 from tfmm.ctr import train as train_lib
@@ -16,7 +17,7 @@ from tfmm.ctr.continuing import continue_over
 from tfmm.index import item_vectors
 from tfmm.training import checkpoint as checkpoint_lib
 from tfmm.training import examples as examples_lib
-from tfmm.training import sources
+from tfmm.training import precision, sources
 
 CONFIG = config_lib.CTRConfig(
     batch_size=64, learning_rate=1e-2, attention_units=(8,), units=(16,), block_rows=256, segments=4, decay_from=1.0
@@ -119,6 +120,39 @@ def test_a_thousand_new_ids_get_rows_of_their_own_and_old_rows_stay(road, tmp_pa
     for name, old in after.items():
         if len(old.shape) and old.shape != before[name].shape:
             np.testing.assert_array_equal(moved[name][-1000:], old[-1000:])  # no row showed them
+
+
+@pytest.mark.parametrize("first, second", [(FLOAT32, FLOAT16), (FLOAT16, FLOAT32), (FLOAT16, FLOAT16)])
+def test_a_model_goes_on_in_another_precision(road, tmp_path, first, second):
+    """The moments are the state's; the scale of losses is where float16 goes on, and begins anew elsewhere."""
+    with precision.policy(first):
+        state, _ = continue_over(road.fresh(), CONFIG, road.rows(0, 512))
+        if first == FLOAT16:
+            state.optimizer.scale.assign(4.0)
+        road.saved(state, tmp_path / "state")
+    with precision.policy(second):
+        again = road.load(tmp_path / "state")
+        before, after = arrays(state), arrays(again)
+        for name in before:
+            if not name.startswith("loss_scale"):
+                np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+        if second == FLOAT16:
+            assert float(again.optimizer.scale) == (4.0 if first == FLOAT16 else precision.FIRST_SCALE)
+        on, _ = continue_over(again, CONFIG, road.rows(512, 768))
+        assert on.steps == state.steps + 4
+
+
+def test_a_state_that_is_replaced_is_none_until_it_is_whole(road, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise OSError("killed while it removes")
+
+    road.saved(road.fresh(), tmp_path / "state")
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(OSError, match="killed while it removes"):
+        road.saved(road.fresh(), tmp_path / "state")
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError, match="must be the state of a model's training"):
+        state_lib.read_manifest(tmp_path / "state")
 
 
 def test_rows_that_no_span_trains_become_gaps(road, tmp_path):

@@ -12,7 +12,7 @@ from apache_beam.testing import util
 from tfmm import preprocessing
 from tfmm.config import DataConfig
 from tfmm.data import beam as beam_lib
-from tfmm.data import examples, rules, schema, times
+from tfmm.data import examples, join, rules, schema, times
 from tfmm.features import FeatureSet
 
 OPTIONS = ["--runner=FnApiRunner", "--direct_num_workers=1"]
@@ -56,7 +56,7 @@ def test_many_shards_give_what_one_gives(small_marketplace, tmp_path, monkeypatc
             pq.write_table(rows, tmp_path / "data" / name / f"part-{part}.parquet", row_group_size=1000)
     found = []
     for rows_per_shard in (10**9, 500):
-        monkeypatch.setattr(beam_lib, "ROWS_PER_SHARD", rows_per_shard)
+        monkeypatch.setattr(join, "ROWS_PER_PARTITION", rows_per_shard)
         folder = tmp_path / str(rows_per_shard)
         run(tmp_path / "data", folder)
         columns = examples.read_columns(str(folder / "train-*.tfrecord.gz"), preprocessing.raw_spec(FEATURES))
@@ -64,6 +64,17 @@ def test_many_shards_give_what_one_gives(small_marketplace, tmp_path, monkeypatc
         found.append({name: values[order] for name, values in columns.items()})
     for name in found[0]:
         np.testing.assert_array_equal(found[0][name], found[1][name])
+
+
+def test_shards_are_as_many_as_their_behaviors_need_where_few_impressions_are_of_the_span(
+    small_marketplace, monkeypatch
+):
+    found, make = [], beam_lib._ReadLogs
+    monkeypatch.setattr(beam_lib, "_ReadLogs", lambda number, *rest: found.append(number) or make(number, *rest))
+    rows = schema.read_table(small_marketplace, "behaviors", ["user_id"]).num_rows
+    monkeypatch.setattr(join, "LOG_ROWS_PER_PARTITION", rows // 7)
+    beam.Pipeline(options=PipelineOptions(OPTIONS)) | beam_lib.BuildExamples(small_marketplace, CONFIG, FEATURES)
+    assert found == [7]
 
 
 def test_no_column_of_impressions_is_read_whole_before_the_job(small_marketplace, monkeypatch):
@@ -103,7 +114,7 @@ def test_times_beyond_the_calendar_are_dead_letters(small_marketplace, tmp_path)
         table.set_column(place, "timestamp", pa.array(times, pa.timestamp("us"))), tmp_path / "impressions.parquet"
     )
     pq.write_table(schema.read_table(small_marketplace, "items"), tmp_path / "items.parquet")
-    assert run(tmp_path, tmp_path / "out") == {"train": 32, "eval": 7, "dead_letter": 1}
+    assert run(tmp_path, tmp_path / "out") == {"train": 31, "eval": 8, "dead_letter": 1}  # of the 39
     (letter,) = pq.read_table(next((tmp_path / "out").glob("dead_letter-*"))).to_pylist()
     assert (letter["row"], letter["reason"]) == (7, f"`timestamp` {rules.OUTSIDE_YEARS}")
     assert int(json.loads(letter["content"])["timestamp"].split("-")[0]) > 50_000

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tfmm.data import checks
+from tfmm.data import checks, rules
 
 START = datetime.datetime(2024, 3, 4)
 NEXT_YEAR = datetime.datetime.now() + datetime.timedelta(days=365)
@@ -39,6 +39,8 @@ def test_times_of_1970_and_of_the_future_are_noted_with_their_rows(tables):
         "impressions.timestamp lies in the future: is another unit, or a date for `never`, written? (1 of 22 rows, "
         "first rows 21).",
     ]
+    (fault,) = checks.check(tables(**data(odd))).faults  # which it is, of what is shown
+    assert (fault.column, fault.rule, fault.rows) == ("timestamp", rules.IN_FUTURE, (21,))
 
 
 def test_end_of_days_as_created_at_is_read_and_noted(tables):
