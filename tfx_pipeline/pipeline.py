@@ -8,7 +8,6 @@ import pathlib
 import typing
 
 from tfx import v1 as tfx
-from tfx.dsl.components.base import executor_spec
 
 from tfmm import config as config_lib
 from tfmm import own_classes, runs, source
@@ -233,7 +232,7 @@ def create_pipeline(
         stamp=infra_check.server_path() if is_here else "",
         code=_code("tfmm.export.trial", "tfx_pipeline.infra_check"),
     )
-    pusher = tfx.components.Pusher(
+    pusher = push.Pusher(
         model=multimodal_trainer.outputs["model"],
         model_blessing=gate.outputs["blessing"],
         infra_blessing=infra.outputs["blessing"],
@@ -241,7 +240,6 @@ def create_pipeline(
             filesystem=tfx.proto.PushDestination.Filesystem(base_directory=str(environment.serving_dir))
         ),
         custom_config={outside.STAMP: stamp},
-        custom_executor_spec=executor_spec.ExecutorClassSpec(push.Executor),
     )
 
     return tfx.dsl.Pipeline(

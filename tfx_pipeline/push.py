@@ -7,6 +7,7 @@ import typing
 from absl import logging
 from tfx import v1 as tfx
 from tfx.components.pusher import executor
+from tfx.dsl.components.base import executor_spec
 from tfx.types import artifact_utils, standard_component_specs
 from tfx.utils import io_utils, proto_utils
 
@@ -41,3 +42,9 @@ class Executor(executor.Executor):
         pushed = artifact_utils.get_single_instance(output_dict[standard_component_specs.PUSHED_MODEL_KEY])
         io_utils.copy_dir(model_path, pushed.uri)
         self._MarkPushed(pushed, pushed_destination=str(served), pushed_version=served.name)
+
+
+class Pusher(tfx.components.Pusher):
+    """TFX's node of that name, with the executor above."""
+
+    EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(Executor)

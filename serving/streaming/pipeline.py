@@ -159,6 +159,7 @@ class EmbedEvents(beam.DoFn):
 
     def __init__(self, encoder_dirs: typing.Mapping[str, str], index: str, letters_url: str | None = None):
         self._encoder_dirs, self._url, self._letters_url = dict(encoder_dirs), index, letters_url
+        self._letters: letters.LetterLog | None = None
 
     def setup(self) -> None:
         self._index = store.open_store(self._url)
@@ -166,7 +167,8 @@ class EmbedEvents(beam.DoFn):
         for encoder in self._encoders:
             self._index.register_encoder(encoder.modality, encoder.version, encoder.dim)
         embedding.warm_up(self._encoders)
-        self._letters = None if self._letters_url is None else letters.LetterLog(self._letters_url)
+        if self._letters_url is not None:
+            self._letters = letters.LetterLog(self._letters_url)
 
     def process(self, batch: embedding.EventBatch) -> None:
         outcome = ingestion.ingest(batch, self._encoders, self._index, item_features.layouts(self._index))

@@ -173,7 +173,7 @@ def test_encoders_and_make_do_not_run_again_and_the_lineage_shows_the_parents(da
     assert {one.name: one.node for one in by_name["CatalogEmbedder"].inputs}["encoders"] == "SCLTrainer"
     trained = by_name["MultimodalTrainer"].training
     assert trained["span"]["number"] == 2 and trained["parent"] and not by_name["ModelGate"].training
-    console = rich_console.Console(width=200, record=True, file=io.StringIO())
+    console = rich_console.Console(width=500, record=True, file=io.StringIO())
     for table in status.tables(status.read(workdir), is_lineage=True):
         console.print(table)
     text = console.export_text()

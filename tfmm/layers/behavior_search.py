@@ -176,6 +176,10 @@ def gather_behaviors(values: typing.Any, indices: typing.Any) -> typing.Any:
     checks.require(agree, f"`values` must hold one history per row of `indices`, {rows}, or one for all.", histories)
     if checks.is_shared(indices, values):
         return ops.take(values[0], indices, axis=0)
+    if keras.utils.is_keras_tensor(values) or keras.utils.is_keras_tensor(indices):  # of sizes that are not known yet
+        for _ in range(len(values.shape) - 2):
+            indices = ops.expand_dims(indices, -1)
+        return ops.take_along_axis(values, indices, axis=1)
     # Whole vectors are taken, not their values one by one; should one history serve all after all, it is the first.
     history = ops.arange(ops.shape(indices)[0], dtype="int32") % ops.shape(values)[0]
     places = ops.expand_dims(history * ops.shape(values)[1], 1) + ops.cast(indices, "int32")
