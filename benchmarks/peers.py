@@ -1,7 +1,9 @@
 """How fast are SimTier, a ranking request and a training step beside the same work in PyTorch?
 
 One interleaved run with equal thread counts; PyTorch in a process of its own (`torch_peers.py`), eager and under
-torch.compile, on the same arrays and weights, whose results must agree. Sides:
+torch.compile, on the same arrays, weights and constants. Results must agree before anything is timed: tiers to the
+last count, scores and a step's loss to 1e-4, and the loss of a second step, which the first one's gradients and
+optimizer have moved, to 5e-4, which is at most a tenth of how far it moved. Sides:
 
 - SimTier of 256 rows and 1,000 behaviors, int8 rows of 128 values;
 - a request: 500 candidates and one history of 1,000, item vectors in a table; PyTorch's model takes rows, so that its
@@ -45,12 +47,17 @@ from tfmm.training.examples import IS_ROW
 
 NUM_ITEMS, NUM_USERS, NUM_CATEGORIES, DIM = 200_000, 50_000, 200, 128
 ROWS, LENGTH, CANDIDATES, SELECTED = 1000, 1000, 500, 100
-NUM_TIERS, SIMTIER_ROWS = 20, 256
+SECOND = "second step"
+NUM_TIERS, SIMTIER_ROWS, KNOWLEDGE_SCALE = 20, 256, 0.1
+CONSTANTS = "constants.json"  # in the folder that the other process reads
+# The largest difference from PyTorch. Sums of float32 in another order differ by some 1e-6; Adam divides a gradient by
+# its size, so that one that is nearly 0 may move a weight by the whole rate on either side.
+TOLERANCE = {"simtier": 0.0, "rank": 1e-4, "step": 1e-4, SECOND: 5e-4}
 MODALITY = "image"
 METHODS = (
-    config_lib.Method("simtier"),
+    config_lib.Method("simtier", {"num_tiers": NUM_TIERS}),
     config_lib.Method("behavior_search", {"num_selected": SELECTED}),
-    config_lib.Method("make"),
+    config_lib.Method("make", {"knowledge_scale": KNOWLEDGE_SCALE}),
 )
 STEPS = ("id", "multimodal")
 
@@ -140,6 +147,15 @@ class Ours:
         step, batch = loop.compiled(step, tf.distribute.get_strategy()), self.batch()
         return lambda: sum(float(loss) for loss in step(batch).values())
 
+    def constants(self, threads: int) -> dict[str, float]:
+        """What the other process holds to, by the names that it has for them."""
+        return {
+            "num_tiers": NUM_TIERS, "num_selected": SELECTED, "knowledge_scale": KNOWLEDGE_SCALE,
+            "candidates": CANDIDATES, "threads": threads, "learning_rate": self.config.learning_rate,
+            "embedding_learning_rate": self.config.embedding_learning_rate,
+            "epsilon": state_lib.optimizer_of(self.models["id"], self.config).epsilon,
+        }
+
     def weights(self, name: str) -> dict[str, np.ndarray]:
         """A model's weights by the names that the other process has for them."""
         model = self.models[name]
@@ -186,7 +202,7 @@ class Torch:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | limits
         self._folder = folder
         self._process = subprocess.Popen(
-            [python, "-c", "import torch_peers; torch_peers.main()", str(folder), str(threads), str(CANDIDATES)],
+            [python, "-c", "import torch_peers; torch_peers.main()", str(folder)],
             cwd=pathlib.Path(__file__).parent,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )
@@ -233,15 +249,30 @@ def measure(ours: dict[str, graphs.Call], torch: Torch, repeats: int) -> dict[st
 
 
 def differences(ours: dict[str, graphs.Call], torch: Torch) -> dict[str, float]:
-    """Returns the largest difference of each PyTorch side from ours, before anything is trained."""
+    """Returns the largest difference of each PyTorch side from ours, and of a step's second loss, before any timing."""
     expected = {name: np.asarray(call()) for name, call in ours.items()}
+    second = {name: np.asarray(call()) for name, call in ours.items() if name.endswith("step")}
     found = {}
     for name in torch.facts["sides"]:
         of = next(own for own in expected if name.startswith(own))
-        found[name] = float(np.abs(torch.digits(name) - expected[of]).max())
-        if found[name] > (0 if of == "simtier" else 1e-4):
-            raise ValueError(f"PyTorch's {name} must give what ours gives. Received: a difference of {found[name]}.")
+        kind = "step" if of in second else of
+        found[name] = _agreed(name, torch.digits(name), expected[of], TOLERANCE[kind])
+        if of in second:
+            moved = abs(float(second[of]) - float(expected[of]))
+            if moved < 10 * TOLERANCE[SECOND]:
+                raise ValueError(f"A step must move the loss by 10 times what is let pass. Received, {of}: {moved}.")
+            found[f"{name}, second"] = _agreed(f"second {name}", torch.digits(name), second[of], TOLERANCE[SECOND])
     return found
+
+
+def _agreed(name: str, theirs: np.ndarray, own: np.ndarray, tolerance: float) -> float:
+    """Returns the largest difference; raises ValueError where it is above the tolerance."""
+    difference = float(np.abs(theirs - own).max())
+    if not difference <= tolerance:
+        raise ValueError(
+            f"PyTorch's {name} must give what ours gives, to {tolerance:g}. Received: a difference of {difference}."
+        )
+    return difference
 
 
 def bars(ratios: dict[str, float], own: float) -> dict[str, dict]:
@@ -271,6 +302,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         np.savez(folder / "arrays.npz", **library.arrays)
+        (folder / CONSTANTS).write_text(json.dumps(library.constants(arguments.threads)))
         for of in STEPS:
             np.savez(folder / f"{of}.npz", **library.weights(of))
         torch = Torch(os.path.abspath(arguments.torch_python), folder, arguments.threads)
@@ -291,6 +323,7 @@ def main() -> None:
         "times_ours": ratios,
         "multimodal_of_id_step": of_id,
         "largest_difference": agreement,
+        "tolerance": TOLERANCE,
     }
     recording.write("peers", __doc__.splitlines()[0], results, seed=0, bars=bars(ratios, of_id))
 

@@ -9,13 +9,27 @@ import json
 import pathlib
 import sys
 import time
+import typing
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
-NUM_TIERS, NUM_SELECTED = 20, 100
+CONSTANTS = "constants.json"  # in the folder of the arrays
+
+
+class Constants(typing.NamedTuple):
+    """What both sides hold to: `peers.py` sends it, since nothing may be typed twice."""
+
+    num_tiers: int  # of SimTier
+    num_selected: int  # behaviors that MAKE attends to
+    knowledge_scale: float  # of what MAKE has learned, beside what is learned of ids
+    candidates: int  # of a request
+    learning_rate: float
+    embedding_learning_rate: float
+    epsilon: float  # Adam's
+    threads: int
 
 
 def similarity(target, target_scales, behaviors, behaviors_scales):
@@ -27,17 +41,17 @@ def similarity(target, target_scales, behaviors, behaviors_scales):
     return dots * target_scales[:, None] * behaviors_scales
 
 
-def by_scatter(cosine, mask):
+def by_scatter(cosine, mask, num_tiers):
     """Counts per tier, float32 [B, N]: each behavior is added to its tier."""
-    tier = torch.floor((cosine.clamp(-1, 1) + 1) * (NUM_TIERS / 2)).clamp(max=NUM_TIERS - 1).long()
-    counts = torch.zeros(cosine.shape[0], NUM_TIERS, device=cosine.device)
+    tier = torch.floor((cosine.clamp(-1, 1) + 1) * (num_tiers / 2)).clamp(max=num_tiers - 1).long()
+    counts = torch.zeros(cosine.shape[0], num_tiers, device=cosine.device)
     return counts.scatter_add_(1, tier, mask.float().expand_as(cosine))
 
 
-def by_comparison(cosine, mask):
+def by_comparison(cosine, mask, num_tiers):
     """The same by a comparison with every tier, [B, L, N], as the authors' later code does."""
-    tier = torch.floor((cosine.clamp(-1, 1) + 1) * (NUM_TIERS / 2)).clamp(max=NUM_TIERS - 1).long()
-    return ((tier[:, :, None] == torch.arange(NUM_TIERS)) & mask[:, :, None]).float().sum(1)
+    tier = torch.floor((cosine.clamp(-1, 1) + 1) * (num_tiers / 2)).clamp(max=num_tiers - 1).long()
+    return ((tier[:, :, None] == torch.arange(num_tiers)) & mask[:, :, None]).float().sum(1)
 
 
 def prelu(x, alpha):
@@ -94,8 +108,9 @@ class Head(nn.Module):
 class ClickModel(nn.Module):
     """DIN over embeddings; with vectors, a head that sees SimTier and a frozen MAKE as well, and one that does not."""
 
-    def __init__(self, weights, has_vectors, factorised=False):
+    def __init__(self, weights, constants, has_vectors, factorised=False):
         super().__init__()
+        self.constants = constants
         self.attention = Attention(weights, "attention", factorised)
         self.head = Head(weights, "head", 2)
         if has_vectors:
@@ -118,8 +133,8 @@ class ClickModel(nn.Module):
         target, target_scales = table[target_slots], scales[target_slots]
         has_vector = (slots != 0) & mask
         cosine = similarity(target, target_scales, table[slots], scales[slots])
-        tiers = torch.log1p(by_scatter(cosine, has_vector))
-        best = cosine.masked_fill(~has_vector, -2.0).topk(NUM_SELECTED, sorted=False).indices
+        tiers = torch.log1p(by_scatter(cosine, has_vector, self.constants.num_tiers))
+        best = cosine.masked_fill(~has_vector, -2.0).topk(self.constants.num_selected, sorted=False).indices
         selected = slots.expand_as(cosine).gather(1, best)
         width = table.shape[1] ** 0.5
         own = target.float() * target_scales[:, None] * width
@@ -128,7 +143,7 @@ class ClickModel(nn.Module):
         v_make = torch.cat([pooled, own, pooled * own / width], -1)
         exists = (target_slots != 0).float()[:, None]
         missing = torch.log1p((mask & (slots == 0)).float().sum(1, keepdim=True)).expand(len(target), -1)
-        learned = torch.cat([v_make, *self.make.hidden(v_make)], -1) * exists * 0.1
+        learned = torch.cat([v_make, *self.make.hidden(v_make)], -1) * exists * self.constants.knowledge_scale
         return [missing, exists, tiers * exists, learned]
 
     def forward(self, user, target, behaviors, mask, vectors=None):
@@ -152,20 +167,21 @@ def losses(model, inputs, label):
 class Trained:
     """A click model with its embeddings and optimizers."""
 
-    def __init__(self, arrays, weights, has_vectors, factorised, is_compiled):
+    def __init__(self, arrays, weights, constants, has_vectors, factorised, is_compiled):
         self.arrays, self.has_vectors = arrays, has_vectors
         self.tables = nn.ModuleList(
             nn.Embedding.from_pretrained(weights[f"{name}_table"].clone(), freeze=False, sparse=True)
             for name in ("user", "item", "category")
         )
-        self.model = ClickModel(weights, has_vectors, factorised)
+        self.model = ClickModel(weights, constants, has_vectors, factorised)
         self.losses, self.forward = losses, self.model
         if is_compiled:
             self.losses = torch.compile(losses, dynamic=False)
             self.forward = torch.compile(self.model, dynamic=False)
         dense = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizers = [torch.optim.Adam(dense, lr=2e-3, eps=1e-7)]
-        self.optimizers.append(torch.optim.SparseAdam(self.tables.parameters(), lr=2e-2, eps=1e-7))
+        rate, of_tables, epsilon = constants.learning_rate, constants.embedding_learning_rate, constants.epsilon
+        self.optimizers = [torch.optim.Adam(dense, lr=rate, eps=epsilon)]
+        self.optimizers.append(torch.optim.SparseAdam(self.tables.parameters(), lr=of_tables, eps=epsilon))
 
     def inputs(self, rows, histories):
         """What the model takes of the first so many rows, with so many histories and users."""
@@ -202,11 +218,12 @@ class Trained:
         return torch.sigmoid(torch.where(vectors[0][2] != 0, logit, id_logit))
 
 
-def sides(arrays, weights, candidates):
+def sides(arrays, weights, constants):
     """Returns every side by name: a call without arguments that returns a tensor."""
     def simtier(count, compiled):
         def call(target, target_scales, behaviors, behaviors_scales, mask):
-            return count(similarity(target, target_scales, behaviors, behaviors_scales), mask)
+            cosine = similarity(target, target_scales, behaviors, behaviors_scales)
+            return count(cosine, mask, constants.num_tiers)
         call = torch.compile(call, dynamic=False) if compiled else call
         inputs = [arrays[f"simtier_{part}"] for part in ("target", "target_scales", "rows", "scales", "mask")]
         return torch.inference_mode()(lambda: call(*inputs))
@@ -216,22 +233,23 @@ def sides(arrays, weights, candidates):
         found[f"simtier scatter {suffix}"] = simtier(by_scatter, compiled)
         found[f"simtier comparison {suffix}"] = simtier(by_comparison, compiled)
         for form, factorised in (("", False), ("factorised ", True)):
-            ranked = Trained(arrays, weights["multimodal"], True, factorised, compiled)
-            found[f"rank {form}{suffix}"] = lambda m=ranked, f=factorised: m.rank(candidates, is_shared=f)
+            ranked = Trained(arrays, weights["multimodal"], constants, True, factorised, compiled)
+            found[f"rank {form}{suffix}"] = lambda m=ranked, f=factorised: m.rank(constants.candidates, is_shared=f)
             for name in ("id", "multimodal"):
-                trained = Trained(arrays, weights[name], name == "multimodal", factorised, compiled)
+                trained = Trained(arrays, weights[name], constants, name == "multimodal", factorised, compiled)
                 found[f"{name} step {form}{suffix}"] = trained.step
     return found
 
 
 def main() -> None:
-    folder, threads, candidates = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    torch.set_num_threads(threads)
+    folder = pathlib.Path(sys.argv[1])
+    constants = Constants(**json.loads((folder / CONSTANTS).read_text()))
+    torch.set_num_threads(constants.threads)
     loaded = {}
     for name in ("arrays", "id", "multimodal"):
         with np.load(folder / f"{name}.npz") as file:
             loaded[name] = {key: torch.from_numpy(file[key]) for key in file.files}
-    calls = sides(loaded.pop("arrays"), loaded, candidates)
+    calls = sides(loaded.pop("arrays"), loaded, constants)
     facts = {"sides": sorted(calls), "torch": torch.__version__, "threads": torch.get_num_threads()}
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
