@@ -18,7 +18,7 @@ from serving.deploy import started
 from serving.deploy.flink import cluster as flink
 from tfmm.config import DataConfig, MarketplaceConfig
 from tfmm.data import beam as beam_lib
-from tfmm.data import reading
+from tfmm.data import join, reading
 from tfmm.features import FeatureSet
 from tfmm.marketplace import generator
 
@@ -29,7 +29,7 @@ CONFIG = DataConfig(max_behaviors=8)
 FEATURES = FeatureSet().resolved(max_behaviors=8, min_count=1)
 WITHIN_S = 480
 SLOTS = (1, 2)
-ROWS_PER_SHARD, ROWS_PER_GROUP = 1500, 1000  # so that there are several of both
+ROWS_PER_PARTITION, ROWS_PER_GROUP = 1500, 1000  # so that there are several of both
 
 
 def generate(data_dir, output_dir, options):
@@ -56,7 +56,7 @@ def data_dir(tmp_path_factory):
         pq.write_table(pq.read_table(folder / f"{name}.parquet"), folder / f"{name}.parquet", ROWS_PER_GROUP)
         assert pq.ParquetFile(folder / f"{name}.parquet").num_row_groups > 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(beam_lib, "ROWS_PER_SHARD", ROWS_PER_SHARD)
+        patch.setattr(join, "ROWS_PER_PARTITION", ROWS_PER_PARTITION)
         yield folder
 
 
@@ -84,7 +84,7 @@ def cluster(tmp_path_factory):
 @pytest.mark.timeout(WITHIN_S + 100)
 def test_flink_gives_the_examples_that_one_process_gives(cluster, data_dir, wanted, tmp_path):
     generate(data_dir, tmp_path, cluster.beam_options)
-    assert sum(wanted["train"].values()) > 2 * ROWS_PER_SHARD and sum(wanted["eval"].values()) > 100
+    assert sum(wanted["train"].values()) > 2 * ROWS_PER_PARTITION and sum(wanted["eval"].values()) > 100
     assert examples(tmp_path) == wanted
 
 

@@ -15,12 +15,12 @@ CONFIG = DataConfig(max_behaviors=5)
 FEATURES = FeatureSet().resolved(max_behaviors=5, min_count=2)
 
 
-def by_beam(data_dir, output_dir, config, before=None):
+def by_beam(data_dir, output_dir, config, before=spans.FROM_SCRATCH):
     pipeline = beam.Pipeline(options=PipelineOptions(["--runner=FnApiRunner"]))
     return beam_lib.generate(pipeline, data_dir, config, FEATURES, output_dir, before)
 
 
-def on_disk(data_dir, output_dir, config, before=None):
+def on_disk(data_dir, output_dir, config, before=spans.FROM_SCRATCH):
     return join.write_examples(data_dir, config, FEATURES, output_dir, before=before)
 
 
