@@ -7,6 +7,7 @@ import os
 import time
 import typing
 import urllib.parse
+import weakref
 
 from serving.streaming import event_log
 from tfmm import extras, registered
@@ -113,13 +114,13 @@ class KafkaTopic:
         """
         self._producer = self._producer or confluent_kafka.Producer({**_PRODUCER, **self.settings}, logger=_log)
         failures: list[typing.Any] = []
-        count = 0
-        for count, payload in enumerate(payloads, 1):  # noqa: B007
+        payloads = list(payloads)
+        for payload in payloads:
             self._produce(payload, lambda error, _: failures.append(error) if error else None)
         self._producer.flush()
         if failures:
             raise confluent_kafka.KafkaException(failures[0])
-        return count
+        return len(payloads)
 
     def _produce(self, payload: bytes, on_delivery: typing.Callable[[typing.Any, typing.Any], None]) -> None:
         while True:
@@ -186,6 +187,8 @@ class KafkaPartition:
         if self._consumer is None:
             own = {**_SETTINGS, **self._settings, "group.id": self._group}
             self._consumer = confluent_kafka.Consumer(own, logger=_log)
+            # One that is dropped unclosed while its commit is under way hangs its process (librdkafka 2.16).
+            weakref.finalize(self, self._consumer.close)
         self._next = after
         start = after if after else confluent_kafka.OFFSET_BEGINNING
         self._consumer.assign([confluent_kafka.TopicPartition(self._topic, self._partition, start)])
