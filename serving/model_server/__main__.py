@@ -101,6 +101,12 @@ def parser(prog: str = "python -m serving.model_server", **defaults: typing.Any)
         "how long a loaded version waits until a replicator says that it has every change of the item index; "
         "0 for not at all, -1 for as long as it takes",
     )
+    flag("served_log", str, "", "URL of a log of every ranking, with the features as served: to train on")
+    flag("inspection_log", str, "", "URL of a log of a sample of them, to look at")
+    flag("inspection_rate", float, 0.01, "share of the requests in that sample")
+    flag("changes_log", str, "", "URL of a log of the item index's changes, as this server takes them")
+    flag("log_waiting", int, 4096, "records that wait to be written; --served_log refuses requests beyond")
+    flag("log_file_seconds", float, 60.0, "how long a log in a folder waits until what it has is a file to be read")
     for name, (kind, reason) in other_flags.WITHOUT_EFFECT.items():
         flag(name, kind, argparse.SUPPRESS, f"changes nothing: {reason}")
     for name, (kind, harmless, reason) in other_flags.REFUSED.items():
@@ -133,6 +139,11 @@ def _faults(flags: argparse.Namespace) -> list[str]:
         result.append(f"--port and --rest_api_port must differ. Received: {flags.port} for both.")
     if flags.monitoring_config_file and flags.rest_api_port < 0:
         result.append("--monitoring_config_file needs --rest_api_port; --metrics_port does without.")
+    if not 0.0 < flags.inspection_rate <= 1.0 or flags.log_waiting < 1 or flags.log_file_seconds <= 0:
+        result.append(
+            "--inspection_rate must lie in (0, 1], --log_waiting be at least 1, --log_file_seconds more than 0. "
+            f"Received: {flags.inspection_rate}, {flags.log_waiting}, {flags.log_file_seconds}."
+        )
     if flags.file_system_poll_wait_seconds < 0 or flags.model_config_file_poll_wait_seconds < 0:
         result.append("Waits between looks at files must be 0 or more seconds.")
     if flags.index_wait_seconds > 0 and flags.file_system_poll_wait_seconds == 0:
@@ -172,7 +183,7 @@ def main(
     if faults := _faults(flags):
         command_line.error("\n".join(faults))
     from serving import channel, logs
-    from serving.model_server import access, config, errors, limits, memory, metrics
+    from serving.model_server import access, config, errors, limits, logged, memory, metrics
     from serving.model_server.server import Options, serve
 
     logs.configure(flags.log_format, flags.log_level)
@@ -181,6 +192,7 @@ def main(
         ssl_config = access.read_ssl_config(flags.ssl_config_file) if flags.ssl_config_file else None
         token = channel.read_token(flags.token_file)
         metrics_path = metrics.monitored_path(flags.monitoring_config_file) if flags.monitoring_config_file else ""
+        served = logged.from_flags(flags)
     except (errors.ServingError, ValueError, OSError) as error:
         command_line.error(str(error))
     options = Options(
@@ -214,6 +226,7 @@ def main(
         ssl=ssl_config,
         allow_insecure=flags.allow_insecure,
         token=token,
+        logs=served,
         index_models=flags.index_models,
         index_wait_s=flags.index_wait_seconds,
         metrics_path=metrics_path,

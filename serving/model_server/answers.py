@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing
 
 from tensorflow_serving.apis import (
@@ -17,6 +18,7 @@ from tensorflow_serving.apis import (
 from serving.model_server import inference, predict
 from serving.model_server.access import Guard
 from serving.model_server.errors import INVALID_ARGUMENT, ServingError
+from serving.model_server.logged import Logs, Recording, request_id
 from serving.model_server.manager import ModelManager
 from serving.model_server.servable import Servable
 from tfmm.export.signatures import STATUS, UPSERT
@@ -32,6 +34,7 @@ class Answers:
         as_tensor_content: whether outputs of Predict travel as raw bytes instead of typed value lists.
         verify_methods: whether the signature's `method_name` must be that of the call.
         guard: says who may write.
+        logs: of what is served.
     """
 
     def __init__(
@@ -41,26 +44,33 @@ class Answers:
         as_tensor_content: bool = False,
         verify_methods: bool = False,
         guard: Guard | None = None,
+        logs: Logs = Logs(),  # noqa: B008 (a tuple)
     ):
-        self.manager = manager
+        self.manager, self.logs = manager, logs
         self.guard = guard or Guard()
         self._as_tensor_content = as_tensor_content
         self._verify_methods = verify_methods
 
+    def request_id(self, given: str | bytes | None) -> str:
+        """Returns the id under which a request is logged, "" where nothing is; raises as `logged.request_id` does."""
+        return request_id(given) if self.logs.all() else ""
+
     def predict(
-        self, request: predict_pb2.PredictRequest, authorization: str | bytes | None = None
+        self, request: predict_pb2.PredictRequest, authorization: str | bytes | None = None, request_id: str = ""
     ) -> predict_pb2.PredictResponse:
         _verify_spec(request)
-        with self.lend_for(request.model_spec, authorization) as servable:
+        with self.lend_for(request.model_spec, authorization, request_id) as servable:
             return predict.predict(servable, request, as_tensor_content=self._as_tensor_content)
 
+    @contextlib.contextmanager
     def lend_for(
-        self, spec: model_pb2.ModelSpec, authorization: str | bytes | None
-    ) -> typing.ContextManager[Servable]:
-        """Lends the version whose signature a ModelSpec names, if this caller may call it."""
+        self, spec: model_pb2.ModelSpec, authorization: str | bytes | None, request_id: str = ""
+    ) -> typing.Iterator[Servable]:
+        """Lends the version whose signature a ModelSpec names, if this caller may call it; it logs what it is to."""
         if spec.signature_name == UPSERT:
             self.guard.verify(authorization)
-        return self.manager.lend(*target(spec), also_waiting=spec.signature_name in (UPSERT, STATUS))
+        with self.manager.lend(*target(spec), also_waiting=spec.signature_name in (UPSERT, STATUS)) as servable:
+            yield typing.cast(Servable, Recording(servable, self.logs, request_id)) if request_id else servable
 
     def classify(self, request: classification_pb2.ClassificationRequest) -> classification_pb2.ClassificationResponse:
         with self._lend(request) as servable:

@@ -26,6 +26,7 @@ from serving import channel
 from serving.model_server import config, errors
 from serving.model_server.answers import Answers
 from serving.model_server.execution import Executor, Terms
+from serving.model_server.logged import REQUEST_ID
 from serving.model_server.manager import ModelManager
 from serving.model_server.metrics import ServerMetrics
 from tfmm.export.signatures import STATUS
@@ -112,7 +113,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         authorization = metadata.get(channel.AUTHORIZATION)
         if seen := metadata.get(channel.CAUGHT_UP):
             self._answers.guard.verify(authorization)
-        response = await self._submit(self._answers.predict, request, context, authorization)
+        if request_id := self._answers.request_id(metadata.get(REQUEST_ID)):
+            context.set_trailing_metadata([(REQUEST_ID, request_id)])
+        response = await self._submit(self._answers.predict, request, context, authorization, request_id)
         if seen and request.model_spec.signature_name == STATUS and seen == _watermarks(response):
             self._answers.manager.mark_caught_up(response.model_spec.name, response.model_spec.version.value)
         return response

@@ -57,6 +57,7 @@ class ModelManager:
         limits: of requests.
         index_wait_s: how long a loaded version waits for its item index, to be served without then; 0 for not at all.
         index_models: the models whose versions wait; None for all.
+        is_logged: whether rankings are logged.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class ModelManager:
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         index_wait_s: float = 0.0,
         index_models: typing.Collection[str] | None = None,
+        is_logged: bool = False,
     ):
         self._poll_wait_s = poll_wait_s
         self._max_load_retries = max_load_retries
@@ -83,6 +85,7 @@ class ModelManager:
         self._limits = limits
         self._index_wait_s = index_wait_s
         self._index_models = index_models
+        self._is_logged = is_logged
         self._changed = threading.Condition()  # guards all that follows
         self._configs = {config.name: config for config in configs}
         self._models: dict[str, dict[int, Version]] = {}
@@ -151,7 +154,8 @@ class ModelManager:
         servable = None
         try:
             servable = Servable(config.name, version.version, path, self._session_threads, self._limits)
-            records = warmup.warm(servable, self._warm_up_iterations) if self._warm_up_iterations else 0
+            times = self._warm_up_iterations
+            records = warmup.warm(servable, times, is_logged=self._is_logged) if times else 0
         except Exception as error:  # whatever a folder holds, the server goes on with what it has
             if servable is not None:
                 servable.close()

@@ -27,6 +27,7 @@ from serving import metrics as metrics_lib
 from serving.model_server import errors, examples, http_limits, json_tensors
 from serving.model_server.answers import METADATA_FIELD, Answers
 from serving.model_server.execution import Executor, Terms
+from serving.model_server.logged import REQUEST_ID
 from serving.model_server.metrics import ServerMetrics
 
 _PREFIX = "/v1/"
@@ -71,7 +72,7 @@ def application(
         if not path.lower().startswith(_PREFIX) and path.lower() != _PREFIX.rstrip("/"):
             return PlainTextResponse("Not Found", 404)
         started, code, status = time.perf_counter(), errors.CANCELLED, 200
-        action, spec = "", model_pb2.ModelSpec()
+        action, spec, request_id = "", model_pb2.ModelSpec(), ""
         try:
             if request.method == "OPTIONS":
                 content = _preflight(request)
@@ -81,7 +82,8 @@ def application(
                 body = _unpacked(request, await http_limits.read_body(request, limits), limits.max_request_bytes)
                 terms = Terms(until, ("REST", action), len(body))
                 authorization = request.headers.get(channel.AUTHORIZATION)
-                call = executor.submit(_ACTIONS[action], answers, spec, body, authorization, terms=terms)
+                request_id = answers.request_id(request.headers.get(REQUEST_ID)) if action == "predict" else ""
+                call = executor.submit(_ACTIONS[action], answers, spec, body, authorization, request_id, terms=terms)
                 content = await http_limits.unless_gone(request, call, until)
             code = errors.OK
         except Exception as error:  # every failure becomes a JSON answer with its code
@@ -91,6 +93,7 @@ def application(
         finally:
             metrics.record(action, "REST", spec, code, time.perf_counter() - started)
         headers = (_CORS if cors else {}) | (_CLOSE if status in (408, 413) else {})
+        headers |= {REQUEST_ID: request_id} if request_id else {}
         return Response(content, status, headers, media_type="application/json")
 
     async def page(request: Request) -> Response:
@@ -156,17 +159,19 @@ def parse_path(method: str, path: str, spec: model_pb2.ModelSpec) -> str:
     return (match["action"] or "status").lower()
 
 
-def _predict(answers: Answers, spec: model_pb2.ModelSpec, body: bytes, authorization: str | None) -> bytes:
+def _predict(
+    answers: Answers, spec: model_pb2.ModelSpec, body: bytes, authorization: str | None, request_id: str
+) -> bytes:
     request = json_tensors.parse_object(body)
     spec.signature_name = json_tensors.signature_name(request)
-    with answers.lend_for(spec, authorization) as servable:
+    with answers.lend_for(spec, authorization, request_id) as servable:
         definition = servable.signature(spec.signature_name)
         kind, value = json_tensors.predict_values(request)
         outputs = servable.run(spec.signature_name, json_tensors.decode(kind, value, definition))
         return json_tensors.encode_response(kind, outputs)
 
 
-def _classify(answers: Answers, spec: model_pb2.ModelSpec, body: bytes, _: str | None) -> bytes:
+def _classify(answers: Answers, spec: model_pb2.ModelSpec, body: bytes, *_: str | None) -> bytes:
     request = classification_pb2.ClassificationRequest()
     response = answers.classify(_read_examples(request, spec, body))
     return _results(
@@ -177,7 +182,7 @@ def _classify(answers: Answers, spec: model_pb2.ModelSpec, body: bytes, _: str |
     )
 
 
-def _regress(answers: Answers, spec: model_pb2.ModelSpec, body: bytes, _: str | None) -> bytes:
+def _regress(answers: Answers, spec: model_pb2.ModelSpec, body: bytes, *_: str | None) -> bytes:
     response = answers.regress(_read_examples(regression_pb2.RegressionRequest(), spec, body))
     return _results([json_tensors.shortest(entry.value) for entry in response.result.regressions])
 
@@ -203,7 +208,7 @@ def _metadata(answers: Answers, spec: model_pb2.ModelSpec, *_: typing.Any) -> by
     return _print(answers.metadata(request))
 
 
-_ACTIONS = {
+_ACTIONS: dict[str, typing.Callable[..., bytes]] = {
     "predict": _predict,
     "classify": _classify,
     "regress": _regress,

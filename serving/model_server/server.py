@@ -16,13 +16,14 @@ import typing
 import grpc
 import uvicorn
 
-from serving import channel, metrics
+from serving import channel, metrics, served_log
 from serving.model_server import access, config, errors, http_limits
 from serving.model_server.answers import Answers
 from serving.model_server.config import ModelConfig
 from serving.model_server.execution import Executor
 from serving.model_server.grpc_service import Statuses, add_services
 from serving.model_server.limits import Limits
+from serving.model_server.logged import Logs
 from serving.model_server.manager import ModelManager
 from serving.model_server.metrics import ServerMetrics
 from serving.model_server.rest import application
@@ -73,6 +74,7 @@ class Options:
     metrics_path: str = ""  # of Prometheus metrics on the REST port; "": none there
     metrics_port: int = -1  # of theirs alone; 0: any free one; -1: none
     metrics_host: str = "127.0.0.1"
+    logs: Logs = dataclasses.field(default_factory=Logs)  # of what is served; closed when the server ends
     stop_grace_s: float = 5.0
 
     def __post_init__(self) -> None:
@@ -117,6 +119,7 @@ async def serve(
         limits=options.limits,
         index_models=options.index_models,
         index_wait_s=options.index_wait_s if options.index_wait_s >= 0 else math.inf,
+        is_logged=bool(options.logs.requests),
     )
     executor = Executor(options.num_threads or os.cpu_count() or 1, options.limits)
     answers = Answers(
@@ -124,10 +127,12 @@ async def serve(
         as_tensor_content=options.as_tensor_content,
         verify_methods=options.verify_signature_methods,
         guard=access.Guard(options.token, is_local=channel.is_local(options.host)),
+        logs=options.logs,
     )
     arguments = _GRPC_ARGUMENTS | {"grpc.max_receive_message_length": options.limits.max_request_bytes}
     arguments |= dict(options.grpc_arguments)
-    measured = ServerMetrics(manager, executor, collectors)
+    logs = options.logs.all()
+    measured = ServerMetrics(manager, executor, [*collectors, *([served_log.LogMetrics(logs)] if logs else [])])
     grpc_server = grpc.aio.server(
         options=list(arguments.items()),
         interceptors=[Statuses(measured)],
@@ -188,6 +193,7 @@ async def serve(
         await loop.run_in_executor(None, metrics_end.close)
         await loop.run_in_executor(None, manager.stop)
         executor.close()
+        await loop.run_in_executor(None, options.logs.close)  # after the last request
         for end in filter(None, [listener, reserved]):
             end.close()
         if options.ready_file:

@@ -10,6 +10,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.model_server import inference, predict
 from serving.model_server.servable import Servable
+from tfmm.export.signatures import LOGGED
 
 WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 MAX_WARMUP_RECORDS = 1000
@@ -21,9 +22,13 @@ _ANSWERS: dict[str, typing.Callable] = {
 }
 
 
-def warm(servable: Servable, iterations: int = 1) -> int:
+def warm(servable: Servable, iterations: int = 1, *, is_logged: bool = False) -> int:
     """Runs the warm-up records that a version brings, each several times.
 
+    Args:
+        servable: the version.
+        iterations: how often each runs.
+        is_logged: whether rankings are logged, which other signatures score then: they are warmed in their place.
     Returns:
         How many records ran; 0 where the version brings none.
     Raises:
@@ -36,6 +41,10 @@ def warm(servable: Servable, iterations: int = 1) -> int:
     for record in tf.data.TFRecordDataset(path).take(MAX_WARMUP_RECORDS).as_numpy_iterator():
         log = prediction_log_pb2.PredictionLog.FromString(record)
         kind = log.WhichOneof("log_type")
+        if is_logged and kind == "predict_log":
+            spec = log.predict_log.request.model_spec
+            logs_too = LOGGED.get(spec.signature_name, "")
+            spec.signature_name = logs_too if logs_too in servable.signatures else spec.signature_name
         if kind in _ANSWERS:
             for _ in range(iterations):
                 _ANSWERS[kind](servable, getattr(log, kind).request)

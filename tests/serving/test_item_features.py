@@ -457,3 +457,15 @@ def test_a_server_that_starts_anew_catches_up_on_features_too(road, index, servi
                     time.sleep(0.01)
         assert scores[-1] != before
     assert len(set(scores)) == 2  # the second start has the price of the first one's change
+
+
+def test_what_is_looked_up_is_told_beside_the_scores(road, loaded):
+    """As the table has it: the catalog's values, missing where there are none."""
+    for signature, request in (("rank_ids", ids_alone([*ITEMS, UNKNOWN])), ("rank", all_columns(road, ITEMS))):
+        found = loaded(f"{signature}_logged", request)
+        np.testing.assert_array_equal(found["score"], loaded(signature, request)["score"])
+        for name, values in road.values().items() if signature == "rank_ids" else ():
+            np.testing.assert_array_equal(found[f"looked_up_{name}"][: len(ITEMS)], values)
+        clicked = [ITEMS.index(item) for item in USER["clicks_item_id"]]
+        np.testing.assert_array_equal(found["looked_up_clicks_price"], road.values()["price"][clicked][None])
+        assert found["modality"].tolist() == [b"item_features", b"vector"]

@@ -87,12 +87,16 @@ class ServingModule(tf.Module):
             signatures.RANK: _concrete(
                 self.score_rank, signatures.raw_specs(self._feature_set, self._id_types, 1)
             ),
+            signatures.LOGGED[signatures.RANK]: _concrete(
+                self.score_rank_logged, signatures.raw_specs(self._feature_set, self._id_types, 1)
+            ),
         }
         if self.features is not None:
             specs = signatures.raw_specs(self._feature_set, self._id_types, 1)
             left_out = {column.name for columns in self._looked_up.values() for column in columns}
             ids_alone = {name: spec for name, spec in specs.items() if name not in left_out}
             result[signatures.RANK_IDS] = _concrete(self.score_rank, ids_alone)
+            result[signatures.LOGGED[signatures.RANK_IDS]] = _concrete(self.score_rank_logged, ids_alone)
         if self.tables:
             vectors = dict(pointwise)
             for modality, table in self.tables.items():
@@ -149,19 +153,62 @@ class ServingModule(tf.Module):
         A feature is left out where it is not in the signature, or empty beside items.
         """
         if self.features is not None:
-            raw = self._completed(raw, self.features)
-        with tf.control_dependencies(self._require_users(raw, "user_id") + self._require_candidates(raw)):
-            rows = self._fit({name: tf.identity(tensor) for name, tensor in raw.items()})
+            known, features = signatures.as_fingerprints(raw), self.features
+            raw = self._completed(known, lambda ids: features.lookup(known[ids]))
+        rows = self._ranked_rows(raw)
         user = self._preprocessor(self._of_side(rows, "user")) | self._behavior_vectors(rows)
         return self._rank(self._of_side(rows, "item"), user, looks_up=True)
 
-    def _completed(self, raw: Tensors, features: graph_table.FeatureTable) -> Tensors:
-        """Returns a request's columns, ids as fingerprints, with what it leaves out of items' features looked up."""
-        result = signatures.as_fingerprints(raw)
+    def score_rank_logged(self, **raw: tf.Tensor) -> Tensors:
+        """Scores as `score_rank`, and says by what, so that what is logged is what was scored.
+
+        Returns:
+            The scores; per modality the `watermark` int64 [M] up to which they saw its table, and no change beyond, and
+            its `encoder_version`, in the order of `modality`; and, named with `signatures.LOOKED_UP` before it, each
+            column that the model can look up, as it was given or found.
+        """
+        seen: Tensors = {}
+        known = signatures.as_fingerprints(raw)
+        if self.features is not None:
+            found, seen[STORED] = self.features.lookup_at_once([known[ids] for ids in self._looked_up])
+            known = self._completed(known, dict(zip(self._looked_up, found)).__getitem__)
+        looked_up = {c.name: known[c.name] for columns in self._looked_up.values() for c in columns}
+        rows = self._ranked_rows(known)
+        vectors: Tensors = {}
+        for modality, table in self.tables.items():
+            sides = item_vectors.sides(self._feature_set)
+            of_sides, seen[modality] = table.lookup_at_once([rows[ids] for ids in sides.values()])
+            for side, one in zip(sides, of_sides):
+                vectors |= vectors_lib.named(modality, side, one)
+        targets = {n for m in self.tables for n in vectors_lib.names(m, vectors_lib.TARGET)}
+        candidates = self._of_side(rows, "item") | {name: vectors[name] for name in targets}
+        of_user = {name: vector for name, vector in vectors.items() if name not in targets}
+        result = self._rank(candidates, self._preprocessor(self._of_side(rows, "user")) | of_user, looks_up=False)
+        result |= {signatures.LOOKED_UP + name: tensor for name, tensor in looked_up.items()}
+        return result | self._seen(seen)
+
+    def _seen(self, watermarks: typing.Mapping[str, tf.Tensor]) -> Tensors:
+        names, tables = sorted(watermarks), self._written()
+        return {
+            "modality": tf.constant(names, tf.string, [len(names)]),
+            "watermark": tf.stack([watermarks[name] for name in names]) if names else tf.zeros([0], tf.int64),
+            "encoder_version": tf.constant([tables[n].encoder_version for n in names], tf.string, [len(names)]),
+        }
+
+    def _completed(self, known: Tensors, look_up: typing.Callable[[str], Tensors]) -> Tensors:
+        """Returns a request's columns, ids as fingerprints, with what it leaves out of items' features looked up.
+
+        `look_up` gives the features of the items that a column of ids holds.
+        """
+        result = dict(known)
         for ids, columns in self._looked_up.items():
-            look_up = functools.partial(features.lookup, result[ids])
-            result |= signatures.completed(columns, result, look_up)
+            result |= signatures.completed(columns, result, functools.partial(look_up, ids))
         return result
+
+    def _ranked_rows(self, raw: Tensors) -> Tensors:
+        """Returns what `_fit` does of a request of `rank`, once its lengths are right."""
+        with tf.control_dependencies(self._require_users(raw, "user_id") + self._require_candidates(raw)):
+            return self._fit({name: tf.identity(tensor) for name, tensor in raw.items()})
 
     def score_vectors(self, **inputs: tf.Tensor) -> Tensors:
         """Scores with the vectors of the caller; a user side of one row serves all candidates.

@@ -32,6 +32,7 @@ def requests(version_dir: str | pathlib.Path) -> dict[str, Inputs]:
     known: dict[str, Inputs] = {}
     for signature, inputs in warmup.requests(feature_set, manifest["id_types"], config, looked_up):
         known.setdefault(signature, inputs)  # the first is the smallest
+    known |= {signatures.LOGGED[name]: inputs for name, inputs in known.items() if name in signatures.LOGGED}
     example = np.array([_example(feature_set)], object)
     known[signatures.EXAMPLES] = {"examples": example}
     if manifest["index"]:

@@ -74,6 +74,8 @@ class GraphTable(tf.Module):
             self._sequences = tf.Variable(sequences, trainable=False, name="sequences")
             self._used = tf.Variable(size, dtype=tf.int64, trainable=False, name="used_slots")
             self._size = tf.Variable(size, dtype=tf.int64, trainable=False, name="size")
+            self._begun = tf.Variable(0, dtype=tf.int64, trainable=False, name="writes_begun")
+            self._done = tf.Variable(0, dtype=tf.int64, trainable=False, name="writes_done")
             self._watermark = tf.Variable(
                 table.watermark if table is not None else 0, dtype=tf.int64, trainable=False, name="watermark"
             )
@@ -96,6 +98,45 @@ class GraphTable(tf.Module):
             mask = tf.logical_and(slots >= 0, _scales(packed, self.dim) > 0)
             packed = tf.where(mask[..., None], packed, tf.zeros_like(packed))
             return Vectors(packed[..., : self.dim], _scales(packed, self.dim), mask)
+
+    @tf.autograph.experimental.do_not_convert
+    def lookup_at_once(self, several: typing.Sequence[tf.Tensor]) -> tuple[list[Vectors], tf.Tensor]:
+        """Looks several tensors of ids up as of one sequence, however many writers there are meanwhile.
+
+        It reads without waiting; where a write began before it was done reading, it reads again, as one of the writers.
+
+        Args:
+            several: ids, each as `lookup` takes them.
+        Returns:
+            The embeddings of each, and that sequence, int64 []: they hold every change up to it, and none beyond.
+        """
+
+        def read() -> tuple[list[Vectors], tf.Tensor]:
+            return [self.lookup(ids) for ids in several], self._watermark.read_value()
+
+        def read_alone() -> list[tf.Tensor]:
+            mutex = self._mutex()
+            lock = tf.raw_ops.MutexLock(mutex=mutex)
+            with tf.control_dependencies([lock]):
+                found = tf.nest.flatten(read())
+            with tf.control_dependencies(found):
+                release = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+            with tf.control_dependencies([release] if release is not None else []):
+                return [tf.identity(part) for part in found]
+
+        with tf.device("/CPU:0"):
+            done = self._done.read_value()
+            with tf.control_dependencies([done]):
+                found = read()
+            flat = tf.nest.flatten(found)
+            with tf.control_dependencies(flat):
+                begun = self._begun.read_value()
+            flat = tf.cond(tf.equal(begun, done), lambda: [tf.identity(part) for part in flat], read_alone)
+            return tf.nest.pack_sequence_as(found, flat)
+
+    def _mutex(self) -> tf.Tensor:
+        """Returns what its writers take turns by."""
+        return tf.raw_ops.MutexV2(shared_name=f"tfmm_{self.modality}_writers")
 
     @tf.autograph.experimental.do_not_convert
     def upsert(
@@ -140,8 +181,7 @@ class GraphTable(tf.Module):
                 *_verify_values(scales, sequences),
             ]
             with tf.control_dependencies([check for check in checks if check is not None]):
-                mutex = tf.raw_ops.MutexV2(shared_name=f"tfmm_{self.modality}_writers")
-                lock = tf.raw_ops.MutexLock(mutex=mutex)
+                lock = tf.raw_ops.MutexLock(mutex=self._mutex())
             with tf.control_dependencies([lock]):
                 statuses = self._upsert_alone(ids, rows, scales, sequences, is_ours, count)
             with tf.control_dependencies([statuses]):
@@ -164,7 +204,9 @@ class GraphTable(tf.Module):
         scales = tf.gather(scales, written)
         old_scales = _scales(tf.gather(self._packed, slots), self.dim)
         packed = tf.concat([tf.gather(rows, written), tf.bitcast(scales, tf.int8)], axis=1)
-        with tf.control_dependencies([old_scales]):
+        with tf.control_dependencies([new_slots]):  # from here on nothing is refused
+            begun = self._begun.assign_add(1, read_value=True)
+        with tf.control_dependencies([old_scales, begun]):
             # Unlike ResourceScatterUpdate, this op keeps readers out: none sees half of a row.
             filled = [
                 tf.raw_ops.ResourceScatterNdUpdate(ref=variable.handle, indices=slots[:, None], updates=values)
@@ -181,6 +223,8 @@ class GraphTable(tf.Module):
         with tf.control_dependencies([inserted] if inserted is not None else []):
             updates = [self._size.assign_add(tf.reduce_sum(change)), self._watermark.assign(newest)]
         with tf.control_dependencies(updates):
+            done = self._done.assign(begun)
+        with tf.control_dependencies([done]):
             took = tf.scatter_nd(written[:, None], tf.where(scales > 0, WRITTEN + 1, WITHDRAWN + 1), [count])
             return tf.where(is_ours, tf.where(took > 0, took - 1, STALE), REFUSED)
 
@@ -234,7 +278,15 @@ class FeatureTable(tf.Module):
 
     def lookup(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the features of items int64 [...]; missing where the table has no such item."""
-        found = self._layout.unpack_tensors(self.table.lookup(ids))
+        return self._unpacked(self.table.lookup(ids))
+
+    def lookup_at_once(self, several: typing.Sequence[tf.Tensor]) -> tuple[list[dict[str, tf.Tensor]], tf.Tensor]:
+        """Returns the features of several tensors of ids as of one sequence, int64 [], and that sequence."""
+        found, watermark = self.table.lookup_at_once(several)
+        return [self._unpacked(rows) for rows in found], watermark
+
+    def _unpacked(self, rows: Vectors) -> dict[str, tf.Tensor]:
+        found = self._layout.unpack_tensors(rows)
         return {name: found[name] for name in self.names}
 
 

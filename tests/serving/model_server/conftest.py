@@ -209,3 +209,9 @@ def raw_example():
         return tf.train.Example(features={"feature": features}).SerializeToString()
 
     return draw
+
+
+@pytest.fixture(scope="session", name="write_click_model")
+def _write_click_model():
+    """`write_click_model`, for tests that serve it inside their process."""
+    return write_click_model

@@ -59,7 +59,7 @@ def upsert(loaded, ids, dim=16, modality="image", sequence=10_000, encoder_versi
 
 def test_signatures_and_manifest(multimodal, loaded):
     assert sorted(name for name in loaded.signatures if not name.startswith("__")) == [
-        "index_status", "rank", "score_vectors", "serve_examples", "serve_examples_hidden",
+        "index_status", "rank", "rank_logged", "score_vectors", "serve_examples", "serve_examples_hidden",
         "serving_default", "upsert_items"]  # fmt: skip
     assert multimodal.manifest == export_lib.read_manifest(multimodal.version_dir)
     assert multimodal.manifest["index"]["image"]["encoder_version"] == "v1"
@@ -303,3 +303,36 @@ def test_vector_specs_name_every_part():
     specs = signatures.vector_specs("image", 4, "behavior", 1, None)
     assert specs["image_behavior_rows"].shape.as_list() == [1, None, 4]
     assert list(specs) == ["image_behavior_rows", "image_behavior_scales", "image_behavior_mask"]
+
+
+@pytest.mark.parametrize("candidates", [0, 7, 40])
+def test_rank_that_is_logged_scores_as_rank_and_tells_the_index(loaded, candidates):
+    raw = for_one_user(raw_inputs(max(candidates, 1)))
+    raw |= {name: raw[name][:candidates] for name in ("item_id", "category")}
+    found = loaded(signatures.LOGGED[signatures.RANK], raw)
+    for name, values in loaded(signatures.RANK, raw).items():
+        np.testing.assert_array_equal(found[name], values)
+    status = loaded(signatures.STATUS, {})
+    for name in ("modality", "watermark", "encoder_version"):
+        np.testing.assert_array_equal(found[name], status[name])
+    assert not any(name.startswith(signatures.LOOKED_UP) for name in found)  # this index has no features of items
+
+
+def test_a_change_is_in_the_scores_that_tell_its_sequence(fresh):
+    raw = for_one_user(raw_inputs(7)) | {"item_id": np.arange(1000, 1007)}
+    before = fresh(signatures.LOGGED[signatures.RANK], raw)
+    sequence = time.time_ns() // 1000
+    assert upsert(fresh, raw["item_id"], sequence=sequence, seed=9) == [0] * 7
+    after = fresh(signatures.LOGGED[signatures.RANK], raw)
+    assert dict(zip(after["modality"], after["watermark"]))[b"image"] == sequence
+    assert (after["score"] != before["score"]).any()
+    np.testing.assert_array_equal(after["score"], fresh(signatures.RANK, raw)["score"])
+
+
+def test_a_model_of_ids_alone_has_no_index_to_tell(export_model):
+    alone = export_model(())
+    with saved_model.load_session(alone.version_dir) as model:
+        raw = for_one_user(raw_inputs(5))
+        found = model(signatures.LOGGED[signatures.RANK], raw)
+        np.testing.assert_array_equal(found["score"], model(signatures.RANK, raw)["score"])
+        assert len(found["modality"]) == len(found["watermark"]) == 0
