@@ -132,21 +132,45 @@ def embed(
     type=ExistingFolder,
     help="Go on from the models that `tfmm train` wrote there, over what the data has since; MAKE stays theirs.",
 )
+@click.option(
+    "--served",
+    "log_dir",
+    type=ExistingFolder,
+    help="Train on what was served: the log of `tfmm serve --served_log` in place of the tables' impressions.",
+)
+@click.option("--events", "events_dir", type=ExistingFolder, help="What became of the items of --served.")
+@click.option(
+    "--label-window",
+    "window_s",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds after an item of --served was shown in which a click counts.  [default: 86400]",
+)
 @later_run_options
 def train(
     data_dir: pathlib.Path | str,
     snapshot_dir: pathlib.Path,
     output_dir: pathlib.Path,
     parent_dir: pathlib.Path | None,
+    log_dir: pathlib.Path | None,
+    events_dir: pathlib.Path | None,
+    window_s: float | None,
     run: str | None,
     assignments: tuple[str, ...],
 ) -> None:
     """Generate examples, pre-train MAKE, train the ID-only and the multimodal model."""
     from tfmm.ctr import integrations
-    from tfmm.data import declared, spans, unread
+    from tfmm.data import declared, served_examples, spans, unread
     from tfmm.stages import click_model, continued, examples, folders, inputs, make, run_file
     from tfmm.training import devices, progress
 
+    if (log_dir is None) != (events_dir is None) or (window_s is not None and log_dir is None):
+        raise ValueError(
+            "--served and --events must be given together: events say what was shown and clicked; --label-window needs "
+            f"both. Received: --served {log_dir}, --events {events_dir}, --label-window {window_s}."
+        )
+    log: served_examples.Log | None = None
+    if log_dir is not None and events_dir is not None:
+        log = served_examples.Log(log_dir, events_dir, window_s or served_examples.LABEL_WINDOW_S)
     if parent_dir is not None:
         own_run = continued.run_of(parent_dir, output_dir)
         run = own_run if run is None else run
@@ -162,11 +186,11 @@ def train(
     vocabulary, checkpoints = output_dir / examples.VOCABULARY, output_dir / CHECKPOINTS
     lines = progress.lines(click.echo)
     try:
-        if parent is not None:  # before anything is touched
+        if parent is not None and log is None:  # before anything is touched
             spans.require_new(data_dir, config.data, config.feature_set, parent.before)
         with run_file.beside(config, output_dir) if devices.is_chief(config.training) else contextlib.nullcontext():
             devices.by_chief(
-                config.training, lambda: examples.make_examples(config, data_dir, output_dir, click.echo, parent)
+                config.training, lambda: examples.make_examples(config, data_dir, output_dir, click.echo, parent, log)
             )
             if make_dir is not None:
                 sequences = integrations.make_sequences(config.methods, config.feature_set)

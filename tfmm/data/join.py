@@ -75,7 +75,7 @@ def write_examples(
     folder = pathlib.Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     declared.require(data_dir, feature_set)
-    _remove_examples(folder)
+    remove_examples(folder)
     try:
         (folder / _PARTS).mkdir()
         counts, digests, span, read = _join(
@@ -97,7 +97,7 @@ def write_examples(
     return artifacts.write_manifest(folder, shards.KIND, config, parents=[data_dir], **facts)
 
 
-def _remove_examples(folder: pathlib.Path) -> None:
+def remove_examples(folder: pathlib.Path) -> None:
     """Removes what an earlier run wrote, the manifest first, and what a killed one left."""
     files = [artifacts.MANIFEST, spans.FILE, "dead_letter-*.parquet", shards.ITEMS, "*.tfrecord.gz"]
     for name in ("train-*", "eval-*", "history-*"):
@@ -155,9 +155,9 @@ def _join(
     for writer in histories.values():
         writer.close()
     dtype = shards.row_dtype(feature_set)
-    counts = {split: _in_time_order(parts, split, num_parts, folder, items, dtype) for split in schema.SPLITS}
+    counts = {split: in_time_order(parts, split, num_parts, folder, items, dtype) for split in schema.SPLITS}
     counts["dead_letter"] = letters.close()
-    return counts, {path.name: _digest(path) for path in _files(folder)}, span, read
+    return counts, digests(folder), span, read
 
 
 def _catalog(reader: reading.Reader, groups: typing.Iterable[reading.RowGroup], letters: left_out.Writer) -> Columns:
@@ -275,7 +275,7 @@ def _cover(start: np.ndarray, end: np.ndarray, num_behaviors: int) -> np.ndarray
     return np.cumsum(begun - ended)[:num_behaviors]
 
 
-def _in_time_order(
+def in_time_order(
     parts: pathlib.Path, split: str, num_parts: int, folder: pathlib.Path, items: np.ndarray, dtype: np.dtype
 ) -> int:
     """Writes the shards of a split from the sorted rows of all partitions; returns the number of rows."""
@@ -359,8 +359,10 @@ def _columns(rows: np.ndarray) -> Columns:
     return {name: rows[name] for name in rows.dtype.names or ()}
 
 
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.glob(f"*{records.SUFFIX}") if not path.name.startswith("."))
+def digests(folder: pathlib.Path) -> dict[str, str]:
+    """Returns the hash of each file of examples in a folder."""
+    files = sorted(path for path in folder.glob(f"*{records.SUFFIX}") if not path.name.startswith("."))
+    return {path.name: _digest(path) for path in files}
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from tfmm import artifacts, preprocessing
 from tfmm import config as config_lib
-from tfmm.data import as_known, examples, records
+from tfmm.data import as_known, examples, instants, records
 from tfmm.features import AGE, Column, Feature, FeatureSet, Sequence
 
 KIND = "examples"
@@ -226,7 +226,9 @@ def values_of(acts: np.ndarray, column: Column, items: np.ndarray, rows: np.ndar
         return items[column.feature.name][acts[ITEM]]
     if is_age(column.feature):
         shown = np.repeat(rows["timestamp"], mask.sum(1))
-        return ((shown - acts["timestamp"]) / examples.SECOND_US).astype(np.float32)
+        is_told = acts["timestamp"] != instants.NULL  # else it was served without its age
+        at = np.where(is_told, acts["timestamp"], shown)
+        return np.where(is_told, (shown - at) / examples.SECOND_US, np.nan).astype(np.float32)
     return acts[column.feature.name]
 
 
