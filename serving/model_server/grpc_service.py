@@ -26,9 +26,9 @@ from serving import channel
 from serving.model_server import config, errors
 from serving.model_server.answers import Answers
 from serving.model_server.execution import Executor, Terms
-from serving.model_server.logged import REQUEST_ID
 from serving.model_server.manager import ModelManager
 from serving.model_server.metrics import ServerMetrics
+from serving.served_record import REQUEST_ID
 from tfmm.export.signatures import STATUS
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}

@@ -13,14 +13,13 @@ import uuid
 import numpy as np
 import pyarrow as pa
 
-from serving import served_log
+from serving import served_log, served_record
 from serving.model_server import errors
 from serving.model_server.servable import Servable, check_outputs
-from tfmm import fingerprints
+from serving.served_record import REQUEST_ID
 from tfmm.data import served
-from tfmm.export.signatures import LOGGED, LOOKED_UP, UPSERT
+from tfmm.export.signatures import LOGGED, UPSERT
 
-REQUEST_ID = "x-request-id"  # key of metadata, and header, of requests and of answers
 _ID = re.compile(f"[!-~]{{1,{served.MAX_REQUEST_ID}}}")
 
 
@@ -117,37 +116,14 @@ class Recording:
         logs = [log for log in self._logs.requests if log.takes(self._request_id)]
         with _places(logs) as places:
             found = self._servable.run(LOGGED[signature], inputs)
-            at = time.time()
+            at, of_user = time.time(), self._of_user()
             for log, place in zip(logs, places):
-                place.fill(functools.partial(self._record, at, inputs, found, log.sample_rate))
+                ranked = served_record.Ranked(
+                    self._request_id, at, self._servable.name, self._servable.version, inputs, found, of_user,
+                    log.sample_rate,
+                )  # fmt: skip
+                place.fill(functools.partial(served_record.fields, ranked))
         return {name: found[name] for name in wanted}
-
-    def _record(
-        self, at: float, inputs: dict[str, np.ndarray], found: dict[str, np.ndarray], sample_rate: float
-    ) -> dict[str, typing.Any]:
-        """Returns the fields of `served.Served`."""
-        modalities = [name.decode() for name in found["modality"].tolist()]
-        given = {name: values for name, values in inputs.items() if values.size or LOOKED_UP + name not in found}
-        looked_up = {
-            name: values
-            for name, values in ((n.removeprefix(LOOKED_UP), v) for n, v in found.items() if n.startswith(LOOKED_UP))
-            if name not in given
-        }
-        of_user = self._of_user()
-        features = {name: _plain(values[0] if name in of_user else values) for name, values in given.items()}
-        features |= {name: _plain(values[0]) for name, values in looked_up.items() if name in of_user}
-        per_item = {name: _plain(values) for name, values in looked_up.items() if name not in of_user}
-        items = features.pop("item_id")
-        record = {
-            "request_id": self._request_id, "time": at,
-            "model": self._servable.name, "version": self._servable.version,
-            "encoders": dict(zip(modalities, (v.decode() for v in found["encoder_version"].tolist()))),
-            "index": dict(zip(modalities, found["watermark"].tolist())),
-            "features": features, "items": items, "scores": found["score"],
-        }  # fmt: skip
-        if per_item:
-            record["item_features"] = per_item
-        return record | ({"sample_rate": sample_rate} if sample_rate < 1.0 else {})
 
     def _of_user(self) -> set[str]:
         """Returns the inputs of `rank` that are of one row, the user's."""
@@ -197,19 +173,3 @@ def _places(logs: typing.Sequence[served_log.Log]) -> typing.Iterator[list[serve
                 errors.RESOURCE_EXHAUSTED, f"{error} Try again later; its disk or broker may be away or too slow."
             ) from error
         yield places
-
-
-def _plain(values: np.ndarray) -> typing.Any:
-    """Returns what JSON is written of: numbers as arrays, strings as text, those that are none as fingerprints."""
-    if not isinstance(values, np.ndarray):
-        return _text(values) if isinstance(values, (bytes, str)) else values
-    if values.dtype.kind not in "OSU":
-        return np.ascontiguousarray(values) if values.ndim else values.item()
-    return [_plain(value) for value in values] if values.ndim > 1 else [_text(value) for value in values.tolist()]
-
-
-def _text(value: bytes | str) -> str | int:
-    try:
-        return value.decode() if isinstance(value, bytes) else value
-    except UnicodeDecodeError:  # no text is this id; its fingerprint is
-        return int(fingerprints.fingerprint([value])[0])

@@ -27,8 +27,8 @@ from serving import metrics as metrics_lib
 from serving.model_server import errors, examples, http_limits, json_tensors
 from serving.model_server.answers import METADATA_FIELD, Answers
 from serving.model_server.execution import Executor, Terms
-from serving.model_server.logged import REQUEST_ID
 from serving.model_server.metrics import ServerMetrics
+from serving.served_record import REQUEST_ID
 
 _PREFIX = "/v1/"
 _TARGET = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"

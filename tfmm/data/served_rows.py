@@ -94,6 +94,7 @@ class Spread:
         labels: how they become labels.
         folder: gets the partitions.
         letters: get what cannot be used, once.
+        takes_samples: whether records of a sample are used; training refuses them.
     Attributes:
         read: how many records and events there were.
         early: shown items whose window has not ended, of the last call of `rows`.
@@ -107,7 +108,10 @@ class Spread:
         labels: Labels,
         folder: pathlib.Path,
         letters: Letters,
+        *,
+        takes_samples: bool = False,
     ):
+        self._takes_samples = takes_samples
         self._labels, self._folder, self._letters = labels, folder, letters
         found = {REQUESTS: served.files(log), EVENTS: served.files(events)}
         total = sum(path.stat().st_size for paths in found.values() for path in paths)
@@ -141,7 +145,7 @@ class Spread:
             event = served.parse_event(payload, self._labels.column)
             return event.request_id if event else ""
         record = served.parse(payload)
-        if record.sample_rate < 1.0:
+        if record.sample_rate < 1.0 and not self._takes_samples:
             raise ValueError(f"`sample_rate` must be 1: a sample is for inspection, not {record.sample_rate}")
         return record.request_id
 

@@ -1,5 +1,6 @@
 """What a server logs of its rankings: every one, as it was served, in files that are whole, by gRPC and REST alike."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -12,8 +13,10 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving import served_log
-from serving.model_server.logged import REQUEST_ID, Logs
+from serving.logging_client import LoggingClient
+from serving.model_server.logged import Logs
 from serving.model_server.servable import Servable
+from serving.served_record import REQUEST_ID
 from tfmm.data import served
 
 USER = {"user_id": [3], "device": [5], "clicks_item_id": [[101, 102, 0]], "clicks_age": [[50.0, np.nan, 3.0]]}
@@ -163,3 +166,18 @@ def test_changes_of_the_index_are_logged_as_they_were_taken(click_model, tmp_pat
     (path,) = served.files(tmp_path / "changes")
     (change,) = map(json.loads, served.payloads(path))
     assert change["ids"] == [100, 101] and change["sequences"] == [now_us, now_us + 1]
+
+
+def test_a_client_logs_for_a_server_that_does_not(serving_at, click_model, tmp_path):
+    """The record is that of the server's own log, but for its time."""
+    logs = [served_log.Log("served", str(tmp_path / name)) for name in ("server", "client")]
+    user = {name: values[0] for name, values in USER.items()}
+    with serving_at(click_model, "tfmm", logs=Logs((logs[0],))) as server:
+        for log, request_id in ((None, "by-the-server"), (logs[1], "by-the-client")):
+            with LoggingClient(server["grpc"], log=log) as client:
+                scores = client.rank(user, {"item_id": ITEMS}, request_id=request_id)
+    logs[1].close()
+    (theirs,), (ours,) = (records(tmp_path / name).values() for name in ("server", "client"))
+    assert (theirs.request_id, ours.request_id) == ("by-the-server", "by-the-client")
+    np.testing.assert_array_equal(np.float32(ours.scores), scores)
+    assert dataclasses.replace(ours, request_id=theirs.request_id, time=theirs.time) == theirs

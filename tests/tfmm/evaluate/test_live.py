@@ -1,0 +1,65 @@
+"""Metrics of versions in service, from their log and from what became of it."""
+
+import json
+
+import click.testing
+import numpy as np
+import pytest
+
+from tfmm import cli, metrics
+from tfmm.data import served
+from tfmm.evaluate import live
+
+START, ITEMS = 1_700_000_000.0, list(range(100, 110))
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """Version 1 orders well and is calibrated, version 2 draws its scores; a third of the requests goes to it."""
+    folder, draw = tmp_path_factory.mktemp("live"), np.random.default_rng(0)
+    records, events, truth = [], [], {1: [], 2: []}
+    for number in range(600):
+        version = 2 if number % 3 == 0 else 1
+        chance = draw.uniform(0.05, 0.6, len(ITEMS))
+        scores = chance if version == 1 else draw.uniform(0.5, 0.9, len(ITEMS))
+        record = served.Served(f"r{number}", START + number, "tfmm", version, {}, {}, {"user_id": number % 40}, ITEMS,
+                               scores.tolist(), None, 0.5)  # fmt: skip
+        records.append(served.to_json(record))
+        for item, score, p in zip(ITEMS, scores, chance):
+            clicked = bool(draw.random() < p)
+            truth[version].append((number % 40, score, clicked))
+            at = {"request_id": f"r{number}", "item_id": item, "time": START + number + 1}
+            events.append(at | {"shown": True})
+            events += [at | {"bought": True}] if clicked else []
+    (folder / "log").mkdir()
+    (folder / "events").mkdir()
+    (folder / "log" / "a.jsonl").write_bytes(b"\n".join(records) + b"\n")
+    (folder / "events" / "a.jsonl").write_text("".join(json.dumps(event) + "\n" for event in [{"time": 1}, *events]))
+    return folder, truth
+
+
+def test_each_version_has_the_metrics_of_its_own_rows(log):
+    folder, truth = log
+    found, said = live.slices(folder / "log", folder / "events", label="bought")
+    assert sorted(found) == [("tfmm", 1), ("tfmm", 2)] and len(said) == 1 and "request_id" in said[0]
+    for version, rows in truth.items():
+        users, scores, labels = (np.array(values) for values in zip(*rows))
+        one = found["tfmm", version]
+        assert (one.rows, one.clicks, one.users) == (len(rows), labels.sum(), len(set(users)))
+        assert one.metrics["auc"].value == pytest.approx(metrics.auc(labels.astype(int), scores), abs=1e-9)
+        assert one.metrics["auc"].low < one.metrics["auc"].value < one.metrics["auc"].high
+    worse = live.difference(found["tfmm", 2], found["tfmm", 1], "gauc")
+    assert worse.high < 0 and worse.low < worse.value < worse.high
+    far, near = (found["tfmm", version].metrics["calibration_error"].value for version in (2, 1))
+    assert far > 0.5 > near
+
+
+def test_the_command_tells_them_and_what_is_not_known(log):
+    folder, _ = log
+    flags = ["live", "--served", str(folder / "log"), "--events", str(folder / "events"), "--label", "bought"]
+    told = click.testing.CliRunner().invoke(cli.main, flags)
+    assert told.exit_code == 0, told.output
+    assert "tfmm version 2: 200 requests, 2,000 items shown to 40 users" in told.output
+    assert "over the version before" in told.output and "left out: 1 of events" in told.output
+    none = click.testing.CliRunner().invoke(cli.main, [*flags, "--label-window", "1e9"])
+    assert "No item that was shown is known yet." in none.output and "6,000 items" in none.output

@@ -1,0 +1,113 @@
+"""The gate's metrics on live traffic: what versions in service scored, beside what became of it.
+
+Versions that serve at once, such as a canary beside the stable one, have other requests and mostly other users, so that
+their difference is not paired: its interval adds the variances of both.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import os
+import pathlib
+import tempfile
+import time
+import typing
+
+import numpy as np
+
+from tfmm.data import served_rows
+from tfmm.data.served_examples import LABEL_WINDOW_S
+from tfmm.labels import LABEL
+from tfmm.metrics import confidence
+
+METRICS = ("auc", "gauc", "log_loss", "calibration_error")
+_Z95 = 1.959963984540054
+Version = tuple[str, int]  # model and its number
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """What one version served, as far as it is known what became of it.
+
+    Attributes:
+        requests, rows, clicks, users: how many; a row is an item that was shown.
+        mean_score: to be held against clicks / rows.
+        metrics: with their interval over users; without those that the rows do not have, such as of one class.
+    """
+
+    requests: int
+    rows: int
+    clicks: int
+    users: int
+    mean_score: float
+    metrics: dict[str, confidence.Interval]
+
+
+class Difference(typing.NamedTuple):
+    """A metric of one version minus another's."""
+
+    value: float
+    low: float
+    high: float
+
+
+def slices(
+    log: str | os.PathLike[str],
+    events: str | os.PathLike[str],
+    *,
+    label: str = LABEL,
+    window_s: float = LABEL_WINDOW_S,
+    since: float = 0.0,
+    until: float | None = None,
+) -> tuple[dict[Version, Slice], list[str]]:
+    """Returns what each version served, and what was left out, a line each.
+
+    Args:
+        log: folder of records, see `tfmm.data.served`; a sample does as well.
+        events: folder of what became of their items.
+        label: under which an event says that an item was clicked.
+        window_s: seconds after an item was shown in which a click counts.
+        since: seconds since 1970, of the first request that counts.
+        until: seconds since 1970, by which a row's window must have ended; None: now.
+    """
+    labels = served_rows.Labels(label, window_s, time.time() if until is None else until)
+    letters = served_rows.Letters(None)
+    found: dict[Version, list[tuple[typing.Any, float, int]]] = collections.defaultdict(list)
+    requests: collections.Counter[Version] = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        spread = served_rows.Spread(log, events, labels, pathlib.Path(folder), letters, takes_samples=True)
+        for number in range(spread.num_parts):
+            for record, shown in spread.rows(number):
+                if record.time >= since:
+                    version = record.model, record.version
+                    requests[version] += 1
+                    user = str(record.features.get("user_id"))
+                    found[version] += [(user, record.scores[one.place], one.label) for one in shown]
+    said = [f"left out: {one}" for one in sorted(letters.found.values(), key=lambda one: -one.count)]
+    if spread.early:
+        said.append(f"labels: {spread.early:,} items that were shown are not known yet: their window has not ended")
+    return {version: _slice(rows, requests[version]) for version, rows in sorted(found.items())}, said
+
+
+def difference(one: Slice, other: Slice, metric: str) -> Difference | None:
+    """Returns a metric of one version minus another's, with its 95 % interval; None where one does not have it."""
+    if metric not in one.metrics or metric not in other.metrics:
+        return None
+    mine, theirs = one.metrics[metric], other.metrics[metric]
+    value = mine.value - theirs.value
+    half = _Z95 * math.hypot(mine.standard_error, theirs.standard_error)
+    return Difference(value, value - half, value + half)
+
+
+def _slice(rows: typing.Sequence[tuple[typing.Any, float, int]], requests: int) -> Slice:
+    users, scores, labels = (np.array(values) for values in zip(*rows))
+    metrics = {}
+    for name in METRICS:
+        try:
+            metrics[name] = confidence.user_bootstrap(name, labels, scores, users)
+        except ValueError:  # such as rows of one class
+            continue
+    clicks = int(labels.sum())
+    return Slice(requests, len(rows), clicks, len(np.unique(users)), float(scores.mean()), metrics)
