@@ -84,7 +84,7 @@ def again(
 
         def ask(count: int, seed: int) -> None:
             own = np.random.default_rng(seed)
-            with client_lib.RankingClient(target, model_name=served_model.MODEL_NAME) as client:
+            with client_lib.RankingClient(target, model_name=served_model.MODEL_NAME, timeout_s=300.0) as client:
                 for _ in range(count):
                     client.predict(served_model.rank_inputs(num_candidates, own), "rank", outputs=("score",))
 
@@ -99,6 +99,7 @@ def again(
             ends.set()
             changer.join()
     records = [one for path in served.files(log) for one in map(served.parse, served.payloads(path))]
+    gaps = np.diff(np.sort([one.time for one in records]))
     known = rescored.read_changes(changes)
     found = rescored.rescore(records, base_path / "1", known)
     frozen = rescored.rescore(records, base_path / "1", {})  # as if the index had stood still
@@ -107,7 +108,7 @@ def again(
         "states": len({tuple(sorted(one.index.items())) for one in records}),
         "changes": {modality: len(one.ids) for (modality, _), one in known.items()},
         "largest_difference": float(found.differences.max(initial=0.0)), "sessions": found.sessions,
-        "unknown_without_changes": len(frozen.unknown),
+        "unknown_without_changes": len(frozen.unknown), "longest_wait_s": float(gaps.max(initial=0.0)),
     }  # fmt: skip
 
 

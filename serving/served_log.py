@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import functools
 import io
+import itertools
 import logging
 import os
 import pathlib
@@ -281,15 +282,21 @@ class ParquetFolder:
     def _convert(self, lines: pathlib.Path) -> None:
         """Writes the Parquet file of a file of lines, which goes."""
         target = self._folder / f"{lines.stem[1:]}.parquet"
-        found = [orjson.loads(line) for line in lines.read_bytes().split(b"\n")[:-1]]  # the last may be half written
-        if found and not target.exists():
+        if lines.stat().st_size and not target.exists():
             aside = target.with_name(f".{target.name}")
             with aside.open("wb") as file:
-                pq.write_table(self._table(found), file, compression="zstd")
+                self._write(lines, file)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(target)
         lines.unlink()
+
+    def _write(self, lines: pathlib.Path, file: typing.BinaryIO) -> None:
+        """Writes lines as Parquet, some at a time, so that requests have their turn in between."""
+        with lines.open("rb") as source, pq.ParquetWriter(file, self._table([]).schema, compression="zstd") as writer:
+            whole = (line for line in source if line.endswith(b"\n"))  # the last may be half written
+            while some := [orjson.loads(line) for line in itertools.islice(whole, _BATCH)]:
+                writer.write_table(self._table(some))
 
     def _recover(self, lines: pathlib.Path) -> None:
         with contextlib.suppress(FileNotFoundError, BlockingIOError), lines.open("rb") as file:
