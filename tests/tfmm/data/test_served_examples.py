@@ -3,11 +3,12 @@
 import dataclasses
 import json
 
+import click.testing
 import numpy as np
 import pytest
 
+from tfmm import cli, preprocessing
 from tfmm import config as config_lib
-from tfmm import preprocessing
 from tfmm.ctr import train as train_lib
 from tfmm.data import join, served, served_examples, shards, spans
 from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet, Sequence
@@ -228,3 +229,10 @@ def test_every_kind_of_feature_is_as_served(write_log):
     assert found["clicks_item_id"][0].tolist() == [2, 3, 4]
     np.testing.assert_array_equal(found["clicks_price"][0], np.float32([2, 3, np.nan]))
     np.testing.assert_array_equal(found["clicks_age"][0], np.float32([8, 7, np.nan]))
+
+
+def test_the_command_wants_a_log_and_its_events_together(log, small_marketplace, tmp_path):
+    folders = {"--data": small_marketplace, "--snapshot": tmp_path, "--output": tmp_path / "models"}
+    flags = ["train", *(str(one) for pair in folders.items() for one in pair)]
+    told = click.testing.CliRunner().invoke(cli.main, [*flags, "--served", str(log.requests)])
+    assert told.exit_code == 1 and "--served and --events must be given together" in told.output
