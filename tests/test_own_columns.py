@@ -20,7 +20,8 @@ from tfmm.stages import folders
 TEAM = '''
 import dataclasses
 
-from tfmm import config, presets
+from tfmm import presets
+from tfmm.assignments import override
 from tfmm.config import Method
 from tfmm.features import Feature, Sequence
 from tfmm.modalities import Modality
