@@ -85,8 +85,8 @@ def _table3(found: Found) -> Result:
     bars = {"GAUC gain": [(row["name"], row["gauc_gain"]) for row in rows if "gauc_gain" in row]}
     lengths = ", ".join(f"{one.name} {one.length}" for one in found.run.feature_set.sequences)
     notes = (
-        f"L is the same for every method: {lengths}. Gains are absolute; the paper's are relative. Rows/s count the start.",
-        "semantic_id, sa_ta and behavior_search, which keeps half of the longest history, are not in the paper's table.",
+        f"L is the same for every method: {lengths}. Gains are absolute; the paper's are relative.",
+        "semantic_id, sa_ta and behavior_search, which keeps half of a history, are not in the paper's table.",
         "Untrained encoders and random vectors tell what is content, what is learning, and what is more parameters.",
     )
     figure = Figure("Gain over ids alone", "method", "GAUC", bars, "bars")
