@@ -155,7 +155,8 @@ def carry_out(
         chosen: settings that were tuned, see `Basis`.
         until: no further cell is begun after this, in seconds of `time.monotonic`.
     Returns:
-        The result; `seeds`, `cells` and `left_out` (names of cells that there was no time for), and `minutes`.
+        The result; `seeds`, `cells` and `left_out` (names of cells that there was no time for), `minutes`, and the
+        `folders` of artifacts, per row and seed.
     """
     found, left_out, begun, count = Found(run, workspace), [], time.monotonic(), 0
     for seed in seeds:
@@ -168,12 +169,13 @@ def carry_out(
             found.facts.setdefault(cell.row, []).append(facts)
             shown = " ".join(f"{name} {facts[name]:.4f}" for name in ("acc_at_1", "gauc", "auc") if facts.get(name))
             say(f"{experiment.name}: {cell.row}, seed {seed}: {shown}")
-    result = experiment.result(found)
+    result = experiment.result(found) if found.facts else Result({}, [])
     if left_out:
         note = f"There was no time for {len(left_out)} cells: {'; '.join(left_out)}."
         result = dataclasses.replace(result, notes=(*result.notes, note))
     minutes = round((time.monotonic() - begun) / 60.0, 2)
-    return result, {"seeds": list(seeds), "cells": count, "left_out": left_out, "minutes": minutes}
+    folders = {row: [facts.get("folder", "") for facts in cells] for row, cells in found.facts.items()}
+    return result, {"seeds": list(seeds), "cells": count, "left_out": left_out, "minutes": minutes, "folders": folders}
 
 
 def encoder_cell(row: str, run: RunConfig, modality: str) -> Cell:

@@ -61,7 +61,7 @@ def validation(workspace: Workspace, run: RunConfig) -> Workspace:
                 (data / path.name).symlink_to(path)
         seen = times.resolutions(workspace.data_dir, run.data.time_zone, ["impressions"])["impressions"]
         _, latest = times.read_bounds(workspace.data_dir, "impressions", seen)
-        rows = pa.concat_tables([pq.read_table(part.path) for part in parts], promote_options="default")
+        rows = schema.concatenate([pq.read_table(part.path) for part in parts])
         kept = rows.filter(pa.array(latest < first))
         told = [name for name in ("split",) if name in kept.column_names]  # of the rows that are gone
         pq.write_table(kept.drop_columns(told), data / "impressions.parquet")

@@ -22,6 +22,7 @@ from tfmm.index.encode import quantize
 from tfmm.modalities import CHECKPOINTS
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.stages import catalog, encoders, examples, inputs, make, pairs, run_file
+from tfmm.stages.folders import SPLITS
 from tfmm.training import progress as progress_lib
 from tfmm.training import sources
 from tfmm.training.examples import example_files
@@ -174,7 +175,7 @@ class Workspace:
             np.save(folder / SCORES, ctr_train.predict(model, tables, self.held_out(run, tables)))
             facts = {
                 "parameters": int(sum(np.prod(v.shape) for v in model.trainable_variables)),
-                "rows_per_s": run.ctr.epochs * self._rows(run, "train").num_rows / seconds,
+                "rows_per_s": run.ctr.epochs * self.training_rows(run).num_rows / seconds,
                 "bytes_per_item": sum(table.dim + 4 for table in tables.values()),
                 **manifest["metrics"],
             }
@@ -185,19 +186,19 @@ class Workspace:
 
     def held_out(
         self, run: RunConfig, tables: typing.Mapping[str, item_vectors.ItemVectors] | None = None
-    ) -> typing.Any:
-        """Returns the held-out rows in time order, an `ExampleSource`."""
+    ) -> sources.ExampleSource:
+        """Returns the held-out rows in time order."""
         return self._rows(run, "eval", tables)
 
-    def _rows(self, run: RunConfig, split: str, tables: typing.Any = None) -> typing.Any:
-        folder = self.examples(run)
-        pattern = examples.patterns(folder)[split == "eval"]
-        preprocessor = preprocessing.load(run.feature_set, folder / examples.VOCABULARY)
-        return sources.open_source(example_files(pattern), run.feature_set, tables or {}, preprocessor)
+    def training_rows(self, run: RunConfig) -> sources.ExampleSource:
+        """Returns the training rows in time order."""
+        return self._rows(run, "train")
 
-    def seconds(self, folders: typing.Iterable[pathlib.Path]) -> float:
-        """Returns how long it took to make artifacts, whenever that was."""
-        return sum(json.loads((folder / MADE).read_text())["seconds"] for folder in set(folders))
+    def _rows(self, run: RunConfig, split: str, tables: typing.Any = None) -> sources.ExampleSource:
+        folder = self.examples(run)
+        files = example_files(dict(zip(SPLITS, examples.patterns(folder), strict=True))[split])
+        preprocessor = preprocessing.load(run.feature_set, folder / examples.VOCABULARY)
+        return sources.open_source(files, run.feature_set, tables or {}, preprocessor)
 
     def made(
         self,
