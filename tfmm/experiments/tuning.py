@@ -63,8 +63,8 @@ def validation(workspace: Workspace, run: RunConfig) -> Workspace:
         _, latest = times.read_bounds(workspace.data_dir, "impressions", seen)
         rows = schema.concatenate([pq.read_table(part.path) for part in parts])
         kept = rows.filter(pa.array(latest < first))
-        told = [name for name in ("split",) if name in kept.column_names]  # of the rows that are gone
-        pq.write_table(kept.drop_columns(told), data / "impressions.parquet")
+        columns = [name for name in kept.column_names if name != "split"]  # it tells of the rows that are gone
+        pq.write_table(kept.select(columns), data / "impressions.parquet")
 
     folder = workspace.made("validation", workspace.examples(run).name, [], write)
     return Workspace(workspace.folder, folder / "data", workspace.say, workspace.progress)
