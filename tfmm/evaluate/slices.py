@@ -173,7 +173,7 @@ def _by_length(lengths: np.ndarray) -> dict[str, np.ndarray]:
 
 def _by_quarter(values: np.ndarray) -> dict[str, np.ndarray]:
     known = np.isfinite(values)
-    edges = np.unique(np.quantile(values[known], [0.25, 0.5, 0.75])) if known.any() else np.zeros(0)
+    edges = np.unique(np.quantile(values[known], [0.25, 0.5, 0.75], method="lower")) if known.any() else np.zeros(0)
     quarter = np.searchsorted(edges, np.where(known, values, 0.0), side="left")
     bounds = [f"{edge:g}" for edge in edges]
     names = [f"up to {bound}" for bound in bounds] + ([f"above {bounds[-1]}"] if bounds else ["all"])
