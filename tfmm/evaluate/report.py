@@ -67,9 +67,9 @@ def evaluate(
         The report, see `compare`, with `encoders` and `training`; with `slices` (see `slices.report`); with
         `differences` from the baseline and the model in service, paired, overall, on new items and, where
         `snapshot_dir` is given, on items without any vector (see `differences.report`); with `hidden`: the scores with
-        the target's vectors hidden (see `missing.hidden_report`); with `missing` where `snapshot_dir` is given (see `missing.missing_report`); and,
-        where there is a model in service, with `in_service`: the rows of the index that it took, and why it is
-        `left_out` where it cannot score these rows.
+        the target's vectors hidden (see `missing.hidden_report`); with `missing` where `snapshot_dir` is given (see
+        `missing.missing_report`); and, where there is a model in service, with `in_service`: the rows of the index that
+        it took, and why it is `left_out` where it cannot score these rows.
     Raises:
         FileNotFoundError: no example file matches a pattern.
         ValueError: `baseline` is not among the models, or a SavedModel lacks `serve_examples`.
