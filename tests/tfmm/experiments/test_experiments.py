@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from tfmm import cli, cli_experiments, presets
 from tfmm.assignments import override
-from tfmm.experiments import catalog, content_baselines, tuning
+from tfmm.experiments import catalog, content_baselines, image_text, tuning
 from tfmm.experiments.workspace import MADE, RANDOM, SCL, UNTRAINED, Workspace
 from tfmm.index import snapshot
 from tfmm.marketplace import generator
@@ -130,6 +130,14 @@ def test_pixels_and_words_find_what_is_equal(run, workspace):
     for modality, read in (("image", content_baselines.pixels), ("text", content_baselines.tf_idf)):
         found = read(workspace.learned(run)[modality], pairs / modality)
         assert 0.0 <= found["acc_at_1"] <= found["acc_at_5"] <= 1.0
+
+
+def test_pictures_and_descriptions_teach_encoders_of_items_that_are_not_held_out(run, workspace):
+    learned = workspace.learned(override(run, ["image.epochs=12", "text.epochs=12"]))
+    found = image_text.fit(learned, workspace.data_dir, workspace.pairs(run), run.modality_set)
+    again = image_text.fit(learned, workspace.data_dir, workspace.pairs(run), run.modality_set)
+    assert found == again and set(found) == {"image", "text"}
+    assert all(0.0 <= one["acc_at_1"] <= one["acc_at_5"] <= 1.0 for one in found.values())
 
 
 def test_data_without_encoders_is_refused_where_encoders_are_asked_for(run, tmp_path, data):
