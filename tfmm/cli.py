@@ -44,15 +44,8 @@ main.add_command(cli_data.data)
 main.add_command(cli_data.run)
 main.add_command(cli_dead_letters.dead_letters)
 main.add_command(cli_pipeline.pipeline)
-main.command(example="tfmm experiments table3 --data my_tables\ntfmm experiments all --seeds 1 --budget-minutes 60")(
-    cli_experiments.experiments
-)
-
-
-main.command(
-    example="tfmm similar 1000001 --index run/items.sqlite --data my_tables\n"
-    "tfmm similar --export run/similar/1 --snapshot run/snapshot --modality image --kind streaming"
-)(cli_similar.similar)
+main.add_command(cli_experiments.experiments)
+main.add_command(cli_similar.similar)
 
 
 @main.command(example="tfmm quickstart --workdir quickstart\ntfmm quickstart --data my_tables --workdir my_run")

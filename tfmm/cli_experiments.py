@@ -9,11 +9,15 @@ import sys
 
 import click
 
-from tfmm.cli_options import ExistingFolder, Folder, load_config, run_options
+from tfmm.cli_options import Command, ExistingFolder, Folder, load_config, run_options
 
 NAMES = ("tune", "table2", "fig6a", "bank", "table3", "fig3", "fig6b", "fig6c", "tiers")
 
 
+@click.command(
+    cls=Command,
+    example="tfmm experiments table3 --data my_tables\ntfmm experiments all --seeds 1 --budget-minutes 60",
+)
 @click.argument("names", nargs=-1, required=True, type=click.Choice([*NAMES, "all"]))
 @click.option("--data", "data_dir", type=ExistingFolder, help="Parquet tables.  [default: the run's marketplace]")
 @click.option(

@@ -7,9 +7,14 @@ import typing
 
 import click
 
-from tfmm.cli_options import ExistingFolder, Folder
+from tfmm.cli_options import Command, ExistingFolder, Folder
 
 
+@click.command(
+    cls=Command,
+    example="tfmm similar 1000001 --index run/items.sqlite --data my_tables\n"
+    "tfmm similar --export run/similar/1 --snapshot run/snapshot --modality image --kind streaming",
+)
 @click.argument("item", required=False)
 @click.option("--index", "index_url", help="The item index, a path or a URL.")
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, help="A snapshot of it, as `tfmm embed` wrote it.")
