@@ -20,7 +20,8 @@ from tfmm.stages import folders
 TEAM = '''
 import dataclasses
 
-from tfmm import config, presets
+from tfmm import presets
+from tfmm.assignments import override
 from tfmm.config import Method
 from tfmm.features import Feature, Sequence
 from tfmm.modalities import Modality
@@ -133,8 +134,8 @@ def another(values, feature):
 def test_every_declared_input_is_asked_for_and_changes_the_score_by_both_protocols(folder, client):
     declared = runs.load(str(folder / "work" / "run.json")).feature_set
     assert "position" not in {column.feature.name for column in declared.served}  # known in training only
-    user = requests.busiest_user(folder / "tables", declared)
-    candidates = requests.first_items(folder / "tables", declared, 40)
+    user = requests.busiest_user(folder / "tables", declared, "UTC")
+    candidates = requests.first_items(folder / "tables", declared, 40, "UTC")
     assert all(user[sequence.item_ids] for sequence in declared.sequences)
     scores = client.rank(user, candidates)
     assert scores.shape == (40,) and np.ptp(scores) > 0

@@ -12,7 +12,7 @@ import warnings
 
 import click
 
-from tfmm import __version__, cli_data, cli_dead_letters, cli_live, cli_pipeline
+from tfmm import __version__, cli_data, cli_dead_letters, cli_experiments, cli_live, cli_pipeline, cli_similar
 from tfmm.cli_options import (
     DEFAULT_RUN,
     DataFolder,
@@ -45,6 +45,8 @@ main.add_command(cli_data.run)
 main.add_command(cli_dead_letters.dead_letters)
 main.add_command(cli_live.live)
 main.add_command(cli_pipeline.pipeline)
+main.add_command(cli_experiments.experiments)
+main.add_command(cli_similar.similar)
 
 
 @main.command(example="tfmm quickstart --workdir quickstart\ntfmm quickstart --data my_tables --workdir my_run")

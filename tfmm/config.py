@@ -8,9 +8,9 @@ import json
 import typing
 import zoneinfo
 
+from tfmm import declared_values, vectors
 from tfmm import features as features_lib
 from tfmm import modalities as modalities_lib
-from tfmm import vectors
 from tfmm.days import DEFAULT_DAYS, DaysConfig
 from tfmm.drift import DriftConfig
 from tfmm.modalities import Modality, SCLConfig
@@ -201,6 +201,7 @@ class GateConfig:
     max_logloss_rise: float = 0.002  # absolute: against the twin and the model in service
     max_calibration_rise: float = 0.05  # of |predicted / observed clicks - 1|: against the same two
     encoders: str = "warn"  # of one not better than untrained; "refuse": unless clicks are ranked worse without it
+    slices: tuple[str, ...] = ()  # features by which the report is sliced, beside age, history and frequency of items
     max_hidden_bias: float = 0.1  # |mean score / click rate - 1| of rows whose target's vectors are hidden
 
     def __post_init__(self) -> None:
@@ -290,6 +291,11 @@ class RunConfig:
             yield (
                 "`sequences` must declare at least one: methods compare the target with a user's behaviors, and item "
                 "vectors say nothing of clicks without. Received: none."
+            )
+        if unknown := sorted(set(self.gate.slices) - set(of_one := declared_values.sliceable(self.features))):
+            yield (
+                f"`gate.slices` must name features with one id, number or boolean per row: {', '.join(of_one)}. "
+                f"Received: {', '.join(unknown)}."
             )
         if not is_whole:
             return  # the names below are those of parts that hold

@@ -71,3 +71,14 @@ def with_tuples(value: typing.Any) -> None:
     for field in dataclasses.fields(value):
         if isinstance(given := getattr(value, field.name), list):
             object.__setattr__(value, field.name, tuple(given))
+
+
+def sliceable(features: typing.Iterable[typing.Any]) -> tuple[str, ...]:
+    """Returns the names of the features that an evaluation can be sliced by: one id, number or boolean per row.
+
+    >>> from tfmm.features import DEFAULT_FEATURES
+    >>> sliceable(DEFAULT_FEATURES)
+    ('user_id', 'item_id', 'category')
+    """
+    kinds = ("id", "number", "boolean")
+    return tuple(feature.name for feature in features if feature.kind in kinds and feature.role != "behavior")

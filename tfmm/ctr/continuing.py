@@ -55,6 +55,7 @@ def continue_over(
     checkpoint: checkpoint_lib.Checkpoint | None = None,
     progress: progress_lib.Progress = progress_lib.silent,
     evaluate: Evaluate = dict,
+    evaluations: int = 1,
 ) -> tuple[State, list[Line]]:
     """Trains a state on rows in time order, shuffled inside blocks; called again and again, over rows after those.
 
@@ -70,6 +71,7 @@ def continue_over(
         checkpoint: of `state.variables`, to go on from after a stop; keyed by the state, the config and the rows.
         progress: called with the steps done.
         evaluate: further figures for the history, at the end of each epoch.
+        evaluations: how often per epoch, at the ends of segments; at the last one always.
     Returns:
         The state, and a line of history per segment.
     Raises:
@@ -84,6 +86,8 @@ def continue_over(
     steps = sum(math.ceil(min(segment_rows, num_rows - start) / config.batch_size) for start in starts)
     rate = HeldRate(config.learning_rate, config.epochs * steps, config.decay_from, state.steps)
     state.set_rates(rate, config.embedding_learning_rate)
+
+    evaluated = {round(len(starts) * part / evaluations) - 1 for part in range(1, evaluations + 1)}
 
     def segment_data(segment: int) -> tf.data.Dataset:
         start, number = starts[segment % len(starts)], first + segment
@@ -100,7 +104,7 @@ def continue_over(
         checkpoint=checkpoint,
         progress=progress,
         stage="ctr_multimodal" if tables else "ctr_id",
-        evaluate=lambda segment: evaluate() if (segment + 1) % len(starts) == 0 else {},
+        evaluate=lambda segment: evaluate() if (segment % len(starts)) in evaluated else {},
     )
     state.segments = first + len(history)
     lines: list[Line] = [

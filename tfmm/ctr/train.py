@@ -48,6 +48,7 @@ def train(
     parent_dir: str | pathlib.Path | None = None,
     state_dir: str | pathlib.Path | None = None,
     span: spans.Span | None = None,
+    evaluations: int = 1,
     progress: progress_lib.Progress = progress_lib.silent,
 ) -> dict[str, typing.Any]:
     """Trains a click model, from scratch or on from another, and writes it.
@@ -71,6 +72,7 @@ def train(
             own: with its MAKE, as it stands, and vocabularies that begin with its own. None: from scratch.
         state_dir: gets the state, to be trained further; None: it is not kept.
         span: what the join found of the data, for the state to know what comes late; None: nothing is known.
+        evaluations: how often per epoch the history has metrics of the evaluation rows, at the ends of segments.
         progress: called with the steps done.
     Returns:
         The manifest; `metrics` has AUC, GAUC and LogLoss on the evaluation rows, `training` what it was trained
@@ -123,6 +125,7 @@ def train(
         checkpoint=checkpoint,
         progress=progress,
         evaluate=lambda: evaluate(model, tables, eval_rows),
+        evaluations=evaluations,
     )
     folder = pathlib.Path(output_dir)
     used = ((snapshot_dir, tables), (make_dir, extractor), (parent_dir, True))

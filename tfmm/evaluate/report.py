@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from tfmm import artifacts, metrics, saved_model
 from tfmm.evaluate import differences, in_service, missing
+from tfmm.evaluate import slices as slices_lib
 from tfmm.features import FeatureSet
 from tfmm.training import examples as examples_lib
 from tfmm.training.labels import metric_weights, weights_of
@@ -41,6 +42,7 @@ def evaluate(
     index_url: Folder | None = None,
     training: typing.Mapping[str, typing.Any] | None = None,
     shown_items: typing.Mapping[int, int] | None = None,
+    sliced: slices_lib.Sliced | None = None,
 ) -> dict[str, typing.Any]:
     """Scores the evaluation rows with each exported model and reports how they compare.
 
@@ -60,14 +62,14 @@ def evaluate(
         training: through what each model was trained; it stands in the report as it is.
         shown_items: how often training showed each item, of a model whose training examples are only its newest; None:
             as often as these do.
+        sliced: by what, beside the age of items and the length of histories; None: by nothing else, not by age.
     Returns:
-        The report, see `compare`, with `encoders` and `training`; with `differences` from the baseline and the model in
-        service,
-        paired, overall, on new items and, where `snapshot_dir` is given, on items without any vector (see
-        `differences.report`); with `hidden`: the scores with the target's vectors hidden (see
-        `missing.hidden_report`); with `missing` where `snapshot_dir` is given (see `missing.missing_report`); and,
-        where there is a model in service, with `in_service`: the rows of the index that it took, and why it is
-        `left_out` where it cannot score these rows.
+        The report, see `compare`, with `encoders` and `training`; with `slices` (see `slices.report`); with
+        `differences` from the baseline and the model in service, paired, overall, on new items and, where
+        `snapshot_dir` is given, on items without any vector (see `differences.report`); with `hidden`: the scores with
+        the target's vectors hidden (see `missing.hidden_report`); with `missing` where `snapshot_dir` is given (see
+        `missing.missing_report`); and, where there is a model in service, with `in_service`: the rows of the index that
+        it took, and why it is `left_out` where it cannot score these rows.
     Raises:
         FileNotFoundError: no example file matches a pattern.
         ValueError: `baseline` is not among the models, or a SavedModel lacks `serve_examples`.
@@ -94,6 +96,8 @@ def evaluate(
     report = compare(scores, label, user, rows["item_id"], counts, baseline, weights)
     report["encoders"] = dict(encoders or {})
     report["training"] = dict(training or {})
+    found = slices_lib.masks(eval_files, feature_set, sliced or slices_lib.Sliced())
+    report["slices"] = slices_lib.report(found, scores, label, user, baseline, weights)
     report["hidden"] = missing.hidden_report(hidden, scores, label, user, chosen, weights)
     slices = {differences.ALL: np.ones(len(label), bool), differences.NEW_ITEMS: counts == 0}
     if snapshot_dir is not None:

@@ -30,6 +30,7 @@ def report_lines(report: Facts) -> list[str]:
         values = ", ".join(f"{key} {'too few rows' if v is None else format(v, '.4f')}" for key, v in found.items())
         lines.append(f"{name}: {values}")
     hidden = report.get("hidden", {"models": {}})["models"].get("multimodal", {})
+    lines += sliced_lines(report)
     lines += difference_lines(report) + slice_lines(hidden, report.get("missing", {})) + service_lines(report)
     for modality, facts in report["encoders"].items():
         lines += describe(modality, facts)
@@ -47,6 +48,21 @@ def training_lines(training: Facts, model: str = "multimodal") -> list[str]:
         f"{model} is trained through span {span['number']}, {span['rows']:,} rows of {facts['rows']:,}{late}; it lags "
         f"{lag['rows']:,} rows and {lag['seconds']:,.0f} s behind the newest impression, which it was judged on"
     ]
+
+
+def sliced_lines(report: Facts, model: str = "multimodal") -> list[str]:
+    """Returns a line per thing that the evaluation was sliced by: rows, GAUC and its gain in each slice."""
+    lines = []
+    for name, parts in report.get("slices", {}).items():
+        found = []
+        for part, facts in parts.items():
+            of_model = facts["models"].get(model, {})
+            gain = of_model.get("gauc_gain")
+            shown = "" if of_model.get("gauc") is None else f", gauc {of_model['gauc']:.4f}"
+            shown += f" ({signed(gain)})" if gain and None not in gain.values() else ""
+            found.append(f"{part}: {facts['rows']:,} rows{shown}")
+        lines.append(f"{model} by {name}: {'; '.join(found)}")
+    return lines
 
 
 def difference_lines(report: Facts, model: str = "multimodal") -> list[str]:

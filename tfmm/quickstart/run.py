@@ -143,7 +143,7 @@ def _summary(
         "encoders": encoders,
         **{name: {key: report["models"][name][key] for key in keys} for name in ("id", "multimodal")},
         "hidden": report["hidden"]["models"]["multimodal"],
-        **{name: report[name] for name in ("missing", "differences", in_service.NAME) if name in report},
+        **{name: report[name] for name in ("missing", "differences", "slices", in_service.NAME) if name in report},
         **_left_out(outputs, index_path),
         "gate": {name: verdict[name] for name in ("passed", "reasons", "checks", "warnings")},
         **figures,

@@ -10,7 +10,7 @@ import typing
 from tfmm import artifacts
 from tfmm.config import RunConfig
 from tfmm.ctr import state as state_lib
-from tfmm.evaluate import encoders, gate, in_service, report, wording
+from tfmm.evaluate import encoders, gate, in_service, report, slices, wording
 from tfmm.export import saved_model
 from tfmm.stages.folders import ID, MULTIMODAL, SERVING, STATE, VERDICT, Folder
 
@@ -69,6 +69,7 @@ def judge(
         index_url=index_url,
         training=trained,
         shown_items=shown_items,
+        sliced=slices.Sliced(run.gate.slices, data_dir, run.modality_set, run.data.time_zone),
     )
     verdict = gate.decide(judged, run.gate, candidate=MULTIMODAL, baseline=ID)
     said = {**dataclasses.asdict(verdict), JUDGED: artifacts.digest(models[MULTIMODAL])}

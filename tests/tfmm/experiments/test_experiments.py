@@ -1,0 +1,164 @@
+"""Experiments end to end on a marketplace of a few hundred rows."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from tfmm import cli, cli_experiments, presets
+from tfmm.assignments import override
+from tfmm.experiments import catalog, content_baselines, image_text, tuning
+from tfmm.experiments.workspace import MADE, RANDOM, SCL, UNTRAINED, Workspace
+from tfmm.index import snapshot
+from tfmm.marketplace import generator
+
+SETTINGS = [
+    "marketplace.num_items=60", "marketplace.new_items_per_day=4", "marketplace.num_users=60", "marketplace.num_days=2",
+    "marketplace.impressions_per_user_day=9", "marketplace.num_searches=200", "text.epochs=1", "image.epochs=1",
+    "make.epochs=1", "ctr.segments=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run():
+    return override(presets.small(), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def data(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    generator.generate(run.marketplace, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("experiments")
+
+
+@pytest.fixture(scope="module")
+def workspace(output, data):
+    return Workspace(output / "artifacts", data, say=lambda line: None)
+
+
+def artifacts_of(output):
+    return {path.parent: path.stat().st_mtime_ns for path in (output / "artifacts").glob(f"*/*/{MADE}")}
+
+
+def carry_out(names, run, output, data, **more):
+    lines = []
+    found = catalog.run_all(names, run, output, data_dir=data, seeds=1, say=lines.append, **more)
+    return found, lines
+
+
+def test_a_figure_is_made_with_page_and_json_and_what_was_made_is_not_made_again(run, output, data, workspace):
+    found, _ = carry_out(["fig6b"], run, output, data)
+    result = json.loads((output / "fig6b" / "result.json").read_text())
+    assert result["seeds"] == [0] and result["cells"] == 2 and not result["left_out"]
+    assert sum(row["items"] for row in found["fig6b"].rows) == len(np.unique(workspace.held_out(run).column("item_id")))
+    page = (output / "fig6b" / "index.html").read_text()
+    assert "Rare items" in page and "<svg" in page
+    made = artifacts_of(output)
+    gone = next(folder for folder in made if folder.parent.name == "click_model")
+    (gone / MADE).unlink()  # as after a kill
+    carry_out(["fig6b"], run, output, data)
+    again = artifacts_of(output)
+    assert set(again) == set(made)
+    assert [folder for folder in made if again[folder] != made[folder]] == [gone]
+
+
+def test_another_setting_or_other_data_is_made_anew(run, output, data, workspace, tmp_path):
+    made = workspace.examples(run)
+    assert workspace.examples(override(run, ["ctr.batch_size=64"])) == made  # no setting of examples
+    assert workspace.examples(override(run, ["data.min_id_count=3"])) != made
+    shutil.copytree(data, tmp_path / "data")
+    copied = Workspace(output / "artifacts", tmp_path / "data", say=lambda line: None)
+    assert copied.examples(run) == made  # the same files
+    pq.write_table(pq.read_table(data / "impressions.parquet").slice(1), tmp_path / "data" / "impressions.parquet")
+    other = Workspace(output / "artifacts", tmp_path / "data", say=lambda line: None)
+    assert other.examples(run) != made
+
+
+def test_vectors_of_three_kinds_are_for_the_same_items_and_differ(run, workspace):
+    kinds = {kind: snapshot.load_snapshot(workspace.vectors(run, kind)) for kind in (SCL, UNTRAINED, RANDOM)}
+    for modality in ("image", "text"):
+        tables = {kind: found[modality] for kind, found in kinds.items()}
+        assert all(np.array_equal(table.ids, tables[SCL].ids) for table in tables.values())
+        for table in tables.values():
+            norms = np.linalg.norm(table.rows * table.scales[:, None], axis=1)
+            np.testing.assert_allclose(norms[table.scales > 0], 1.0, rtol=1e-5)
+        drawn = {kind: np.asarray(table.rows).tobytes() for kind, table in tables.items()}
+        assert len(set(drawn.values())) == 3
+
+
+def test_the_validation_split_has_no_row_of_the_held_out_ones(run, workspace):
+    inside = tuning.validation(workspace, run)
+    first = workspace.held_out(run).column("timestamp").min()
+    assert inside.held_out(run).column("timestamp").max() < first
+    everything = workspace.held_out(run).num_rows + workspace.training_rows(run).num_rows
+    kept = inside.held_out(run).num_rows + inside.training_rows(run).num_rows
+    assert kept == np.sum(workspace.training_rows(run).column("timestamp") < first) < everything
+
+
+def test_what_tune_chooses_is_what_the_tables_take(run, output, data, monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "CLICK_MODELS", (("ctr.learning_rate=0.001",), ("ctr.learning_rate=0.004",)))
+    monkeypatch.setattr(tuning, "METHODS", {"simtier": ("simtier",)})
+    monkeypatch.setattr(tuning, "ENCODERS", ({"batch_size": 32}, {"batch_size": 16}))
+    found, _ = carry_out(["tune"], run, output, data)
+    chosen = json.loads((output / "tune" / tuning.CHOSEN).read_text())
+    best = {row["name"]: row for row in found["tune"].rows if row["best"]}
+    assert set(chosen) == set(best) == {"ID", "simtier", "image encoder", "text encoder"}
+    assert chosen["ID"] == best["ID"]["settings"].split()
+    carry_out(["fig6b"], run, output, data, tuned_path=output / "tune" / tuning.CHOSEN)
+    folder = pathlib.Path(json.loads((output / "fig6b" / "result.json").read_text())["folders"]["ID"][0])
+    config = json.loads((folder / "model" / "manifest.json").read_text())["config"]
+    assert f"ctr.learning_rate={config['learning_rate']}" in chosen["ID"]
+
+
+def test_without_time_the_page_says_what_was_not_run(run, output, data):
+    result, _ = carry_out(["fig6b"], run, output, data, budget_minutes=1e-9)
+    assert "There was no time for 2 cells: ID, seed 0; simtier+make, seed 0." in result["fig6b"].notes
+
+
+def test_pixels_and_words_find_what_is_equal(run, workspace):
+    pairs = workspace.pairs(run)
+    for modality, read in (("image", content_baselines.pixels), ("text", content_baselines.tf_idf)):
+        found = read(workspace.learned(run)[modality], pairs / modality)
+        assert 0.0 <= found["acc_at_1"] <= found["acc_at_5"] <= 1.0
+
+
+def test_pictures_and_descriptions_teach_encoders_of_items_that_are_not_held_out(run, workspace):
+    learned = workspace.learned(override(run, ["image.epochs=12", "text.epochs=12"]))
+    found = image_text.fit(learned, workspace.data_dir, workspace.pairs(run), run.modality_set)
+    again = image_text.fit(learned, workspace.data_dir, workspace.pairs(run), run.modality_set)
+    assert found == again and set(found) == {"image", "text"}
+    assert all(0.0 <= one["acc_at_1"] <= one["acc_at_5"] <= 1.0 for one in found.values())
+
+
+def test_data_without_encoders_is_refused_where_encoders_are_asked_for(run, tmp_path, data):
+    shutil.copytree(data, tmp_path / "data")
+    items = pq.read_table(data / "items.parquet")
+    vectors = pa.array(np.random.default_rng(0).normal(size=(len(items), 8)).astype("float32").tolist())
+    pq.write_table(items.append_column("vector", vectors), tmp_path / "data" / "items.parquet")
+    with pytest.raises(ValueError, match="Experiments on encoders need data that trains one"):
+        carry_out(["table2"], run, tmp_path / "out", tmp_path / "data")
+
+
+def test_the_command_names_experiments_that_there_are():
+    assert set(cli_experiments.NAMES) == set(catalog.EXPERIMENTS)
+    refused = CliRunner().invoke(cli.main, ["experiments", "table9"])
+    assert refused.exit_code == 2 and "table9" in refused.output
+
+
+@pytest.mark.slow
+def test_all_experiments_go_through_and_say_what_they_found(run, output, data):
+    found, _ = carry_out(list(catalog.ALL), run, output, data)
+    for name, result in found.items():
+        assert result.rows and (output / name / "index.html").exists(), name
+    assert len(found["table3"].rows) == 11
+    assert {row["name"] for row in found["table2"].rows} >= {"image: SCL", "text: TF-IDF", "image: untrained"}
