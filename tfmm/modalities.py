@@ -26,6 +26,9 @@ _ALONE = {  # settings that one encoder of ours reads, and no other
     "image": ("image_size", "max_pixels", "width", "stages", "head_channels"),
     "text": ("text_buckets", "token_dropout"),
 }
+OURS, PAPER = "ours", "paper"  # memory banks
+# The paper's: every negative is a key of the momentum encoder.
+PAPER_BANK = {"memory_bank_size": 196_800, "in_batch_negatives": False, "momentum": 0.999}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -67,6 +70,7 @@ class SCLConfig:
     warm_up_steps: int = 100  # at most, and at most a tenth of all
     final_learning_rate: float = 0.02  # share of the learning rate that is left at the end of the cosine
     weight_decay: float = 1e-4
+    bank: str = OURS  # ours: by the settings below and the size of the data; paper: `PAPER_BANK`, whatever the data
     memory_bank_size: int = 196_800  # K at most, as in the paper; 0: no bank
     memory_bank_share: float = 0.01  # K at most, per distinct positive item: a bank must not hold what also fits
     lone_positive_bank: int = 8_192  # K at most where a query has one positive item, see `pretrain.plan`; 0: as above
@@ -79,7 +83,20 @@ class SCLConfig:
     token_dropout: float = 0.1  # share of a text's tokens that `augment` leaves out; text only
     seed: int = 0
 
+    @property
+    def with_bank(self) -> SCLConfig:
+        """The same settings with what `bank` says about the memory bank."""
+        return dataclasses.replace(self, **PAPER_BANK) if self.bank == PAPER else self
+
     def __post_init__(self) -> None:
+        require(self.bank in (OURS, PAPER), f"`bank` must be {OURS} or {PAPER}.", self.bank)
+        others = {name: getattr(self, name) for name, value in PAPER_BANK.items() if getattr(self, name) != value}
+        stated = {name: value for name, value in others.items() if value != getattr(type(self), name)}
+        require(
+            self.bank == OURS or not stated,
+            f"`bank`={PAPER} says {', '.join(f'{n}={v}' for n, v in PAPER_BANK.items())} itself: leave these out.",
+            stated,
+        )
         require(
             bool(self.encoder) or self.modality in LEARNED,
             f"`modality` must be one of {', '.join(LEARNED)} where `encoder` names none.",
