@@ -48,10 +48,10 @@ def test_own_copies_in_the_bank_are_no_negatives(copies):
     keys = scl.learner.encode_keys(batch.positive)
     strangers = tf.math.l2_normalize(tf.constant(np.random.default_rng(0).normal(size=(3, 8)), tf.float32), axis=1)
     scl.learner.bank.enqueue(strangers, tf.constant([50, 51, 52], tf.int64))
-    per_row = []
+    per_row, bank_variables = [], scl.learner.variables()["memory_bank"]
     for row in range(4):  # one row at a time: a copy of row 0's key is a true negative of row 1
         for item_id in (int(IDS[row]), 99):
-            bank_before = [v.numpy() for v in (scl.learner.bank.keys, scl.learner.bank.item_ids, scl.learner.bank.position)]
+            bank_before = [v.numpy() for v in bank_variables]
             scl.learner.bank.enqueue(
                 tf.repeat(keys[row : row + 1], copies, axis=0),
                 tf.fill([copies], tf.constant(item_id, tf.int64)),
@@ -62,7 +62,7 @@ def test_own_copies_in_the_bank_are_no_negatives(copies):
                 IDS[row : row + 1],
             )
             per_row.append(float(scl.losses(single, keys[row : row + 1])[0]))
-            for variable, value in zip((scl.learner.bank.keys, scl.learner.bank.item_ids, scl.learner.bank.position), bank_before):
+            for variable, value in zip(bank_variables, bank_before):
                 variable.assign(value)
     masked, unmasked = np.array(per_row[0::2]), np.array(per_row[1::2])
     np.testing.assert_allclose(unmasked, np.log(np.exp(masked) + copies), rtol=1e-4)  # float32 exp and log
