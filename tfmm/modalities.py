@@ -19,7 +19,14 @@ OWN = "content"  # kind of the column of an own encoder
 MAX_DIM = 1040  # of vectors: a dot of two int8 rows is a whole number below 2**24, so exact in float32, up to here
 BACKBONES = {"resnet18_v2": 1, "resnet50_v2": 1, "vit_b16": 16, "clip_vit_b16": 16}  # what divides their image_size
 KERAS_FILE = ".keras"  # end of the name of an encoder that is a model of a file
-_KINDS = {"image": "binary", "text": "string", READY: "vector", **dict.fromkeys(BACKBONES, "binary")}  # of the column
+TRANSFORMER = "text_transformer"
+_KINDS = {  # of the column
+    "image": "binary",
+    "text": "string",
+    READY: "vector",
+    TRANSFORMER: "string",
+    **dict.fromkeys(BACKBONES, "binary"),
+}
 KINDS = (*dict.fromkeys(_KINDS.values()), OWN)
 NOTHING, ALL = "nothing", "all"  # what reports call the rows as they are, and those without vectors of any modality
 PAIRS, CHECKPOINTS, DEAD_LETTERS = "pairs", "checkpoints", "dead_letter"  # folders that stand beside modalities' own
@@ -28,6 +35,7 @@ _BY_FILE = ("pixel_mean", "pixel_std")
 _READ = {  # settings that one kind of encoder reads, and others do not
     "image": ("image_size", "max_pixels", "width", "stages", "head_channels"),
     "text": ("text_buckets", "token_dropout"),
+    TRANSFORMER: ("text_buckets", "token_dropout", "text_words", "text_layers", "text_heads"),
     KERAS_FILE: ("max_pixels", *_BY_FILE),
     **dict.fromkeys(BACKBONES, ("image_size", "max_pixels", "weights")),
 }
@@ -71,7 +79,10 @@ class SCLConfig:
     width: int = 16  # channels of the first stage; image only
     stages: int = 3  # of the ResNet, each of twice the channels at half the size; image only
     head_channels: int = 32  # of its last convolution; image only
-    text_buckets: int = 16_384  # hashed words and character n-grams; text only
+    text_buckets: int = 16_384  # hashed words and character n-grams; texts only
+    text_words: int = 32  # W, the first of a text; text_transformer only
+    text_layers: int = 2  # of the Transformer
+    text_heads: int = 4  # of its attention, which divide `dim`
     batch_size: int = 64  # small: steps count for more than in-batch negatives, some of which would also fit
     epochs: int = 8  # the most; fewer, down to one, where they would see more than `max_pairs_seen`
     max_pairs_seen: int = 450_000  # by all epochs together; one epoch of more pairs ends there
@@ -89,7 +100,7 @@ class SCLConfig:
     triplet_weight: float = 1.0
     triplet_margin: float = 0.2  # cosine
     augment: bool = False  # worth its time in long runs on few pairs whose queries look like the items
-    token_dropout: float = 0.1  # share of a text's tokens that `augment` leaves out; text only
+    token_dropout: float = 0.1  # share of a text's tokens that `augment` leaves out; texts only
     seed: int = 0
 
     @property
@@ -133,6 +144,8 @@ class SCLConfig:
             require(len(values) in (0, 3), f"`{name}` must have a value for each of three colors.", values)
         require(all(value > 0.0 for value in self.pixel_std), "`pixel_std` must be positive.", self.pixel_std)
         patch = BACKBONES.get(self.encoder, 1)
+        divides = self.encoder != TRANSFORMER or self.dim % max(self.text_heads, 1) == 0
+        require(divides, f"`text_heads` must divide `dim`, {self.dim}.", self.text_heads)
         fits = self.image_size % patch == 0
         require(fits, f"`image_size` must be a multiple of {patch} for {self.encoder}.", self.image_size)
         require(self.image_size >= 8, "`image_size` must be at least 8 pixels.", self.image_size)
@@ -144,7 +157,7 @@ class SCLConfig:
         for name in ("final_learning_rate", "token_dropout"):
             require(0.0 <= getattr(self, name) < 1.0, f"`{name}` must lie in [0, 1).", getattr(self, name))
         counts = ("batch_size", "epochs", "max_pairs_seen", "max_pixels", "width", "stages", "head_channels")
-        for name in (*counts, "text_buckets"):
+        for name in (*counts, "text_buckets", "text_words", "text_layers", "text_heads"):
             require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
 
 
@@ -160,6 +173,7 @@ class Modality:
     - `my_net.keras`: PNG or JPEG, by a Keras model of your own, pixels [B, S, S, 3] -> [B, D] or what is pooled to it;
       trained on pairs, or `frozen`.
     - `text`: strings, by the text encoder, trained on pairs.
+    - `text_transformer`: strings, by a small Transformer over their words, trained on pairs from scratch.
     - `vector`: the column holds vectors, all of one length; nothing is trained.
     - `module:callable` of your own: bytes or strings. It is called with an `SCLConfig` and returns a
       `tfmm.pretrain.encoders.Encoder`, which is trained as ours are; or, with `frozen`, any object whose `encode` makes

@@ -11,10 +11,11 @@ from keras import ops
 
 from tfmm.config import SCLConfig
 from tfmm.pretrain import backbones, own_encoders, texts
-from tfmm.pretrain.content_form import NFKC_CASEFOLD, ContentForm
 from tfmm.pretrain.encoder import Encoder, Features, unit
 from tfmm.pretrain.normalization import GlobalBatchNormalization
 from tfmm.pretrain.picture_encoder import PictureEncoder
+from tfmm.pretrain.text_encoder import HashedTextEncoder
+from tfmm.pretrain.text_transformer import TextTransformer
 
 __all__ = ["KINDS", "Encoder", "Features", "ImageEncoder", "TextEncoder", "make_encoder"]
 
@@ -54,12 +55,8 @@ class ImageEncoder(PictureEncoder):
         return keras.Model([pixels], unit(x), name="image_encoder")
 
 
-class TextEncoder(Encoder):
+class TextEncoder(HashedTextEncoder):
     """The weighted sum of learned vectors of hashed words, word pairs and character n-grams."""
-
-    @property
-    def form(self) -> ContentForm:
-        return ContentForm(NFKC_CASEFOLD, self.config.max_pixels)
 
     def build_model(self) -> keras.Model:
         dim = self.config.dim
@@ -77,13 +74,12 @@ class TextEncoder(Encoder):
         tokens, weights = texts.hash_texts(contents, self.config.text_buckets)
         return (tokens, weights), tf.reduce_any(tokens > 0, axis=-1)
 
-    def augment(self, features: Features, seed: tf.Tensor) -> Features:
-        tokens, weights = features
-        kept = tf.random.stateless_uniform(tf.shape(weights), seed) >= self.config.token_dropout
-        return tokens, weights * tf.cast(kept, tf.float32)
 
-
-KINDS: dict[str, typing.Callable[[SCLConfig], Encoder]] = {"image": ImageEncoder, "text": TextEncoder}
+KINDS: dict[str, typing.Callable[[SCLConfig], Encoder]] = {
+    "image": ImageEncoder,
+    "text": TextEncoder,
+    "text_transformer": TextTransformer,
+}
 
 
 def make_encoder(config: SCLConfig) -> Encoder:
