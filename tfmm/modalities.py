@@ -87,6 +87,8 @@ class SCLConfig:
     epochs: int = 8  # the most; fewer, down to one, where they would see more than `max_pairs_seen`
     max_pairs_seen: int = 450_000  # by all epochs together; one epoch of more pairs ends there
     learning_rate: float = 2e-3
+    clip_norm: float = 0.0  # longest gradient of all weights together; 0: as it is
+    accumulate: int = 1  # batches, the mean of whose gradients is one update; negatives stay those of each batch
     warm_up_steps: int = 100  # at most, and at most a tenth of all
     final_learning_rate: float = 0.02  # share of the learning rate that is left at the end of the cosine
     weight_decay: float = 1e-4
@@ -150,6 +152,7 @@ class SCLConfig:
         require(fits, f"`image_size` must be a multiple of {patch} for {self.encoder}.", self.image_size)
         require(self.image_size >= 8, "`image_size` must be at least 8 pixels.", self.image_size)
         require(self.learning_rate > 0.0, "`learning_rate` must be positive.", self.learning_rate)
+        require(self.clip_norm >= 0.0, "`clip_norm` must not be negative.", self.clip_norm)
         require(self.weight_decay >= 0.0, "`weight_decay` must not be negative.", self.weight_decay)
         require(self.triplet_weight >= 0.0, "`triplet_weight` must not be negative.", self.triplet_weight)
         require(0.0 < self.triplet_margin <= 2.0, "`triplet_margin` must lie in (0, 2].", self.triplet_margin)
@@ -157,7 +160,7 @@ class SCLConfig:
         for name in ("final_learning_rate", "token_dropout"):
             require(0.0 <= getattr(self, name) < 1.0, f"`{name}` must lie in [0, 1).", getattr(self, name))
         counts = ("batch_size", "epochs", "max_pairs_seen", "max_pixels", "width", "stages", "head_channels")
-        for name in (*counts, "text_buckets", "text_words", "text_layers", "text_heads"):
+        for name in (*counts, "accumulate", "text_buckets", "text_words", "text_layers", "text_heads"):
             require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
 
 

@@ -153,16 +153,24 @@ class ContrastiveLearner:
                 triplet *= tf.math.divide_no_nan(here, replicas.mean(here))
         return info_nce, triplet
 
-    def advance(self, keys: tf.Tensor | None, item_ids: tf.Tensor) -> None:
-        """Puts a step's keys into the bank and moves the momentum encoder; nothing without a bank."""
+    def advance(self, keys: tf.Tensor | None, item_ids: tf.Tensor, is_update: tf.Tensor | None = None) -> None:
+        """Puts a step's keys into the bank and moves the momentum encoder; nothing without a bank.
+
+        Args:
+            keys: as `encode_keys` gave them.
+            item_ids: int64 [B].
+            is_update: bool [], whether the step moved the weights, where gradients are accumulated over several: the
+                momentum encoder follows then. None: each step does.
+        """
         if self.bank is not None:
             self.bank.enqueue(keys, item_ids)
-            self.follow()
+            self.follow(None if is_update is None else tf.where(is_update, self.momentum, 1.0))
 
-    def follow(self) -> None:
+    def follow(self, momentum: tf.Tensor | None = None) -> None:
         """Moves the momentum encoder toward the model: key = m key + (1 - m) query."""
+        m = self.momentum if momentum is None else momentum
         for key, query in zip(self.key_model.trainable_variables, self.model.trainable_variables):
-            key.assign(self.momentum * key.value + (1.0 - self.momentum) * query.value)
+            key.assign(m * key.value + (1.0 - m) * query.value)
 
     def _vectors(self, model: keras.Model, features: Features) -> tf.Tensor:
         vectors = model(list(features) if isinstance(model.input, list) else features[0], training=True)

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfmm.config import SCLConfig
 from tfmm.pretrain.contrastive import ContrastiveLearner
 from tfmm.pretrain.encoders import Encoder, Features
-from tfmm.training import loop, precision
+from tfmm.training import loop, precision, replicas
 
 
 class Batch(typing.NamedTuple):
@@ -44,6 +44,12 @@ class SCL:
     """
 
     def __init__(self, config: SCLConfig, encoder: Encoder, total_steps: int) -> None:
+        if replicas.count() > 1 and (config.clip_norm or config.accumulate > 1):
+            raise ValueError(
+                "`clip_norm` and `accumulate` are for one device, where Keras's optimizer sees the whole gradient. "
+                f"Received: clip_norm={config.clip_norm}, accumulate={config.accumulate}, {replicas.count()} devices. "
+                "Leave them out."
+            )
         self.config = config
         self.encoder = encoder
         self.learner = ContrastiveLearner(
@@ -73,9 +79,17 @@ class SCL:
         with tf.GradientTape() as tape:
             info_nce, triplet = self.losses(batch, keys)
             loss = info_nce + self.config.triplet_weight * triplet
-            loop.apply_gradients(tape, loss, self.trainable, self.optimizer)
-        self.learner.advance(keys, batch.item_ids)
+            is_clipped = self.config.clip_norm > 0.0
+            loop.apply_gradients(tape, loss, self.trainable, self.optimizer, is_dense=is_clipped)
+        self.learner.advance(keys, batch.item_ids, self._is_update())
         return {"loss": loss, "info_nce": info_nce, "triplet": triplet, "temperature": self.learner.temperature}
+
+    def _is_update(self) -> tf.Tensor | None:
+        """Returns whether the step moved the weights, bool []; None: each does."""
+        if self.config.accumulate == 1:
+            return None
+        optimizer = self.optimizer.optimizer if isinstance(self.optimizer, precision.LossScaled) else self.optimizer
+        return tf.equal(optimizer._iterations.value % self.config.accumulate, 0)
 
     def losses(self, batch: Batch, keys: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns InfoNCE and triplet loss, float [], of a batch, see `ContrastiveLearner.losses`."""
@@ -99,4 +113,9 @@ def make_optimizer(config: SCLConfig, total_steps: int) -> keras.optimizers.Opti
         warmup_target=config.learning_rate if warm_up else None,
         warmup_steps=warm_up,
     )
-    return keras.optimizers.AdamW(schedule, weight_decay=config.weight_decay)
+    return keras.optimizers.AdamW(
+        schedule,
+        weight_decay=config.weight_decay,
+        global_clipnorm=config.clip_norm or None,
+        gradient_accumulation_steps=config.accumulate if config.accumulate > 1 else None,
+    )
