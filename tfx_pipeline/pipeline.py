@@ -14,6 +14,7 @@ from tfmm import own_classes, runs, source
 from tfmm.ctr import integrations
 from tfmm.data import declared, spans
 from tfmm.pretrain import frozen
+from tfmm.pretrain import own_encoders as encoders_of_others
 from tfmm.stages import inputs, run_file
 from tfx_pipeline import artifact_types, components, continued, engines, infra_check, outside, published, push
 from tfx_pipeline.environments import PIPELINE_NAME, Environment, data_fingerprint
@@ -133,7 +134,8 @@ def create_pipeline(
         training = _training("encoders", own_encoders)
         settings_of = config.encoders(modalities).values()
         frozen_versions = (frozen.version(settings) for settings in settings_of if settings.frozen)
-        training["code"] = "-".join((training["code"], *frozen_versions))
+        files = encoders_of_others.file_digests(config.modality_set.known)
+        training["code"] = "-".join((training["code"], *frozen_versions, *files))
         scl = components.SCLTrainer(pairs=pairs.outputs["pairs"], modalities=json.dumps(modalities), **training)
         making, encoders = [pairs, scl], scl.outputs["encoders"]
     else:

@@ -57,8 +57,8 @@ def test_all_faults_are_told_at_once():
     for fault in (
         "modality 'Image': `name` must be lower case letters",
         "modality 'item_features': `name` must not be one of nothing, all, ",
-        "modality 'sound': `encoder` must be one of image, text, vector, or module:callable, not 'sounds'",
-        "modality 'text': only an encoder of your own can be `frozen`; text learns from pairs",
+        "modality 'sound': `encoder` must be one of image, text, vector, text_transformer, resnet18_v2, ",
+        "modality 'text': only an encoder of your own or with weights of a file can be `frozen`; text learns",
         "modality 'clip': `query_column` is for encoders that are trained",
         "modality 'clip': ready vectors have no `settings`, not dim",
         "modality 'wide': `dim` must lie in 1..1040",

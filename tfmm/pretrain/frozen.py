@@ -22,6 +22,7 @@ from tfmm.index import encode
 from tfmm.modalities import MAX_DIM
 from tfmm.pretrain import own_encoders
 from tfmm.pretrain.content_form import ContentForm
+from tfmm.pretrain.encoders import make_encoder
 
 _PROBE = [b"probe"]
 
@@ -54,7 +55,7 @@ def make(config: SCLConfig) -> tuple[FrozenEncoder, int]:
             shape.
     """
     what = f"modality {config.modality!r}: `encoder`"
-    module = own_encoders.make(config)
+    module = own_encoders.make(config) if own_classes.is_own(config.encoder) else make_encoder(config)
     if not callable(getattr(module, "encode", None)):
         raise ValueError(
             f"{what} must return an object with `encode`: string [B] -> float [B, D]. Received: "

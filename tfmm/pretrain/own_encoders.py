@@ -1,12 +1,14 @@
-"""Encoders of a user's own, which a modality names as `module:Class`: what each must have, told before any work."""
+"""What encoders bring from outside, classes of a user's own, nets of keras-cv and files: checked before any work."""
 
 from __future__ import annotations
 
+import pathlib
 import typing
 
-from tfmm import own_classes
+from tfmm import extras, own_classes
 from tfmm.config import SCLConfig
-from tfmm.modalities import Modality
+from tfmm.modalities import BACKBONES, Modality
+from tfmm.pretrain import weights_file
 
 _TRAINED, _FROZEN = ("prepare", "build_model"), ("encode",)  # methods of encoders
 
@@ -27,8 +29,33 @@ def make(config: SCLConfig) -> typing.Any:
 
 
 def faults(modalities: typing.Iterable[Modality]) -> list[str]:
-    """Returns what is wrong with the users' own encoders of a run, a line each; it imports their modules."""
-    return [fault for modality in modalities if own_classes.is_own(modality.encoder) for fault in _faults(modality)]
+    """Returns what is wrong with the users' own encoders and files of a run, a line each; it imports their modules."""
+    found: list[str] = []
+    for modality in modalities:
+        own = own_classes.is_own(modality.encoder)
+        found += _faults(modality) if own else [f"modality {modality.name!r}: {f}" for f in _file_faults(modality)]
+    return found
+
+
+def file_digests(modalities: typing.Iterable[Modality]) -> list[str]:
+    """Returns hashes of the files that encoders are made of: another content under the same name is another encoder."""
+    digests = []
+    for modality in modalities:
+        for path in filter(None, (modality.is_file and modality.encoder, modality.settings.get("weights"))):
+            digests.append(weights_file.digest(path))
+    return digests
+
+
+def _file_faults(modality: Modality) -> typing.Iterator[str]:
+    if modality.is_file and not pathlib.Path(modality.encoder).is_file():
+        yield f"`encoder` must be a Keras model's file that exists, not {modality.encoder!r}"
+    if modality.encoder in BACKBONES:
+        try:
+            extras.verify("vision", "keras_cv")
+        except extras.MissingExtraError as error:
+            yield str(error)
+    if (weights := modality.settings.get("weights")) and (said := weights_file.fault(weights)):
+        yield said
 
 
 def _faults(modality: Modality) -> list[str]:

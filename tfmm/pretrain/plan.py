@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from tfmm.config import SCLConfig
+from tfmm.modalities import PAPER
 
 LONE = 1.5  # positives per query: up to here most pairs have a query to which nothing else is known to fit
 
@@ -52,7 +53,7 @@ def make_plan(
     fits, and more negatives teach more: then a bank may hold each distinct positive once, up to `lone_positive_bank`.
     An item, too, has one known positive where the log is short, but others fit. A bank smaller than a batch adds little
     to the in-batch negatives and is off; without in-batch negatives it is what the loss stands on, and holds at least a
-    batch.
+    batch. `bank=paper` is the paper's bank beside any catalog: no share bounds it.
 
     Budget: `epochs`, but no more than see `max_pairs_seen` pairs, and one at least; an epoch of more pairs than that
     sees so many.
@@ -75,6 +76,7 @@ def make_plan(
     >>> plan.positives_per_query, plan.memory_bank_size
     (36.0, 0)
     """
+    config = config.with_bank
     num_pairs, distinct = len(item_ids), len(np.unique(item_ids))
     epochs = max(1, min(config.epochs, config.max_pairs_seen // num_pairs))
     pairs_per_epoch = min(num_pairs, config.max_pairs_seen)
@@ -85,7 +87,9 @@ def make_plan(
     among = float(np.isin(queries, positives).mean())
     lone = min(config.lone_positive_bank, distinct) if per_query <= LONE and among < 0.5 else 0
     bank = min(config.memory_bank_size, max(int(config.memory_bank_share * distinct), lone))
-    if not config.in_batch_negatives:
+    if config.bank == PAPER:
+        bank = config.memory_bank_size
+    elif not config.in_batch_negatives:
         bank = max(bank, min(config.memory_bank_size, batch_size))
     elif bank < batch_size:
         bank = 0

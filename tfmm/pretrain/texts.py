@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 MAX_TOKENS = 256
+TOKENS_PER_WORD = 16  # the word and its first character n-grams, by `hash_words`
 CHARACTER_NGRAMS = (3, 4)
 WORD_PAIR_WEIGHT = 0.5
 
@@ -27,20 +28,18 @@ def hash_texts(contents: tf.Tensor, buckets: int) -> tuple[tf.Tensor, tf.Tensor]
     >>> tokens.shape, [float(w) for w in weights[0, :3]], float(tf.reduce_sum(weights[1]))
     (TensorShape([2, 13]), [1.0, 1.0, 0.5], 0.0)
     """
-    text = tf.strings.unicode_transcode(contents, "UTF-8", "UTF-8", errors="replace", replacement_char=32)
-    text = tf.strings.lower(text, encoding="utf-8")
-    text = tf.strings.regex_replace(text, r"[^\p{L}\p{N}\p{M}\p{So}]+", " ")
-    text = tf.strings.regex_replace(text, r"(\p{Han}|\p{Hiragana}|\p{Katakana})", r" \1 ")
-    words = tf.strings.split(text)  # ragged [B, words]
+    words, characters = _words(contents)
     pairs = tf.strings.ngrams(words, 2, separator=" ")
-    characters = tf.strings.unicode_split(tf.strings.join(["<", words, ">"]), "UTF-8")  # ragged [B, words, characters]
     tokens = [tf.strings.join(["w:", words]), tf.strings.join(["p:", pairs])]
     weights = [tf.ones_like(words, tf.float32), WORD_PAIR_WEIGHT * tf.ones_like(pairs, tf.float32)]
     for length in CHARACTER_NGRAMS:
         ngrams = tf.strings.ngrams(characters, length, separator="")
         per_word = tf.cast(ngrams.row_lengths(axis=2), tf.float32)  # ragged [B, words]
         shares = tf.math.rsqrt(tf.maximum(per_word, 1.0))
-        flat_shares = tf.repeat(shares.flat_values, ngrams.values.row_lengths())
+        # Not tf.repeat or value_rowids, which hold words x the longest word's n-grams: of two long texts gigabytes.
+        splits = ngrams.values.row_splits
+        word_of = tf.searchsorted(splits, tf.range(splits[-1]), side="right") - 1
+        flat_shares = tf.gather(shares.flat_values, word_of)
         tokens.append(ngrams.merge_dims(1, 2))
         weights.append(tf.RaggedTensor.from_row_splits(flat_shares, ngrams.merge_dims(1, 2).row_splits))
     hashed = tf.ragged.map_flat_values(
@@ -48,3 +47,45 @@ def hash_texts(contents: tf.Tensor, buckets: int) -> tuple[tf.Tensor, tf.Tensor]
     )
     ids = tf.cast(hashed.to_tensor(0)[:, :MAX_TOKENS], tf.int32)
     return ids, tf.concat(weights, axis=1).to_tensor(0.0)[:, :MAX_TOKENS]
+
+
+def hash_words(contents: tf.Tensor, buckets: int, words: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Hashes texts word by word, by the same tokens as `hash_texts` but for the pairs.
+
+    Args:
+        contents: string [B], UTF-8.
+        buckets: int, number of hash buckets.
+        words: int W; later ones are left out.
+    Returns:
+        tokens int32 [B, W, 16] in 1..buckets, 0 where padded: each word, then its 3- and 4-grams, of a long word the
+        first; weights float32 [B, W, 16]: 1 for a word, 1 / sqrt(n) for each of the n n-grams of one length.
+
+    >>> tokens, weights = hash_words(tf.constant(["Red mug", ""]), 1000, 4)
+    >>> tokens.shape, tf.math.count_nonzero(tokens, axis=2).numpy().tolist()
+    (TensorShape([2, 4, 16]), [[6, 6, 0, 0], [0, 0, 0, 0]])
+    """
+    all_words, all_characters = _words(contents)
+    first = all_words[:, :words]
+    characters = all_characters[:, :words, :TOKENS_PER_WORD]
+    flat = tf.strings.join(["w:", first])[:, :, None]
+    tokens, weights = [flat], [tf.ones_like(flat, tf.float32)]
+    for length in CHARACTER_NGRAMS:
+        ngrams = tf.strings.ngrams(characters, length, separator="")  # ragged [B, words, n-grams]
+        count = tf.maximum(tf.cast(ngrams.row_lengths(axis=2), tf.float32), 1.0)
+        tokens.append(ngrams)
+        weights.append(tf.ones_like(ngrams, tf.float32) * tf.math.rsqrt(count)[:, :, None])
+    hashed = tf.ragged.map_flat_values(
+        lambda t: tf.strings.to_hash_bucket_fast(t, buckets) + 1, tf.concat(tokens, axis=2)
+    )
+    shape = [None, words, TOKENS_PER_WORD]
+    return tf.cast(hashed.to_tensor(0, shape=shape), tf.int32), tf.concat(weights, axis=2).to_tensor(0.0, shape=shape)
+
+
+def _words(contents: tf.Tensor) -> tuple[tf.RaggedTensor, tf.RaggedTensor]:
+    """Returns the words of texts, string [B, words], and their characters between < and >, [B, words, characters]."""
+    text = tf.strings.unicode_transcode(contents, "UTF-8", "UTF-8", errors="replace", replacement_char=32)
+    text = tf.strings.lower(text, encoding="utf-8")
+    text = tf.strings.regex_replace(text, r"[^\p{L}\p{N}\p{M}\p{So}]+", " ")
+    text = tf.strings.regex_replace(text, r"(\p{Han}|\p{Hiragana}|\p{Katakana})", r" \1 ")
+    words = tf.strings.split(text)
+    return words, tf.strings.unicode_split(tf.strings.join(["<", words, ">"]), "UTF-8")

@@ -124,7 +124,7 @@ def fit(
     stage = f"pretrain_{config.modality}"
     sizes = {**dataclasses.asdict(plan), "steps": plan.steps}
     progress(stage, 0, plan.steps, **sizes)
-    scl = SCL(dataclasses.replace(config, memory_bank_size=plan.memory_bank_size), encoder, plan.steps)
+    scl = SCL(dataclasses.replace(config.with_bank, memory_bank_size=plan.memory_bank_size), encoder, plan.steps)
     checkpoint = None
     if checkpoint_dir is not None:
         code = source.digest_of(__name__), own_classes.source_digest([config.encoder])

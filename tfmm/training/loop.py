@@ -143,7 +143,12 @@ def _last(latest: list[dict[str, tf.Tensor]], values: dict[str, list[float]]) ->
 
 
 def apply_gradients(
-    tape: tf.GradientTape, loss: tf.Tensor, variables: typing.Sequence[typing.Any], optimizer: typing.Any
+    tape: tf.GradientTape,
+    loss: tf.Tensor,
+    variables: typing.Sequence[typing.Any],
+    optimizer: typing.Any,
+    *,
+    is_dense: bool = False,
 ) -> None:
     """Applies the gradients of a loss inside a step; its mean over the replicas is that over the global batch.
 
@@ -156,6 +161,7 @@ def apply_gradients(
         loss: float [].
         variables: Keras variables.
         optimizer: a Keras optimizer, or what `precision.scaled` makes of one.
+        is_dense: True adds up the rows of sparse gradients first: a norm of them needs each row once.
     """
     loss = loss / tf.cast(replicas.count(), loss.dtype)
     if isinstance(optimizer, precision.LossScaled):
@@ -163,6 +169,8 @@ def apply_gradients(
     with tape.stop_recording():
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+        if is_dense:
+            pairs = [(tf.convert_to_tensor(g), v) for g, v in pairs]
         optimizer.apply([g for g, _ in pairs], [v for _, v in pairs])
 
 

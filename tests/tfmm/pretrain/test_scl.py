@@ -45,14 +45,14 @@ def test_own_copies_in_the_bank_are_no_negatives(copies):
     """With a frozen encoder a copy's logit is the positive's: unmasked, L becomes log(exp(L) + copies)."""
     scl = make_scl(in_batch_negatives=False, triplet_weight=0.0)
     batch = make_batch(scl)
-    keys = scl.encode_keys(batch.positive)
+    keys = scl.learner.encode_keys(batch.positive)
     strangers = tf.math.l2_normalize(tf.constant(np.random.default_rng(0).normal(size=(3, 8)), tf.float32), axis=1)
-    scl.bank.enqueue(strangers, tf.constant([50, 51, 52], tf.int64))
-    per_row = []
+    scl.learner.bank.enqueue(strangers, tf.constant([50, 51, 52], tf.int64))
+    per_row, bank_variables = [], scl.learner.variables()["memory_bank"]
     for row in range(4):  # one row at a time: a copy of row 0's key is a true negative of row 1
         for item_id in (int(IDS[row]), 99):
-            bank_before = [v.numpy() for v in (scl.bank.keys, scl.bank.item_ids, scl.bank.position)]
-            scl.bank.enqueue(
+            bank_before = [v.numpy() for v in bank_variables]
+            scl.learner.bank.enqueue(
                 tf.repeat(keys[row : row + 1], copies, axis=0),
                 tf.fill([copies], tf.constant(item_id, tf.int64)),
             )
@@ -62,7 +62,7 @@ def test_own_copies_in_the_bank_are_no_negatives(copies):
                 IDS[row : row + 1],
             )
             per_row.append(float(scl.losses(single, keys[row : row + 1])[0]))
-            for variable, value in zip((scl.bank.keys, scl.bank.item_ids, scl.bank.position), bank_before):
+            for variable, value in zip(bank_variables, bank_before):
                 variable.assign(value)
     masked, unmasked = np.array(per_row[0::2]), np.array(per_row[1::2])
     np.testing.assert_allclose(unmasked, np.log(np.exp(masked) + copies), rtol=1e-4)  # float32 exp and log
@@ -74,7 +74,7 @@ def test_info_nce_against_a_loop_over_equation_1():
     batch = make_batch(scl)._replace(item_ids=tf.constant([1, 2, 1, 4], tf.int64))
     bank = tf.math.l2_normalize(tf.constant(np.random.default_rng(1).normal(size=(5, 8)), tf.float32), axis=1)
     bank_ids = [1, 7, 2, 8, 9]
-    scl.bank.enqueue(bank, tf.constant(bank_ids, tf.int64))
+    scl.learner.bank.enqueue(bank, tf.constant(bank_ids, tf.int64))
     q, p, tau = encoded(scl, batch.query), encoded(scl, batch.positive), CONFIG.temperature
     losses = []
     for i, own in enumerate([1, 2, 1, 4]):
@@ -105,7 +105,7 @@ def test_positives_get_a_gradient_only_in_batch(in_batch, reaches):
     scl = make_scl(in_batch_negatives=in_batch, triplet_weight=0.0, weight_decay=0.0, text_buckets=4096)
     batch = make_batch(scl, negatives=())
     batch = batch._replace(positive=features(scl, ["kiwi", "plum", "fig", "date"]))
-    scl.bank.enqueue(tf.math.l2_normalize(tf.random.stateless_normal([4, 8], [1, 2]), axis=1), IDS + 10)
+    scl.learner.bank.enqueue(tf.math.l2_normalize(tf.random.stateless_normal([4, 8], [1, 2]), axis=1), IDS + 10)
     table = scl.encoder.model.trainable_variables[0]
     before = table.numpy().copy()
     scl.train_step(batch)
@@ -117,7 +117,7 @@ def test_positives_get_a_gradient_only_in_batch(in_batch, reaches):
 
 def test_momentum_encoder_follows():
     scl = make_scl()
-    key, query = scl.key_model.trainable_variables[0], scl.encoder.model.trainable_variables[0]
+    key, query = scl.learner.key_model.trainable_variables[0], scl.encoder.model.trainable_variables[0]
     before = key.numpy().copy()
     np.testing.assert_array_equal(before, query.numpy())
     scl.train_step(make_batch(scl))
@@ -127,15 +127,15 @@ def test_momentum_encoder_follows():
 def test_bank_takes_the_momentum_encoders_keys():
     scl = make_scl()
     batch = make_batch(scl)
-    expected = scl.key_model(list(batch.positive), training=False).numpy()
+    expected = scl.learner.key_model(list(batch.positive), training=False).numpy()
     scl.train_step(batch)
-    np.testing.assert_allclose(scl.bank.keys.numpy()[:4], expected, atol=1e-6)
-    assert scl.bank.item_ids.numpy()[:5].tolist() == [1, 2, 3, 4, 0]
+    np.testing.assert_allclose(scl.learner.bank.keys.numpy()[:4], expected, atol=1e-6)
+    assert scl.learner.bank.item_ids.numpy()[:5].tolist() == [1, 2, 3, 4, 0]
 
 
 def test_without_a_bank_there_is_no_second_encoder():
     scl = make_scl(memory_bank_size=0)
-    assert scl.bank is None and scl.key_model is None
+    assert scl.learner.bank is None and scl.learner.key_model is None
     assert set(scl.variables()) == {"encoder", "info_nce", "optimizer"}
     assert np.isfinite(float(scl.train_step(make_batch(scl))["loss"]))
 
