@@ -24,12 +24,11 @@ import typing
 import grpc
 
 from serving import channel, logs, metrics, replica_metrics
-from serving.replica import Replica, TableStatus
+from serving.replica import NO_INDEX, Replica, TableStatus
 from tfmm.index import graph_table, store
 from tfmm.index import rows as rows_lib
 
 _log = logging.getLogger("serving.replicator")
-_NO_INDEX = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
 FOLLOWING = "following"  # the state of a table, or of a server, that is kept up to date
 _AHEAD = (
     "ahead: it holds change %d, and the index's newest is %d, so another index wrote to it, or this one is an older "
@@ -119,7 +118,7 @@ class _Follower(threading.Thread):
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND and not is_served:
                     continue  # it is still loading
-                if error.code() not in _NO_INDEX:
+                if error.code() not in NO_INDEX:
                     raise  # else it is a model without tables, such as the one of IDs alone
             else:
                 if not is_served:  # changes that come from now on do not keep it out of service
@@ -178,7 +177,7 @@ class _Follower(threading.Thread):
             try:
                 statuses = self._replica.upsert(version, modality, table.encoder_version, rows)
             except grpc.RpcError as error:
-                if error.code() not in (grpc.StatusCode.OUT_OF_RANGE, *_NO_INDEX):
+                if error.code() not in (grpc.StatusCode.OUT_OF_RANGE, *NO_INDEX):
                     raise
                 table.held_until = now + _HOLD_S
                 table.state = f"{error.code().name}: {error.details()}"[:300]

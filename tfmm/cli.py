@@ -12,7 +12,7 @@ import warnings
 
 import click
 
-from tfmm import __version__, cli_data, cli_dead_letters, cli_pipeline
+from tfmm import __version__, cli_data, cli_dead_letters, cli_index, cli_pipeline
 from tfmm.cli_options import (
     DEFAULT_RUN,
     DataFolder,
@@ -43,6 +43,7 @@ def main() -> None:
 main.add_command(cli_data.data)
 main.add_command(cli_data.run)
 main.add_command(cli_dead_letters.dead_letters)
+main.add_command(cli_index.index)
 main.add_command(cli_pipeline.pipeline)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import typing
@@ -105,6 +106,20 @@ class Applied(typing.NamedTuple):
     older: tuple[int, ...] = ()  # ids of items of which the store knows something newer: passed over, in part or whole
 
 
+class Compacted(typing.NamedTuple):
+    """How many records were deleted."""
+
+    withdrawn: int  # rows of withdrawn items
+    dead_letters: int
+
+
+class Size(typing.NamedTuple):
+    """What a store occupies."""
+
+    total_bytes: int
+    free_bytes: int = 0  # of those, what later rows will fill
+
+
 class TableState(typing.NamedTuple):
     """All rows of one encoder at one moment."""
 
@@ -125,8 +140,13 @@ class IndexStore(typing.Protocol):
     Rows of two encoders are never mixed: a new encoder's stand beside the old ones, which model versions in service
     still need, until `forget`.
 
+    A withdrawn item keeps one row in each table, so that readers hear of it, until `compact` deletes these. From then
+    on the store knows of each such item once, and `changes`, `lag` and watermarks tell of it as they did: a reader at
+    any position misses nothing, and some get a withdrawal a second time.
+
     A store is opened by several processes and threads at once. A class that inherits from this one has the methods
-    below that are written out. `tests/tfmm/index/test_store.py` holds every store to this.
+    below that are written out; it should have its own of those that read whole tables.
+    `tests/tfmm/index/test_store.py` holds every store to this.
     """
 
     @property
@@ -229,6 +249,30 @@ class IndexStore(typing.Protocol):
     def withdraw(self, ids: typing.Iterable[int], event_times_us: typing.Iterable[int]) -> int:
         """Withdraws items; returns how many rows changed."""
         return self.apply(IndexBatch(withdrawn=[Withdrawal(*pair) for pair in zip(ids, event_times_us)])).withdrawn
+
+    def compact(self, keep_letters: int | None = None) -> Compacted:
+        """Deletes what nobody needs any more, in small steps: readers and writers go on meanwhile.
+
+        Args:
+            keep_letters: how many dead letters of each source stay, those of the newest positions; None: all.
+        """
+        return Compacted(0, 0)
+
+    def size(self) -> Size | None:
+        """Returns what the store occupies; None where it cannot tell."""
+        return None
+
+    def positions(self) -> dict[str, int]:
+        """Returns how far each source of events has been consumed, as far as the store can list them."""
+        return {}
+
+    def letter_counts(self) -> dict[str, int]:
+        """Returns the number of dead letters by source."""
+        return dict(sorted(collections.Counter(letter.source for letter in self.dead_letters()).items()))
+
+    def live_ids(self, modality: str, encoder_version: str) -> np.ndarray:
+        """Returns the items that have a row and are not withdrawn, int64, ascending."""
+        return self.embeddings(modality, encoder_version).ids
 
     def embeddings(self, modality: str, encoder_version: str) -> IndexRows:
         """Returns every row that is not withdrawn, by ascending item id."""
