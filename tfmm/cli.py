@@ -12,7 +12,7 @@ import warnings
 
 import click
 
-from tfmm import __version__, cli_data, cli_dead_letters, cli_index, cli_pipeline
+from tfmm import __version__, cli_data, cli_dead_letters, cli_index, cli_label, cli_pipeline
 from tfmm.cli_options import (
     DEFAULT_RUN,
     DataFolder,
@@ -44,6 +44,7 @@ main.add_command(cli_data.data)
 main.add_command(cli_data.run)
 main.add_command(cli_dead_letters.dead_letters)
 main.add_command(cli_index.index)
+main.add_command(cli_label.label)
 main.add_command(cli_pipeline.pipeline)
 
 
