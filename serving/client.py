@@ -216,12 +216,8 @@ class RankingClient:
 
     def _find_inputs(self, version: Version) -> Inputs:
         """Asks the server for the inputs of `rank`, and which of them `rank_ids` does without."""
-        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-        request.model_spec.name = self._model_name
-        versions_lib.choose(request.model_spec, version)
-        response = self._call(self._predictions.GetModelMetadata, request)
         signatures = get_model_metadata_pb2.SignatureDefMap()
-        response.metadata["signature_def"].Unpack(signatures)
+        self._metadata_of(version).metadata["signature_def"].Unpack(signatures)
         known = signatures.signature_def
         needed = set(known["rank_ids" if "rank_ids" in known else "rank"].inputs)
         found = {}
@@ -230,6 +226,12 @@ class RankingClient:
             dtype = tf.as_dtype(info.dtype).as_numpy_dtype
             found[name] = Input(dtype, len(shape) == 2, shape[0] == 1, name not in needed)
         return found
+
+    def _metadata_of(self, version: Version) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = self._model_name
+        versions_lib.choose(request.model_spec, version)
+        return self._call(self._predictions.GetModelMetadata, request)
 
     def _call(self, method: typing.Callable[..., T], request: typing.Any) -> T:
         try:

@@ -12,6 +12,7 @@ import numpy as np
 from tfmm import registered
 from tfmm.index import catalog_memory, compaction, database, store
 from tfmm.index import rows as rows_lib
+from tfmm.vectors import Vectors
 
 FORMAT_VERSION = 4
 _SCHEMA = """
@@ -57,6 +58,7 @@ UNION ALL SELECT * FROM (
     SELECT item_id, zeroblob(:dim), 0.0, sequence, event_time_us FROM {_WITHDRAWN} ORDER BY sequence LIMIT :limit)
 ORDER BY 4 LIMIT :limit
 """
+_ROW = "SELECT scale, row FROM embeddings WHERE encoder = ? AND item_id = ?"
 _LAG = f"""
 SELECT (SELECT COUNT(*) FROM embeddings WHERE encoder = :encoder AND sequence > :after) +
     (SELECT COUNT(*) FROM {_WITHDRAWN})
@@ -265,6 +267,19 @@ class ItemIndex(store.IndexStore):
         encoder, _ = self._encoder(modality, encoder_version)
         query = "SELECT item_id FROM embeddings WHERE encoder = ? AND scale != 0 ORDER BY item_id"
         return np.array([item_id for (item_id,) in self._database.fetchall(query, (encoder,))], np.int64)
+
+    def look_up(self, encoder_versions: typing.Mapping[str, str], ids: np.ndarray) -> dict[str, Vectors]:
+        result, places = {}, dict(zip(ids.tolist(), range(len(ids))))
+        with self._database.reading():
+            for modality, version in encoder_versions.items():
+                encoder, dim = self._encoder(modality, version)
+                rows, scales = np.zeros((len(ids), dim), np.int8), np.zeros(len(ids), np.float32)
+                for item_id, place in places.items():
+                    found = self._database.execute(_ROW, (encoder, item_id)).fetchone()
+                    if found is not None and found[0] != 0:
+                        scales[place], rows[place] = found[0], np.frombuffer(found[1], np.int8)
+                result[modality] = Vectors(rows, scales, scales != 0)
+        return result
 
     def compact(self, keep_letters: int | None = None) -> store.Compacted:
         return compaction.compact(self._database, keep_letters)

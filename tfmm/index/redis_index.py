@@ -15,6 +15,7 @@ import numpy as np
 from tfmm import fingerprints, redis_client, registered
 from tfmm.index import redis_reading, redis_scripts, store
 from tfmm.index import rows as rows_lib
+from tfmm.vectors import Vectors
 
 FORMATS = ("1", "2")  # the second: withdrawn items whose rows were compacted
 PREFIX = "{tfmm}"  # of keys; what stands in braces keeps them on one node of a cluster
@@ -62,6 +63,7 @@ class RedisIndex(store.IndexStore):
         if own.get("volatile") != "1":
             _require_durable(self._redis, self._shown)
         self._open(create)
+        self._known: dict[str, tuple[str, int]] = {}  # number and dim of the encoders that `look_up` was asked for
         register = self._redis.register_script
         self._encoders, self._register = register(redis_scripts.ENCODERS), register(redis_scripts.REGISTER)
         self._activate, self._forget = register(redis_scripts.ACTIVATE), register(redis_scripts.FORGET)
@@ -225,6 +227,29 @@ class RedisIndex(store.IndexStore):
             parts += ids
         return np.unique(np.frombuffer(b"".join(parts), "<i8").astype(np.int64))
 
+    def look_up(self, encoder_versions: typing.Mapping[str, str], ids: np.ndarray) -> dict[str, Vectors]:
+        names = {modality: _name(modality, version) for modality, version in encoder_versions.items()}
+        if not set(names.values()) <= self._known.keys():
+            self._known |= {names[m]: self._encoder(m, version) for m, version in encoder_versions.items()}
+        keys = np.ascontiguousarray(ids, "<i8")
+        wanted = [keys[place : place + 1].tobytes() for place in range(len(keys))]
+        asked = self._redis.pipeline(transaction=False)
+        for name in names.values():
+            asked.hget(self._key("numbers"), name)
+            if wanted:
+                asked.hmget(self._key("rows", self._known[name][0]), wanted)
+        answers, result = iter(asked.execute()), {}
+        for modality, name in names.items():
+            number, dim = self._known[name]
+            if next(answers) != number.encode():  # it was forgotten, and perhaps registered anew
+                self._known = {}
+                return self.look_up(encoder_versions, ids)
+            nothing = bytes(20 + dim)
+            found = _records([value or nothing for value in next(answers)] if wanted else [], dim)
+            rows, scales = np.ascontiguousarray(found["row"]), found["scale"].astype(np.float32)
+            result[modality] = Vectors(rows, scales, scales != 0)
+        return result
+
     def compact(self, keep_letters: int | None = None) -> store.Compacted:
         withdrawn = 0
         for step in _in_steps(self._redis.hscan_iter(self._key("withdrawals"), count=STEP)):
@@ -327,10 +352,15 @@ def _number(value: int) -> int:
 
 
 def _rows(ids: typing.Sequence[bytes], values: typing.Sequence[bytes], dim: int) -> rows_lib.IndexRows:
-    record = np.dtype([("scale", "<f4"), ("sequence", "<i8"), ("time", "<i8"), ("row", np.int8, (dim,))])
-    found = np.frombuffer(b"".join(values), record)
+    found = _records(values, dim)
     columns = (np.ascontiguousarray(found[name]) for name in ("row", "scale", "sequence", "time"))
     return rows_lib.IndexRows(np.frombuffer(b"".join(ids), "<i8").astype(np.int64), *columns)
+
+
+def _records(values: typing.Sequence[bytes], dim: int) -> np.ndarray:
+    """Returns what stands in a hash of rows as a structured array."""
+    record = np.dtype([("scale", "<f4"), ("sequence", "<i8"), ("time", "<i8"), ("row", np.int8, (dim,))])
+    return np.frombuffer(b"".join(values), record)
 
 
 def _newest(found: rows_lib.IndexRows) -> rows_lib.IndexRows:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfmm import registered
 from tfmm.index.rows import MAX_DIM, IndexRows
+from tfmm.vectors import Vectors
 
 GROUP = "tfmm.index_stores"  # entry points of other packages: a URL's scheme = module:Class
 STORES = {  # by scheme; a store is its own file and a line here
@@ -269,6 +270,22 @@ class IndexStore(typing.Protocol):
     def letter_counts(self) -> dict[str, int]:
         """Returns the number of dead letters by source."""
         return dict(sorted(collections.Counter(letter.source for letter in self.dead_letters()).items()))
+
+    def look_up(self, encoder_versions: typing.Mapping[str, str], ids: np.ndarray) -> dict[str, Vectors]:
+        """Returns the rows of some items in tables of encoders, or of layouts of features, given by modality.
+
+        Args:
+            encoder_versions: encoder version by modality.
+            ids: int64 [n], each once; of those that are not there, or withdrawn, the mask is False.
+        """
+        result = {}
+        for modality, (found, _) in self.snapshot(encoder_versions).items():
+            known = dict(zip(found.ids.tolist(), range(len(found))))
+            places = np.array([known.get(item_id, -1) for item_id in ids.tolist()], np.int64)
+            rows, scales = np.zeros((len(ids), found.rows.shape[1]), np.int8), np.zeros(len(ids), np.float32)
+            rows[places >= 0], scales[places >= 0] = found.rows[places[places >= 0]], found.scales[places[places >= 0]]
+            result[modality] = Vectors(rows, scales, places >= 0)
+        return result
 
     def live_ids(self, modality: str, encoder_version: str) -> np.ndarray:
         """Returns the items that have a row and are not withdrawn, int64, ascending."""
