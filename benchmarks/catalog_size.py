@@ -1,8 +1,8 @@
 """How long do snapshot, load and catch-up of a large item index take, and what does an item cost a server's memory?
 
 One modality, a fresh process for each dim: the table of an exported version, loaded by the C++ loader as servers do,
-and the process's resident memory before and after. Catch-up: a tenth of the items change after the snapshot, and are upserted in the
-replicator's batches. The row is D bytes; what an item costs beyond it is the bar.
+and the process's resident memory before and after. Catch-up: a tenth of the items change after the snapshot, and are
+upserted in the replicator's batches. The row is D bytes; what an item costs beyond it is the bar.
 """
 
 import argparse
