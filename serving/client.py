@@ -29,6 +29,8 @@ from tensorflow_serving.apis import (
 from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_grpc
 
 from serving import channel
+from serving import versions as versions_lib
+from serving.versions import Version
 
 Value = typing.Any  # an int, str, float or bool, or a list of these; None: missing
 T = typing.TypeVar("T")
@@ -78,14 +80,14 @@ class RankingClient:
         self._opener = urllib.request.build_opener(channel.NoRedirect, urllib.request.HTTPSHandler(context=context))
         self._predictions = prediction_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self._inputs: dict[int | None, Inputs] = {}  # of `rank`, by the version asked for
+        self._inputs: dict[Version, Inputs] = {}  # of `rank`, by the version asked for
 
     def rank(
         self,
         user: typing.Mapping[str, Value],
         candidates: typing.Mapping[str, typing.Iterable[Value]],
         *,
-        version: int | None = None,
+        version: Version = None,
     ) -> np.ndarray:
         """Scores candidate items for one user.
 
@@ -96,7 +98,7 @@ class RankingClient:
             user: by name, the features of the user and of the request, one value each (a list, where the feature is
                 multi-valued), and the columns of each sequence, oldest behavior first; the model looks at the newest.
             candidates: by name, the features of the items, one value per candidate: lists, NumPy or Arrow arrays.
-            version: of the model; None for the newest.
+            version: of the model, its number or a label of the server's; None for the newest.
         Returns:
             float32 [C], the click probabilities in the order of the candidates.
         Raises:
@@ -111,7 +113,7 @@ class RankingClient:
         user: typing.Mapping[str, Value],
         candidates: typing.Mapping[str, typing.Iterable[Value]],
         *,
-        version: int | None = None,
+        version: Version = None,
     ) -> np.ndarray:
         """As `rank`, over REST."""
         return self._ranked(user, candidates, version, self.predict_rest)["score"].astype(np.float32)
@@ -135,7 +137,7 @@ class RankingClient:
         inputs: typing.Mapping[str, typing.Any],
         signature: str = "serving_default",
         *,
-        version: int | None = None,
+        version: Version = None,
         outputs: typing.Sequence[str] = (),
     ) -> dict[str, np.ndarray]:
         """Calls a signature over gRPC.
@@ -143,7 +145,7 @@ class RankingClient:
         Args:
             inputs: arrays by name, of the signature's dtypes.
             signature: its name.
-            version: of the model; None for the newest.
+            version: of the model, its number or a label of the server's; None for the newest.
             outputs: the outputs wanted; none named: all.
         Returns:
             The outputs by name.
@@ -152,8 +154,7 @@ class RankingClient:
         """
         request = predict_pb2.PredictRequest(output_filter=outputs)
         request.model_spec.name, request.model_spec.signature_name = self._model_name, signature
-        if version is not None:
-            request.model_spec.version.value = version
+        versions_lib.choose(request.model_spec, version)
         for name, value in inputs.items():
             request.inputs[name].CopyFrom(tf.make_tensor_proto(np.asarray(value)))
         response = self._call(self._predictions.Predict, request)
@@ -164,13 +165,12 @@ class RankingClient:
         inputs: typing.Mapping[str, typing.Any],
         signature: str = "serving_default",
         *,
-        version: int | None = None,
+        version: Version = None,
     ) -> dict[str, np.ndarray]:
         """Calls a signature over REST; floats come back as float64, a lone output under the name "output"."""
         columns = {name: _plain(np.asarray(value)) for name, value in inputs.items()}
-        path = "" if version is None else f"/versions/{version}"
         body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
-        outputs = self._call_rest(f"{path}:predict", body)["outputs"]
+        outputs = self._call_rest(f"{versions_lib.path(version)}:predict", body)["outputs"]
         named = outputs if isinstance(outputs, dict) else {"output": outputs}
         return {name: np.asarray(value) for name, value in named.items()}
 
@@ -195,7 +195,7 @@ class RankingClient:
         self,
         user: typing.Mapping[str, Value],
         candidates: typing.Mapping[str, typing.Iterable[Value]],
-        version: int | None,
+        version: Version,
         predict: typing.Callable[..., dict[str, np.ndarray]],
     ) -> dict[str, np.ndarray]:
         """Sends a request of `rank`, and once more where what it takes has changed since it was asked for."""
@@ -214,15 +214,10 @@ class RankingClient:
         signature, inputs = rank_request(user, candidates, found)
         return predict(inputs, signature, version=version)
 
-    def _find_inputs(self, version: int | None) -> Inputs:
+    def _find_inputs(self, version: Version) -> Inputs:
         """Asks the server for the inputs of `rank`, and which of them `rank_ids` does without."""
-        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
-        request.model_spec.name = self._model_name
-        if version is not None:
-            request.model_spec.version.value = version
-        response = self._call(self._predictions.GetModelMetadata, request)
         signatures = get_model_metadata_pb2.SignatureDefMap()
-        response.metadata["signature_def"].Unpack(signatures)
+        self._metadata_of(version).metadata["signature_def"].Unpack(signatures)
         known = signatures.signature_def
         needed = set(known["rank_ids" if "rank_ids" in known else "rank"].inputs)
         found = {}
@@ -231,6 +226,12 @@ class RankingClient:
             dtype = tf.as_dtype(info.dtype).as_numpy_dtype
             found[name] = Input(dtype, len(shape) == 2, shape[0] == 1, name not in needed)
         return found
+
+    def _metadata_of(self, version: Version) -> get_model_metadata_pb2.GetModelMetadataResponse:
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        request.model_spec.name = self._model_name
+        versions_lib.choose(request.model_spec, version)
+        return self._call(self._predictions.GetModelMetadata, request)
 
     def _call(self, method: typing.Callable[..., T], request: typing.Any) -> T:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 
+import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import (
@@ -17,6 +18,7 @@ from serving import channel
 from tfmm.export.signatures import STATUS, UPSERT
 from tfmm.index import rows as rows_lib
 
+NO_INDEX = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)  # of a version without tables
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -114,3 +116,31 @@ class Replica:
             request, timeout=self._timeout_s, metadata=[*self._metadata, *metadata]
         )
         return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+
+
+def versions_with(
+    target: str, model_name: str, modality: str, encoder_version: str, access: channel.Access = channel.NO_ACCESS
+) -> list[int]:
+    """Returns the loaded versions of a server whose rows an encoder made, and those that still load.
+
+    Raises:
+        ValueError: the server does not answer.
+    """
+    replica, found = Replica(target, model_name, access=access), []
+    try:
+        for version in replica.versions():
+            try:
+                table = replica.tables(version).get(modality)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    found.append(version)
+                elif error.code() not in NO_INDEX:
+                    raise
+            else:
+                found += [version] if table is not None and table.encoder_version == encoder_version else []
+    except grpc.RpcError as error:
+        told = f"{error.code().name}: {error.details()}"
+        raise ValueError(f"A server must answer at {target}. Received: {told}.") from error
+    finally:
+        replica.close()
+    return found

@@ -3,7 +3,8 @@
 An upsert lives only in the memory of one loaded version of one server. So the replicator asks each version how
 far it is (its watermark: at first, that of the snapshot which it was exported with) and sends what came later; a
 server that starts anew, or loads another version, is brought up to date in the same way, and told when it is: until
-then, one that waits for it (--index_wait_seconds) does not serve that version.
+then, one that waits for it (--index_wait_seconds) does not serve that version. A version of an encoder that is later
+than the active one waits until the index covers enough items by it, too.
 
     python -m serving.replicator --index run/items.sqlite --target 127.0.0.1:8500 --model-name tfmm
 """
@@ -24,12 +25,12 @@ import typing
 import grpc
 
 from serving import channel, logs, metrics, replica_metrics
-from serving.replica import Replica, TableStatus
-from tfmm.index import graph_table, store
+from serving.coverage_gate import CoverageGate
+from serving.replica import NO_INDEX, Replica, TableStatus
+from tfmm.index import coverage, graph_table, store
 from tfmm.index import rows as rows_lib
 
 _log = logging.getLogger("serving.replicator")
-_NO_INDEX = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
 FOLLOWING = "following"  # the state of a table, or of a server, that is kept up to date
 _AHEAD = (
     "ahead: it holds change %d, and the index's newest is %d, so another index wrote to it, or this one is an older "
@@ -72,6 +73,7 @@ class _Follower(threading.Thread):
         self._replicator = replicator
         self._replica = Replica(target, replicator.model_name, access=replicator.access)
         self._index = store.open_store(replicator.index)
+        self._gate = CoverageGate(self._index, replicator.min_coverage)
         self._versions: dict[int, dict[str, _Table]] = {}
         self._waiting: dict[int, int] = {}  # versions not served yet, with the change that they need
         self._next_refresh = 0.0
@@ -119,11 +121,13 @@ class _Follower(threading.Thread):
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND and not is_served:
                     continue  # it is still loading
-                if error.code() not in _NO_INDEX:
+                if error.code() not in NO_INDEX:
                     raise  # else it is a model without tables, such as the one of IDs alone
             else:
-                if not is_served:  # changes that come from now on do not keep it out of service
-                    waiting[version] = self._waiting.get(version, self._index.newest_sequence())
+                if not is_served and version in self._waiting:
+                    waiting[version] = self._waiting[version]
+                elif not is_served and self._gate.is_open((m, table.encoder_version) for m, table in tables.items()):
+                    waiting[version] = self._index.newest_sequence()  # later changes do not keep it out of service
             versions[version] = tables
         self._waiting = waiting
         if versions.keys() != self._versions.keys():
@@ -178,7 +182,7 @@ class _Follower(threading.Thread):
             try:
                 statuses = self._replica.upsert(version, modality, table.encoder_version, rows)
             except grpc.RpcError as error:
-                if error.code() not in (grpc.StatusCode.OUT_OF_RANGE, *_NO_INDEX):
+                if error.code() not in (grpc.StatusCode.OUT_OF_RANGE, *NO_INDEX):
                     raise
                 table.held_until = now + _HOLD_S
                 table.state = f"{error.code().name}: {error.details()}"[:300]
@@ -242,6 +246,8 @@ class Replicator:
         refresh_s: seconds between looks at the replicas' versions.
         batch_size: rows per call.
         access: what the replicas ask of their callers.
+        min_coverage: of the active encoder's items, the share that a later one must have before a version that was
+            made with it is served, where the server waits for its index; see `CoverageGate`.
     """
 
     def __init__(
@@ -253,11 +259,13 @@ class Replicator:
         refresh_s: float = 0.5,
         batch_size: int = 256,
         access: channel.Access = channel.NO_ACCESS,
+        min_coverage: float = coverage.ENOUGH,
     ):
         if not targets:
             raise ValueError("`targets` must name at least one replica as host:port. Received: none.")
         self.index, self.model_name, self.access = str(index), model_name, access
         self.poll_s, self.refresh_s, self.batch_size = poll_s, refresh_s, batch_size
+        self.min_coverage = min_coverage
         self.stop_requested = threading.Event()
         self._index = store.open_store(index)
         self._followers = [_Follower(self, target) for target in targets]
@@ -309,6 +317,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--index", required=True, help="item index, a path or a URL")
     result.add_argument("--target", required=True, action="append", help="host:port of a replica's gRPC; repeat it")
     result.add_argument("--model-name", default="tfmm")
+    result.add_argument(
+        "--min-coverage", type=float, default=coverage.ENOUGH,
+        help="of the active encoder's items, the share that a later one must have before its versions are served",
+    )  # fmt: skip
     result.add_argument("--ready-file", type=pathlib.Path, help="JSON file written once every replica is up to date")
     result.add_argument("--status-file", type=pathlib.Path, help="JSON file with the lag of every table, each second")
     channel.add_options(result)
@@ -324,7 +336,8 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
     logs.configure(options.log_format, options.log_level)
     try:
         access = channel.from_options(options)
-        replicator = Replicator(options.index, options.target, options.model_name, access=access)
+        settings = {"access": access, "min_coverage": options.min_coverage}
+        replicator = Replicator(options.index, options.target, options.model_name, **settings)
     except (ValueError, OSError) as error:
         command_line.error(str(error))
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -12,7 +12,17 @@ import warnings
 
 import click
 
-from tfmm import __version__, cli_data, cli_dead_letters, cli_experiments, cli_live, cli_pipeline, cli_similar
+from tfmm import (
+    __version__,
+    cli_data,
+    cli_dead_letters,
+    cli_experiments,
+    cli_index,
+    cli_label,
+    cli_live,
+    cli_pipeline,
+    cli_similar,
+)
 from tfmm.cli_options import (
     DEFAULT_RUN,
     DataFolder,
@@ -43,6 +53,8 @@ def main() -> None:
 main.add_command(cli_data.data)
 main.add_command(cli_data.run)
 main.add_command(cli_dead_letters.dead_letters)
+main.add_command(cli_index.index)
+main.add_command(cli_label.label)
 main.add_command(cli_live.live)
 main.add_command(cli_pipeline.pipeline)
 main.add_command(cli_experiments.experiments)
@@ -102,12 +114,14 @@ def pretrain(data_dir: pathlib.Path | str, output_dir: pathlib.Path, run: str, a
 @click.option("--encoders", "encoders_dir", type=Folder, required=True, help="As `tfmm pretrain` wrote them.")
 @click.option("--index", "index_url", required=True, help="The item index, a path or a URL; made where missing.")
 @click.option("--snapshot", "snapshot_dir", type=Folder, required=True, help="A frozen copy for training.")
+@click.option("--no-activate", is_flag=True, help="Fill these encoders' tables beside the active ones, which stay so.")
 @later_run_options
 def embed(
     data_dir: pathlib.Path | str,
     encoders_dir: pathlib.Path,
     index_url: str,
     snapshot_dir: pathlib.Path,
+    no_activate: bool,
     run: str | None,
     assignments: tuple[str, ...],
 ) -> None:
@@ -119,7 +133,8 @@ def embed(
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = schema.modalities(data_dir, config.modality_set)
     with run_file.beside(config, snapshot_dir):
-        catalog.embed_catalog(config, names, data_dir, encoders_dir, index_url, snapshot_dir, click.echo)
+        folders = data_dir, encoders_dir, index_url, snapshot_dir
+        catalog.embed_catalog(config, names, *folders, click.echo, activate=not no_activate)
 
 
 @main.command(
@@ -322,7 +337,11 @@ def _models(given: argparse.Namespace) -> list[typing.Any]:
 @click.option("--events", "events_url", required=True, help="New item events: a path or a URL (docs/serving.md).")
 @click.option("--index", "index_url", required=True, help="The item index, a path or a URL; made where missing.")
 @click.option(
-    "--encoders", "encoders_dir", type=ExistingFolder, help="As `tfmm pretrain` wrote them; own vectors need none."
+    "--encoders",
+    "encoders_dirs",
+    type=ExistingFolder,
+    multiple=True,
+    help="As `tfmm pretrain` wrote them; own vectors need none. Repeat it: rows of two encoders side by side.",
 )
 @click.option("--dead-letters", "letters_url", help="A log of events that gets dead letters too, such as a topic.")
 @click.option("--metrics-port", type=int, default=-1, help="Prometheus metrics on 127.0.0.1; 0 takes a free port.")
@@ -330,7 +349,7 @@ def _models(given: argparse.Namespace) -> list[typing.Any]:
 def stream(
     events_url: str,
     index_url: str,
-    encoders_dir: pathlib.Path | None,
+    encoders_dirs: tuple[pathlib.Path, ...],
     letters_url: str | None,
     metrics_port: int,
     log_format: str,
@@ -338,7 +357,7 @@ def stream(
     """Embed new items as their events arrive, by a streaming Beam job."""
     from serving.streaming import __main__ as streaming
 
-    encoders = [] if encoders_dir is None else ["--encoders", str(encoders_dir)]
+    encoders = [word for folder in encoders_dirs for word in ("--encoders", str(folder))]
     letters = [] if letters_url is None else ["--dead-letters", letters_url]
     flags = [*letters, f"--metrics-port={metrics_port}", f"--log-format={log_format}"]
     streaming.main(["--events", events_url, "--index", index_url, *encoders, *flags])

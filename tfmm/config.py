@@ -219,6 +219,7 @@ class ExportConfig:
     """The SavedModel that TF Serving loads."""
 
     index_capacity: int = 65_536  # rows per modality inside the SavedModel
+    with_items: bool = True  # False: no rows inside; callers look vectors up in the index, see `serving.stored_client`
     batch_buckets: tuple[int, ...] = (8, 64, 512)
     candidate_buckets: tuple[int, ...] = (32, 128, 512)
     jit_compile: bool = True  # XLA scoring core; False writes the twin without XLA

@@ -28,7 +28,9 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
     parser.add_argument("--index", required=True, help="item index, a path or a URL; made where missing")
     parser.add_argument(
         "--encoders",
-        help="folder with one encoder per modality, as pre-training wrote them; not needed where items bring vectors",
+        action="append",
+        help="folder with one encoder per modality, as pre-training wrote them; not needed where items bring vectors; "
+        "repeat it to write the rows of two encoders of a modality side by side",
     )
     parser.add_argument("--ready-file", help="JSON file written when the job polls")
     parser.add_argument("--poll-ms", type=float, default=5.0, help="between looks at an idle log (default: 5)")

@@ -70,8 +70,10 @@ def embed_events(
     for encoder in encoders:
         rows, reasons, _ = encode.embed([item for _, item in new], encoder)
         embedded.append((encoder, rows))
-        dead += [(new[place][0], reason) for place, reason in reasons.items()]
-    taken = sorted(event_field(encoder.modality) for encoder in encoders)
+        known = {(event.offset, reason) for event, reason in dead}  # by another encoder of the modality
+        found = [(new[place][0], reason) for place, reason in reasons.items()]
+        dead += [(event, reason) for event, reason in found if (event.offset, reason) not in known]
+    taken = sorted({event_field(encoder.modality) for encoder in encoders})
     for event, item in new:
         brought = sorted(event_field(modality) for modality in item.contents if item.content(modality) is not None)
         if not set(brought) & set(taken) and not (item.features and not brought):

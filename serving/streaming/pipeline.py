@@ -152,18 +152,22 @@ class EmbedEvents(beam.DoFn):
     """Embeds batches of events into the index; see `ingestion.ingest`.
 
     Args:
-        encoder_dirs: pre-training's output folder by modality.
+        encoder_dirs: pre-training's output folder by modality; several of one modality write rows side by side.
         index: the item index, a path or a URL.
         letters_url: a log that gets dead letters too; None: the index alone has them.
     """
 
-    def __init__(self, encoder_dirs: typing.Mapping[str, str], index: str, letters_url: str | None = None):
-        self._encoder_dirs, self._url, self._letters_url = dict(encoder_dirs), index, letters_url
+    def __init__(
+        self, encoder_dirs: typing.Sequence[typing.Mapping[str, str]], index: str, letters_url: str | None = None
+    ):
+        self._encoder_dirs, self._url, self._letters_url = [*encoder_dirs], index, letters_url
         self._letters: letters.LetterLog | None = None
 
     def setup(self) -> None:
         self._index = store.open_store(self._url)
-        self._encoders = index_beam.load_encoders(self._encoder_dirs, given_dims(self._index))
+        found = [encoder for folders in self._encoder_dirs for encoder in index_beam.load_encoders(folders, {})]
+        found += index_beam.load_encoders({}, given_dims(self._index))
+        self._encoders = list({(encoder.modality, encoder.version): encoder for encoder in found}.values())
         for encoder in self._encoders:
             self._index.register_encoder(encoder.modality, encoder.version, encoder.dim)
         embedding.warm_up(self._encoders)
@@ -200,7 +204,7 @@ class EmbedEvents(beam.DoFn):
 
 def run(
     events_url: str | pathlib.Path,
-    encoders_dir: str | pathlib.Path | None,
+    encoders_dir: str | pathlib.Path | typing.Sequence[str | pathlib.Path] | None,
     index: str | pathlib.Path,
     ready_file: str | pathlib.Path | None = None,
     poll_s: float = 0.005,
@@ -216,8 +220,8 @@ def run(
 
     Args:
         events_url: where events come from, see `event_log.open_source`.
-        encoders_dir: folder with one encoder per modality, as pre-training wrote them; None: there are none, and
-            items bring their own vectors.
+        encoders_dir: folder with one encoder per modality, as pre-training wrote them; several folders: every event
+            is embedded by the encoders of each; None: there are none, and items bring their own vectors.
         index: the item index, a path or a URL (`tfmm.index.store.open_store`); made where missing.
         ready_file: JSON file that says when the job polls; None: none.
         poll_s: seconds between looks at an idle source.
@@ -230,7 +234,8 @@ def run(
         ValueError: the folder holds no encoder, and the index no vectors that items brought themselves.
         Exception: the index or an encoder fails on any event. One event alone ends nothing: it becomes a dead letter.
     """
-    encoder_dirs = find_encoders(encoders_dir)
+    folders = [encoders_dir] if isinstance(encoders_dir, (str, os.PathLike)) else encoders_dir or ()
+    encoder_dirs = [found for folder in folders if (found := find_encoders(folder))]
     with store.open_store(index) as opened:
         if not encoder_dirs and not given_dims(opened):
             raise ValueError(
@@ -264,9 +269,9 @@ def given_dims(index: store.IndexStore) -> dict[str, int]:
     }
 
 
-def find_encoders(encoders_dir: str | pathlib.Path | None) -> dict[str, str]:
+def find_encoders(encoders_dir: str | pathlib.Path) -> dict[str, str]:
     """Returns the folders of the encoders in `encoders_dir` by modality."""
-    manifests = [] if encoders_dir is None else sorted(pathlib.Path(encoders_dir).glob(f"*/{artifacts.MANIFEST}"))
+    manifests = sorted(pathlib.Path(encoders_dir).glob(f"*/{artifacts.MANIFEST}"))
     return {
         path.parent.name: str(path.parent)
         for path in manifests

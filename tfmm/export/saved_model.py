@@ -53,7 +53,7 @@ def export(
     model = model_lib.load_model(model_dir)
     preprocessor = _preprocessor(vocabulary_dir, model)
     tables = _tables(model, snapshot_dir, config)
-    features = _features(model, snapshot_dir if tables else None, id_types, config)
+    features = _features(model, snapshot_dir if tables and config.with_items else None, id_types, config)
     looked_up = () if features is None else features.names
     module = serving_module.ServingModule(model, preprocessor, tables, id_types, config, features)
     functions = module.signatures()
@@ -138,8 +138,8 @@ def _tables(
                 f"The snapshot's {modality} rows must have {model.dims[modality]} values, as the model was "
                 f"trained with. Received: {table.dim}."
             )
-        capacity = _capacity(config, table)
-        tables[modality] = graph_table.GraphTable(modality, table, table.dim, capacity, table.encoder_version)
+        own, capacity = (table, _capacity(config, table)) if config.with_items else (None, 1)
+        tables[modality] = graph_table.GraphTable(modality, own, table.dim, capacity, table.encoder_version)
     return tables
 
 

@@ -253,6 +253,7 @@ def embed_catalog(
     feature_set: FeatureSet = DECLARED,
     max_bad_fraction: float = 1.0,
     time_zone: str = "UTC",
+    activate: bool = True,
 ) -> dict[str, dict[str, int]]:
     """Embeds the whole catalog into the item index, items' features with it, and makes its encoders the active ones.
 
@@ -270,6 +271,7 @@ def embed_catalog(
         modality_set, feature_set: what the run declares.
         max_bad_fraction: the share of a modality's contents that may be rejected for one reason.
         time_zone: IANA name, of times whose column names none, of features and of versions.
+        activate: else the active encoders and layout stay so, and the new tables stand beside theirs.
     Returns:
         By modality, the number of items `embedded`, of those `changed` in the index, `rejected` and `missing`
         (without content).
@@ -313,8 +315,9 @@ def embed_catalog(
     with store.open_store(index) as opened:
         for encoder in encoders:
             opened.register_encoder(encoder.modality, encoder.version, encoder.dim)
-            opened.activate(encoder.modality, encoder.version)
-        if layout.features:
+            if activate:
+                opened.activate(encoder.modality, encoder.version)
+        if layout.features and activate:
             opened.activate(STORED, layout.version)
     return counts
 

@@ -15,8 +15,8 @@ _TABLE = (
     "PRIMARY KEY (encoder, item_id)) WITHOUT ROWID"
 )
 _LAST = (
-    "SELECT content, COALESCE(scale, 1) FROM catalog LEFT JOIN embeddings USING (encoder, item_id) "
-    "WHERE encoder = ? AND item_id = ?"
+    "SELECT content, COALESCE(scale, NOT EXISTS (SELECT 1 FROM withdrawals WHERE item_id = catalog.item_id)) "
+    "FROM catalog LEFT JOIN embeddings USING (encoder, item_id) WHERE encoder = ? AND item_id = ?"
 )
 _TYPES = ("int64", "string")
 

@@ -9,6 +9,8 @@ import sqlite3
 import threading
 import typing
 
+TIMEOUT_S = 60.0  # that a writer waits for another
+
 
 class Database:
     """One connection, with transactions that nest.
@@ -22,6 +24,7 @@ class Database:
         schema: SQL statements that make the tables, separated by semicolons.
         version: of the schema.
         upgrades: by older version, the statements that lead to the next one; they run when such a file is opened.
+        shrinks: a new file can give space back, by `PRAGMA incremental_vacuum`.
     Raises:
         ValueError: the file has another version.
 
@@ -33,7 +36,12 @@ class Database:
     """
 
     def __init__(
-        self, path: str | pathlib.Path, schema: str, version: int, upgrades: typing.Mapping[int, str] | None = None
+        self,
+        path: str | pathlib.Path,
+        schema: str,
+        version: int,
+        upgrades: typing.Mapping[int, str] | None = None,
+        shrinks: bool = False,
     ):
         self.path = str(path)
         if self.path != ":memory:":
@@ -42,7 +50,9 @@ class Database:
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
         self.lock = threading.RLock()
         self._depth = 0
-        self._connection = sqlite3.connect(self.path, timeout=60.0, isolation_level=None, check_same_thread=False)
+        self._connection = sqlite3.connect(self.path, timeout=TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        if shrinks:
+            self.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a file that has tables it changes nothing
         self.execute("PRAGMA journal_mode=WAL")
         self.execute("PRAGMA synchronous=FULL")
         steps = {0: schema, **(upgrades or {})}
@@ -60,11 +70,15 @@ class Database:
     def _version(self) -> int:
         return self.execute("PRAGMA user_version").fetchone()[0]
 
-    def execute(self, statement: str, values: typing.Sequence[typing.Any] = ()) -> sqlite3.Cursor:
+    def execute(
+        self, statement: str, values: typing.Sequence[typing.Any] | typing.Mapping[str, typing.Any] = ()
+    ) -> sqlite3.Cursor:
         """Runs one statement; read its cursor to the end under `lock` where threads share the connection."""
         return self._connection.execute(statement, values)
 
-    def fetchall(self, statement: str, values: typing.Sequence[typing.Any] = ()) -> list[typing.Any]:
+    def fetchall(
+        self, statement: str, values: typing.Sequence[typing.Any] | typing.Mapping[str, typing.Any] = ()
+    ) -> list[typing.Any]:
         """Returns all rows that a query gives."""
         with self.lock:
             return self.execute(statement, values).fetchall()

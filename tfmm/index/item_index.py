@@ -10,21 +10,24 @@ import typing
 import numpy as np
 
 from tfmm import registered
-from tfmm.index import catalog_memory, database, store
+from tfmm.index import catalog_memory, compaction, database, store
 from tfmm.index import rows as rows_lib
+from tfmm.vectors import Vectors
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _SCHEMA = """
 CREATE TABLE encoders (
     encoder INTEGER PRIMARY KEY, modality TEXT NOT NULL, encoder_version TEXT NOT NULL,
     dim INTEGER NOT NULL, active INTEGER NOT NULL, layout TEXT NOT NULL DEFAULT '',
-    UNIQUE (modality, encoder_version));
+    since INTEGER NOT NULL DEFAULT 0, UNIQUE (modality, encoder_version));
 CREATE TABLE embeddings (
     encoder INTEGER NOT NULL, item_id INTEGER NOT NULL, sequence INTEGER NOT NULL,
     event_time_us INTEGER NOT NULL, scale REAL NOT NULL, row BLOB NOT NULL,
     PRIMARY KEY (encoder, item_id)) WITHOUT ROWID;
 CREATE UNIQUE INDEX changes ON embeddings (encoder, sequence);
-CREATE TABLE withdrawals (item_id INTEGER PRIMARY KEY, event_time_us INTEGER NOT NULL);
+CREATE TABLE withdrawals (
+    item_id INTEGER PRIMARY KEY, event_time_us INTEGER NOT NULL, sequence INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX withdrawn ON withdrawals (sequence);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE dead_letters (
     source TEXT NOT NULL, position INTEGER NOT NULL, reason TEXT NOT NULL, payload BLOB,
@@ -37,9 +40,33 @@ ALTER TABLE encoders ADD COLUMN layout TEXT NOT NULL DEFAULT '';
 CREATE TABLE withdrawals (item_id INTEGER PRIMARY KEY, event_time_us INTEGER NOT NULL);
 INSERT INTO withdrawals SELECT item_id, withdrawn_at_us FROM items WHERE withdrawn_at_us IS NOT NULL;
 DROP TABLE items;
-"""
+""",
+    3: """
+ALTER TABLE encoders ADD COLUMN since INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE withdrawals ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX withdrawn ON withdrawals (sequence);
+""",
 }
 _RECORD = "item_id, row, scale, sequence, event_time_us"
+_WITHDRAWN = """withdrawals AS one WHERE sequence > MAX(
+        :after, (SELECT since FROM encoders WHERE encoder = :encoder)) AND NOT EXISTS (
+    SELECT 1 FROM embeddings WHERE encoder = :encoder AND item_id = one.item_id)"""  # whose rows were compacted
+_CHANGES = f"""
+SELECT * FROM (
+    SELECT {_RECORD} FROM embeddings WHERE encoder = :encoder AND sequence > :after ORDER BY sequence LIMIT :limit)
+UNION ALL SELECT * FROM (
+    SELECT item_id, zeroblob(:dim), 0.0, sequence, event_time_us FROM {_WITHDRAWN} ORDER BY sequence LIMIT :limit)
+ORDER BY 4 LIMIT :limit
+"""
+_ROW = "SELECT scale, row FROM embeddings WHERE encoder = ? AND item_id = ?"
+_LAG = f"""
+SELECT (SELECT COUNT(*) FROM embeddings WHERE encoder = :encoder AND sequence > :after) +
+    (SELECT COUNT(*) FROM {_WITHDRAWN})
+"""
+_LAST = f"""
+SELECT MAX((SELECT COALESCE(MAX(sequence), 0) FROM embeddings WHERE encoder = :encoder),
+    COALESCE((SELECT sequence FROM {_WITHDRAWN} ORDER BY sequence DESC LIMIT 1), 0))
+"""
 _VALUE_ERRORS = (sqlite3.DataError, sqlite3.IntegrityError)  # the file is well, and cannot hold this value
 
 
@@ -66,7 +93,7 @@ class ItemIndex(store.IndexStore):
         path = registered.sqlite_path(url)
         if not create and not pathlib.Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist. `tfmm embed` makes the item index.")
-        self._database = database.Database(path, _SCHEMA, FORMAT_VERSION, _UPGRADES)
+        self._database = database.Database(path, _SCHEMA, FORMAT_VERSION, _UPGRADES, shrinks=True)
         self.path = self._database.path
         self._catalog = catalog_memory.CatalogMemory(self._database)
 
@@ -104,9 +131,9 @@ class ItemIndex(store.IndexStore):
             with self._database.transaction():
                 is_first = all(entry.modality != modality for entry in self.encoders())
                 self._database.execute(
-                    "INSERT OR IGNORE INTO encoders (modality, encoder_version, dim, active, layout) "
-                    "VALUES (?, ?, ?, ?, ?)",
-                    (modality, encoder_version, dim, is_first, layout),
+                    "INSERT OR IGNORE INTO encoders (modality, encoder_version, dim, active, layout, since) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (modality, encoder_version, dim, is_first, layout, self.newest_sequence()),
                 )
         encoder, registered_dim = self._encoder(modality, encoder_version)
         if registered_dim != dim:
@@ -201,19 +228,16 @@ class ItemIndex(store.IndexStore):
             rows = rows_lib.IndexRows(ids, *nothing, np.zeros(len(ids), np.int64), times)
             changed += self._write(store.TableRows(modality, encoder_version, rows), older)
         self._database.executemany(
-            "INSERT INTO withdrawals VALUES (?, ?) ON CONFLICT (item_id) DO UPDATE SET event_time_us = "
-            "MAX(event_time_us, excluded.event_time_us)",
+            "INSERT INTO withdrawals (item_id, event_time_us) VALUES (?, ?) ON CONFLICT (item_id) DO UPDATE SET "
+            "event_time_us = MAX(event_time_us, excluded.event_time_us)",
             withdrawn,
         )
         return changed
 
     def changes(self, modality: str, encoder_version: str, after: int, limit: int = 1024) -> rows_lib.IndexRows:
         encoder, dim = self._encoder(modality, encoder_version)
-        found = self._database.fetchall(
-            f"SELECT {_RECORD} FROM embeddings WHERE encoder = ? AND sequence > ? ORDER BY sequence LIMIT ?",
-            (encoder, after, limit),
-        )
-        return rows_lib.from_records(found, dim)
+        values = {"encoder": encoder, "dim": dim, "after": after, "limit": limit}
+        return rows_lib.from_records(self._database.fetchall(_CHANGES, values), dim)
 
     def snapshot(self, encoder_versions: typing.Mapping[str, str]) -> dict[str, store.TableState]:
         with self._database.reading():
@@ -227,17 +251,41 @@ class ItemIndex(store.IndexStore):
         )
         while block := found.fetchmany(65_536):
             parts.append(rows_lib.from_records(block, dim))
-        ((last,),) = self._database.fetchall(
-            "SELECT COALESCE(MAX(sequence), 0) FROM embeddings WHERE encoder = ?", (encoder,)
-        )
-        return store.TableState(rows_lib.concatenate(parts), last)
+        return store.TableState(rows_lib.concatenate(parts), self.last_sequence(modality, encoder_version))
+
+    def last_sequence(self, modality: str, encoder_version: str) -> int:
+        encoder, _ = self._encoder(modality, encoder_version)
+        ((last,),) = self._database.fetchall(_LAST, {"encoder": encoder, "after": 0})
+        return last
 
     def lag(self, modality: str, encoder_version: str, watermark: int) -> int:
         encoder, _ = self._encoder(modality, encoder_version)
-        ((count,),) = self._database.fetchall(
-            "SELECT COUNT(*) FROM embeddings WHERE encoder = ? AND sequence > ?", (encoder, watermark)
-        )
+        ((count,),) = self._database.fetchall(_LAG, {"encoder": encoder, "after": watermark})
         return count
+
+    def live_ids(self, modality: str, encoder_version: str) -> np.ndarray:
+        encoder, _ = self._encoder(modality, encoder_version)
+        query = "SELECT item_id FROM embeddings WHERE encoder = ? AND scale != 0 ORDER BY item_id"
+        return np.array([item_id for (item_id,) in self._database.fetchall(query, (encoder,))], np.int64)
+
+    def look_up(self, encoder_versions: typing.Mapping[str, str], ids: np.ndarray) -> dict[str, Vectors]:
+        result, places = {}, dict(zip(ids.tolist(), range(len(ids))))
+        with self._database.reading():
+            for modality, version in encoder_versions.items():
+                encoder, dim = self._encoder(modality, version)
+                rows, scales = np.zeros((len(ids), dim), np.int8), np.zeros(len(ids), np.float32)
+                for item_id, place in places.items():
+                    found = self._database.execute(_ROW, (encoder, item_id)).fetchone()
+                    if found is not None and found[0] != 0:
+                        scales[place], rows[place] = found[0], np.frombuffer(found[1], np.int8)
+                result[modality] = Vectors(rows, scales, scales != 0)
+        return result
+
+    def compact(self, keep_letters: int | None = None) -> store.Compacted:
+        return compaction.compact(self._database, keep_letters)
+
+    def size(self) -> store.Size:
+        return compaction.size(self._database)
 
     def newest_sequence(self) -> int:
         ((newest,),) = self._database.fetchall("SELECT value FROM counters WHERE name = 'sequence'")
@@ -247,6 +295,14 @@ class ItemIndex(store.IndexStore):
         query = "SELECT value FROM counters WHERE name = ?"
         found = self._database.fetchall(query, (f"position:{source}",))
         return found[0][0] if found else 0
+
+    def positions(self) -> dict[str, int]:
+        found = self._database.fetchall("SELECT name, value FROM counters WHERE name LIKE 'position:%' ORDER BY name")
+        return {name.removeprefix("position:"): value for name, value in found}
+
+    def letter_counts(self) -> dict[str, int]:
+        query = "SELECT source, COUNT(*) FROM dead_letters GROUP BY source ORDER BY source"
+        return dict(self._database.fetchall(query))
 
     def id_types(self) -> dict[str, str]:
         return self._catalog.id_types()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
 import logging
 import os
@@ -11,14 +13,18 @@ import typing
 import numpy as np
 
 from tfmm import fingerprints, redis_client, registered
-from tfmm.index import redis_scripts, store
+from tfmm.index import redis_reading, redis_scripts, store
 from tfmm.index import rows as rows_lib
+from tfmm.vectors import Vectors
 
-FORMAT_VERSION = "1"
+FORMATS = ("1", "2")  # the second: withdrawn items whose rows were compacted
 PREFIX = "{tfmm}"  # of keys; what stands in braces keeps them on one node of a cluster
 LARGEST = (1 << 53) - 1  # of a time: numbers of Redis' scripts are float64
 PAGE = 4096  # changes of an encoder per look of a snapshot
+STEP = 500  # of what is deleted, in one script or command: others wait for milliseconds
+SAMPLES = 1000  # of a key's entries, by which its memory is told
 _OPTIONS = ("prefix", "volatile")
+_T = typing.TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
@@ -57,10 +63,13 @@ class RedisIndex(store.IndexStore):
         if own.get("volatile") != "1":
             _require_durable(self._redis, self._shown)
         self._open(create)
+        self._known: dict[str, tuple[str, int]] = {}  # number and dim of the encoders that `look_up` was asked for
         register = self._redis.register_script
         self._encoders, self._register = register(redis_scripts.ENCODERS), register(redis_scripts.REGISTER)
         self._activate, self._forget = register(redis_scripts.ACTIVATE), register(redis_scripts.FORGET)
-        self._apply, self._changes = register(redis_scripts.APPLY), register(redis_scripts.CHANGES)
+        self._apply, self._changes = register(redis_scripts.APPLY), register(redis_reading.CHANGES)
+        self._lag, self._last = register(redis_reading.LAG), register(redis_reading.LAST)
+        self._live, self._release = register(redis_reading.LIVE), register(redis_reading.RELEASE)
         self._keep_id_types = register(redis_scripts.KEEP_ID_TYPES)
 
     def _open(self, create: bool) -> None:
@@ -70,12 +79,12 @@ class RedisIndex(store.IndexStore):
                 f"The index {self._prefix!r} in {self._shown} does not exist. `tfmm embed` makes the item index."
             )
         self._redis.hsetnx(meta, "sequence", int(time.time()) * 1_000_000)
-        self._redis.hsetnx(meta, "format", FORMAT_VERSION)
+        self._redis.hsetnx(meta, "format", FORMATS[0])
         found = self._redis.hget(meta, "format").decode()
-        if found != FORMAT_VERSION:
+        if found not in FORMATS:
             raise ValueError(
-                f"The index {self._prefix!r} in {self._shown} must have format {FORMAT_VERSION}. Received: {found}. "
-                "Upgrade tfmm, or give another `prefix`."
+                f"The index {self._prefix!r} in {self._shown} must have format {' or '.join(FORMATS)}. Received: "
+                f"{found}. Upgrade tfmm, or give another `prefix`."
             )
 
     def _key(self, *names: str) -> str:
@@ -205,7 +214,65 @@ class RedisIndex(store.IndexStore):
 
     def lag(self, modality: str, encoder_version: str, watermark: int) -> int:
         number, _ = self._encoder(modality, encoder_version)
-        return self._redis.zcount(self._key("changes", number), f"({watermark}", "+inf")
+        return self._run(self._lag, [number, watermark])
+
+    def last_sequence(self, modality: str, encoder_version: str) -> int:
+        return int(self._run(self._last, [self._encoder(modality, encoder_version)[0]]))
+
+    def live_ids(self, modality: str, encoder_version: str) -> np.ndarray:
+        number, _ = self._encoder(modality, encoder_version)
+        after, parts = b"0", []
+        while after:  # what changes meanwhile may be as before, or as after
+            after, ids = self._run(self._live, [number, after, PAGE])
+            parts += ids
+        return np.unique(np.frombuffer(b"".join(parts), "<i8").astype(np.int64))
+
+    def look_up(self, encoder_versions: typing.Mapping[str, str], ids: np.ndarray) -> dict[str, Vectors]:
+        names = {modality: _name(modality, version) for modality, version in encoder_versions.items()}
+        if not set(names.values()) <= self._known.keys():
+            self._known |= {names[m]: self._encoder(m, version) for m, version in encoder_versions.items()}
+        keys = np.ascontiguousarray(ids, "<i8")
+        wanted = [keys[place : place + 1].tobytes() for place in range(len(keys))]
+        asked = self._redis.pipeline(transaction=False)
+        for name in names.values():
+            asked.hget(self._key("numbers"), name)
+            if wanted:
+                asked.hmget(self._key("rows", self._known[name][0]), wanted)
+        answers, result = iter(asked.execute()), {}
+        for modality, name in names.items():
+            number, dim = self._known[name]
+            if next(answers) != number.encode():  # it was forgotten, and perhaps registered anew
+                self._known = {}
+                return self.look_up(encoder_versions, ids)
+            nothing = bytes(20 + dim)
+            found = _records([value or nothing for value in next(answers)] if wanted else [], dim)
+            rows, scales = np.ascontiguousarray(found["row"]), found["scale"].astype(np.float32)
+            result[modality] = Vectors(rows, scales, scales != 0)
+        return result
+
+    def compact(self, keep_letters: int | None = None) -> store.Compacted:
+        withdrawn = 0
+        for step in _in_steps(self._redis.hscan_iter(self._key("withdrawals"), count=STEP)):
+            withdrawn += self._run(self._release, [item for item, _ in step])
+        letters = 0
+        if keep_letters is not None:
+            own: dict[str, list[tuple[int, bytes]]] = collections.defaultdict(list)
+            for key, _ in self._redis.hscan_iter(self._key("letters"), count=STEP):
+                source, position, _ = json.loads(key)
+                own[source].append((position, key))
+            old = [key for found in own.values() for _, key in sorted(found, reverse=True)[keep_letters:]]
+            letters = sum(self._redis.hdel(self._key("letters"), *step) for step in _in_steps(old))
+        return store.Compacted(withdrawn, letters)
+
+    def size(self) -> store.Size:
+        numbers = [number.decode() for number in self._redis.hkeys(self._key("encoders"))]
+        keys = [self._key(name, number) for number in numbers for name in ("rows", "changes", "catalog")]
+        keys += [self._key(name) for name in ("withdrawals", "withdrawn", "letters", "positions", "encoders")]
+        return store.Size(sum(self._redis.memory_usage(key, samples=SAMPLES) or 0 for key in keys))
+
+    def positions(self) -> dict[str, int]:
+        found = self._redis.hgetall(self._key("positions"))
+        return {source.decode(): int(position) for source, position in sorted(found.items())}
 
     def newest_sequence(self) -> int:
         return int(self._redis.hget(self._key("meta"), "sequence"))
@@ -257,6 +324,12 @@ def _require_durable(client: typing.Any, shown: str) -> None:
         )
 
 
+def _in_steps(values: typing.Iterable[_T]) -> typing.Iterator[list[_T]]:
+    iterator = iter(values)
+    while step := list(itertools.islice(iterator, STEP)):
+        yield step
+
+
 def _name(modality: str, encoder_version: str) -> str:
     return f"{modality}\0{encoder_version}"
 
@@ -279,10 +352,15 @@ def _number(value: int) -> int:
 
 
 def _rows(ids: typing.Sequence[bytes], values: typing.Sequence[bytes], dim: int) -> rows_lib.IndexRows:
-    record = np.dtype([("scale", "<f4"), ("sequence", "<i8"), ("time", "<i8"), ("row", np.int8, (dim,))])
-    found = np.frombuffer(b"".join(values), record)
+    found = _records(values, dim)
     columns = (np.ascontiguousarray(found[name]) for name in ("row", "scale", "sequence", "time"))
     return rows_lib.IndexRows(np.frombuffer(b"".join(ids), "<i8").astype(np.int64), *columns)
+
+
+def _records(values: typing.Sequence[bytes], dim: int) -> np.ndarray:
+    """Returns what stands in a hash of rows as a structured array."""
+    record = np.dtype([("scale", "<f4"), ("sequence", "<i8"), ("time", "<i8"), ("row", np.int8, (dim,))])
+    return np.frombuffer(b"".join(values), record)
 
 
 def _newest(found: rows_lib.IndexRows) -> rows_lib.IndexRows:

@@ -9,7 +9,9 @@ Keys stand under one prefix `P`:
     P:rows:<number>   hash: item id -> float32 scale, int64 sequence, int64 event time, int8 values
     P:changes:<number> sorted set: item ids by sequence
     P:catalog:<number> hash: item id -> fingerprint of what the catalog said the last time
+    P:since           hash: number -> number of the newest change when the encoder was registered
     P:withdrawals     hash: item id -> event time
+    P:withdrawn       sorted set: withdrawn items whose rows were compacted, by the newest sequence of these rows
     P:positions       hash: source of events -> position
     P:letters         hash: JSON [source, position, reason] -> 0, or 1 and the payload
     P:id_types        hash: field -> int64 or string
@@ -18,7 +20,7 @@ Item ids are 8 bytes. Numbers of Lua are float64, exact to 2^53: sequences and t
 Positions are compared as text.
 """
 
-_COMMON = """
+COMMON = """
 local P = KEYS[1]
 local function key(...) return table.concat({P, ...}, ':') end
 local function text(number) return string.format('%.0f', number) end
@@ -45,18 +47,19 @@ local function register(name, entry)
   number = text(redis.call('HINCRBY', key('meta'), 'encoder', 1))
   redis.call('HSET', key('encoders'), number, entry)
   redis.call('HSET', key('numbers'), name, number)
+  redis.call('HSET', key('since'), number, redis.call('HGET', key('meta'), 'sequence'))
   if is_first then redis.call('HSET', key('active'), modality, number) end
   return number
 end
 """
 
 # Returns {{numbers and entries, one after another}, numbers of the active ones}.
-ENCODERS = f"""{_COMMON}
+ENCODERS = f"""{COMMON}
 return {{redis.call('HGETALL', key('encoders')), redis.call('HVALS', key('active'))}}
 """
 
 # ARGV: name, entry. Returns the dim that is known where it differs, else nil.
-REGISTER = f"""{_COMMON}{_REGISTER}
+REGISTER = f"""{COMMON}{_REGISTER}
 local known = dim_error(ARGV[1], cjson.decode(ARGV[2])[3])
 if known then return known end
 register(ARGV[1], ARGV[2])
@@ -67,7 +70,7 @@ register(ARGV[1], ARGV[2])
 # positions, per position source and position.
 # Returns {-table, known dim} where a dim differs, and nothing has been written; else {changed per table, withdrawn, ids
 # of which something newer is known}.
-APPLY = f"""{_COMMON}{_REGISTER}
+APPLY = f"""{COMMON}{_REGISTER}
 local at = 0
 local function take() at = at + 1; return ARGV[at] end
 local older, seen = {{}}, {{}}
@@ -100,12 +103,13 @@ local function write(number, dim, t)
       old_scale, old_row = string.sub(old, 1, 4), string.sub(old, 21)
     end
     local is_there = old and struct.unpack('<f', old_scale) ~= 0
+    local withdrawn = number_of('withdrawals', item)
     if t.catalog ~= '' and int(t.catalog, i) ~= 0 then
       local said, last = id(t.said, i), redis.call('HGET', catalog, item)
-      if last and last ~= said and (is_there or not old) then time = math.max(time, int(t.catalog, i)) end
+      local is_known = is_there or not (old or withdrawn)
+      if last and last ~= said and is_known then time = math.max(time, int(t.catalog, i)) end
       if last ~= said then redis.call('HSET', catalog, item, said) end
     end
-    local withdrawn = number_of('withdrawals', item)
     if is_there and t.given ~= '' then row = blend(row, old_row, string.sub(t.given, (i - 1) * dim + 1, i * dim)) end
     local is_same = old and old_scale == scale and old_row == row
     if withdrawn and time <= withdrawn then
@@ -168,44 +172,28 @@ end
 return {{result, withdrawn, older}}
 """
 
-# ARGV: most changes per encoder; per encoder its number and the sequence after which to read.
-# Returns per encoder {{ids, values}}, by ascending sequence; false where there is no such encoder any more.
-CHANGES = f"""{_COMMON}
-local result = {{}}
-for a = 2, #ARGV, 2 do
-  local number, values = ARGV[a], {{}}
-  if redis.call('HEXISTS', key('encoders'), number) == 0 then return false end
-  local ids = redis.call('ZRANGEBYSCORE', key('changes', number), '(' .. ARGV[a + 1], '+inf', 'LIMIT', 0, ARGV[1])
-  for from = 1, #ids, 1000 do
-    local found = redis.call('HMGET', key('rows', number), unpack(ids, from, math.min(from + 999, #ids)))
-    for _, value in ipairs(found) do table.insert(values, value) end
-  end
-  table.insert(result, {{ids, values}})
-end
-return result
-"""
-
 # ARGV: name, modality. Returns whether there is such an encoder, which is now the active one.
-ACTIVATE = f"""{_COMMON}
+ACTIVATE = f"""{COMMON}
 local number = redis.call('HGET', key('numbers'), ARGV[1])
 if number then redis.call('HSET', key('active'), ARGV[2], number) end
 return number and 1 or 0
 """
 
 # ARGV: name, modality. Returns the number of rows that are gone, -1 where there is no such encoder.
-FORGET = f"""{_COMMON}
+FORGET = f"""{COMMON}
 local number = redis.call('HGET', key('numbers'), ARGV[1])
 if not number then return -1 end
 local count = redis.call('HLEN', key('rows', number))
 redis.call('UNLINK', key('rows', number), key('changes', number), key('catalog', number))
 redis.call('HDEL', key('numbers'), ARGV[1])
 redis.call('HDEL', key('encoders'), number)
+redis.call('HDEL', key('since'), number)
 if redis.call('HGET', key('active'), ARGV[2]) == number then redis.call('HDEL', key('active'), ARGV[2]) end
 return count
 """
 
 # ARGV: field and type, one after another. Returns {{field, known type}} where one differs, and nothing was written.
-KEEP_ID_TYPES = f"""{_COMMON}
+KEEP_ID_TYPES = f"""{COMMON}
 for a = 1, #ARGV, 2 do
   local known = redis.call('HGET', key('id_types'), ARGV[a])
   if known and known ~= ARGV[a + 1] then return {{ARGV[a], known}} end

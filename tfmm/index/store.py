@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import typing
@@ -10,6 +11,7 @@ import numpy as np
 
 from tfmm import registered
 from tfmm.index.rows import MAX_DIM, IndexRows
+from tfmm.vectors import Vectors
 
 GROUP = "tfmm.index_stores"  # entry points of other packages: a URL's scheme = module:Class
 STORES = {  # by scheme; a store is its own file and a line here
@@ -105,6 +107,20 @@ class Applied(typing.NamedTuple):
     older: tuple[int, ...] = ()  # ids of items of which the store knows something newer: passed over, in part or whole
 
 
+class Compacted(typing.NamedTuple):
+    """How many records were deleted."""
+
+    withdrawn: int  # rows of withdrawn items
+    dead_letters: int
+
+
+class Size(typing.NamedTuple):
+    """What a store occupies."""
+
+    total_bytes: int
+    free_bytes: int = 0  # of those, what later rows will fill
+
+
 class TableState(typing.NamedTuple):
     """All rows of one encoder at one moment."""
 
@@ -125,8 +141,13 @@ class IndexStore(typing.Protocol):
     Rows of two encoders are never mixed: a new encoder's stand beside the old ones, which model versions in service
     still need, until `forget`.
 
+    A withdrawn item keeps one row in each table, so that readers hear of it, until `compact` deletes these. From then
+    on the store knows of each such item once, and `changes`, `lag` and watermarks tell of it as they did: a reader at
+    any position misses nothing, and some get a withdrawal a second time.
+
     A store is opened by several processes and threads at once. A class that inherits from this one has the methods
-    below that are written out. `tests/tfmm/index/test_store.py` holds every store to this.
+    below that are written out; it should have its own of those that read whole tables.
+    `tests/tfmm/index/test_store.py` holds every store to this.
     """
 
     @property
@@ -229,6 +250,46 @@ class IndexStore(typing.Protocol):
     def withdraw(self, ids: typing.Iterable[int], event_times_us: typing.Iterable[int]) -> int:
         """Withdraws items; returns how many rows changed."""
         return self.apply(IndexBatch(withdrawn=[Withdrawal(*pair) for pair in zip(ids, event_times_us)])).withdrawn
+
+    def compact(self, keep_letters: int | None = None) -> Compacted:
+        """Deletes what nobody needs any more, in small steps: readers and writers go on meanwhile.
+
+        Args:
+            keep_letters: how many dead letters of each source stay, those of the newest positions; None: all.
+        """
+        return Compacted(0, 0)
+
+    def size(self) -> Size | None:
+        """Returns what the store occupies; None where it cannot tell."""
+        return None
+
+    def positions(self) -> dict[str, int]:
+        """Returns how far each source of events has been consumed, as far as the store can list them."""
+        return {}
+
+    def letter_counts(self) -> dict[str, int]:
+        """Returns the number of dead letters by source."""
+        return dict(sorted(collections.Counter(letter.source for letter in self.dead_letters()).items()))
+
+    def look_up(self, encoder_versions: typing.Mapping[str, str], ids: np.ndarray) -> dict[str, Vectors]:
+        """Returns the rows of some items in tables of encoders, or of layouts of features, given by modality.
+
+        Args:
+            encoder_versions: encoder version by modality.
+            ids: int64 [n], each once; of those that are not there, or withdrawn, the mask is False.
+        """
+        result = {}
+        for modality, (found, _) in self.snapshot(encoder_versions).items():
+            known = dict(zip(found.ids.tolist(), range(len(found))))
+            places = np.array([known.get(item_id, -1) for item_id in ids.tolist()], np.int64)
+            rows, scales = np.zeros((len(ids), found.rows.shape[1]), np.int8), np.zeros(len(ids), np.float32)
+            rows[places >= 0], scales[places >= 0] = found.rows[places[places >= 0]], found.scales[places[places >= 0]]
+            result[modality] = Vectors(rows, scales, places >= 0)
+        return result
+
+    def live_ids(self, modality: str, encoder_version: str) -> np.ndarray:
+        """Returns the items that have a row and are not withdrawn, int64, ascending."""
+        return self.embeddings(modality, encoder_version).ids
 
     def embeddings(self, modality: str, encoder_version: str) -> IndexRows:
         """Returns every row that is not withdrawn, by ascending item id."""

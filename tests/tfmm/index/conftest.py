@@ -1,5 +1,6 @@
 """Tiny encoders and catalogs for the tests of the index."""
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfmm import artifacts
+from tfmm.index import store
 
 
 class _ByteEncoder(tf.Module):
@@ -70,3 +72,34 @@ OWN_STORES = pathlib.Path(__file__).parent / "stores"
 def own_store(install_entry_point):
     """Installs a store of somebody's own: its file, and one line of its package's entry points."""
     install_entry_point(OWN_STORES, "tfmm.index_stores", "pickled = pickled:PickledStore")
+
+
+STORES = {  # {}: a new folder
+    "sqlite": "sqlite:///{}/items.sqlite",
+    "pickled": "pickled://{}/items.pickle",
+    "redis": "redis://{}",  # a prefix in the tests' server
+}
+
+
+def url_in(folder, request):
+    if request.param == "redis":
+        return request.getfixturevalue("redis_server").url(prefix=str(folder))
+    return STORES[request.param].format(folder)
+
+
+@pytest.fixture(params=STORES)
+def url(request, own_store, tmp_path):
+    return url_in(tmp_path, request)
+
+
+@pytest.fixture
+def index(url):
+    with store.open_store(url) as index:
+        yield index
+
+
+@pytest.fixture(params=STORES)
+def fresh(request, own_store, tmp_path):
+    """Opens new stores, for tests that need one per example."""
+    numbers = itertools.count()
+    return lambda: store.open_store(url_in(tmp_path / str(next(numbers)), request))

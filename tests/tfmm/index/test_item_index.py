@@ -86,5 +86,5 @@ def test_file_of_another_format_is_refused(version, tmp_path):
     item_index.ItemIndex(tmp_path / "items.sqlite").close()
     with contextlib.closing(sqlite3.connect(tmp_path / "items.sqlite")) as connection:
         connection.execute(f"PRAGMA user_version={version}")
-    with pytest.raises(ValueError, match=rf"must have format 3\. Received: {version}\. Upgrade tfmm, or name"):
+    with pytest.raises(ValueError, match=rf"must have format 4\. Received: {version}\. Upgrade tfmm, or name"):
         item_index.ItemIndex(tmp_path / "items.sqlite")

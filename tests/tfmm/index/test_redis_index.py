@@ -139,7 +139,7 @@ def test_numbers_beyond_what_scripts_hold_are_refused_before_anything_is_written
 def test_a_newer_format_is_refused(url):
     with store.open_store(url) as index:
         index._redis.hset(index._key("meta"), "format", "7")
-    with pytest.raises(ValueError, match=r"must have format 1\. Received: 7"):
+    with pytest.raises(ValueError, match=r"must have format 1 or 2\. Received: 7"):
         store.open_store(url)
 
 

@@ -15,11 +15,6 @@ import pytest
 from tfmm.index import beam, encode, item_index, snapshot, store
 from tfmm.index import rows as rows_lib
 
-STORES = {  # {}: a new folder
-    "sqlite": "sqlite:///{}/items.sqlite",
-    "pickled": "pickled://{}/items.pickle",
-    "redis": "redis://{}",  # a prefix in the tests' server
-}
 WRITES = st.lists(
     st.tuples(
         st.sampled_from(["image", "text"]),
@@ -31,30 +26,6 @@ WRITES = st.lists(
 EACH_EXAMPLE = hypothesis.settings(
     max_examples=20, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, *hypothesis.settings(
         hypothesis.settings.default).suppress_health_check])  # fmt: skip
-
-
-def url_in(folder, request):
-    if request.param == "redis":
-        return request.getfixturevalue("redis_server").url(prefix=str(folder))
-    return STORES[request.param].format(folder)
-
-
-@pytest.fixture(params=STORES)
-def url(request, own_store, tmp_path):
-    return url_in(tmp_path, request)
-
-
-@pytest.fixture
-def index(url):
-    with store.open_store(url) as index:
-        yield index
-
-
-@pytest.fixture(params=STORES)
-def fresh(request, own_store, tmp_path):
-    """Opens new stores, for tests that need one per example."""
-    numbers = itertools.count()
-    return lambda: store.open_store(url_in(tmp_path / str(next(numbers)), request))
 
 
 def as_arrays(entries):

@@ -161,7 +161,7 @@ def _write(state, table, older):
         old = rows.get(item_id)
         if catalog_time_us:
             last, said[item_id] = said.get(item_id), row.tobytes()
-            if last not in (None, said[item_id]) and (old is None or old[1]):
+            if last not in (None, said[item_id]) and (old[1] if old else item_id not in state["withdrawn"]):
                 event_time_us = max(event_time_us, catalog_time_us)
         if old and old[1]:
             row = np.where(is_given, row, np.frombuffer(old[0], np.int8))
