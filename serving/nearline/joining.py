@@ -75,6 +75,9 @@ class Join:
         """Takes a record of a part; one that cannot be used becomes a letter."""
         try:
             record = records.parse(event.payload, self.rules.label)
+            if record is None:
+                self.counts["nothing_said"] += 1
+                return
             self._newest[part] = max(self._newest.get(part, 0), record.time_us)
             if isinstance(record, records.Request):
                 self._add_request(record, part, event)
@@ -136,7 +139,7 @@ class Join:
             self.counts["late_labels"] += 1
         else:
             known = waiting.labels.get(outcome.item, 0)
-            waiting.labels[outcome.item] = max(known, outcome.label or 0)
+            waiting.labels[outcome.item] = max(known, outcome.label)
             self.counts["labels"] += 1
 
     def advance(self, watermark_us: int) -> list[Waiting]:
@@ -156,7 +159,7 @@ class Join:
 
     def _forget(self) -> None:
         """Forgets what has left long ago, and makes letters of labels whose request never came."""
-        before = self.frontier_us - self.rules.window_us
+        before = max(self._newest.values(), default=0) - 2 * self.rules.window_us  # not by a clock, which runs on
         while self._done and (next(iter(self._done.values())) < before or len(self._done) > self.rules.max_waiting):
             self._done.popitem(last=False)
         while self._early_order and self._early_order[0][0] < self.frontier_us:

@@ -35,11 +35,13 @@ class Outcome:
     request_id: str
     item: Item
     time_us: int
-    label: int | None  # None: it was shown, no more is said
+    label: int  # 1: clicked; 0: shown
 
 
-def parse(payload: bytes, label: str) -> Request | Outcome:
-    """Reads a record; one with `items` is a request.
+def parse(payload: bytes, label: str) -> Request | Outcome | None:
+    """Reads a record; one with `items` is a request. None: it says that nothing was shown or clicked.
+
+    Of a row of Parquet, `items`, `features` and `item_features` may be texts that hold JSON.
 
     Args:
         payload: JSON.
@@ -55,11 +57,13 @@ def parse(payload: bytes, label: str) -> Request | Outcome:
     return (_request if "items" in record else _outcome)(record, request_id, time_us, label)
 
 
-def _request(record: dict[str, typing.Any], request_id: str, time_us: int, label: str) -> Request:
-    items = record["items"]
+def _request(record: dict[str, typing.Any], request_id: str, time_us: int, _: str) -> Request:
+    items, rate = _of_json(record, "items"), record.get("sample_rate")
+    if rate not in (None, 1):
+        raise EventError(f"sample_rate: must be 1, as in a log for training, which has every request, not {rate!r}")
     if not isinstance(items, list) or not items:
         raise EventError(f"items: must be a list of at least one id, not {shorten(items)}")
-    parts = {name: record.get(name) or {} for name in ("features", "item_features")}
+    parts = {name: _of_json(record, name) or {} for name in ("features", "item_features")}
     for name, part in parts.items():
         if not isinstance(part, dict):
             raise EventError(f"{name}: must be an object of values by column, not {shorten(part)}")
@@ -69,16 +73,25 @@ def _request(record: dict[str, typing.Any], request_id: str, time_us: int, label
     return Request(request_id, time_us, version, tuple(_id(item, "items") for item in items), **parts)
 
 
-def _outcome(record: dict[str, typing.Any], request_id: str, time_us: int, label: str) -> Outcome:
+def _outcome(record: dict[str, typing.Any], request_id: str, time_us: int, label: str) -> Outcome | None:
     item = _id(record.get("item_id"), "item_id")
-    if label in record:
-        value = record[label]
-        if value not in (0, 1) or isinstance(value, float):
-            raise EventError(f"{label}: must be true or false, not {shorten(value)}")
-        return Outcome(request_id, item, time_us, int(value))
-    if record.get(SHOWN) is not True:
+    said = {name: record[name] for name in (SHOWN, label) if record.get(name) is not None}
+    if not said:
         raise EventError(f"no outcome: must say `{SHOWN}` or `{label}`, or have `items`, not {shorten(list(record))}")
-    return Outcome(request_id, item, time_us, None)
+    for name, value in said.items():
+        if value not in (0, 1):  # booleans among them
+            raise EventError(f"{name}: must be true or false, not {shorten(value)}")
+    return Outcome(request_id, item, time_us, int(said.get(label, 0))) if any(said.values()) else None
+
+
+def _of_json(record: dict[str, typing.Any], field: str) -> typing.Any:
+    value = record.get(field)
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise EventError(f"{field}: not JSON: {error}") from error
 
 
 def _read_json(payload: bytes) -> dict[str, typing.Any]:

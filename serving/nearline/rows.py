@@ -157,14 +157,16 @@ class Reader:
         return np.where(np.abs(numbers) <= MAX_NUMBER, numbers, np.float32(np.nan))
 
     def _ids(self, column: Column, given: typing.Sequence[typing.Any]) -> np.ndarray:
-        """Returns ids as int64; strings as their fingerprints."""
+        """Returns ids as int64; texts as their fingerprints, which a model that looked one up logs as it holds it."""
         is_text = self._id_types.get(column.feature.name) == "string"
-        ids = [("" if is_text else PADDING) if value is None else value for value in given]
-        if wrong := [v for v in ids if isinstance(v, bool) or not isinstance(v, str if is_text else int)]:
+        ids = [PADDING if value is None else value for value in given]
+        if wrong := [v for v in ids if isinstance(v, bool) or not isinstance(v, (str, int) if is_text else int)]:
             wanted = "texts" if is_text else "integers"
             raise EventError(f"{column.name}: must hold {wanted}, as the model's requests do, not {shorten(wrong[0])}")
+        texts = [value for value in ids if isinstance(value, str)]
+        found = iter(fingerprints.fingerprint(texts).tolist() if texts else ())
         try:
-            return fingerprints.fingerprint(ids) if is_text and ids else np.array(ids, np.int64)
+            return np.array([next(found) if isinstance(value, str) else value for value in ids], np.int64)
         except OverflowError as error:
             raise EventError(f"{column.name}: must hold 64-bit integers, not {shorten(ids)}") from error
 
