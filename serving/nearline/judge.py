@@ -18,6 +18,7 @@ import typing
 
 PUSHED = ".nearline"  # file in the folder of versions: those that this pushed, one a line
 _SERVED_WAIT_S, _SERVED_POLL_S = 120.0, 0.2
+_NICE = 10  # beside training, which goes on meanwhile
 _log = logging.getLogger("serving.nearline.judge")
 
 
@@ -29,9 +30,10 @@ def judge(folder: pathlib.Path) -> dict[str, typing.Any]:
         no server was named or none served it in time), `rows` that it was judged on and `said`, lines about it.
     """
     from serving.nearline import candidates
+    from tfmm.ctr import model as model_lib
     from tfmm.ctr import state as state_lib
     from tfmm.export import saved_model, trial
-    from tfmm.index import snapshot, store
+    from tfmm.index import item_vectors, snapshot, store
     from tfmm.stages import judgement, run_file, version
     from tfmm.stages.folders import MULTIMODAL, SERVING, STATE, TRAINED
 
@@ -41,7 +43,10 @@ def judge(folder: pathlib.Path) -> dict[str, typing.Any]:
     versions, model = pathlib.Path(order["serving_dir"]), folder / MULTIMODAL
     with store.open_store(order["index_url"], create=False) as index:
         snapshot.write_snapshot(index, folder / "snapshot", order["encoder_versions"])
-    vocabulary = model / STATE / state_lib.VOCABULARY
+    vocabulary, training = model / STATE / state_lib.VOCABULARY, state_lib.read_manifest(model / STATE)["training"]
+    tables = item_vectors.load_vectors(folder / "snapshot", list(order["encoder_versions"]))
+    state = state_lib.load(model / STATE, run.ctr, vocabulary, tables)
+    model_lib.save_model(state.model, model / TRAINED, [model / STATE], training=training)
     saved_model.export(model / TRAINED, vocabulary, folder / "snapshot", order["id_types"], run.export, model / SERVING)
     said: list[str] = []
     pattern, in_service = candidates.eval_pattern(folder), _newest(versions)
@@ -120,6 +125,9 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
 
     order = json.loads((folder / candidates.ORDER).read_text())
     logs.configure(order["log_format"])
+    for name in ("absl", "tensorflow"):  # what they say of each export
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.nice(_NICE)
     with folder_lock.hold(folder.parent):  # one that a killed trainer left is at work there, perhaps
         if (folder / candidates.RESULT).exists():
             return

@@ -14,17 +14,17 @@ import tensorflow as tf
 from serving.nearline.rows import TIME, Columns
 from tfmm import artifacts, preprocessing
 from tfmm.config import CTRConfig
-from tfmm.ctr import model as model_lib
 from tfmm.ctr import state as state_lib
 from tfmm.ctr.continuing import continue_over, step_of
 from tfmm.features import LABEL, OUT_OF_VOCABULARY, FeatureSet
 from tfmm.index import item_vectors
 from tfmm.index.live_vectors import LiveVectors
-from tfmm.stages.folders import STATE, TRAINED
+from tfmm.stages.folders import STATE
 from tfmm.training import examples as examples_lib
 from tfmm.training import loop, sources
 
 MAX_NEW_IDS = 1_000_000  # of a vocabulary, that are counted until they join it
+_ROOM = 0.25  # of tables, for new ids, so that the step that is compiled goes on
 _STATE = "state"  # of a checkpoint, and of a vocabulary that has grown
 
 
@@ -74,7 +74,7 @@ class Learner:
         return int(self.training["rows"])
 
     def _load(self, state_dir: pathlib.Path) -> None:
-        self.state = state_lib.load(state_dir, self._config, self._vocabulary_dir, self._tables)
+        self.state = state_lib.load(state_dir, self._config, self._vocabulary_dir, self._tables, room=_ROOM)
         self._preprocess = preprocessing.load(self.feature_set, self._vocabulary_dir)
         self._step: loop.StepFn | None = None
 
@@ -155,13 +155,18 @@ class Learner:
         if not any(new.values()):
             return 0
         ids = {name: np.array(new.get(name, []), np.int64) for name in self.feature_set.vocabularies}
-        self.save_state(self._work_dir / _STATE)
         grown = self._work_dir / f"{state_lib.VOCABULARY}_grown"
         preprocessing.write_extended(self.feature_set, self._vocabulary_dir, ids, grown)
+        has_room = self.state.grow(ids)
+        if not has_room:
+            self.save_state(self._work_dir / _STATE)
         shutil.rmtree(self._vocabulary_dir)
         grown.rename(self._vocabulary_dir)
-        self._load(self._work_dir / _STATE)
-        shutil.rmtree(self._work_dir / _STATE)
+        if has_room:
+            self._preprocess = preprocessing.load(self.feature_set, self._vocabulary_dir)
+        else:
+            self._load(self._work_dir / _STATE)
+            shutil.rmtree(self._work_dir / _STATE)
         for name, found in new.items():
             table = self.state.trained_at.get(name)
             if table is not None:
@@ -175,9 +180,8 @@ class Learner:
         state_lib.save(self.state, folder, self._vocabulary_dir, training=self.training, seen=self._seen)
 
     def save_model(self, folder: pathlib.Path) -> None:
-        """Writes the model as it stands: as trained, and its state, as `train_click_model` names them."""
+        """Writes the state of the model as it stands, where `train_click_model` has it."""
         self.save_state(folder / STATE)
-        model_lib.save_model(self.state.model, folder / TRAINED, [folder / STATE], training=self.training)
 
 
 def _tensors(columns: Columns) -> dict[str, tf.Tensor]:
