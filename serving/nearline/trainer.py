@@ -240,7 +240,8 @@ class Trainer:
         if cycle.rows < settings.slice_rows and int(block[AT][-1]) < ends_us:
             return
         if is_judged := bool(self._slice):
-            self._candidates.submit(cycle.number, concatenate(self._slice))
+            rows = concatenate(self._slice)
+            _if_there_is_room("the candidate is not judged", lambda: self._candidates.submit(cycle.number, rows))
         self._cycle = Cycle(cycle.number, cycle.is_frozen and not is_judged)
         self._slice = []
         if new_ids := self.learner.grow():
@@ -252,7 +253,10 @@ class Trainer:
     def _freeze(self) -> None:
         """Keeps the model as it stands, to be judged on rows that it is not trained on."""
         self._cycle.number, self._cycle.is_frozen = self._cycle.number + 1, True
-        self._candidates.freeze(self._cycle.number, self.learner.save_model, self._unserved["time_us"] / 1e6)
+        number, times_s = self._cycle.number, self._unserved["time_us"] / 1e6
+        _if_there_is_room(
+            "no candidate is kept", lambda: self._candidates.freeze(number, self.learner.save_model, times_s)
+        )
 
     def _hear_verdict(self) -> None:
         """Says what became of a candidate."""
@@ -288,10 +292,18 @@ class Trainer:
             "cycle": dataclasses.asdict(self._cycle),
         }
         rows = {"waiting": self._buffer.columns, "slice": concatenate(self._slice) if self._slice else {}}
-        try:
-            self._checkpoints.save(self.learner.save_state, facts, {**rows, "unserved": self._unserved})
-        except OSError as error:
-            _log.error("no checkpoint, the one before stays: %s", full_disk.told(error) or error)
+        rows["unserved"] = self._unserved
+        _if_there_is_room(
+            "no checkpoint, the one before stays", lambda: self._checkpoints.save(self.learner.save_state, facts, rows)
+        )
+
+
+def _if_there_is_room(otherwise: str, work: typing.Callable[[], None]) -> None:
+    """Writes something that training can go on without, such as on a full disk."""
+    try:
+        work()
+    except OSError as error:
+        _log.error("%s: %s", otherwise, full_disk.told(error) or error)
 
 
 def push_line(number: int, result: typing.Mapping[str, typing.Any], delays: np.ndarray) -> str:
