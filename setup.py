@@ -29,7 +29,7 @@ EXTRAS = {
     ],
     "stream": [
         f"apache-beam==2.74.0; {OLD}", f"apache-beam>=2.74,<2.78; {NEW}",
-        "confluent-kafka>=2.4", "dill>=0.4", "prometheus-client>=0.20", "redis>=5", f"tensorflow-io==0.37.1; {OLD}",
+        "confluent-kafka>=2.4", "dill>=0.4", "prometheus-client>=0.20", "redis>=5",
     ],
     "gpu": ["tensorflow[and-cuda]>=2.16,<2.22"],
 }

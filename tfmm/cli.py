@@ -333,6 +333,20 @@ def _models(given: argparse.Namespace) -> list[typing.Any]:
         return []
 
 
+@main.command(
+    example="tfmm nearline --log run/served.sqlite --models run/models --index run/items.sqlite --workdir run/nearline "
+    "--output run/serving/tfmm",
+    context_settings={"ignore_unknown_options": True},
+    add_help_option=False,
+)
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+def nearline(flags: tuple[str, ...]) -> None:
+    """Train on over impressions as they are served, and push what the gate lets pass."""
+    from serving.nearline import __main__ as nearline_trainer
+
+    nearline_trainer.main(flags, "tfmm nearline")
+
+
 @main.command(example="tfmm stream --events run/events.sqlite --index run/items.sqlite --encoders run/encoders")
 @click.option("--events", "events_url", required=True, help="New item events: a path or a URL (docs/serving.md).")
 @click.option("--index", "index_url", required=True, help="The item index, a path or a URL; made where missing.")

@@ -25,7 +25,6 @@ EXTRA_OF_MODULE = {
     "psutil": "pipeline",
     "redis": "stream",
     "starlette": "serving",
-    "tensorflow_io": "stream",
     "tensorflow_recommenders": "tfrs",
     "tensorflow_serving": "serving",
     "tensorflow_transform": "pipeline",

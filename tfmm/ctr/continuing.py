@@ -56,6 +56,7 @@ def continue_over(
     progress: progress_lib.Progress = progress_lib.silent,
     evaluate: Evaluate = dict,
     evaluations: int = 1,
+    step: loop.StepFn | None = None,
 ) -> tuple[State, list[Line]]:
     """Trains a state on rows in time order, shuffled inside blocks; called again and again, over rows after those.
 
@@ -72,6 +73,8 @@ def continue_over(
         progress: called with the steps done.
         evaluate: further figures for the history, at the end of each epoch.
         evaluations: how often per epoch, at the ends of segments; at the last one always.
+        step: `step_of` this state, which `loop.compiled` made, so that many calls trace it once; it holds the rates of
+            the first of them, so `config.decay_from` must be 1. None: it is made here.
     Returns:
         The state, and a line of history per segment.
     Raises:
@@ -79,6 +82,11 @@ def continue_over(
     """
     if not rows.num_rows:
         raise ValueError("`rows` must hold at least one row to train on. Received: none.")
+    if step is not None and config.decay_from < 1.0:
+        raise ValueError(
+            "`config.decay_from` must be 1 where `step` is given, which is traced with one rate. Received: "
+            f"{config.decay_from}."
+        )
     tables, feature_set, first = state.tables, state.model.feature_set, state.segments
     num_rows = rows.num_rows
     segment_rows = config.block_rows * math.ceil(num_rows / config.block_rows / config.segments)
@@ -98,7 +106,7 @@ def continue_over(
         return sources.dataset(rows, start + order, config.batch_size, hide)
 
     history = loop.run(
-        step_of(state),
+        step or step_of(state),
         segment_data,
         config.epochs * len(starts),
         checkpoint=checkpoint,

@@ -26,6 +26,8 @@ class HeldRate(keras.optimizers.schedules.LearningRateSchedule):
         self.rate, self.steps, self.decay_from, self.first = rate, steps, decay_from, first
 
     def __call__(self, step: typing.Any) -> tf.Tensor:
+        if self.decay_from >= 1.0:  # in steps beyond too, so that a traced step serves the next rows
+            return tf.constant(self.rate, tf.float32)
         step = step - self.first if self.first else step
         left = 1.0 - tf.cast(step, tf.float32) / max(self.steps, 1)
         return self.rate * tf.clip_by_value(left / max(1.0 - self.decay_from, 1.0 / max(self.steps, 1)), 0.0, 1.0)

@@ -7,12 +7,14 @@ seen leaves a gap. So a table only grows, and old rows and their moments are wha
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import re
 import shutil
 import typing
 
 import numpy as np
+import tensorflow as tf
 
 from tfmm import artifacts, preprocessing
 from tfmm import config as config_lib
@@ -45,6 +47,7 @@ class State:
         trained_at: per table of a vocabulary, int64 [rows]: microseconds, through which the last span went that changed
             a row.
         shown: how many rows of training showed an item, in its life, by item id.
+        used: per table of a vocabulary, how many rows have an id, of a state loaded with room for more; {}: all.
     """
 
     model: CTRModel
@@ -53,6 +56,7 @@ class State:
     segments: int = 0
     trained_at: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     shown: dict[int, int] = dataclasses.field(default_factory=dict)
+    used: dict[str, int] = dataclasses.field(default_factory=dict)
     _first_squares: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)  # of what was loaded
 
     @property
@@ -75,6 +79,33 @@ class State:
     def set_rates(self, rate: HeldRate, embedding_rate: float) -> None:
         self._adam.learning_rate = rate
         self._adam.embedding_learning_rate = embedding_rate
+
+    def grow(self, ids: typing.Mapping[str, np.ndarray]) -> bool:
+        """Gives new ids, int64 [n] by vocabulary, the next rows of their tables, as `load` would; False: no room."""
+        own = {name: new for name, new in ids.items() if len(new)}
+        if any(self.used[name] + len(new) > self.model.sizes[name] for name, new in own.items()):
+            return False
+        for name, new in own.items():
+            table, first = self.model.embeddings[name].embeddings, self.used[name]
+            drawn = initial_rows(name, new, table.shape[1], self.model.settings.seed)
+            table.value.scatter_update(tf.IndexedSlices(drawn, np.arange(first, first + len(new))))
+            self.used[name] += len(new)
+        return True
+
+    def kept(self) -> dict[str, list[typing.Any]]:
+        """Returns the values of `variables`, of tables the rows in use alone."""
+        adam, rows = self._adam, dict[int, int]()
+        for name, count in self.used.items():
+            table = self.model.embeddings[name].embeddings
+            of_table = [table]
+            if any(table is one for one in self.model.trainable_variables):
+                place = adam._get_variable_index(table)
+                of_table += [adam._momentums[place], adam._velocities[place]]
+            rows |= {id(one): count for one in of_table}
+        return {
+            group: [one.value[: rows[id(one)]] if id(one) in rows else one for one in variables]
+            for group, variables in self.variables.items()
+        }
 
     def note_span(self, until_us: int, item_ids: np.ndarray) -> None:
         """Notes what was trained since the state was made or loaded: up to when, and of which items, int64 [n]."""
@@ -123,12 +154,13 @@ def save(
     path, model = pathlib.Path(folder), state.model
     (path / artifacts.MANIFEST).unlink(missing_ok=True)  # first: what is left of a killed removal is no state
     shutil.rmtree(path, ignore_errors=True)
-    checkpoint_lib.Checkpoint(path, _VARIABLES, state.variables).save(state.segments)
+    checkpoint_lib.Checkpoint(path, _VARIABLES, state.kept()).save(state.segments)
     preprocessing.copy(model.feature_set, vocabulary_dir, path / VOCABULARY)
     arrays = {f"{_ROWS}{name}": instants for name, instants in state.trained_at.items()}
     shown = np.array(sorted(state.shown.items()), np.int64).reshape(-1, 2)
     np.savez(path / _COUNTS, **arrays, **{_SHOWN: shown})
     described = model.get_config()
+    described["sizes"] = {**described["sizes"], **state.used}
     return artifacts.write_manifest(
         path,
         KIND,
@@ -157,7 +189,11 @@ def read_manifest(folder: Folder) -> dict[str, typing.Any]:
 
 
 def load(
-    folder: Folder, config: CTRConfig, vocabulary_dir: Folder, tables: typing.Mapping[str, ItemVectors]
+    folder: Folder,
+    config: CTRConfig,
+    vocabulary_dir: Folder,
+    tables: typing.Mapping[str, ItemVectors],
+    room: float = 0.0,
 ) -> State:
     """Loads a state into tables that have room for further ids.
 
@@ -169,6 +205,7 @@ def load(
         config: of the training that goes on; in what shapes the model it is the state's.
         vocabulary_dir: vocabularies that begin with the state's.
         tables: item vectors by modality.
+        room: further rows that tables get, as a share of those in use, for `State.grow`; what is saved has none.
     Raises:
         FileNotFoundError: there is no state.
         ValueError: vocabularies or variables are not the state's.
@@ -177,6 +214,8 @@ def load(
     described = manifest["model"]
     feature_set = config_lib.as_config(config_lib.features_lib.FeatureSet, described["feature_set"])
     sizes = preprocessing.load(feature_set, vocabulary_dir).sizes
+    used = {name: sizes[name] for name in feature_set.vocabularies} if room else {}
+    sizes = {**sizes, **{name: size + math.ceil(room * size) for name, size in used.items()}}
     new_ids = _new_ids(feature_set, path / VOCABULARY, vocabulary_dir)
     model = CTRModel(
         config, described["make_config"], feature_set, sizes, described["dims"], described["methods"]
@@ -184,9 +223,9 @@ def load(
     model.build()
     model.freeze_make(manifest["is_make_frozen"])
     for name, ids in new_ids.items():
-        _set_new_rows(name, model.embeddings[name].embeddings, ids, config.seed)
+        _set_new_rows(name, model.embeddings[name].embeddings, ids, config.seed, used.get(name))
     optimizer = optimizer_of(model, config)
-    state = State(model, optimizer, tables, manifest["segments"])
+    state = State(model, optimizer, tables, manifest["segments"], used=used)
     groups = {name: found for name, found in state.variables.items() if name != _SCALE or name in manifest["names"]}
     _assign(path, manifest, groups, sizes)
     with np.load(path / _COUNTS) as file:
@@ -227,11 +266,13 @@ def initial_rows(table: str, ids: np.ndarray, dim: int, seed: int) -> np.ndarray
     return (INITIAL_DEVIATION * normal).astype(np.float32).reshape(len(ids), dim)
 
 
-def _set_new_rows(name: str, table: typing.Any, ids: np.ndarray, seed: int) -> None:
-    """Sets the last rows of a vocabulary's table, those of new ids."""
+def _set_new_rows(name: str, table: typing.Any, ids: np.ndarray, seed: int, used: int | None) -> None:
+    """Sets the last rows in use of a vocabulary's table, those of new ids; `used` is their number, None: all."""
     if len(ids):
-        kept = checkpoint_lib.array_of(table)[: -len(ids)]
-        table.assign(np.concatenate([kept, initial_rows(name, ids, kept.shape[1], seed)]))
+        values = np.array(checkpoint_lib.array_of(table))
+        end = len(values) if used is None else used
+        values[end - len(ids) : end] = initial_rows(name, ids, values.shape[1], seed)
+        table.assign(values)
 
 
 def _assign(

@@ -34,7 +34,8 @@ def judge(
 
     Args:
         run: the gate's bars, and what the examples hold.
-        model_dirs: `id` and `multimodal`, as `click_model.train_click_model` wrote them.
+        model_dirs: `id` and `multimodal`, as `click_model.train_click_model` wrote them; without `id` the
+            multimodal one is held against absolute bars and the model in service alone.
         patterns: examples as the join made them, train and eval.
         output_dir: gets `report.json`, `predictions.parquet` and `verdict.json`, which names what was judged.
         say: is told the verdict with its reasons and warnings, then what was found of each model and encoder.
@@ -49,6 +50,7 @@ def judge(
     models = {name: str(pathlib.Path(folder) / SERVING) for name, folder in model_dirs.items()}
     if in_service_dir is not None:
         models[in_service.NAME] = str(in_service_dir)
+    baseline = ID if ID in model_dirs else MULTIMODAL
     train_pattern, eval_pattern = patterns
     folders = encoders.encoder_folders(encoders_dir)
     probed = encoders.probe_encoders(
@@ -66,12 +68,13 @@ def judge(
         run.feature_set,
         encoders=probed,
         snapshot_dir=snapshot_dir,
+        baseline=baseline,
         index_url=index_url,
         training=trained,
         shown_items=shown_items,
         sliced=slices.Sliced(run.gate.slices, data_dir, run.modality_set, run.data.time_zone),
     )
-    verdict = gate.decide(judged, run.gate, candidate=MULTIMODAL, baseline=ID)
+    verdict = gate.decide(judged, run.gate, candidate=MULTIMODAL, baseline=baseline)
     said = {**dataclasses.asdict(verdict), JUDGED: artifacts.digest(models[MULTIMODAL])}
     (pathlib.Path(output_dir) / VERDICT).write_text(json.dumps(said, indent=2) + "\n")
     for line in [*wording.verdict_lines(said), *wording.report_lines(judged)]:

@@ -46,7 +46,7 @@ def run(
     Args:
         step_fn: takes one element of the dataset, updates variables, returns float [] tensors by name. It is
             compiled with tf.function once per shape: use `drop_remainder=True` where the last batch may be
-            smaller.
+            smaller. What `compiled` made is taken as it is, for callers that run it again and again.
         dataset_for_epoch: int epoch, counted from 0, -> batched tf.data.
         epochs: int >= 0, in all, those before a restart included.
         checkpoint: None trains without a way back.
@@ -68,7 +68,7 @@ def run(
         note = f"{done} of {epochs} parts were trained before, and are taken from {checkpoint.path}"
         progress(stage, steps_done, round(steps_done * max(done, epochs) / done), note=note)
     strategy = tf.distribute.get_strategy()
-    step = compiled(step_fn, strategy)
+    step = step_fn if isinstance(step_fn, tf.types.experimental.PolymorphicFunction) else compiled(step_fn, strategy)
     for epoch in range(done, epochs):
         dataset = dataset_for_epoch(epoch)
         steps_per_epoch = max(int(dataset.cardinality()), 0)

@@ -1,0 +1,140 @@
+"""The near-line trainer reads logs of any source by position: what it learns does not depend on where records lie."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from serving.nearline.logs_of_records import Logs
+from serving.streaming import event_log
+from tfmm.ctr import state as state_lib
+from tfmm.training import checkpoint
+
+REQUESTS, SHOWN = 100, 4
+OPTIONS = ("--window-seconds", "5", "--checkpoint-seconds", "0", "--slice-minutes", "100000")
+
+
+def payloads(records):
+    return [json.dumps(record).encode() for record in records]
+
+
+def wait_for(condition, trainer, timeout_s=400):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline and trainer.process.poll() is None, trainer.said()[-3000:]
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def records(nearline_shop):
+    return nearline_shop.records(100, REQUESTS)
+
+
+@pytest.fixture
+def learned(models, records, start_trainer, tmp_path):
+    """Returns a function that waits until a trainer has learned all records, and returns its weights and facts."""
+    origin = state_lib.read_manifest(models / "models/multimodal/Format-State")["training"]
+
+    def learn(trainer):
+        wait_for(lambda: trainer.rows() == origin["rows"] + REQUESTS * SHOWN, trainer)
+        trainer.stop()
+        facts, folder = trainer.facts()
+        return checkpoint.read(folder / "state/variables")[0], facts
+
+    return learn
+
+
+def require_equal(found, wanted):
+    assert found[1]["training"] == wanted[1]["training"]
+    for name, value in wanted[0].items():
+        np.testing.assert_array_equal(found[0][name], value, err_msg=name)
+
+
+@pytest.mark.timeout(900)
+def test_kafka_whose_broker_goes_away_teaches_the_same_as_one_sqlite_log(
+    make_broker, make_topic, records, learned, start_trainer, tmp_path
+):
+    with event_log.SQLiteEventLog(tmp_path / "served.sqlite") as log:
+        log.append(payloads(records))
+    wanted = learned(start_trainer(tmp_path / "sqlite", "--log", log.path, *OPTIONS))
+    broker = make_broker()
+    requests, labels = make_topic(broker, partitions=2), make_topic(broker, partitions=3)
+    for url, is_request in ((requests, True), (labels, False)):
+        with event_log.open_source(url) as source:
+            for payload in payloads(one for one in records if ("items" in one) == is_request):
+                source.append([payload])
+    trainer = start_trainer(tmp_path / "kafka", "--log", requests, "--log", labels, *OPTIONS)
+    wait_for(lambda: "going on from" in trainer.said(), trainer)
+    broker.kill()
+    time.sleep(3.0)
+    broker.up()
+    require_equal(learned(trainer), wanted)
+    broker.down()
+
+
+@pytest.mark.timeout(900)
+def test_a_folder_and_redis_teach_the_same_as_one_sqlite_log(redis_server, records, learned, start_trainer, tmp_path):
+    with event_log.SQLiteEventLog(tmp_path / "served.sqlite") as log:
+        log.append(payloads(records))
+    wanted = learned(start_trainer(tmp_path / "sqlite", "--log", log.path, *OPTIONS))
+    (tmp_path / "requests").mkdir()
+    folder, stream = f"folder://{tmp_path / 'requests'}", f"redis://127.0.0.1:{redis_server.port}/0?stream=nearline"
+    requests = payloads(one for one in records if "items" in one)
+    with event_log.open_source(folder) as source:
+        for start in range(0, REQUESTS, 25):
+            source.append(requests[start : start + 25])
+    with event_log.open_source(stream) as source:
+        source.append(payloads(one for one in records if "items" not in one))
+    require_equal(learned(start_trainer(tmp_path / "both", "--log", folder, "--log", stream, *OPTIONS)), wanted)
+
+
+class Source:
+    """A log in memory, which may be away."""
+
+    def __init__(self, name, times):
+        self.name, self.times, self.is_away = name, times, False
+
+    def read(self, after, limit):
+        if self.is_away:
+            raise ConnectionError("away")
+        return [event_log.Event(place + 1, b"") for place in range(after, min(after + 2, len(self.times)))]
+
+
+@pytest.fixture
+def two_logs(monkeypatch):
+    sources = {"a": Source("a", [10, 20, 30, 40]), "b": Source("b", [5, 35, 36])}
+    monkeypatch.setattr(event_log, "open_source", sources.__getitem__)
+    return sources, Logs(["a", "b"], {}, poll_s=0.0)
+
+
+def drain(sources, logs, newest):
+    found = []
+    while (read := logs.read(lambda name: newest.get(name, 0))) is not None:
+        name, events = read
+        found.append((name, [event.offset for event in events]))
+        newest[name] = sources[name].times[events[-1].offset - 1]
+    return found
+
+
+def test_the_part_that_is_furthest_behind_is_read_first(two_logs):
+    sources, logs = two_logs
+    assert drain(sources, logs, {}) == [("a", [1, 2]), ("b", [1, 2]), ("a", [3, 4]), ("b", [3])]
+    assert logs.positions == {"a": 4, "b": 3}
+
+
+def test_the_watermark_waits_for_a_log_that_is_away_and_not_for_one_that_has_no_more(two_logs):
+    sources, logs = two_logs
+    newest = {}
+    assert logs.watermark_us(lambda name: newest.get(name, 0), 0) == 0  # nobody has said anything
+    sources["b"].is_away = True
+    drain(sources, logs, newest)
+    assert logs.watermark_us(lambda name: newest.get(name, 0), 0) == 0
+    sources["b"].is_away = False
+    time.sleep(1.1)  # it is tried again after a second
+    drain(sources, logs, newest)
+    before_us = time.time_ns() // 1000
+    assert before_us - 60_000_000 < logs.watermark_us(lambda name: newest.get(name, 0), 0) <= time.time_ns() // 1000
+    sources["a"].is_away = True
+    drain(sources, logs, newest)
+    assert logs.watermark_us(lambda name: newest.get(name, 0), 7) == 40 - 7
