@@ -75,13 +75,24 @@ def _show(snapshot: typing.Any, item: str, modality: str | None, count: int, dat
     from tfmm.data import as_known
     from tfmm.retrieval import similar as similar_lib
 
-    items = None if data_dir is None else as_known.read_table(data_dir, "items", "UTC")
-    terminal = console.Console()
+    if modality is not None and modality not in snapshot.modalities:
+        raise ValueError(f"--modality must be one of {', '.join(snapshot.modalities)}. Received: {modality}.")
+    found, lacking = {}, []
     for name in snapshot.modalities if modality is None else [modality]:
         own = int(item) if item.lstrip("-").isdigit() and int(item) in snapshot[name].ids else item
-        ids, cosines = similar_lib.similar(snapshot[name], own, count)
+        try:
+            found[name] = similar_lib.similar(snapshot[name], own, count)
+        except ValueError as error:
+            lacking.append(f"{name}: {error}")
+    if not found:
+        raise ValueError("\n".join(lacking))
+    items = None if data_dir is None else as_known.read_table(data_dir, "items", "UTC", ["item_id", "title"])
+    terminal = console.Console()
+    for name, (ids, cosines) in found.items():
         rows = [{"item_id": int(one)} for one in ids] if items is None else similar_lib.titles(items, ids)
         shown = table.Table("item", "cosine", "title", title=f"{name}: most similar to {item}", title_justify="left")
         for row, cosine in zip(rows, cosines, strict=True):
             shown.add_row(str(row["item_id"]), f"{cosine:.4f}", markup.escape(str(row.get("title") or "")))
         terminal.print(shown)
+    for line in lacking:
+        terminal.print(line, markup=False, highlight=False)

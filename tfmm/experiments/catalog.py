@@ -8,10 +8,9 @@ import time
 import typing
 
 from tfmm import folder_lock
-from tfmm.assignments import override
 from tfmm.config import RunConfig
 from tfmm.experiments import click_models, encoder_runs, page, tuning
-from tfmm.experiments.experiment import Experiment, Result, carry_out
+from tfmm.experiments.experiment import Experiment, Result, carry_out, with_encoders
 from tfmm.experiments.workspace import Say, Workspace
 from tfmm.marketplace import generator
 from tfmm.stages import run_file
@@ -55,22 +54,30 @@ def run_all(
     Returns:
         The results by name.
     Raises:
-        ValueError: settings or data that an experiment cannot work with.
+        ValueError: settings or data that an experiment cannot work with; of several, the others are carried out.
         BlockingIOError: another process is at work in the folder.
     """
     chosen = {} if tuned_path is None else json.loads(tuned_path.read_text())
-    for_encoders = [setting for row, settings in chosen.items() if row.endswith(tuning.ENCODER) for setting in settings]
-    run, results = override(run, for_encoders), {}
+    for row, settings in chosen.items():
+        if row.endswith(tuning.ENCODER):
+            run = with_encoders(run, row.removesuffix(tuning.ENCODER), **settings)
+    results: dict[str, Result] = {}
     begun = time.monotonic()
     with folder_lock.hold(output_dir):
         data = data_dir or _marketplace(run, output_dir / "marketplace", say)
-        workspace = Workspace(output_dir / "artifacts", data, lambda line: None, progress)
+        workspace = Workspace(output_dir / "artifacts", data, lambda line: say(f"  {line}"), progress)
         for number, name in enumerate(names):
             left = budget_minutes * 60.0 - (time.monotonic() - begun)
             until = time.monotonic() + left / (len(names) - number)
             experiment = EXPERIMENTS[name]
             many = range(run.seed, run.seed + seeds)
-            result, how = carry_out(experiment, run, workspace, many, say, chosen, until)
+            try:
+                result, how = carry_out(experiment, run, workspace, many, say, chosen, until)
+            except ValueError as error:
+                if len(names) == 1:
+                    raise
+                say(f"{name} was left out: {error}")
+                continue
             how |= {"command": command, "data": "the marketplace" if data_dir is None else str(data_dir)}
             folder = output_dir / name
             page.write(folder, experiment, result, how)

@@ -144,6 +144,8 @@ def _figure6b_cells(basis: Basis) -> list[Cell]:
 
 
 def _figure6b(found: Found) -> Result:
+    if {ID, BOTH} - set(found.facts):
+        return Result({}, [])
     rows = found.held_out
     pattern = examples.patterns(found.workspace.examples(found.run))[0]
     shown = read_columns(example_files(pattern), found.run.feature_set, ("item_id",))["item_id"]

@@ -17,6 +17,7 @@ from tfmm.experiments.workspace import SCL, SCORES, Say, Workspace, read_facts
 
 Facts = dict[str, typing.Any]
 ID, BOTH = "ID", "simtier+make"  # rows: of ids alone, and of the paper's two methods together
+NO_BANK: typing.Any = {"bank": "ours", "memory_bank_size": 0, "in_batch_negatives": True}  # settings of an encoder
 
 
 class Cell(typing.NamedTuple):
@@ -44,7 +45,7 @@ class Basis(typing.NamedTuple):
 
     run: RunConfig
     workspace: Workspace
-    chosen: typing.Mapping[str, typing.Sequence[str]] = {}
+    chosen: typing.Mapping[str, typing.Any] = {}
 
     def click_cell(self, row: str, run: RunConfig, vectors: str | None = SCL, **more: typing.Any) -> Cell:
         """Returns the cell of a click model, tuned where it was; of ids alone where `vectors` is None.
@@ -89,7 +90,7 @@ class Result:
     figures: tuple[Figure, ...] = ()
     notes: tuple[str, ...] = ()
     paper: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
-    chosen: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    chosen: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
 
 
 class Found:
@@ -141,7 +142,7 @@ def carry_out(
     workspace: Workspace,
     seeds: typing.Sequence[int],
     say: Say,
-    chosen: typing.Mapping[str, typing.Sequence[str]] | None = None,
+    chosen: typing.Mapping[str, typing.Any] | None = None,
     until: float = float("inf"),
 ) -> tuple[Result, Facts]:
     """Makes the cells, all rows of a seed before the next seed, and says what they found.
@@ -155,10 +156,11 @@ def carry_out(
         chosen: settings that were tuned, see `Basis`.
         until: no further cell is begun after this, in seconds of `time.monotonic`.
     Returns:
-        The result; `seeds`, `cells` and `left_out` (names of cells that there was no time for), `minutes`, and the
-        `folders` of artifacts, per row and seed.
+        The result; `seeds`, `cells` and `left_out` (names of cells that there was no time for), the `minutes`
+        that making its artifacts took, whenever that was, and their `folders`, per row and seed.
     """
-    found, left_out, begun, count = Found(run, workspace), [], time.monotonic(), 0
+    found, left_out, count = Found(run, workspace), [], 0
+    workspace.used.clear()
     for seed in seeds:
         for cell in experiment.cells(Basis(run.with_seed(seed), workspace, chosen or {})):
             if time.monotonic() > until:
@@ -173,31 +175,44 @@ def carry_out(
     if left_out:
         note = f"There was no time for {len(left_out)} cells: {'; '.join(left_out)}."
         result = dataclasses.replace(result, notes=(*result.notes, note))
-    minutes = round((time.monotonic() - begun) / 60.0, 2)
+    minutes = round(workspace.seconds() / 60.0, 2)
     folders = {row: [facts.get("folder", "") for facts in cells] for row, cells in found.facts.items()}
     return result, {"seeds": list(seeds), "cells": count, "left_out": left_out, "minutes": minutes, "folders": folders}
 
 
-def encoder_cell(row: str, run: RunConfig, modality: str) -> Cell:
-    """Returns the cell of one encoder: what its manifest says."""
+def encoder_cell(
+    row: str,
+    run: RunConfig,
+    modality: str,
+    pairs: typing.Callable[[Workspace], pathlib.Path] | None = None,
+) -> Cell:
+    """Returns the cell of one encoder: what its manifest says; of the run's pairs, or of those that `pairs` returns."""
 
     def make(workspace: Workspace) -> Facts:
-        folder = workspace.encoder(run, modality) / modality
+        folder = workspace.encoder(run, modality, pairs(workspace) if pairs else None) / modality
         history = json.loads((folder / "history.json").read_text())
         return {**json.loads((folder / "manifest.json").read_text()), "folder": str(folder), "history": history}
 
     return Cell(row, run.seed, make)
 
 
-def with_encoders(run: RunConfig, **settings: typing.Any) -> RunConfig:
-    """Returns the run with settings of every encoder that is trained.
+def with_encoders(run: RunConfig, modality: str | None = None, **settings: typing.Any) -> RunConfig:
+    """Returns the run with settings of every encoder that is trained, or of one modality's.
 
     >>> with_encoders(RunConfig(), triplet_weight=0.0).text.triplet_weight
     0.0
+    >>> with_encoders(RunConfig(), "image", dim=32).text.dim
+    64
     """
     modalities = tuple(
-        dataclasses.replace(one, settings={**one.settings, **settings}) if one.is_trained else one
+        dataclasses.replace(one, settings={**one.settings, **settings})
+        if one.is_trained and modality in (None, one.name)
+        else one
         for one in run.modalities
     )
-    image, text = (dataclasses.replace(one, **settings) for one in (run.image, run.text))
-    return dataclasses.replace(run, image=image, text=text, modalities=modalities)
+    bases = {
+        name: dataclasses.replace(getattr(run, name), **settings)
+        for name in ("image", "text")
+        if not modalities and modality in (None, name)
+    }
+    return dataclasses.replace(run, modalities=modalities, **bases)

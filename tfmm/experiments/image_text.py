@@ -6,6 +6,7 @@ and no search, no purchase.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import typing
@@ -22,6 +23,7 @@ from tfmm.modalities import ModalitySet
 from tfmm.pretrain import accuracy
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.pretrain.pair_table import ContentTable, read_pairs
+from tfmm.pretrain.plan import make_plan
 from tfmm.pretrain.scl import make_optimizer
 from tfmm.pretrain.train import Heldout
 from tfmm.training import loop
@@ -42,7 +44,8 @@ def fit(
     """Trains an image and a text encoder on the catalog's pictures and titles, and judges each on held-out pairs.
 
     The loss is InfoNCE over the batch, picture to title and title to picture, with one learnable temperature. Items
-    that are positives of a held-out pair are left out, as they are of SCL. As many pairs are seen as SCL would see.
+    that are positives of a held-out pair are left out, as they are of SCL. As many pairs are seen as SCL would see, and
+    both have the image encoder's dim. The catalog's pictures and titles are read at once.
 
     Args:
         configs: of modalities `image` and `text`.
@@ -58,21 +61,23 @@ def fit(
     """
     pairs = {side: read_pairs(_file(pairs_dir, side, "train")) for side in SIDES}
     columns = [modality_set[side].content for side in SIDES]
-    items = as_known.read_table(os.fspath(data_dir), "items", time_zone, ["item_id", *columns], schema.TABLES)
+    tables = schema.documented(modality_set)
+    items = as_known.read_table(os.fspath(data_dir), "items", time_zone, ["item_id", *columns], tables)
     held_out = np.concatenate([read_pairs(_file(pairs_dir, side, "heldout")).item_ids for side in SIDES])
     kept = ~np.isin(fingerprint(items["item_id"].to_pylist()), held_out)
-    encoders = {side: make_encoder(configs[side]) for side in SIDES}
-    tables = {
+    encoders = {side: make_encoder(dataclasses.replace(configs[side], dim=configs[IMAGE].dim)) for side in SIDES}
+    contents = {
         side: ContentTable(encoders[side], [value or b"" for value in items[column].to_pylist()])
         for side, column in zip(SIDES, columns, strict=True)
     }
-    rows = np.flatnonzero(kept & np.all([table.valid for table in tables.values()], axis=0))
+    rows = np.flatnonzero(kept & np.all([table.valid for table in contents.values()], axis=0))
     if len(rows) < 2:
         raise ValueError(f"At least two items must have a picture and a title. Received: {len(rows)}.")
-    image = configs[IMAGE]
+    image, of = configs[IMAGE], pairs[IMAGE]
+    plan = make_plan(image, of.query, of.positive, of.item_ids)
     batch_size = min(image.batch_size, len(rows))
-    steps = max(1, image.epochs * len(pairs[IMAGE]) // batch_size)
-    _train(image, encoders, tables, rows, batch_size, steps, progress)
+    steps = max(1, plan.epochs * plan.pairs_per_epoch // batch_size)
+    _train(image, encoders, contents, rows, batch_size, steps, progress)
     return {side: accuracy.at_n(Heldout(encoders[side], _file(pairs_dir, side, "heldout")).ranks()) for side in SIDES}
 
 

@@ -12,7 +12,7 @@ import typing
 import keras
 import numpy as np
 
-from tfmm import artifacts, config, preprocessing, source
+from tfmm import artifacts, config, own_classes, preprocessing, source
 from tfmm.config import RunConfig, SCLConfig
 from tfmm.ctr import integrations
 from tfmm.ctr import model as model_lib
@@ -57,7 +57,8 @@ class Workspace:
     ):
         self.folder, self.data_dir = pathlib.Path(folder), pathlib.Path(data_dir)
         self.say, self.progress = say, progress
-        self._basis = (_data_digest(self.data_dir), source.digest_of(__name__))
+        self.used: set[pathlib.Path] = set()  # artifacts that were asked for
+        self._basis = (_data_digest(self.data_dir, self.folder.resolve().parent), source.digest_of(__package__))
         self._modalities: dict[str, tuple[str, ...]] = {}
 
     def modalities(self, run: RunConfig) -> tuple[str, ...]:
@@ -77,9 +78,9 @@ class Workspace:
         settings = self._read_by("pairs", run)
         return self.made("pairs", settings, [], lambda folder: pairs.make_pairs(run, self.data_dir, folder, self.say))
 
-    def encoder(self, run: RunConfig, modality: str) -> pathlib.Path:
-        """Returns the folder that holds one trained encoder, by its modality's name."""
-        found = self.pairs(run)
+    def encoder(self, run: RunConfig, modality: str, pairs_dir: pathlib.Path | None = None) -> pathlib.Path:
+        """Returns the folder that holds one encoder, by its modality's name, of the run's pairs or of others."""
+        found = pairs_dir or self.pairs(run)
 
         def write(folder: pathlib.Path) -> None:
             checkpoints = self._checkpoints(folder)
@@ -149,7 +150,8 @@ class Workspace:
     def click_model(self, run: RunConfig, vectors: pathlib.Path | None, **more: typing.Any) -> pathlib.Path:
         """Returns the folder of a click model, of ids alone where `vectors` is None, with its held-out scores.
 
-        `scores.npy` is float32 [n] in time order; `facts.json` has its metrics, parameters and training rows a second.
+        `scores.npy` is float32 [n] in time order; `facts.json` has its metrics, parameters (a frozen MAKE's among them)
+        and training rows a second (the median of the segments).
 
         Args:
             run: the settings.
@@ -162,20 +164,20 @@ class Workspace:
         parents = [folder for folder in (rows, vectors, extractor) if folder is not None]
 
         def write(folder: pathlib.Path) -> None:
-            started = time.monotonic()
             manifest = ctr_train.train(
                 run.ctr, *examples.patterns(rows), rows / examples.VOCABULARY, folder / "model", run.feature_set,
                 modalities=self.modalities(run) if vectors else (), methods=run.methods if vectors else (),
                 snapshot_dir=vectors, make_dir=extractor, training=run.training,
                 checkpoint_dir=self._checkpoints(folder), progress=self.progress, **more,
             )  # fmt: skip
-            seconds = time.monotonic() - started
             model = model_lib.load_model(folder / "model")
             tables = item_vectors.load_vectors(vectors, self.modalities(run)) if vectors else {}
             np.save(folder / SCORES, ctr_train.predict(model, tables, self.held_out(run, tables)))
+            history = json.loads((folder / "model" / "history.json").read_text())
             facts = {
-                "parameters": int(sum(np.prod(v.shape) for v in model.trainable_variables)),
-                "rows_per_s": run.ctr.epochs * self.training_rows(run).num_rows / seconds,
+                "parameters": int(sum(np.prod(v.shape) for v in model.variables)),
+                "rows_per_s": run.ctr.batch_size
+                * float(np.median([line["steps"] / line["seconds"] for line in history])),
                 "bytes_per_item": sum(table.dim + 4 for table in tables.values()),
                 **manifest["metrics"],
             }
@@ -217,6 +219,7 @@ class Workspace:
         """
         key = artifacts.fingerprint(stage, settings, [parent.name for parent in parents], self._basis)
         folder = self.folder / stage / key
+        self.used.add(folder)
         if (folder / MADE).exists():
             return folder
         shutil.rmtree(folder, ignore_errors=True)  # half of one; what a training has learned lies in `checkpoints`
@@ -230,16 +233,23 @@ class Workspace:
         shutil.rmtree(self._checkpoints(folder), ignore_errors=True)
         return folder
 
+    def seconds(self) -> float:
+        """Returns how long it took to make the artifacts that were asked for, whenever that was."""
+        return sum(json.loads((folder / MADE).read_text())["seconds"] for folder in self.used)
+
     def _read_by(self, stage: str, run: RunConfig) -> dict[str, typing.Any]:
-        """Returns the settings that a stage reads."""
-        return {name: config.to_dict(run)[name] for name in run_file.STAGES[stage].reads}
+        """Returns the settings that a stage reads, and a digest of the sources of own classes that they name."""
+        own = run.ctr.model, *(one.name for one in run.methods), *(one.encoder for one in run.modalities)
+        settings = {name: config.to_dict(run)[name] for name in run_file.STAGES[stage].reads}
+        return {**settings, "own": own_classes.source_digest(own)}
 
     def _checkpoints(self, folder: pathlib.Path) -> pathlib.Path:
         return self.folder / CHECKPOINTS / folder.name
 
 
 def _settings(run: RunConfig, modality: str) -> typing.Any:
-    return config.to_dict(run.encoders([modality])[modality]), config.to_dict(run.training)
+    settings = run.encoders([modality])[modality]
+    return config.to_dict(settings), config.to_dict(run.training), own_classes.source_digest([settings.encoder])
 
 
 def read_facts(folder: pathlib.Path) -> dict[str, typing.Any]:
@@ -258,8 +268,13 @@ def _draw(of: pathlib.Path, folder: pathlib.Path, seed: int) -> None:
         np.save(path / "scales.npy", scales)
 
 
-def _data_digest(data_dir: pathlib.Path) -> str:
-    files = sorted(path for path in data_dir.rglob("*") if path.is_file())
-    return artifacts.fingerprint(
-        [(str(path.relative_to(data_dir)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    )
+def _data_digest(data_dir: pathlib.Path, output_dir: pathlib.Path) -> str:
+    """Returns a hash of names, sizes and times of change of the data's files, links followed; not of the output's."""
+    files = []
+    for folder, names, found in os.walk(data_dir, followlinks=True):
+        here = pathlib.Path(folder)
+        names[:] = sorted(name for name in names if (here / name).resolve() != output_dir and not name.startswith("."))
+        for name in sorted(found):
+            facts = (here / name).stat()
+            files.append((str((here / name).relative_to(data_dir)), facts.st_size, facts.st_mtime_ns))
+    return artifacts.fingerprint(files)

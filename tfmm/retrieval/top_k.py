@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import typing
@@ -28,15 +29,15 @@ def export(
     """Writes the SavedModel, in a process of its own; `output_dir` is a version folder for TF Serving.
 
     Signatures: `serving_default`, from `vectors` float32 [B, D], and `similar_items`, from `item_ids` int64 [B] as the
-    index has them (an unknown one is answered as a vector of zeros); both give `item_ids` int64 [B, K] and `scores`
-    float32 [B, K], cosines where vectors have length 1, the most similar first.
+    index has them (the item itself is the first answer; an unknown one is answered with zeros); both give `item_ids`
+    int64 [B, K] and `scores` float32 [B, K], cosines where vectors have length 1, the most similar first.
 
     Args:
         snapshot_dir: of the item index.
         output_dir: made where missing.
         modality: whose vectors.
-        kind: brute_force compares with all items in one product, B x items floats; streaming in batches of 4,096, in
-            bounded memory.
+        kind: brute_force compares with all items in one product, B x items floats a request; streaming in batches of
+            4,096. It holds the vectors in the graph, which ends at 2 GB: some 4 million items at D=64.
         count: K.
     Raises:
         ValueError: an unknown kind or modality, or it failed; with its last lines.
@@ -68,7 +69,7 @@ def _write(snapshot_dir: pathlib.Path, output_dir: pathlib.Path, modality: str, 
     import numpy as np
     import tensorflow as tf
 
-    from tfmm import extras
+    from tfmm import artifacts, extras
     from tfmm.index import snapshot
 
     tfrs = extras.require("tensorflow_recommenders", "tfrs")
@@ -99,12 +100,16 @@ def _write(snapshot_dir: pathlib.Path, output_dir: pathlib.Path, modality: str, 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, name="item_ids")])
         def by_items(self, item_ids: typing.Any) -> dict[str, typing.Any]:
             place = tf.minimum(tf.searchsorted(self.ids, item_ids), len(ids) - 1)  # ids of a snapshot ascend
-            known = tf.cast(tf.gather(self.ids, place) == item_ids, tf.float32)
-            return self.by_vectors(tf.gather(self.vectors, place) * known[:, None])
+            known = tf.gather(self.ids, place) == item_ids
+            found = self.by_vectors(tf.gather(self.vectors, place))
+            return {name: tf.where(known[:, None], values, tf.zeros_like(values)) for name, values in found.items()}
 
     module = Similar()
     signatures = {"serving_default": module.by_vectors, "similar_items": module.by_items}
-    tf.saved_model.save(module, str(output_dir), signatures=signatures)
+    with artifacts.under_construction(output_dir) as building:  # no server sees half of it
+        tf.saved_model.save(module, str(building), signatures=signatures)
+        shutil.rmtree(output_dir, ignore_errors=True)
+        building.replace(output_dir)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Experiments end to end on a marketplace of a few hundred rows."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -12,10 +13,14 @@ from click.testing import CliRunner
 
 from tfmm import cli, cli_experiments, presets
 from tfmm.assignments import override
+from tfmm.config import Method
 from tfmm.experiments import catalog, content_baselines, image_text, tuning
+from tfmm.experiments.experiment import Basis, Found, Result, with_encoders
 from tfmm.experiments.workspace import MADE, RANDOM, SCL, UNTRAINED, Workspace
+from tfmm.features import Feature
 from tfmm.index import snapshot
 from tfmm.marketplace import generator
+from tfmm.modalities import Modality
 
 SETTINGS = [
     "marketplace.num_items=60", "marketplace.new_items_per_day=4", "marketplace.num_users=60", "marketplace.num_days=2",
@@ -105,7 +110,95 @@ def test_the_validation_split_has_no_row_of_the_held_out_ones(run, workspace):
     assert kept == np.sum(workspace.training_rows(run).column("timestamp") < first) < everything
 
 
+def linked(data, folder, **tables):
+    """A data folder of links into another, as a lake has them; `tables` replace some."""
+    folder.mkdir()
+    for path in data.iterdir():
+        if path.name not in tables and path.is_file():
+            (folder / path.name).symlink_to(path)
+    for name, table in tables.items():
+        pq.write_table(table, folder / f"{name}.parquet")
+    return folder
+
+
+def test_the_validation_split_writes_nothing_through_the_links_of_a_data_folder(run, output, data, tmp_path):
+    before = pq.read_table(data / "impressions.parquet")
+    folder = linked(data, tmp_path / "links")
+    inside = tuning.validation(Workspace(output / "artifacts", folder, say=lambda line: None), run)
+    assert pq.read_table(data / "impressions.parquet").equals(before)
+    assert len(pq.read_table(inside.data_dir / "impressions.parquet")) < len(before)
+    assert not (inside.data_dir / "impressions.parquet").is_symlink()
+
+
+def test_the_validation_split_follows_the_split_of_the_table_and_keeps_columns_of_folders(run, output, data, tmp_path):
+    rows = pq.read_table(data / "impressions.parquet")
+    split = np.where(np.arange(len(rows)) % 5 == 4, "eval", "train")
+    folder = linked(data, tmp_path / "data", items=pq.read_table(data / "items.parquet"))
+    (folder / "impressions.parquet").unlink()
+    for city in ("Lyon", "Oslo"):
+        of = np.arange(len(rows)) % 2 == (city == "Oslo")
+        (folder / "impressions" / f"city={city}").mkdir(parents=True)
+        part = rows.append_column("split", pa.array(split)).filter(pa.array(of))
+        pq.write_table(part, folder / "impressions" / f"city={city}" / "0.parquet")
+    declared = dataclasses.replace(run, features=(*run.features, Feature("city", "context")))
+    inside = tuning.validation(Workspace(output / "artifacts", folder, say=lambda line: None), declared)
+    kept = pq.read_table(inside.data_dir / "impressions.parquet")
+    assert len(kept) == (split == "train").sum() and "split" not in kept.column_names
+    assert set(kept["city"].to_pylist()) == {"Lyon", "Oslo"}
+    assert inside.held_out(declared).num_rows > 0 < inside.training_rows(declared).num_rows
+
+
+def test_encoders_are_tuned_on_no_item_that_is_held_out(run, workspace):
+    for modality in ("image", "text"):
+        folder = tuning.validation_pairs(workspace, run, modality) / modality
+        outer = pq.read_table(workspace.pairs(run) / modality / "heldout.parquet")["positive_item_id"].to_pylist()
+        inner = {name: pq.read_table(folder / f"{name}.parquet") for name in ("train", "heldout")}
+        items = {name: set(table["positive_item_id"].to_pylist()) for name, table in inner.items()}
+        assert items["train"] and items["heldout"]
+        assert not items["train"] & items["heldout"] and not set(outer) & (items["train"] | items["heldout"])
+
+
+@pytest.mark.parametrize("bank", ["ours", "paper"])
+@pytest.mark.parametrize("name", catalog.EXPERIMENTS)
+def test_cells_are_of_settings_that_hold_whatever_bank_the_run_has(run, workspace, name, bank):
+    changed = with_encoders(run, bank=bank)
+    cells = catalog.EXPERIMENTS[name].cells(Basis(changed, workspace))
+    assert len({cell.row for cell in cells}) == len(cells) > 1
+
+
+@pytest.mark.parametrize("name", [name for name in catalog.EXPERIMENTS if name != "tune"])
+def test_what_is_left_of_an_experiment_without_most_of_its_cells_is_a_page(run, workspace, name):
+    experiment = catalog.EXPERIMENTS[name]
+    first = experiment.cells(Basis(run, workspace))[0]
+    found = Found(run, workspace)
+    found.facts[first.row] = [first.make(workspace)]
+    assert isinstance(experiment.result(found), Result)
+
+
+def test_settings_of_one_modality_reach_its_encoder_alone_declared_or_not(run):
+    declared = (
+        Modality("picture", "image", column="image", query_column="query_image", settings={"batch_size": 32}),
+        Modality("title", "text", query_column="query_text"),
+    )
+    for changed in (run, dataclasses.replace(run, modalities=declared)):
+        names = [one.name for one in changed.modalities] or ["image", "text"]
+        tuned = with_encoders(changed, names[0], batch_size=17)
+        sizes = {name: one.batch_size for name, one in tuned.encoders(names).items()}
+        assert sizes[names[0]] == 17 and sizes[names[1]] == changed.encoders(names)[names[1]].batch_size
+
+
+def test_the_source_of_an_own_method_is_part_of_a_key(run, workspace, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from tfmm.ctr import integrations\n\n\nclass Own(integrations.SimTier):\n    pass\n"
+    (tmp_path / "own_method_of_experiments.py").write_text(source)
+    own = dataclasses.replace(run, methods=(Method("own_method_of_experiments:Own"),))
+    before = workspace._read_by("multimodal_model", own)
+    (tmp_path / "own_method_of_experiments.py").write_text(source + "\n# changed\n")
+    assert workspace._read_by("multimodal_model", own) != before
+
+
 def test_what_tune_chooses_is_what_the_tables_take(run, output, data, monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "MIN_ROWS", 10)
     monkeypatch.setattr(tuning, "CLICK_MODELS", (("ctr.learning_rate=0.001",), ("ctr.learning_rate=0.004",)))
     monkeypatch.setattr(tuning, "METHODS", {"simtier": ("simtier",)})
     monkeypatch.setattr(tuning, "ENCODERS", ({"batch_size": 32}, {"batch_size": 16}))

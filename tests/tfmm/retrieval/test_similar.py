@@ -87,6 +87,7 @@ def test_the_command_shows_ids_cosines_and_titles(index_path, tmp_path):
         (["--index", "{index}"], "Name an ITEM to look at, or --export"),
         (["--index", "{index}", "--export", "out"], "--export needs --snapshot"),
         (["5", "--index", "{index}"], "must have a vector in the index"),
+        (["103", "--index", "{index}", "--modality", "sound"], "--modality must be one of image. Received: sound"),
     ],
 )
 def test_a_command_that_lacks_something_says_what(index_path, words, said):
@@ -112,7 +113,8 @@ def test_the_exported_index_answers_as_the_command_does_where_tf_serving_loads_i
         by_vector = loaded("serving_default", {"vectors": vectors}, ("item_ids", "scores"))
     assert set(by_item["item_ids"][0, :2].tolist()) == set(TWIN)  # itself, and its equal
     assert by_item["item_ids"][0, 2:].tolist() == wanted[2:]
-    np.testing.assert_allclose(by_item["scores"][1], 0.0)  # unknown
+    assert not by_item["scores"][1].any() and not by_item["item_ids"][1].any()  # unknown
+    assert [path.name for path in (tmp_path / "similar").iterdir()] == ["1"]
     np.testing.assert_allclose(by_vector["scores"], by_item["scores"][:1], atol=1e-6)
 
 
