@@ -243,6 +243,7 @@ class ParquetFolder:
         self._folder, self._rotate_s, self._table = pathlib.Path(path), rotate_s, table
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lines: io.FileIO | None = None
+        self._path = self._folder  # of the lines
         self._due = 0.0
         for left in sorted(self._folder.glob(".*.jsonl")):
             self._recover(left)
@@ -268,15 +269,16 @@ class ParquetFolder:
 
     def _begin(self) -> io.FileIO:
         path = self._folder / f".{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl"
-        self._lines = io.FileIO(path, "w")
-        fcntl.flock(self._lines, fcntl.LOCK_EX)  # until this process ends, however it does
-        self._due = time.monotonic() + self._rotate_s
-        return self._lines
+        new = path.with_suffix(".new")  # until it is locked, a name that no other process recovers
+        lines = io.FileIO(new, "x")
+        fcntl.flock(lines, fcntl.LOCK_EX)  # until this process ends, however it does
+        new.rename(path)
+        self._lines, self._path, self._due = lines, path, time.monotonic() + self._rotate_s
+        return lines
 
     def _rotate(self) -> None:
-        lines = typing.cast(io.FileIO, self._lines)
-        self._convert(pathlib.Path(os.fspath(lines.name)))
-        lines.close()
+        self._convert(self._path)
+        typing.cast(io.FileIO, self._lines).close()
         self._lines = None
 
     def _convert(self, lines: pathlib.Path) -> None:

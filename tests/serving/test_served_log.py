@@ -1,5 +1,6 @@
 """The log's files: whole whenever they are seen, and nothing lost by a full disk or a process that was killed."""
 
+import fcntl
 import json
 import os
 import signal
@@ -132,3 +133,23 @@ def test_a_record_that_cannot_be_made_takes_no_other_along(tmp_path):
     put(log, [1])
     log.close()
     assert ids(tmp_path) == [1] and log.counts["lost"] == 1
+
+
+def test_another_server_on_the_folder_leaves_a_file_that_is_being_begun(tmp_path, monkeypatch):
+    """It starts after the file was made, and before it is locked."""
+    locks, folders = fcntl.flock, []
+
+    def late(file, kind):
+        if not folders:
+            folders.append(None)
+            served_log.Log("served", str(tmp_path)).close()
+        locks(file, kind)
+
+    monkeypatch.setattr(served_log, "_RETRY_S", 0.01)
+    monkeypatch.setattr(served_log.fcntl, "flock", late)
+    log = served_log.Log("served", str(tmp_path))
+    monkeypatch.setattr(served_log, "_STOP_S", 0.5)
+    put(log, range(3))
+    log.close()
+    assert folders and ids(tmp_path) == [0, 1, 2] and not list(tmp_path.glob(".*"))
+    assert log.counts["failures"] == log.counts["lost"] == 0
