@@ -9,6 +9,7 @@ import re
 import time
 import typing
 import uuid
+from concurrent import futures
 
 import numpy as np
 import pyarrow as pa
@@ -38,8 +39,8 @@ class Logs(typing.NamedTuple):
         return [*self.requests, *([self.changes] if self.changes else [])]
 
     def close(self) -> None:
-        for log in self.all():
-            log.close()
+        with futures.ThreadPoolExecutor() as pool:  # one that is away does not delay the others
+            list(pool.map(served_log.Log.close, self.all()))
 
 
 def from_flags(flags: typing.Any) -> Logs:
