@@ -13,7 +13,9 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving import served_log
+from serving.client import PredictError
 from serving.logging_client import LoggingClient
+from serving.model_server.config import ModelConfig
 from serving.model_server.logged import Logs
 from serving.model_server.servable import Servable
 from serving.served_record import REQUEST_ID
@@ -181,3 +183,17 @@ def test_a_client_logs_for_a_server_that_does_not(serving_at, click_model, tmp_p
     assert (theirs.request_id, ours.request_id) == ("by-the-server", "by-the-client")
     np.testing.assert_array_equal(np.float32(ours.scores), scores)
     assert dataclasses.replace(ours, request_id=theirs.request_id, time=theirs.time) == theirs
+
+
+def test_a_client_that_logs_asks_for_a_version_by_its_label(serving_at, click_model, tmp_path):
+    log = served_log.Log("served", str(tmp_path / "log"))
+    models = (ModelConfig("tfmm", str(click_model), labels=(("stable", 1),)),)
+    user = {name: values[0] for name, values in USER.items()}
+    with serving_at(click_model, models=models) as server, LoggingClient(server["grpc"], log=log) as client:
+        scores = client.rank(user, {"item_id": ITEMS}, version="stable", request_id="labelled")
+        with pytest.raises(PredictError, match="canary"):
+            client.rank(user, {"item_id": ITEMS}, version="canary")
+    log.close()
+    one = records(tmp_path / "log")["labelled"]
+    assert one.version == 1
+    np.testing.assert_array_equal(np.float32(one.scores), scores)
