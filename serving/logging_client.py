@@ -18,6 +18,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from serving import client, served_log, served_record
+from serving import versions as versions_lib
+from serving.versions import Version
 from tfmm.export.signatures import LOGGED
 
 
@@ -38,7 +40,7 @@ class LoggingClient(client.RankingClient):
         user: typing.Mapping[str, client.Value],
         candidates: typing.Mapping[str, typing.Iterable[client.Value]],
         *,
-        version: int | None = None,
+        version: Version = None,
         request_id: str | None = None,
     ) -> np.ndarray:
         """As `RankingClient.rank`; `request_id` is the record's, by which events tell what was shown; None: a new one.
@@ -50,13 +52,12 @@ class LoggingClient(client.RankingClient):
         return self._ranked(user, candidates, version, predict)["score"]
 
     def _predict_logged(
-        self, request_id: str, inputs: typing.Mapping[str, np.ndarray], signature: str, *, version: int | None
+        self, request_id: str, inputs: typing.Mapping[str, np.ndarray], signature: str, *, version: Version
     ) -> dict[str, np.ndarray]:
         request = predict_pb2.PredictRequest()
         request.model_spec.name = self._model_name
         request.model_spec.signature_name = signature if self._log is None else LOGGED[signature]
-        if version is not None:
-            request.model_spec.version.value = version
+        versions_lib.choose(request.model_spec, version)
         for name, value in inputs.items():
             request.inputs[name].CopyFrom(tf.make_tensor_proto(np.asarray(value)))
         call = functools.partial(

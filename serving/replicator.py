@@ -73,7 +73,7 @@ class _Follower(threading.Thread):
         self._replicator = replicator
         self._replica = Replica(target, replicator.model_name, access=replicator.access)
         self._index = store.open_store(replicator.index)
-        self._gate = CoverageGate(self._index, replicator.min_coverage)
+        self._gate = CoverageGate(self._index, replicator.index, replicator.min_coverage)
         self._versions: dict[int, dict[str, _Table]] = {}
         self._waiting: dict[int, int] = {}  # versions not served yet, with the change that they need
         self._next_refresh = 0.0
@@ -99,6 +99,7 @@ class _Follower(threading.Thread):
                 if wait_s:
                     stop.wait(wait_s)
         finally:
+            self._gate.close()
             self._replica.close()
             self._index.close()
 

@@ -35,6 +35,7 @@ ROTATE_BYTES = 1 << 24  # of JSON, after which a file is closed
 _BATCH = 256  # records that are appended together
 _RETRY_S = 1.0
 _STOP_S = 10.0  # for what is waiting, when a server ends
+_LAST_S = 5.0  # for the call that is under way then
 _log = logging.getLogger("serving.served_log")
 Record = typing.Callable[[], typing.Mapping[str, typing.Any]]  # makes it in the writer's thread
 
@@ -89,6 +90,7 @@ class Log:
         self._sink = _open(url, rotate_s, table)
         self._places = threading.Semaphore(max_waiting)
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._at_hand = 0  # records that the writer has taken
         self._stops_at: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"log {name}", daemon=True)
         self._thread.start()
@@ -131,15 +133,19 @@ class Log:
         """Writes what waits, and ends; what cannot be written in time is lost, and said."""
         self._stops_at = time.monotonic() + _STOP_S
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(_STOP_S + _LAST_S)
+        if self._thread.is_alive():  # in a call that hangs; it ends with the process
+            self._lose(self._at_hand + max(0, self._queue.qsize() - 1))
 
     def _run(self) -> None:
         ends = False
         while not ends:
             batch, ends = self._taken()
             payloads = [payload for payload in map(self._payload, batch) if payload is not None]
+            self._at_hand = len(payloads)
             if payloads:
                 self._write(functools.partial(self._sink.append, payloads), len(payloads))
+            self._at_hand = 0
             if batch:
                 self._places.release(len(batch))
             self._write(self._sink.rotate_where_due, 0)
@@ -166,7 +172,7 @@ class Log:
 
     def _write(self, write: typing.Callable[[], object], count: int) -> None:
         """Calls until it succeeds, as a full disk or a lost broker may pass; once a server ends, for a while."""
-        while True:
+        while not (count and self._is_over()):  # what is only tidied up gets a try even then
             try:
                 write()
                 self.counts["written"] += count
@@ -174,11 +180,18 @@ class Log:
             except Exception as error:
                 self.counts["failures"] += 1
                 _log.error("%s log cannot be written, and is tried again: %s", self.name, error)
-                if self._stops_at is not None and time.monotonic() >= self._stops_at:
-                    self.counts["lost"] += count
-                    _log.error("%s log: %d records are lost", self.name, count)
-                    return
+                if self._is_over():
+                    break
                 time.sleep(_RETRY_S)
+        self._lose(count)
+
+    def _is_over(self) -> bool:
+        return self._stops_at is not None and time.monotonic() >= self._stops_at
+
+    def _lose(self, count: int) -> None:
+        self.counts["lost"] += count
+        if count:
+            _log.error("%s log: %d records are lost", self.name, count)
 
 
 class LogMetrics:
@@ -243,6 +256,7 @@ class ParquetFolder:
         self._folder, self._rotate_s, self._table = pathlib.Path(path), rotate_s, table
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lines: io.FileIO | None = None
+        self._path = self._folder  # of the lines
         self._due = 0.0
         for left in sorted(self._folder.glob(".*.jsonl")):
             self._recover(left)
@@ -268,15 +282,16 @@ class ParquetFolder:
 
     def _begin(self) -> io.FileIO:
         path = self._folder / f".{time.time_ns()}-{socket.gethostname()}-{os.getpid()}.jsonl"
-        self._lines = io.FileIO(path, "w")
-        fcntl.flock(self._lines, fcntl.LOCK_EX)  # until this process ends, however it does
-        self._due = time.monotonic() + self._rotate_s
-        return self._lines
+        new = path.with_suffix(".new")  # until it is locked, a name that no other process recovers
+        lines = io.FileIO(new, "x")
+        fcntl.flock(lines, fcntl.LOCK_EX)  # until this process ends, however it does
+        new.rename(path)
+        self._lines, self._path, self._due = lines, path, time.monotonic() + self._rotate_s
+        return lines
 
     def _rotate(self) -> None:
-        lines = typing.cast(io.FileIO, self._lines)
-        self._convert(pathlib.Path(os.fspath(lines.name)))
-        lines.close()
+        self._convert(self._path)
+        typing.cast(io.FileIO, self._lines).close()
         self._lines = None
 
     def _convert(self, lines: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ import re
 import time
 import typing
 import uuid
+from concurrent import futures
 
 import numpy as np
 import pyarrow as pa
@@ -38,8 +39,8 @@ class Logs(typing.NamedTuple):
         return [*self.requests, *([self.changes] if self.changes else [])]
 
     def close(self) -> None:
-        for log in self.all():
-            log.close()
+        with futures.ThreadPoolExecutor() as pool:  # one that is away does not delay the others
+            list(pool.map(served_log.Log.close, self.all()))
 
 
 def from_flags(flags: typing.Any) -> Logs:
@@ -100,20 +101,16 @@ class Recording:
 
         Raises:
             ServingError: also RESOURCE_EXHAUSTED where a log that takes everything has no place, FAILED_PRECONDITION
-                where the version was exported without what a log needs.
+                where the version was exported without what such a log needs.
         """
         if signature == UPSERT and self._logs.changes is not None:
             return self._upsert(self._logs.changes, inputs, output_filter)
-        if signature not in LOGGED or not self._logs.requests:
+        logs = [log for log in self._logs.requests if log.takes(self._request_id)] if signature in LOGGED else []
+        if not logs:
             return self._servable.run(signature, inputs, output_filter)
         wanted = check_outputs(self._servable.signature(signature), output_filter)
-        if LOGGED[signature] not in self._servable.signatures:
-            raise errors.ServingError(
-                errors.FAILED_PRECONDITION,
-                f"Version {self._servable.version} of {self._servable.name} has no signature {LOGGED[signature]}, "
-                "which the log of what is served needs. Export it again, or serve it without that log.",
-            )
-        logs = [log for log in self._logs.requests if log.takes(self._request_id)]
+        if not self._can_log(signature, logs):
+            return self._servable.run(signature, inputs, output_filter)
         with _places(logs) as places:
             found = self._servable.run(LOGGED[signature], inputs)
             at, of_user = time.time(), self._of_user()
@@ -124,6 +121,20 @@ class Recording:
                 )  # fmt: skip
                 place.fill(functools.partial(served_record.fields, ranked))
         return {name: found[name] for name in wanted}
+
+    def _can_log(self, signature: str, logs: typing.Sequence[served_log.Log]) -> bool:
+        """Returns whether a ranking of the version can be logged; else samples drop it, and other logs refuse it."""
+        if LOGGED[signature] in self._servable.signatures:
+            return True
+        if any(log.sample_rate >= 1.0 for log in logs):
+            raise errors.ServingError(
+                errors.FAILED_PRECONDITION,
+                f"Version {self._servable.version} of {self._servable.name} has no signature {LOGGED[signature]}, "
+                "which the log of what is served needs. Export it again, or serve it without that log.",
+            )
+        for log in logs:
+            log.counts["dropped"] += 1
+        return False
 
     def _of_user(self) -> set[str]:
         """Returns the inputs of `rank` that are of one row, the user's."""

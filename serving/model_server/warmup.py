@@ -28,7 +28,7 @@ def warm(servable: Servable, iterations: int = 1, *, is_logged: bool = False) ->
     Args:
         servable: the version.
         iterations: how often each runs.
-        is_logged: whether rankings are logged, which other signatures score then: they are warmed in their place.
+        is_logged: whether rankings are logged, which other signatures score then, all or some: they are warmed, too.
     Returns:
         How many records ran; 0 where the version brings none.
     Raises:
@@ -41,12 +41,18 @@ def warm(servable: Servable, iterations: int = 1, *, is_logged: bool = False) ->
     for record in tf.data.TFRecordDataset(path).take(MAX_WARMUP_RECORDS).as_numpy_iterator():
         log = prediction_log_pb2.PredictionLog.FromString(record)
         kind = log.WhichOneof("log_type")
-        if is_logged and kind == "predict_log":
-            spec = log.predict_log.request.model_spec
-            logs_too = LOGGED.get(spec.signature_name, "")
-            spec.signature_name = logs_too if logs_too in servable.signatures else spec.signature_name
         if kind in _ANSWERS:
-            for _ in range(iterations):
-                _ANSWERS[kind](servable, getattr(log, kind).request)
+            request = getattr(log, kind).request
+            for signature in _signatures(servable, kind, request, is_logged):
+                if signature:
+                    request.model_spec.signature_name = signature
+                for _ in range(iterations):
+                    _ANSWERS[kind](servable, request)
             count += 1
     return count
+
+
+def _signatures(servable: Servable, kind: str, request: typing.Any, is_logged: bool) -> list[str]:
+    """Returns the signatures that a record warms; "": as it stands."""
+    logs_too = LOGGED.get(request.model_spec.signature_name) if is_logged and kind == "predict_log" else None
+    return ["", logs_too] if logs_too and logs_too in servable.signatures else [""]

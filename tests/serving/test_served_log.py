@@ -1,11 +1,13 @@
 """The log's files: whole whenever they are seen, and nothing lost by a full disk or a process that was killed."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -132,3 +134,73 @@ def test_a_record_that_cannot_be_made_takes_no_other_along(tmp_path):
     put(log, [1])
     log.close()
     assert ids(tmp_path) == [1] and log.counts["lost"] == 1
+
+
+def test_another_server_on_the_folder_leaves_a_file_that_is_being_begun(tmp_path, monkeypatch):
+    """It starts after the file was made, and before it is locked."""
+    locks, folders = fcntl.flock, []
+
+    def late(file, kind):
+        if not folders:
+            folders.append(None)
+            served_log.Log("served", str(tmp_path)).close()
+        locks(file, kind)
+
+    monkeypatch.setattr(served_log, "_RETRY_S", 0.01)
+    monkeypatch.setattr(served_log.fcntl, "flock", late)
+    log = served_log.Log("served", str(tmp_path))
+    monkeypatch.setattr(served_log, "_STOP_S", 0.5)
+    put(log, range(3))
+    log.close()
+    assert folders and ids(tmp_path) == [0, 1, 2] and not list(tmp_path.glob(".*"))
+    assert log.counts["failures"] == log.counts["lost"] == 0
+
+
+def test_a_server_that_ends_while_its_broker_is_away_tries_no_further_batch_once_its_time_is_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(served_log, "_RETRY_S", 0.01)
+    monkeypatch.setattr(served_log, "_STOP_S", 0.0)
+    monkeypatch.setattr(served_log, "_BATCH", 10)
+    log, is_tried, may_fail, tries = served_log.Log("served", str(tmp_path)), threading.Event(), threading.Event(), []
+
+    def failing(payloads):
+        tries.append(len(payloads))
+        is_tried.set()
+        may_fail.wait(60)
+        raise OSError("the broker is away")
+
+    log._sink.append = failing
+    put(log, range(100))
+    is_tried.wait(60)
+    closing = threading.Thread(target=log.close)
+    closing.start()
+    while log._stops_at is None:
+        time.sleep(0.01)
+    may_fail.set()
+    closing.join()
+    assert len(tries) == 1 and log.counts["lost"] == 100 and log.counts["written"] == 0
+
+
+def test_a_server_ends_though_its_log_hangs(tmp_path, monkeypatch, caplog):
+    """What is neither written nor given up by then is lost, and said."""
+    for name in ("_STOP_S", "_LAST_S"):
+        monkeypatch.setattr(served_log, name, 0.1, raising=False)
+    monkeypatch.setattr(served_log, "_BATCH", 10)
+    log, is_tried, may_end = served_log.Log("served", str(tmp_path)), threading.Event(), threading.Event()
+    append = log._sink.append
+
+    def hanging(payloads):
+        is_tried.set()
+        may_end.wait(60)
+        append(payloads)
+
+    log._sink.append = hanging
+    put(log, range(25))
+    is_tried.wait(60)
+    closing = threading.Thread(target=log.close)
+    closing.start()
+    closing.join(30)  # far longer than it takes
+    has_ended, lost = not closing.is_alive(), log.counts["lost"]
+    may_end.set()
+    closing.join()
+    log._thread.join()
+    assert has_ended and lost == 25 and "25 records are lost" in caplog.text

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
+import typing
 
 from tfmm.index import database, store
 
 ITEMS_PER_STEP = 500  # whose rows are deleted in one transaction: writers wait for milliseconds
 PAGES_PER_STEP = 500  # of the file, that are given back in one transaction
+PAUSE_S = 0.11  # between two transactions at least: a waiting writer looks at the lock each 0.1 s, as SQLite does
 PATIENCE_MS = 500  # with readers of old states, while writers wait
 _KEPT = """
 DELETE FROM dead_letters WHERE source = ? AND (position, reason) IN (
@@ -20,30 +24,51 @@ def compact(opened: database.Database, keep_letters: int | None) -> store.Compac
 
     The file gets smaller where it was made by `Database(shrinks=True)`; else later rows fill the space.
     """
-    withdrawn, start, items = 0, -(1 << 63), [0]
-    while items and start < 1 << 63:
-        with opened.transaction():
+    steps = _Steps(opened)
+    withdrawn, start, is_full = 0, -(1 << 63), True
+    while is_full and start < 1 << 63:
+        with steps.transaction():
             query = "SELECT item_id FROM withdrawals WHERE item_id >= ? ORDER BY item_id LIMIT ?"
             items = [item_id for (item_id,) in opened.execute(query, (start, ITEMS_PER_STEP)).fetchall()]
             withdrawn += sum(_release(opened, item_id) for item_id in items)
+        is_full = len(items) == ITEMS_PER_STEP
         start = items[-1] + 1 if items else start
-    letters = 0 if keep_letters is None else _delete_letters(opened, keep_letters)
-    _shrink(opened)
+    letters = 0 if keep_letters is None else _delete_letters(opened, steps, keep_letters)
+    _shrink(opened, steps)
     return store.Compacted(withdrawn, letters)
 
 
-def _shrink(opened: database.Database) -> None:
+class _Steps:
+    """Transactions with time in between, as much as each took, in which other writers have their turn."""
+
+    def __init__(self, opened: database.Database):
+        self._opened, self._next = opened, 0.0  # monotonic seconds
+
+    @contextlib.contextmanager
+    def transaction(self) -> typing.Iterator[None]:
+        time.sleep(max(0.0, self._next - time.monotonic()))
+        with self._opened.transaction():
+            start = time.monotonic()
+            yield
+        end = time.monotonic()
+        self._next = end + max(PAUSE_S, end - start)
+
+
+def _shrink(opened: database.Database, steps: _Steps) -> None:
     """Gives free pages of the file back to the disk, where it can."""
     free = size(opened).free_bytes
     while free and opened.fetchall("PRAGMA auto_vacuum")[0][0]:
-        opened.fetchall(f"PRAGMA incremental_vacuum({PAGES_PER_STEP})")
+        with steps.transaction():
+            opened.fetchall(f"PRAGMA incremental_vacuum({PAGES_PER_STEP})")
         free, before = size(opened).free_bytes, free
         if free >= before:  # writers free pages too
             break
     with opened.lock:
         opened.fetchall(f"PRAGMA busy_timeout={PATIENCE_MS}")
-        opened.fetchall("PRAGMA wal_checkpoint(TRUNCATE)")  # of the log, too; while others read it, later
-        opened.fetchall(f"PRAGMA busy_timeout={1000 * database.TIMEOUT_S:.0f}")
+        try:
+            opened.fetchall("PRAGMA wal_checkpoint(TRUNCATE)")  # of the log, too; while others read it, later
+        finally:
+            opened.fetchall(f"PRAGMA busy_timeout={1000 * database.TIMEOUT_S:.0f}")
 
 
 def _release(opened: database.Database, item_id: int) -> int:
@@ -59,15 +84,14 @@ def _release(opened: database.Database, item_id: int) -> int:
     return len(found)
 
 
-def _delete_letters(opened: database.Database, keep: int) -> int:
+def _delete_letters(opened: database.Database, steps: _Steps, keep: int) -> int:
     deleted = 0
     for (source,) in opened.fetchall("SELECT DISTINCT source FROM dead_letters"):
-        while True:
-            with opened.transaction():
+        step = ITEMS_PER_STEP
+        while step == ITEMS_PER_STEP:
+            with steps.transaction():
                 step = opened.execute(_KEPT, (source, source, ITEMS_PER_STEP, keep)).rowcount
             deleted += step
-            if not step:
-                break
     return deleted
 
 

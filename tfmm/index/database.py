@@ -51,8 +51,8 @@ class Database:
         self.lock = threading.RLock()
         self._depth = 0
         self._connection = sqlite3.connect(self.path, timeout=TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        if shrinks:
-            self.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a file that has tables it changes nothing
+        if shrinks and not self.execute("PRAGMA page_count").fetchone()[0]:
+            self.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a file that has tables it changes nothing, but writes
         self.execute("PRAGMA journal_mode=WAL")
         self.execute("PRAGMA synchronous=FULL")
         steps = {0: schema, **(upgrades or {})}

@@ -13,7 +13,9 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving import served_log
+from serving.client import PredictError
 from serving.logging_client import LoggingClient
+from serving.model_server.config import ModelConfig
 from serving.model_server.logged import Logs
 from serving.model_server.servable import Servable
 from serving.served_record import REQUEST_ID
@@ -145,6 +147,34 @@ def test_a_version_that_cannot_say_what_it_scored_by_is_refused(serving_at, tmp_
     with serving_at(tmp_path / "model", "old", logs=Logs((log,))) as server:
         with pytest.raises(grpc.RpcError, match="Export it again"):
             call(server["grpc"], message)
+    log = served_log.Log("inspection", str(tmp_path / "sample"), sample_rate=0.5)  # a sample drops it instead
+    with serving_at(tmp_path / "model", "old", logs=Logs((log,))) as server:
+        for number in range(20):
+            assert call(server["grpc"], message, f"r{number}")[0].tolist() == [1.0]
+    assert log.counts["dropped"] == sum(log.takes(f"r{number}") for number in range(20)) > 0
+
+
+def test_what_is_not_of_the_sample_is_not_scored_for_it(click_model, tmp_path, monkeypatch):
+    from serving.model_server import warmup
+    from serving.model_server.logged import Recording
+
+    log = served_log.Log("inspection", str(tmp_path / "sample"), sample_rate=0.5)
+    servable = Servable("tfmm", 1, str(click_model / "1"))
+    run, signatures = servable.run, []
+
+    def seen(signature, *arguments):
+        signatures.append(signature)
+        return run(signature, *arguments)
+
+    monkeypatch.setattr(servable, "run", seen)
+    inputs = {name: tf.make_ndarray(value) for name, value in request().inputs.items()}
+    for number in range(20):
+        request_id = f"r{number}"
+        Recording(servable, Logs((log,)), request_id).run("rank_ids", inputs)
+        assert signatures.pop() == ("rank_ids_logged" if log.takes(request_id) else "rank_ids")
+    assert warmup.warm(servable, is_logged=True) and {"rank_ids", "rank_ids_logged"} <= set(signatures)  # as both serve
+    log.close()
+    servable.close()
 
 
 def test_changes_of_the_index_are_logged_as_they_were_taken(click_model, tmp_path):
@@ -181,3 +211,17 @@ def test_a_client_logs_for_a_server_that_does_not(serving_at, click_model, tmp_p
     assert (theirs.request_id, ours.request_id) == ("by-the-server", "by-the-client")
     np.testing.assert_array_equal(np.float32(ours.scores), scores)
     assert dataclasses.replace(ours, request_id=theirs.request_id, time=theirs.time) == theirs
+
+
+def test_a_client_that_logs_asks_for_a_version_by_its_label(serving_at, click_model, tmp_path):
+    log = served_log.Log("served", str(tmp_path / "log"))
+    models = (ModelConfig("tfmm", str(click_model), labels=(("stable", 1),)),)
+    user = {name: values[0] for name, values in USER.items()}
+    with serving_at(click_model, models=models) as server, LoggingClient(server["grpc"], log=log) as client:
+        scores = client.rank(user, {"item_id": ITEMS}, version="stable", request_id="labelled")
+        with pytest.raises(PredictError, match="canary"):
+            client.rank(user, {"item_id": ITEMS}, version="canary")
+    log.close()
+    one = records(tmp_path / "log")["labelled"]
+    assert one.version == 1
+    np.testing.assert_array_equal(np.float32(one.scores), scores)

@@ -163,23 +163,73 @@ def test_an_encoder_that_a_version_in_service_needs_is_not_retired(tmp_path, wri
         assert index.has_encoder("text", "old")
 
 
-def test_the_gate_waits_for_later_encoders_alone():
-    with item_index.ItemIndex(":memory:") as index:
+@pytest.fixture
+def gate_of(tmp_path):
+    """Returns a function that makes gates of an index whose encoder `later` has one of the active one's four items."""
+    url, gates = str(tmp_path / "items.sqlite"), []
+    with item_index.ItemIndex(url) as index:
         rows, scales = encode.quantize(np.eye(4))
         for version, count in (("first", 1), ("active", 4), ("later", 1)):
             index.write("text", version, range(1, count + 1), rows[:count], scales[:count], [1] * count)
         index.activate("text", "active")
-        gate = CoverageGate(index, 0.75)
-        assert [gate.is_open([("text", version)]) for version in ("first", "active", "later", "unknown")] == [
-            True, True, False, True]  # fmt: skip
-        assert CoverageGate(index, 0.0).is_open([("text", "later")])
-        index.write("text", "later", [2, 3], rows[:2], scales[:2], [1, 1])
-        gate = CoverageGate(index, 0.75)
-        assert gate.is_open([("text", "later"), ("text", "active")])
-        index.write("text", "active", [9, 10], rows[:2], scales[:2], [1, 1])
+
+        def make(min_coverage):
+            gates.append(CoverageGate(index, url, min_coverage))
+            return index, gates[-1]
+
+        yield make
+        for gate in gates:
+            gate.close()
+
+
+def test_the_gate_waits_for_later_encoders_alone(gate_of, wait_for):
+    index, gate = gate_of(0.75)
+    rows, scales = encode.quantize(np.eye(4))
+    assert all(gate.is_open([("text", version)]) for version in ("first", "active", "unknown"))
+    assert gate_of(0.0)[1].is_open([("text", "later")])
+    for _ in range(20):
         assert not gate.is_open([("text", "later")])
-        index.activate("text", "later")
-        assert gate.is_open([("text", "later")])
+        time.sleep(0.01)
+    index.write("text", "later", [2, 3], rows[:2], scales[:2], [1, 1])
+    wait_for(lambda: gate.is_open([("text", "later"), ("text", "active")]))
+    index.write("text", "active", [9, 10], rows[:2], scales[:2], [1, 1])
+    for _ in range(20):
+        assert not gate.is_open([("text", "later")])
+        time.sleep(0.01)
+    index.activate("text", "later")
+    assert gate.is_open([("text", "later")])
+
+
+def test_who_asks_the_gate_does_not_wait_for_its_look_at_all_items(gate_of, wait_for, monkeypatch):
+    index, gate = gate_of(0.25)
+    of_active, may_end, threads = coverage.of_active, threading.Event(), []
+
+    def slow(own, *table):
+        threads.append((threading.current_thread(), own is index))
+        may_end.wait(10)
+        return of_active(own, *table)
+
+    monkeypatch.setattr(coverage, "of_active", slow)
+    asked = [gate.is_open([("text", "later")]) for _ in range(5)]
+    may_end.set()
+    wait_for(lambda: gate.is_open([("text", "later")]))
+    assert asked == [False] * 5
+    ((looked, is_shared),) = threads
+    assert looked is not threading.current_thread() and not is_shared  # whose connection others would wait for
+
+
+def test_the_gate_looks_again_after_a_look_that_failed(gate_of, wait_for, monkeypatch):
+    _, gate = gate_of(0.25)
+    of_active, failures = coverage.of_active, iter(range(2))
+
+    def failing(*arguments):
+        if next(failures, None) is not None:
+            raise OSError("the index is away")
+        return of_active(*arguments)
+
+    monkeypatch.setattr(coverage, "of_active", failing)
+    monkeypatch.setattr("serving.coverage_gate._RETRY_S", 0.01)
+    wait_for(lambda: gate.is_open([("text", "later")]))
 
 
 def test_an_event_that_both_encoders_refuse_is_one_dead_letter(encoder_dirs):
