@@ -15,9 +15,12 @@ import typing
 from serving.nearline import records
 from serving.streaming import event_log
 from serving.streaming.events import EventError
+from tfmm.data import served_rows
+from tfmm.data.served import Event, Served
 from tfmm.index.store import DeadLetter
 
 SECOND_US = 1_000_000
+Item = int | str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +32,32 @@ class Rules:
     lateness_us: int = SECOND_US  # how far records may be out of order, or on their way
     max_waiting: int = 100_000  # requests that wait, and labels without one
     after_us: int = 0  # what was shown at or before this was trained on before
+    columns: tuple[str, ...] = ()  # that events tell, since no request knows them
 
 
 @dataclasses.dataclass
 class Waiting:
     """A request that waits, since `at_us`: its own time, or when it came if that was too late for it."""
 
-    request: records.Request
+    request: Served
     at_us: int
     part: str
     offset: int
     payload: bytes
-    labels: dict[records.Item, int] = dataclasses.field(default_factory=dict)  # of the items that were shown
+    labels: dict[Item, int] = dataclasses.field(default_factory=dict)  # of the items that were shown
+    told: dict[Item, dict[str, tuple[float, typing.Any]]] = dataclasses.field(default_factory=dict)  # by column, when
+
+    def values(self, item: Item) -> dict[str, typing.Any]:
+        """Returns what events told of an item, such as its position: of each column the last one."""
+        return {name: value for name, (_, value) in self.told.get(item, {}).items()}
+
+    def tell(self, event: Event, columns: typing.Collection[str]) -> None:
+        """Takes the label of an event, and those columns of it."""
+        self.labels[event.item_id] = max(self.labels.get(event.item_id, 0), int(event.is_click))
+        told = self.told.setdefault(event.item_id, {})
+        for name, value in event.values.items():
+            if name in columns and (name not in told or event.time >= told[name][0]):
+                told[name] = event.time, value
 
 
 class Join:
@@ -52,7 +69,7 @@ class Join:
         self.counts: collections.Counter[str] = collections.Counter()
         self._waiting: dict[str, Waiting] = {}
         self._order: list[tuple[int, str]] = []  # heap of what waits
-        self._early: dict[str, list[tuple[records.Outcome, str, int, bytes]]] = {}  # labels before their request
+        self._early: dict[str, list[tuple[Event, str, int, bytes]]] = {}  # labels before their request
         self._early_order: list[tuple[int, str]] = []  # heap of them
         self._num_early = 0
         self._done: collections.OrderedDict[str, int] = collections.OrderedDict()  # ids that have left, and when
@@ -78,11 +95,12 @@ class Join:
             if record is None:
                 self.counts["nothing_said"] += 1
                 return
-            self._newest[part] = max(self._newest.get(part, 0), record.time_us)
-            if isinstance(record, records.Request):
+            records.refuse_ahead(record)
+            self._newest[part] = max(self._newest.get(part, 0), records.time_us(record))
+            if isinstance(record, Served):
                 self._add_request(record, part, event)
             else:
-                self._add_outcome(record, part, event)
+                self._add_event(record, part, event)
         except EventError as error:
             self.refuse(part, event.offset, str(error), event.payload)
 
@@ -91,20 +109,23 @@ class Join:
         self.letters.append(DeadLetter(part, offset, reason, payload))
         self.counts["dead_letters"] += 1
 
-    def _add_request(self, request: records.Request, part: str, event: event_log.Event) -> None:
-        if request.request_id in self._waiting or request.request_id in self._done:
+    def _add_request(self, request: Served, part: str, event: event_log.Event) -> None:
+        known, request_us = self._waiting.get(request.request_id), records.time_us(request)
+        if known is not None or request.request_id in self._done:
             self.counts["twice"] += 1
+            if known is not None and request.time >= known.request.time:  # the one whose answer its caller had
+                known.request, known.part, known.offset, known.payload = request, part, event.offset, event.payload
             return
-        if request.time_us <= self.rules.after_us:
+        if request_us <= self.rules.after_us:
             self.counts["trained_before"] += 1
-            self._remember(request.request_id, max(request.time_us, self.watermark_us))
+            self._remember(request.request_id, max(request_us, self.watermark_us))
             return
         if len(self._waiting) >= self.rules.max_waiting:
             raise EventError(
                 f"request_id: {self.rules.max_waiting:,} requests wait for labels, and no more may; shorten the window "
                 "or let more wait"
             )
-        at_us = request.time_us
+        at_us = request_us
         if at_us <= self.frontier_us:  # those of its time have left
             at_us = self.watermark_us
             self.counts["late_requests"] += 1
@@ -116,30 +137,29 @@ class Join:
             self._num_early -= 1
             self._label(waiting, *early)
 
-    def _add_outcome(self, outcome: records.Outcome, part: str, event: event_log.Event) -> None:
+    def _add_event(self, said: Event, part: str, event: event_log.Event) -> None:
         place = (part, event.offset, event.payload)
-        if outcome.request_id in self._done:
+        if said.request_id in self._done:
             self.counts["late_labels"] += 1
-        elif (waiting := self._waiting.get(outcome.request_id)) is not None:
-            self._label(waiting, outcome, *place)
+        elif (waiting := self._waiting.get(said.request_id)) is not None:
+            self._label(waiting, said, *place)
         elif self._num_early >= self.rules.max_waiting:
             raise EventError(f"request_id: {self.rules.max_waiting:,} labels wait for their requests, and no more may")
         else:
-            self._wait_for_request(outcome, *place)
+            self._wait_for_request(said, *place)
 
-    def _wait_for_request(self, outcome: records.Outcome, part: str, offset: int, payload: bytes) -> None:
-        self._early.setdefault(outcome.request_id, []).append((outcome, part, offset, payload))
-        heapq.heappush(self._early_order, (outcome.time_us, outcome.request_id))
+    def _wait_for_request(self, said: Event, part: str, offset: int, payload: bytes) -> None:
+        self._early.setdefault(said.request_id, []).append((said, part, offset, payload))
+        heapq.heappush(self._early_order, (records.time_us(said), said.request_id))
         self._num_early += 1
 
-    def _label(self, waiting: Waiting, outcome: records.Outcome, part: str, offset: int, payload: bytes) -> None:
-        if outcome.item not in waiting.request.items:
-            self.refuse(part, offset, f"item_id: must be among the items of its request, not {outcome.item!r}", payload)
-        elif outcome.time_us > waiting.request.time_us + self.rules.window_us:
+    def _label(self, waiting: Waiting, said: Event, part: str, offset: int, payload: bytes) -> None:
+        if said.item_id not in waiting.request.items:
+            self.refuse(part, offset, served_rows.NOT_AMONG_ITEMS, payload)
+        elif records.time_us(said) > records.time_us(waiting.request) + self.rules.window_us:
             self.counts["late_labels"] += 1
         else:
-            known = waiting.labels.get(outcome.item, 0)
-            waiting.labels[outcome.item] = max(known, outcome.label)
+            waiting.tell(said, self.rules.columns)
             self.counts["labels"] += 1
 
     def advance(self, watermark_us: int) -> list[Waiting]:
@@ -175,7 +195,8 @@ class Join:
             "newest": self._newest,
             "done": list(self._done.items()),
             "waiting": [
-                (w.part, w.offset, w.payload.decode(), w.at_us, list(w.labels.items())) for w in self._waiting.values()
+                (w.part, w.offset, w.payload.decode(), w.at_us, list(w.labels.items()), list(w.told.items()))
+                for w in self._waiting.values()
             ],
             "early": [(part, offset, p.decode()) for found in self._early.values() for _, part, offset, p in found],
             "counts": self.counts,
@@ -185,14 +206,15 @@ class Join:
         """Takes what `state` returned."""
         self.watermark_us, self._newest = state["watermark_us"], dict(state["newest"])
         self._done = collections.OrderedDict(state["done"])
-        for part, offset, text, at_us, labels in state["waiting"]:
-            request = typing.cast(records.Request, records.parse(text.encode(), self.rules.label))
-            waiting = Waiting(request, at_us, part, offset, text.encode(), dict(map(tuple, labels)))
+        for part, offset, text, at_us, labels, told in state["waiting"]:
+            request = typing.cast(Served, records.parse(text.encode(), self.rules.label))
+            found = {item: {name: tuple(one) for name, one in values.items()} for item, values in told}
+            waiting = Waiting(request, at_us, part, offset, text.encode(), dict(map(tuple, labels)), found)
             self._waiting[request.request_id] = waiting
         self._order = [(w.at_us, name) for name, w in self._waiting.items()]
         heapq.heapify(self._order)
         for part, offset, text in state["early"]:
-            outcome = typing.cast(records.Outcome, records.parse(text.encode(), self.rules.label))
-            self._wait_for_request(outcome, part, offset, text.encode())
+            said = typing.cast(Event, records.parse(text.encode(), self.rules.label))
+            self._wait_for_request(said, part, offset, text.encode())
         self.counts = collections.Counter(state["counts"])
 

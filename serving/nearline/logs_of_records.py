@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
+import pathlib
 import time
 import typing
 
 from serving.streaming import event_log
+from serving.streaming.folder_events import EventFolder
 
 LIMIT = 256  # records that are read together
 _LOOK_S = 2.0  # between looks for new parts
 _AGAIN_S = 1.0  # after a failure
 _log = logging.getLogger(__name__)
 Newest = typing.Callable[[str], int]
+
+
+def _open(url: str) -> typing.Any:
+    if event_log.source_class(url) is EventFolder or pathlib.Path(url).is_dir():
+        return EventFolder(url, at_any_depth=True)
+    return event_log.open_source(url)
 
 
 class _Part:
@@ -29,14 +37,14 @@ class Logs:
     stays little, however many there are. What a part has is read by position: nothing is committed anywhere but here.
 
     Args:
-        urls: see `event_log.open_source`.
+        urls: see `event_log.open_source`; a folder, which a path may name too, is read at any depth, as by training.
         positions: by part, how far it was read before.
         poll_s: seconds between looks at a part that has no more.
     """
 
     def __init__(self, urls: typing.Sequence[str], positions: typing.Mapping[str, int], poll_s: float):
         self.positions = dict(positions)
-        self._sources = [event_log.open_source(url) for url in urls]
+        self._sources = [_open(url) for url in urls]
         self._poll_s, self._looked = poll_s, -_LOOK_S
         self._parts: dict[str, _Part] = {}
         self._has_parts = [False] * len(self._sources)

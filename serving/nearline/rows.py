@@ -6,6 +6,7 @@ import typing
 
 import numpy as np
 
+from serving.nearline import records
 from serving.nearline.joining import Waiting
 from serving.streaming.events import EventError, shorten
 from tfmm import fingerprints
@@ -23,7 +24,7 @@ class Reader:
     """Turns requests with their labels into rows, one per item that was shown.
 
     What a request left out of items' features, as the model that served it may look them up itself, is taken from the
-    index as it stands.
+    index as it stands. What no request knows, such as the position, is what events told of the item.
 
     Args:
         feature_set: what the model was declared with.
@@ -43,10 +44,14 @@ class Reader:
             EventError: a value is not what was declared.
         """
         request = waiting.request
-        shown = [place for place, item in enumerate(request.items) if item in waiting.labels]
+        places = {item: place for place, item in reversed(list(enumerate(request.items)))}  # the first of each
+        shown = sorted(places[item] for item in waiting.labels if item in places)
+        told = [waiting.values(request.items[place]) for place in shown]
         result: Columns = {}
         for column in self._feature_set.columns:
-            if column.name == "item_id":
+            if not column.is_served:
+                result[column.name] = self._values(column, [values.get(column.feature.column) for values in told])
+            elif column.name == "item_id":
                 result[column.name] = self._ids(column, [request.items[place] for place in shown])
             elif column.side == "item":
                 given = self._given(waiting, column)
@@ -57,25 +62,20 @@ class Reader:
                             f"{shorten(given)}"
                         )
                     result[column.name] = self._values(column, [given[place] for place in shown])
-        own = {c.name: self._of_user(waiting, c) for c in self._feature_set.columns if c.side == "user"}
+        own = {c.name: self._of_user(waiting, c) for c in self._feature_set.served if c.side == "user"}
         result |= self._histories({name: value for name, value in own.items() if value is not None})
         self._complete(result, len(shown))
         labels = [waiting.labels[request.items[place]] for place in shown]
         return result | {
             LABEL: np.array(labels, np.int64),
-            TIME: np.full(len(shown), request.time_us, np.int64),
+            TIME: np.full(len(shown), records.time_us(request), np.int64),
             AT: np.full(len(shown), waiting.at_us, np.int64),
         }
 
     def _given(self, waiting: Waiting, column: Column) -> typing.Any:
-        """Returns what the request says of a column, under its name or its feature's; None where it says nothing."""
-        if not column.is_served:
-            return None
-        for part in (waiting.request.features, waiting.request.item_features):
-            for name in (column.name, column.feature.name) if column.sequence is None else (column.name,):
-                if part.get(name) is not None:
-                    return part[name]
-        return None
+        """Returns what the model looked up of a column, or the request says; None where neither says anything."""
+        looked_up = (waiting.request.item_features or {}).get(column.name) if column.side == "item" else None
+        return waiting.request.features.get(column.name) if looked_up is None else looked_up
 
     def _of_user(self, waiting: Waiting, column: Column) -> np.ndarray | None:
         """Returns a user's value or history, [W] or [1]; None where the request does not say it."""
@@ -127,10 +127,8 @@ class Reader:
         for column in self._feature_set.columns:
             dtype = np.float32 if column.is_float else np.int64
             if column.name not in result:
-                value = signatures.served_value(column)
-                filler = column.missing if value is None else value
-                result[column.name] = np.full((count, *column.shape), filler, dtype)
-            elif column.side == "user":
+                result[column.name] = np.full((count, *column.shape), column.missing, dtype)
+            elif column.side == "user" and column.is_served:
                 result[column.name] = np.repeat(result[column.name], count, axis=0)
             result[column.name] = result[column.name].astype(dtype, copy=False)
 
@@ -151,10 +149,10 @@ class Reader:
         try:
             if kind == "time":
                 return np.array([0 if value is None else int(value) for value in given], np.int64)
-            numbers = np.array([np.nan if value is None else float(value) for value in given], np.float32)
+            numbers = np.array([np.nan if value is None else float(value) for value in given], np.float64)
         except (TypeError, ValueError, OverflowError) as error:
             raise EventError(f"{column.name}: must hold values of kind {kind}, not {shorten(list(given))}") from error
-        return np.where(np.abs(numbers) <= MAX_NUMBER, numbers, np.float32(np.nan))
+        return np.where(np.abs(numbers) <= MAX_NUMBER, numbers, np.nan).astype(np.float32)
 
     def _ids(self, column: Column, given: typing.Sequence[typing.Any]) -> np.ndarray:
         """Returns ids as int64; texts as their fingerprints, which a model that looked one up logs as it holds it."""

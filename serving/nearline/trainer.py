@@ -117,6 +117,7 @@ class Trainer:
         self._rules = Rules(
             feature_set.label.column, round(settings.window_s * SECOND_US), round(settings.lateness_s * SECOND_US),
             settings.max_waiting, origin["training"]["trained_through"]["timestamp"],
+            tuple(column.feature.column for column in feature_set.columns if not column.is_served),
         )  # fmt: skip
         self._join, self._cycle = Join(self._rules), Cycle()
         facts: dict[str, typing.Any] = {"positions": {}, "training": _beginning(origin), "unknown": {}}

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.streaming import event_log, events
+from tfmm.data import served
 
 SCHEME = "folder://"
-SUFFIXES = (".jsonl", ".parquet")
+SUFFIXES = served.SUFFIXES
 _ID = ".tfmm_events"  # file in the folder, by which the index knows it wherever it is mounted
 _BATCH = 256  # rows that are decoded together
 _log = logging.getLogger(__name__)
@@ -36,11 +37,13 @@ class EventFolder:
 
     Args:
         url: `folder://` and the folder's path.
+        at_any_depth: whether files in its folders are read too.
     Raises:
         FileNotFoundError: there is no such folder.
     """
 
-    def __init__(self, url: str | os.PathLike[str]):
+    def __init__(self, url: str | os.PathLike[str], *, at_any_depth: bool = False):
+        self._at_any_depth = at_any_depth
         self.path = pathlib.Path(os.fspath(url).removeprefix(SCHEME)).absolute()
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path} must be a folder, in which files of events appear.")
@@ -54,8 +57,12 @@ class EventFolder:
 
     def parts(self) -> list[EventFile]:
         """Returns the files that are there now, by name."""
-        found = sorted(path for path in self.path.iterdir() if path.suffix in SUFFIXES and path.name[0] not in "._")
-        return [EventFile(path, f"{self.name}/{path.name}") for path in found]
+        if self._at_any_depth:
+            found = served.files(self.path)
+        else:
+            files = (path for path in self.path.iterdir() if path.suffix in SUFFIXES and path.name[0] not in "._")
+            found = sorted(files)
+        return [EventFile(path, f"{self.name}/{path.relative_to(self.path).as_posix()}") for path in found]
 
     def append(self, payloads: typing.Iterable[bytes]) -> int:
         """Writes a new file of events; returns their number.

@@ -1,14 +1,16 @@
 """What a server answered, as it is logged and as training reads it: one record per request that it ranked.
 
 A record is an object of JSON in UTF-8, or a row of Parquet with the same fields as columns, where `features`, `items`
-and `item_features`, whose types follow from the model, are JSON. What became of the items comes later, from the
-application, as events: one that says that an item was shown, perhaps one that says that it was clicked.
+and `item_features`, whose types follow from the model, are texts of JSON, as they may be in an object too. What became
+of the items comes later, from the application, as events: one that says that an item was shown, perhaps one that says
+that it was clicked.
 
 An id of a feature of strings that stands as an integer is the string's fingerprint: so models hold what they look up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -102,13 +104,29 @@ def parse(payload: bytes) -> Served:
     ...
     ValueError: `request_id` must be a text of 1 to 200 characters, not ''; `time` must be...
     """
-    return served(_loaded(payload))
+    return served(loaded(payload))
+
+
+def loaded(payload: bytes) -> dict[str, typing.Any]:
+    """Returns the fields of a record or an event; raises as `parse` does."""
+    try:
+        values = json.loads(payload.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"must be an object of JSON, not {type(values).__name__}")
+    return values
+
+
+def is_request(values: typing.Mapping[str, typing.Any]) -> bool:
+    """Returns whether fields are of a record, where a log holds records and events."""
+    return "items" in values
 
 
 def served(values: typing.Mapping[str, typing.Any]) -> Served:
     """Returns a record from its fields; raises as `parse` does. Fields that are not known are passed over."""
     names = [field.name for field in dataclasses.fields(Served)]
-    found = {name: values[name] for name in names if values.get(name) is not None}
+    found = _decoded({name: values[name] for name in names if values.get(name) is not None})
     get: typing.Callable[..., typing.Any] = found.get
     faults = list(_id_faults(found))
     if not isinstance(get("model"), str) or not get("model"):
@@ -142,6 +160,12 @@ def served(values: typing.Mapping[str, typing.Any]) -> Served:
     return Served(**{**found, "time": float(found["time"])})
 
 
+def refuse_sample(record: Served) -> None:
+    """Raises a ValueError for a record of a log that keeps some requests alone: training wants all."""
+    if record.sample_rate < 1.0:
+        raise ValueError(f"`sample_rate` must be 1: a sample is for inspection, not {record.sample_rate}")
+
+
 def parse_event(payload: bytes, label: str) -> Event | None:
     """Reads an event; None: it says that nothing was shown or clicked.
 
@@ -154,11 +178,16 @@ def parse_event(payload: bytes, label: str) -> Event | None:
     >>> parse_event(b'{"request_id": "a", "item_id": 7, "time": 1.5, "shown": true, "position": 2}', "label")
     Event(request_id='a', item_id=7, time=1.5, is_click=False, values={'position': 2})
     """
-    values = _loaded(payload)
+    return event(loaded(payload), label)
+
+
+def event(values: typing.Mapping[str, typing.Any], label: str) -> Event | None:
+    """Returns an event from its fields; raises as `parse_event` does."""
     faults = list(_id_faults(values))
-    if not (_is_int(values.get("item_id")) or isinstance(values.get("item_id"), str)):
-        faults.append(f"`item_id` must be an integer or a text, not {values.get('item_id')!r}")
-    said = {name: values[name] for name in (SHOWN, label) if name in values}
+    item: typing.Any = values.get("item_id")
+    if not item or not (_is_int(item) or isinstance(item, str)):
+        faults.append(f"`item_id` must be an integer or a text, neither 0 nor empty, not {repr(item)[:80]}")
+    said = {name: values[name] for name in (SHOWN, label) if values.get(name) is not None}
     if not said:
         faults.append(f"`{SHOWN}` or `{label}` must be there")
     for name, one in said.items():
@@ -169,7 +198,7 @@ def parse_event(payload: bytes, label: str) -> Event | None:
     if not any(said.values()):
         return None
     others = {name: one for name, one in values.items() if name not in (*_NOT_VALUES, label)}
-    return Event(values["request_id"], values["item_id"], float(values["time"]), bool(said.get(label)), others)
+    return Event(values["request_id"], item, float(values["time"]), bool(said.get(label)), others)
 
 
 def to_json(record: Served) -> bytes:
@@ -218,28 +247,22 @@ def payloads(path: pathlib.Path) -> typing.Iterator[bytes]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=_BATCH):
             for row in batch.to_pylist():
-                yield json.dumps(_of_row(row), default=str).encode()
+                found = {name: one for name, one in row.items() if one is not None}
+                yield json.dumps(found, default=str).encode()
 
 
-def _of_row(row: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    result = {name: one for name, one in row.items() if one is not None}
+def _decoded(values: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """Returns fields of which some stand as Parquet holds them: texts of JSON, lists of pairs. Others stay."""
+    result = dict(values)
     for name in _OF_JSON:
         if isinstance(result.get(name), str):
-            result[name] = json.loads(result[name])
+            with contextlib.suppress(ValueError, RecursionError):
+                result[name] = json.loads(result[name])
     for field in SCHEMA:
         if pa.types.is_map(field.type) and isinstance(result.get(field.name), list):
-            result[field.name] = dict(result[field.name])
+            with contextlib.suppress(ValueError, TypeError):
+                result[field.name] = dict(result[field.name])
     return result
-
-
-def _loaded(payload: bytes) -> dict[str, typing.Any]:
-    try:
-        values = json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"must be an object of JSON, not {type(values).__name__}")
-    return values
 
 
 def _id_faults(values: typing.Mapping[str, typing.Any]) -> typing.Iterator[str]:

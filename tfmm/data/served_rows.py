@@ -21,6 +21,7 @@ from tfmm.data import reading, served
 from tfmm.data.served import Event, Served
 
 REQUESTS, EVENTS = "served", "events"  # as dead letters name them
+NOT_AMONG_ITEMS = "`item_id` must be among the items of its request"
 PARTITION_BYTES = 1 << 28
 _CONTENT = 2_000  # characters of a letter's content
 
@@ -145,8 +146,8 @@ class Spread:
             event = served.parse_event(payload, self._labels.column)
             return event.request_id if event else ""
         record = served.parse(payload)
-        if record.sample_rate < 1.0 and not self._takes_samples:
-            raise ValueError(f"`sample_rate` must be 1: a sample is for inspection, not {record.sample_rate}")
+        if not self._takes_samples:
+            served.refuse_sample(record)
         return record.request_id
 
     def _path(self, name: str, number: int) -> pathlib.Path:
@@ -188,7 +189,7 @@ class Spread:
         for event in events:
             place = places.get(event.item_id)
             if place is None:
-                self._reject(event, "`item_id` must be among the items of its request")
+                self._reject(event, NOT_AMONG_ITEMS)
             else:
                 at.setdefault(place, []).append(event)
         result = []

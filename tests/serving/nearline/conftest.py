@@ -60,8 +60,8 @@ class Shop:
             history = generator.choice(NUM_ITEMS, generator.integers(0, LENGTH + 3), replace=False)
             found.append({
                 "request_id": f"r{number}", "time": time_s, "model": "tfmm", "version": 1, "encoders": ENCODERS,
-                "features": {"user_id": user + 1, "behavior_item_ids": self.ids[history].tolist(),
-                             "behavior_categories": self.categories[history].tolist()},
+                "index": {}, "features": {"user_id": user + 1, "behavior_item_ids": self.ids[history].tolist(),
+                                          "behavior_categories": self.categories[history].tolist()},
                 "items": self.ids[items].tolist(), "item_features": {"category": self.categories[items].tolist()},
                 "scores": [0.5] * len(items),
             })  # fmt: skip

@@ -13,7 +13,8 @@ WINDOW = 10
 
 
 def request(name, at=0.0, items=(1, 2, 3), **more):
-    return {"request_id": name, "time": T + at, "items": list(items), "features": {"user_id": 1}, **more}
+    return {"request_id": name, "time": T + at, "model": "tfmm", "version": 1, "encoders": {}, "index": {},
+            "features": {"user_id": 1}, "items": list(items), "scores": [0.5] * len(items), **more}  # fmt: skip
 
 
 def said(name, item, at=0.0, **what):
@@ -88,7 +89,7 @@ def test_a_clock_that_jumps_back_loses_nothing_and_the_watermark_stays():
     assert join.counts["late_requests"] == 1 and join.advance(int((T + 400) * 1e6)) == []
     assert join.advance(int((T + 1000 + 2 * WINDOW - 0.1) * 1e6)) == []  # it waits a window of its own
     (left,) = join.advance(int((T + 1000 + 2 * WINDOW) * 1e6))
-    assert left.labels == {1: 1} and left.request.time_us == (T + 400) * 1_000_000
+    assert left.labels == {1: 1} and left.request.time == T + 400
 
 
 def test_what_a_model_was_trained_through_is_not_trained_on_again():
@@ -111,22 +112,25 @@ def test_what_waits_is_bounded_and_what_is_refused_is_said():
     (b"?", "not JSON: Expecting value"),
     (b"\xff\xfe", "not JSON: 'utf-8' codec"),
     (b"[" * 100_000, "not JSON"),
-    ([1], "not a JSON object"),
-    ({"request_id": 7, "time": T, "items": [1]}, "request_id: must be text, not 7"),
-    ({"request_id": "a", "items": [1]}, "time: must be seconds since 1970, not None"),
-    ({"request_id": "a", "time": T * 1e3, "items": [1]}, "at most 300 s ahead"),
-    ({"request_id": "a", "time": float("nan"), "items": [1]}, "time: must be seconds since 1970, not nan"),
-    (request("a", items=[]), "items: must be a list of at least one id, not []"),
-    (request("a", items=[0]), "items: must be a 64-bit integer or text, neither 0 nor empty"),
-    (request("a", features=[1]), "features: must be an object"),
-    (request("a", features="{"), "features: not JSON"),
-    (request("a", version="7"), "version: must be the number of the model"),
-    (request("a", sample_rate=0.1), "sample_rate: must be 1, as in a log for training"),
-    ({"request_id": "a", "time": T, "item_id": 1}, "no outcome: must say `shown` or `click`"),
-    (said("a", 1, click="yes"), "click: must be true or false, not 'yes'"),
-    (said("a", True), "item_id: must be a 64-bit integer or text"),
+    ([1], "must be an object of JSON, not list"),
+    (request(7), "`request_id` must be a text of 1 to 200 characters, not '7'"),
+    (request("a", time=None), "`time` must be seconds since 1970, not None"),
+    (request("a", 1e9), "at most 300 s ahead"),
+    (said("a", 1, 1e9), "at most 300 s ahead"),
+    (request("a", time=float("nan")), "`time` must be seconds since 1970, not nan"),
+    (request("a", items=[True]), "`items` must be a list of ids"),
+    (request("a", features=[1]), "`features` must be an object"),
+    (request("a", features="{"), "`features` must be an object"),
+    (request("a", version="7"), "`version` must be a positive integer, not '7'"),
+    (request("a", scores=[]), "`scores` must be one per item, 3, not 0"),
+    (request("a", item_features={"price": [1.0]}), "`item_features` must have one value per item, 3, which price"),
+    (request("a", sample_rate=0.1), "`sample_rate` must be 1: a sample is for inspection"),
+    ({"request_id": "a", "time": T, "item_id": 1}, "`shown` or `click` must be there"),
+    (said("a", 1, click="yes"), "`click` must be true or false, not 'yes'"),
+    (said("a", True), "`item_id` must be an integer or a text"),
+    (said("a", 0), "`item_id` must be an integer or a text, neither 0 nor empty, not 0"),
 ])  # fmt: skip
-def test_a_record_that_cannot_be_used_becomes_a_letter_with_its_reason(record, reason):
+def test_a_record_that_cannot_be_used_becomes_a_letter_with_the_reason_that_training_gives(record, reason):
     join, left = joined(record)
     ((_, position, found, payload),) = join.letters
     assert reason in found and position == 1 and not left and payload
@@ -135,7 +139,7 @@ def test_a_record_that_cannot_be_used_becomes_a_letter_with_its_reason(record, r
 
 def test_a_label_of_an_item_that_was_not_among_the_candidates_is_a_letter():
     join, left = joined(request("a"), said("a", 9))
-    assert left == {"a": {}} and "item_id: must be among the items of its request, not 9" in join.letters[0].reason
+    assert left == {"a": {}} and "`item_id` must be among the items of its request" in join.letters[0].reason
 
 
 def test_a_time_ahead_of_ours_is_refused_before_it_ends_every_window():
@@ -144,9 +148,29 @@ def test_a_time_ahead_of_ours_is_refused_before_it_ends_every_window():
 
 
 def test_rows_of_parquet_may_hold_json_in_texts():
-    row = request("a") | {"items": "[1, 2]", "features": '{"user_id": 3}', "item_features": None}
+    row = request("a", items=[1, 2]) | {"items": "[1, 2]", "features": '{"user_id": 3}', "item_features": None}
+    row |= {"encoders": [["image", "v1"]], "index": [["image", 4]]}  # maps
     found = records.parse(json.dumps(row).encode(), "click")
-    assert found.items == (1, 2) and found.features == {"user_id": 3} and found.item_features == {}
+    assert found.items == [1, 2] and found.features == {"user_id": 3} and found.item_features is None
+    assert found.encoders == {"image": "v1"} and found.index == {"image": 4}
+
+
+def test_of_a_request_that_came_twice_the_last_one_counts_while_it_waits():
+    join, left = joined(request("a", 1, items=[1, 2]), said("a", 1, 2), request("a", 3, items=[1, 7]),
+                        said("a", 7, 4, click=True), request("a", 2, items=[9]))  # fmt: skip
+    assert left == {"a": {1: 0, 7: 1}} and join.counts["twice"] == 2 and not join.letters
+
+
+def test_what_events_tell_of_an_item_is_the_last_of_each_column_and_stays_in_the_state():
+    rules = joining.Rules("click", WINDOW * 1_000_000, 0, columns=("position", "page"))
+    found = [request("a"), said("a", 1, 2, shown=True, position=4), said("a", 1, 1, shown=True, position=3, page=2),
+             said("a", 1, 2, click=True, position=5, other=1)]  # fmt: skip
+    join, _ = joined(*found, advance_to=5, rules=rules)
+    other = joining.Join(rules)
+    other.restore(json.loads(json.dumps(join.state())))
+    for one in (join, other):
+        (waiting,) = one.advance(int((T + 100) * 1e6))
+        assert waiting.values(1) == {"position": 5, "page": 2} and waiting.values(2) == {}
 
 
 def test_its_state_is_all_that_it_is():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from serving.nearline import joining, records, rows
+from serving.nearline import joining, rows
 from serving.streaming.events import EventError
 from tfmm import fingerprints
+from tfmm.data.served import Served
 from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet
 from tfmm.index import encode, item_features, item_index, live_vectors
 
@@ -42,16 +43,18 @@ def reader(tmp_path):
         yield rows.Reader(FEATURES, ID_TYPES, live_vectors.LiveFeatures(index, layout))
 
 
-def waiting(labels, features, items=(11, 12, 13), item_features=None):
-    request = records.Request("a", T_US, 1, tuple(items), features, item_features or {})
-    return joining.Waiting(request, T_US + 1, "log", 1, b"", labels)
+def waiting(labels, features, items=(11, 12, 13), item_features=None, **told):
+    scores = [0.5] * len(items)
+    request = Served("a", T_US / 1e6, "tfmm", 1, {}, {}, features, list(items), scores, item_features)
+    said = {12: {name: (0.0, value) for name, value in told.items()}}
+    return joining.Waiting(request, T_US + 1, "log", 1, b"", labels, said)
 
 
 def test_rows_are_the_items_shown_with_the_features_as_served(reader):
     given = {"user_id": "ann", "device": "phone", "age": 30, "behavior_item_ids": [1, 2, 12, 3, 0],
              "behavior_categories": [5, 6, 7, 8, 0]}  # fmt: skip
     own = {"category": [1, 2, 3], "price": [None, 9.0, 8.0], "tags": [["a"], ["b", "", "c", "d"], None]}
-    found = reader.read(waiting({13: 1, 12: 0}, given, item_features=own))
+    found = reader.read(waiting({13: 1, 12: 0}, given, item_features=own, position=3))
     ann, phone = fingerprints.fingerprint(["ann", "phone"]).tolist()
     assert found["item_id"].tolist() == [12, 13] and found["label"].tolist() == [0, 1]
     assert found["user_id"].tolist() == [ann] * 2 and found["device"].tolist() == [phone] * 2
@@ -60,7 +63,12 @@ def test_rows_are_the_items_shown_with_the_features_as_served(reader):
     assert found["category"].tolist() == [2, 3] and found["price"].tolist() == [9.0, 8.0]
     assert found["tags"].tolist() == [fingerprints.fingerprint(["b", "c"]).tolist(), [0, 0]]
     assert found["timestamp"].tolist() == [T_US] * 2 and found[rows.AT].tolist() == [T_US + 1] * 2
-    assert found["position"].tolist() == [1.0] * 2  # what serving takes for it
+    np.testing.assert_array_equal(found["position"], np.float32([3, np.nan]))  # as events told it, else missing
+
+
+def test_a_candidate_that_stands_twice_is_one_row(reader):
+    found = reader.read(waiting({11: 1}, {"user_id": "ann"}, items=(12, 11, 11)))
+    assert found["item_id"].tolist() == [11] and found["label"].tolist() == [1]
 
 
 def test_what_is_left_out_is_looked_up_and_what_nobody_knows_is_missing(reader):

@@ -5,6 +5,8 @@ import json
 
 import click.testing
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tfmm import cli, preprocessing
@@ -175,6 +177,27 @@ def test_what_cannot_be_used_is_a_dead_letter_and_takes_nothing_along(write_log)
         "among the items of its request", "`shown` or `label` must be there", "seconds since 1970",
     ):  # fmt: skip
         assert part in text, (part, text)
+
+
+def test_a_row_of_parquet_that_cannot_be_used_takes_nothing_along(write_log, tmp_path):
+    """Records as JSON and as rows of Parquet are one; a text that is no JSON is a dead letter of its row alone."""
+    records, events = some_rows()
+    table = served.table([json.loads(served.to_json(one)) for one in records[5:]])
+    texts = table["features"].to_pylist()
+    broken = [*table.set_column(6, "features", pa.array(["{", *texts[1:]])).slice(0, 1).to_pylist()]
+    (tmp_path / "log").mkdir()
+    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist(broken, served.SCHEMA)]), tmp_path / "log/b.parquet")
+    found, said = write_log(records[:5], [event | {"label": None} for event in events])
+    assert found["item_id"].tolist() == [100 + n for n in range(10)] and found["label"].sum() == 0
+    assert "`features` must be an object" in "\n".join(said)
+
+
+def test_what_is_no_item_is_not_shown(write_log):
+    records, events = some_rows()
+    events += [shown(20, 0, 1.6e9), shown(20, 7, 1.6e9)]
+    found, said = write_log([*records, a_record(20, 1.6e9, [0, 7])], events)
+    assert found["item_id"][0] == 7 and len(found["label"]) == 11
+    assert "neither 0 nor empty, not 0" in "\n".join(said)
 
 
 def test_too_many_dead_letters_stop_the_run(log, tmp_path):
