@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import pathlib
 import time
@@ -11,6 +12,8 @@ from serving.streaming import event_log
 from serving.streaming.folder_events import EventFolder
 
 LIMIT = 256  # records that are read together
+_PEEK = 16  # records of which the first with a time tells when a part begins
+_MAX_OPEN = 64  # files that are open between reads
 _LOOK_S = 2.0  # between looks for new parts
 _AGAIN_S = 1.0  # after a failure
 _log = logging.getLogger(__name__)
@@ -26,6 +29,7 @@ def _open(url: str) -> typing.Any:
 class _Part:
     def __init__(self, log: event_log.EventSource):
         self.log = log
+        self.first_us = 0  # time of its first record, once that was seen
         self.ended_at_us: int | None = None  # the clock's time when there was no more
         self.next_look = 0.0
 
@@ -34,20 +38,29 @@ class Logs:
     """Sources by URL and how far each of their parts was read.
 
     Of several parts that is read which is furthest behind by its records' times, so that what waits for the others
-    stays little, however many there are. What a part has is read by position: nothing is committed anywhere but here.
+    stays little, however many there are: where a part begins is looked up before any of it is taken. What a part has is
+    read by position: nothing is committed anywhere but here.
 
     Args:
         urls: see `event_log.open_source`; a folder, which a path may name too, is read at any depth, as by training.
         positions: by part, how far it was read before.
         poll_s: seconds between looks at a part that has no more.
+        time_us: of a record, in microseconds since 1970; 0 where it has none.
     """
 
-    def __init__(self, urls: typing.Sequence[str], positions: typing.Mapping[str, int], poll_s: float):
-        self.positions = dict(positions)
+    def __init__(
+        self,
+        urls: typing.Sequence[str],
+        positions: typing.Mapping[str, int],
+        poll_s: float,
+        time_us: typing.Callable[[bytes], int],
+    ):
+        self.positions, self._time_us = dict(positions), time_us
         self._sources = [_open(url) for url in urls]
         self._poll_s, self._looked = poll_s, -_LOOK_S
         self._parts: dict[str, _Part] = {}
         self._has_parts = [False] * len(self._sources)
+        self._open: collections.OrderedDict[str, None] = collections.OrderedDict()  # parts by when they were read
 
     def read(self, newest_us: Newest) -> tuple[str, list[event_log.Event]] | None:
         """Returns the next records of the part that is furthest behind, with its name; None where there are none now.
@@ -56,11 +69,16 @@ class Logs:
         """
         self._look_for_parts()
         now = time.monotonic()
-        ready = [(newest_us(name), name) for name, part in self._parts.items() if part.next_look <= now]
-        for _, name in sorted(ready):
+        ready = [name for name, part in self._parts.items() if part.next_look <= now]
+        for name in ready:
+            if not self._reached_us(name, newest_us):
+                self._peek(name, self._parts[name])
+        ready = [name for name in ready if self._parts[name].next_look <= now]
+        for name in sorted(ready, key=lambda name: (self._reached_us(name, newest_us), name)):
             found = self._read(name, self._parts[name])
             if found:
                 self.positions[name] = found[-1].offset
+                self._keep_open(name)
                 return name, found
         return None
 
@@ -72,7 +90,7 @@ class Logs:
         """
         if not self._parts or not all(self._has_parts):
             return 0
-        passed = [max(newest_us(name), part.ended_at_us or 0) for name, part in self._parts.items()]
+        passed = [max(self._reached_us(name, newest_us), part.ended_at_us or 0) for name, part in self._parts.items()]
         return max(min([*passed, time.time_ns() // 1000]) - lateness_us, 0)
 
     def close(self) -> None:
@@ -80,11 +98,34 @@ class Logs:
             if hasattr(opened, "close"):
                 opened.close()
 
-    def _read(self, name: str, part: _Part) -> list[event_log.Event]:
+    def _reached_us(self, name: str, newest_us: Newest) -> int:
+        """Returns the time that a part has come to, 0 where nobody knows."""
+        return max(newest_us(name), self._parts[name].first_us)
+
+    def _peek(self, name: str, part: _Part) -> None:
+        """Looks up when the records of a part begin, and takes none."""
+        times = (self._time_us(event.payload) for event in self._read(name, part, _PEEK))
+        part.first_us = next(filter(None, times), 0)
+        self._release(part)
+
+    def _keep_open(self, name: str) -> None:
+        self._open[name] = None
+        self._open.move_to_end(name)
+        if len(self._open) > _MAX_OPEN:
+            oldest, _ = self._open.popitem(last=False)
+            self._release(self._parts[oldest])
+
+    def _release(self, part: _Part) -> None:
+        if hasattr(part.log, "release"):
+            part.log.release()
+
+    def _read(self, name: str, part: _Part, limit: int = LIMIT) -> list[event_log.Event]:
         position = self.positions.setdefault(name, 0)
         clock_us = time.time_ns() // 1000
         try:
-            found = part.log.read(position, LIMIT)
+            found = part.log.read(position, limit)
+            if fault := getattr(part.log, "fault", None):
+                raise fault
             if found:
                 part.ended_at_us = None
                 return found

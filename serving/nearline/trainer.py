@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import pathlib
 import threading
@@ -12,7 +13,7 @@ import typing
 import keras
 import numpy as np
 
-from serving.nearline import checkpoints
+from serving.nearline import checkpoints, records
 from serving.nearline import metrics as metrics_lib
 from serving.nearline.candidates import Candidates
 from serving.nearline.joining import SECOND_US, Join, Rules
@@ -145,7 +146,8 @@ class Trainer:
         }  # fmt: skip
         self._candidates = Candidates(self._work_dir / "candidates", run, order)
         self._letters = LetterLog(settings.letters_url)
-        self._logs = Logs(settings.logs, facts["positions"], settings.poll_s)
+        time_us = functools.partial(records.time_of, label=self._rules.label)
+        self._logs = Logs(settings.logs, facts["positions"], settings.poll_s, time_us)
         self._shown_at = 0.0
         _log.info(
             "going on from %s, %d rows trained, %d positions", start, self.learner.rows, len(facts["positions"])
