@@ -78,7 +78,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the trainer's options to a command line."""
     add = parser.add_argument
     add("--log", action="append", required=True, help="log of served requests, of labels or of both: a path (a SQLite "
-        "log or a folder), kafka://host:port/topic, redis://host:port/0?stream=key, folder:///path, or your URL; may stand again")
+        "log or a folder), kafka://host:port/topic, redis://host:port/0?stream=key, folder:///path, or your URL;"
+        " may stand again")
     add("--models", required=True, help="as `tfmm train` wrote them: what it goes on from")
     add("--run", help="of the models, a preset or a file (default: run.json beside them)")
     add("--index", required=True, help="item index, a path or a URL")
