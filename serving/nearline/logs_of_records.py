@@ -32,6 +32,7 @@ class _Part:
         self.first_us = 0  # time of its first record, once that was seen
         self.ended_at_us: int | None = None  # the clock's time when there was no more
         self.next_look = 0.0
+        self.is_awaited = False  # it cannot be read, or has more than it has given
 
 
 class Logs:
@@ -60,27 +61,44 @@ class Logs:
         self._poll_s, self._looked = poll_s, -_LOOK_S
         self._parts: dict[str, _Part] = {}
         self._has_parts = [False] * len(self._sources)
+        self._is_away = [False] * len(self._sources)
         self._open: collections.OrderedDict[str, None] = collections.OrderedDict()  # parts by when they were read
 
-    def read(self, newest_us: Newest) -> tuple[str, list[event_log.Event]] | None:
+    def read(self, newest_us: Newest, room: int) -> tuple[str, list[event_log.Event]] | None:
         """Returns the next records of the part that is furthest behind, with its name; None where there are none now.
 
         The position is moved on; what is returned must be taken.
+
+        Args:
+            newest_us: by part, the newest time that it has shown.
+            room: how many more records may wait. Where there is none, what another part is awaited for stays in its log.
         """
         self._look_for_parts()
-        now = time.monotonic()
-        ready = [name for name, part in self._parts.items() if part.next_look <= now]
+        ready = self._ready(room)
         for name in ready:
             if not self._reached_us(name, newest_us):
                 self._peek(name, self._parts[name])
-        ready = [name for name in ready if self._parts[name].next_look <= now]
-        for name in sorted(ready, key=lambda name: (self._reached_us(name, newest_us), name)):
+        for name in sorted(self._ready(room), key=lambda name: (self._reached_us(name, newest_us), name)):
             found = self._read(name, self._parts[name])
+            if found and (room > 0 or self._is_awaiting):
+                found = found[: max(room, 0)]
             if found:
                 self.positions[name] = found[-1].offset
                 self._keep_open(name)
                 return name, found
         return None
+
+    def _ready(self, room: int) -> list[str]:
+        """Returns the parts to look at now: where there is no room, those that are awaited."""
+        now, is_full = time.monotonic(), self._is_awaiting and room <= 0
+        return [n for n, part in self._parts.items() if part.next_look <= now and (part.is_awaited or not is_full)]
+
+    @property
+    def _is_awaiting(self) -> bool:
+        """Whether the watermark waits for something that is away, or on its way."""
+        if any(self._is_away) or not all(self._has_parts):
+            return True
+        return any(part.is_awaited for part in self._parts.values())
 
     def watermark_us(self, newest_us: Newest, lateness_us: int) -> int:
         """Returns the time that all parts have passed; 0 where one of them has not said anything yet.
@@ -88,7 +106,7 @@ class Logs:
         A part that has no more is as far as the clock was when that was seen; one that cannot be reached is where it
         was, so that nothing is taken for a negative because a broker is away.
         """
-        if not self._parts or not all(self._has_parts):
+        if not self._parts or not all(self._has_parts) or any(self._is_away):
             return 0
         passed = [max(self._reached_us(name, newest_us), part.ended_at_us or 0) for name, part in self._parts.items()]
         return max(min([*passed, time.time_ns() // 1000]) - lateness_us, 0)
@@ -126,15 +144,16 @@ class Logs:
             found = part.log.read(position, limit)
             if fault := getattr(part.log, "fault", None):
                 raise fault
+            part.is_awaited = not found and hasattr(part.log, "end") and position < part.log.end()
             if found:
                 part.ended_at_us = None
                 return found
-            if not hasattr(part.log, "end") or position >= part.log.end():
+            if not part.is_awaited:
                 part.ended_at_us = clock_us
             part.next_look = time.monotonic() + self._poll_s
         except Exception as error:  # of whatever keeps the log: it may come back
             _log.warning("%s cannot be read, and is tried again: %s", name, error)
-            part.ended_at_us, part.next_look = None, time.monotonic() + _AGAIN_S
+            part.is_awaited, part.ended_at_us, part.next_look = True, None, time.monotonic() + _AGAIN_S
         return []
 
     def _look_for_parts(self) -> None:
@@ -146,7 +165,9 @@ class Logs:
                 found = event_log.parts_of(source)
             except Exception as error:
                 _log.warning("%s cannot be read, and is tried again: %s", source.name, error)
+                self._is_away[number] = True
                 continue
+            self._is_away[number] = False
             self._has_parts[number] |= bool(found)
             for part in found:
                 if part.name not in self._parts:

@@ -177,7 +177,7 @@ class Trainer:
 
     def _take_records(self) -> bool:
         """Takes what the logs have; returns whether there was anything."""
-        found = self._logs.read(self._join.newest_us)
+        found = self._logs.read(self._join.newest_us, self._join.room)
         if found is not None:
             name, events = found
             for event in events:

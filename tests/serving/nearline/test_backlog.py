@@ -34,7 +34,7 @@ def logs_of(*folders):
 
 def step(logs, join):
     """As the trainer: returns whether there were records, and what has left."""
-    found = logs.read(join.newest_us)
+    found = logs.read(join.newest_us, join.room)
     for event in found[1] if found else ():
         join.add(found[0], event)
     return found is not None, join.advance(logs.watermark_us(join.newest_us, 1_000_000))
@@ -122,5 +122,27 @@ def test_a_part_that_begins_with_what_cannot_be_used_begins_with_what_can(tmp_pa
     (tmp_path / "a.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
     logs = logs_of(tmp_path)
     write(tmp_path / "b.jsonl", [request(2, 4)])
-    (name, _), (second, events) = logs.read(lambda _: 0), logs.read(lambda _: 0)
+    (name, _), (second, events) = logs.read(lambda _: 0, 9), logs.read(lambda _: 0, 9)
     assert name.endswith("b.jsonl") and second.endswith("a.jsonl") and [event.offset for event in events] == [1, 2]
+
+
+def test_what_is_more_than_may_wait_stays_in_its_log_while_another_is_away(tmp_path):
+    """Requests in a folder, labels in another whose disk is away for so long."""
+    (tmp_path / "requests").mkdir()
+    (tmp_path / "labels").mkdir()
+    write(tmp_path / "requests" / "a.jsonl", [request(n, n * 0.1) for n in range(1_000)])
+    clicks = [{"request_id": f"r{n}", "item_id": 1, "time": T + n * 0.1 + 1, LABEL: True} for n in range(1_000)]
+    write(tmp_path / "labels" / "a.jsonl", clicks)
+    join = joining.Join(joining.Rules(LABEL, WINDOW_S * 1_000_000, max_waiting=300))
+    logs = logs_of(tmp_path / "requests", tmp_path / "labels")
+    (tmp_path / "labels").rename(tmp_path / "away")
+    for _ in range(10):
+        assert step(logs, join)[1] == []
+    assert join.num_waiting == 300 and not join.letters
+    (tmp_path / "away").rename(tmp_path / "labels")
+    logs._looked -= 10.0  # seconds later
+    left, was_found = [], True
+    while was_found:
+        was_found, gone = step(logs, join)
+        left += gone
+    assert len(left) == 1_000 and all(one.labels == {1: 1} for one in left) and not join.letters
