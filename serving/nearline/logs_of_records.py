@@ -71,7 +71,7 @@ class Logs:
 
         Args:
             newest_us: by part, the newest time that it has shown.
-            room: how many more records may wait. Where there is none, what another part is awaited for stays in its log.
+            room: how many more records may wait. Where there is none, and another part is awaited, they stay.
         """
         self._look_for_parts()
         ready = self._ready(room)
