@@ -16,6 +16,7 @@ _PEEK = 16  # records of which the first with a time tells when a part begins
 _MAX_OPEN = 64  # files that are open between reads
 _LOOK_S = 2.0  # between looks for new parts
 _AGAIN_S = 1.0  # after a failure
+_LOOKS_PER_S = 2_000  # at parts that have no more, all of them together
 _log = logging.getLogger(__name__)
 Newest = typing.Callable[[str], int]
 
@@ -27,8 +28,8 @@ def _open(url: str) -> typing.Any:
 
 
 class _Part:
-    def __init__(self, log: event_log.EventSource):
-        self.log = log
+    def __init__(self, log: event_log.EventSource, source: int):
+        self.log, self.source = log, source
         self.first_us = 0  # time of its first record, once that was seen
         self.ended_at_us: int | None = None  # the clock's time when there was no more
         self.next_look = 0.0
@@ -45,7 +46,7 @@ class Logs:
     Args:
         urls: see `event_log.open_source`; a folder, which a path may name too, is read at any depth, as by training.
         positions: by part, how far it was read before.
-        poll_s: seconds between looks at a part that has no more.
+        poll_s: seconds between looks at a part that has no more; longer where there are thousands.
         time_us: of a record, in microseconds since 1970; 0 where it has none.
     """
 
@@ -150,7 +151,7 @@ class Logs:
                 return found
             if not part.is_awaited:
                 part.ended_at_us = clock_us
-            part.next_look = time.monotonic() + self._poll_s
+            part.next_look = time.monotonic() + max(self._poll_s, len(self._parts) / _LOOKS_PER_S)
         except Exception as error:  # of whatever keeps the log: it may come back
             _log.warning("%s cannot be read, and is tried again: %s", name, error)
             part.is_awaited, part.ended_at_us, part.next_look = True, None, time.monotonic() + _AGAIN_S
@@ -171,4 +172,14 @@ class Logs:
             self._has_parts[number] |= bool(found)
             for part in found:
                 if part.name not in self._parts:
-                    self._parts[part.name] = _Part(part)
+                    self._parts[part.name] = _Part(part, number)
+            names = {part.name for part in found}
+            for name in [name for name, part in self._parts.items() if part.source == number and name not in names]:
+                self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        """Forgets a part that is no more, such as a file that was moved away; its position stays."""
+        part = self._parts.pop(name)
+        self._open.pop(name, None)
+        if hasattr(part.log, "close"):
+            part.log.close()

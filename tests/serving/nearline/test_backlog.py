@@ -9,9 +9,9 @@ import resource
 
 import pytest
 
-from serving.nearline import joining, records
+from serving.nearline import joining, logs_of_records, records
 from serving.nearline.logs_of_records import Logs
-from serving.streaming import event_log
+from serving.streaming import event_log, folder_events
 
 T, WINDOW_S, LABEL = 1_709_596_800, 10, "click"
 time_us = functools.partial(records.time_of, label=LABEL)
@@ -146,3 +146,24 @@ def test_what_is_more_than_may_wait_stays_in_its_log_while_another_is_away(tmp_p
         was_found, gone = step(logs, join)
         left += gone
     assert len(left) == 1_000 and all(one.labels == {1: 1} for one in left) and not join.letters
+
+
+def test_files_that_are_finished_are_looked_at_seldom_and_forgotten_when_they_are_gone(tmp_path, monkeypatch):
+    for number in range(1_000):
+        write(tmp_path / f"{number}.jsonl", [request(number, number)])
+    logs, join = logs_of(tmp_path), joining.Join(joining.Rules(LABEL, 1_000_000))
+    assert len(drain(logs, join)[0]) == 1_000
+    monkeypatch.setattr(logs_of_records, "_LOOKS_PER_S", 1)
+    looks, read = [], folder_events.EventFile.read
+    monkeypatch.setattr(folder_events.EventFile, "read", lambda *args: looks.append(args) or read(*args))
+    for part in logs._parts.values():
+        part.next_look = 0.0
+    for _ in range(10):
+        assert logs.read(join.newest_us, join.room) is None
+    assert len(looks) == 1_000  # once each
+    for number in range(1, 1_000):
+        (tmp_path / f"{number}.jsonl").unlink()
+    logs._looked -= 10.0
+    logs.read(join.newest_us, join.room)
+    (name,) = logs._parts
+    assert name.endswith("/0.jsonl") and len(logs.positions) == 1_000
