@@ -151,7 +151,7 @@ class Logs:
                 return found
             if not part.is_awaited:
                 part.ended_at_us = clock_us
-            part.next_look = time.monotonic() + max(self._poll_s, len(self._parts) / _LOOKS_PER_S)
+            part.next_look = time.monotonic() + max(self._poll_s, len(self._parts) // 100 * 100 / _LOOKS_PER_S)
         except Exception as error:  # of whatever keeps the log: it may come back
             _log.warning("%s cannot be read, and is tried again: %s", name, error)
             part.is_awaited, part.ended_at_us, part.next_look = True, None, time.monotonic() + _AGAIN_S
