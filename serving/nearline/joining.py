@@ -80,6 +80,11 @@ class Join:
         return len(self._waiting)
 
     @property
+    def room(self) -> int:
+        """How many more records may wait."""
+        return self.rules.max_waiting - max(len(self._waiting), self._num_early)
+
+    @property
     def frontier_us(self) -> int:
         """Through when all requests have left."""
         return self.watermark_us - self.rules.window_us

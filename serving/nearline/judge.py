@@ -49,7 +49,7 @@ def judge(folder: pathlib.Path) -> dict[str, typing.Any]:
     model_lib.save_model(state.model, model / TRAINED, [model / STATE], training=training)
     saved_model.export(model / TRAINED, vocabulary, folder / "snapshot", order["id_types"], run.export, model / SERVING)
     said: list[str] = []
-    pattern, in_service = candidates.eval_pattern(folder), _newest(versions)
+    pattern, in_service = candidates.eval_pattern(folder), _in_service(versions, _loaded(order))
     report, verdict = judgement.judge(
         run, {MULTIMODAL: model}, (pattern, pattern), folder / "evaluation", said.append, in_service_dir=in_service,
         index_url=order["index_url"],
@@ -62,27 +62,55 @@ def judge(folder: pathlib.Path) -> dict[str, typing.Any]:
         return {**result, "passed": False, "reasons": [f"it does not answer: {fault}"]}
     pushed = version.ship(folder, folder / "evaluation", versions)
     result |= {"version": str(pushed), "pushed_at": time.time()}
-    _keep(versions, pushed.name, order["keep_versions"])
+    loaded = _loaded(order)
+    count = order["keep_versions"] if loaded is not None else 0  # where the server does not answer, all stay
+    _keep(versions, pushed.name, count, loaded or ())
     if order["server"]:
         result["served_at"] = _served_at(order["server"], order["model_name"], int(pushed.name))
     return result
 
 
-def _newest(versions: pathlib.Path) -> pathlib.Path | None:
-    """Returns the newest version, which servers have in service."""
+def _loaded(order: typing.Mapping[str, typing.Any]) -> dict[str, bool] | None:
+    """Returns the versions that the server has loaded, or loads, and whether they are in service.
+
+    Returns:
+        {} where no server was named, None where it does not answer.
+    """
+    import grpc
+
+    from serving.replica import Replica
+
+    if not order["server"]:
+        return {}
+    replica = Replica(order["server"], order["model_name"])
+    try:
+        return {str(version): is_served for version, is_served in replica.versions().items()}
+    except grpc.RpcError as error:
+        _log.warning("%s: %s", order["server"], error.code().name)
+        return None
+    finally:
+        replica.close()
+
+
+def _in_service(versions: pathlib.Path, loaded: typing.Mapping[str, bool] | None) -> pathlib.Path | None:
+    """Returns the newest version that a server has in service; the newest of all where no server says so."""
     found = [path for path in versions.iterdir() if path.name.isdigit()] if versions.is_dir() else []
-    return max(found, key=lambda path: int(path.name), default=None)
+    served = [path for path in found if (loaded or {}).get(path.name)]
+    return max(served or found, key=lambda path: int(path.name), default=None)
 
 
-def _keep(versions: pathlib.Path, name: str, count: int) -> None:
-    """Removes versions that this pushed beyond the newest `count`; 0 keeps all, and nobody else's are touched."""
+def _keep(versions: pathlib.Path, name: str, count: int, loaded: typing.Collection[str] = ()) -> None:
+    """Removes versions that this pushed beyond the newest `count`, but for those that a server has loaded.
+
+    0 keeps all, and nobody else's are touched.
+    """
     path = versions / PUSHED
     pushed = [*(path.read_text().split() if path.is_file() else []), name]
-    old = pushed[:-count] if count else []
+    old = {one for one in pushed[:-count] if one not in loaded} if count else set()
     for one in old:
         shutil.rmtree(versions / one, ignore_errors=True)
     temporary = path.with_name(f"{PUSHED}.{os.getpid()}")
-    temporary.write_text("".join(f"{one}\n" for one in pushed[len(old) :]))
+    temporary.write_text("".join(f"{one}\n" for one in pushed if one not in old))
     temporary.replace(path)
 
 

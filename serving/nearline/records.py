@@ -43,3 +43,15 @@ def refuse_ahead(record: Served | Event) -> None:
 def time_us(record: Served | Event) -> int:
     """Returns a record's time in microseconds since 1970."""
     return round(record.time * 1e6)
+
+
+def time_of(payload: bytes, label: str) -> int:
+    """Returns the time of a record that can be used, as `time_us`; 0 for any other."""
+    try:
+        record = parse(payload, label)
+        if record is None:
+            return 0
+        refuse_ahead(record)
+    except EventError:
+        return 0
+    return time_us(record)

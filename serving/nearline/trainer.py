@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import pathlib
 import threading
@@ -12,7 +13,7 @@ import typing
 import keras
 import numpy as np
 
-from serving.nearline import checkpoints
+from serving.nearline import checkpoints, records
 from serving.nearline import metrics as metrics_lib
 from serving.nearline.candidates import Candidates
 from serving.nearline.joining import SECOND_US, Join, Rules
@@ -35,6 +36,7 @@ from tfmm.training import devices
 MAX_UNSERVED = 1_000_000  # rows whose delay is measured, when they are pushed at last
 _IDLE_S = 0.02
 _SHOW_EVERY_S = 1.0
+_AGAIN_S = 1.0  # after a failure
 _log = logging.getLogger("serving.nearline")
 
 
@@ -92,6 +94,10 @@ class Cycle:
     began_us: int = 0  # time of its first row; 0: it has none
 
 
+class Stopped(Exception):
+    """It was told to stop while rows were on their way into the model: the checkpoint before stays."""
+
+
 class Trainer:
     """Goes on from a click model over records as they come, until it is told to stop.
 
@@ -145,26 +151,34 @@ class Trainer:
         }  # fmt: skip
         self._candidates = Candidates(self._work_dir / "candidates", run, order)
         self._letters = LetterLog(settings.letters_url)
-        self._logs = Logs(settings.logs, facts["positions"], settings.poll_s)
+        time_us = functools.partial(records.time_of, label=self._rules.label)
+        self._logs = Logs(settings.logs, facts["positions"], settings.poll_s, time_us)
         self._shown_at = 0.0
         _log.info(
             "going on from %s, %d rows trained, %d positions", start, self.learner.rows, len(facts["positions"])
         )
 
     def run(self, stop: threading.Event) -> None:
-        """Works until `stop` is set, then writes a checkpoint."""
-        while not stop.is_set():
-            is_idle = not self._take_records()
-            is_idle &= not self._train_blocks(stop)
-            self._hear_verdict()
-            if self._checkpoints.is_due():
-                self._save()
-            if time.monotonic() - self._shown_at > _SHOW_EVERY_S:
-                self._shown_at = time.monotonic()
-                self.metrics.show(self._join, self._logs.positions)
-            if is_idle:
-                stop.wait(_IDLE_S)
+        """Works until `stop` is set, then writes a checkpoint; none where it was set while the index was away."""
+        try:
+            while not stop.is_set():
+                self._work(stop)
+        except Stopped as said:
+            _log.warning("%s", said)
+            return
         self._save()
+
+    def _work(self, stop: threading.Event) -> None:
+        is_idle = not self._take_records(stop)
+        is_idle &= not self._train_blocks(stop)
+        self._hear_verdict()
+        if self._checkpoints.is_due():
+            self._save()
+        if time.monotonic() - self._shown_at > _SHOW_EVERY_S:
+            self._shown_at = time.monotonic()
+            self.metrics.show(self._join, self._logs.positions)
+        if is_idle:
+            stop.wait(_IDLE_S)
 
     def close(self) -> None:
         """Ends the process that judges, and connections."""
@@ -173,9 +187,9 @@ class Trainer:
         self._letters.close()
         self._index.close()
 
-    def _take_records(self) -> bool:
+    def _take_records(self, stop: threading.Event) -> bool:
         """Takes what the logs have; returns whether there was anything."""
-        found = self._logs.read(self._join.newest_us)
+        found = self._logs.read(self._join.newest_us, self._join.room)
         if found is not None:
             name, events = found
             for event in events:
@@ -183,7 +197,7 @@ class Trainer:
         watermark_us = self._logs.watermark_us(self._join.newest_us, self._rules.lateness_us)
         left = self._join.advance(watermark_us)
         if left:
-            self._try_index(self._features.refresh)
+            self._try_index(self._features.refresh, stop)
         for waiting in left:
             if waiting.labels:
                 try:
@@ -200,7 +214,7 @@ class Trainer:
             if block is None:
                 break
             started = time.monotonic()
-            self._try_index(self.learner.refresh)
+            self._try_index(self.learner.refresh, stop)
             self.learner.train(block)
             self.metrics.training_s.inc(time.monotonic() - started)
             self.metrics.rows.inc(len(block[AT]))
@@ -211,8 +225,12 @@ class Trainer:
             self._end_block(block)
         return trained
 
-    def _try_index(self, work: typing.Callable[[], object]) -> None:
-        """Does what reads the index; while that is away it waits, since rows without vectors are other rows."""
+    def _try_index(self, work: typing.Callable[[], object], stop: threading.Event) -> None:
+        """Does what reads the index; while that is away it waits, since rows without vectors are other rows.
+
+        Raises:
+            Stopped: `stop` was set meanwhile.
+        """
         while True:
             try:
                 work()
@@ -221,7 +239,8 @@ class Trainer:
                 if not self._index.is_failing(error):
                     raise
                 _log.warning("%s cannot be read, and is tried again: %s", self._settings.index_url, error)
-                time.sleep(1.0)
+                if stop.wait(_AGAIN_S):
+                    raise Stopped(f"{self._settings.index_url} is away: ended at the last checkpoint") from error
 
     def _end_block(self, block: Columns) -> None:
         """Counts a block that was trained; at the end of a slice its candidate is judged and the next one begins."""

@@ -80,10 +80,15 @@ class EventFolder:
 
 
 class EventFile:
-    """One file of an `EventFolder`: an event's offset is its line or row, from 1."""
+    """One file of an `EventFolder`: an event's offset is its line or row, from 1.
+
+    Attributes:
+        fault: what the system had against the last read, such as too many open files; the next read tries again.
+    """
 
     def __init__(self, path: pathlib.Path, name: str):
         self._path, self.name = path, name
+        self.fault: OSError | None = None
         self._rows: typing.Iterator[event_log.Event] | None = None  # behind `_at`
         self._at = 0
         self._seen: tuple[int, int] | None = None  # size and time of a file that has no more, or cannot be read
@@ -93,6 +98,7 @@ class EventFile:
 
     def read(self, after: int, limit: int) -> list[event_log.Event]:
         """As `EventSource.read`; fewer events where they are large together."""
+        fault, self.fault, state = self.fault, None, None
         try:
             facts = self._path.stat()
             state = facts.st_size, facts.st_mtime_ns
@@ -105,7 +111,11 @@ class EventFile:
             self._rows = None
             return []
         except (OSError, ValueError, pa.ArrowException) as error:
-            _log.error("%s cannot be read, and is tried again when it changes: %s", self._path, error)
+            if isinstance(error, OSError) and error.errno is not None:  # the file may be whole
+                self.fault, state = error.with_traceback(None), None
+            when = "it changes" if self.fault is None else "it is read the next time"
+            if fault is None or str(fault) != str(error):
+                _log.error("%s cannot be read, and is tried again when %s: %s", self._path, when, error)
             self._rows, self._seen, self._at = None, state, after
             return []
         if found:
@@ -113,6 +123,10 @@ class EventFile:
         else:
             self._rows, self._seen = None, state
         return found
+
+    def release(self) -> None:
+        """Closes the file until the next read."""
+        self._rows = None
 
     def _open(self, after: int) -> typing.Iterator[event_log.Event]:
         return self._of_lines(after) if self._path.suffix == ".jsonl" else self._of_rows(after)

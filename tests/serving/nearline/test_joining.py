@@ -187,3 +187,16 @@ def test_its_state_is_all_that_it_is():
     left = [[(w.request, w.at_us, w.labels) for w in j.advance(int((T + 100) * 1e6))] for j in (whole, other)]
     assert left[0] == left[1] and len(left[0]) == 3
     assert whole.state() == other.state() and whole.letters == other.letters
+
+
+def test_what_waits_is_taken_again_though_the_clock_was_set_back(monkeypatch):
+    """A trainer that starts again takes what it has taken before."""
+    join, _ = joined(request("a"), said("b", 1, 1.0, click=True), advance_to=0)
+    state = json.loads(json.dumps(join.state()))
+    monkeypatch.setattr(time, "time", lambda: T - records.MAX_AHEAD_S - 10)
+    again = joining.Join(join.rules)
+    again.add("log", Event(3, json.dumps(request("c")).encode()))
+    assert "at most 300 s ahead" in again.letters[0].reason  # which is for what comes
+    again.letters = []
+    again.restore(state)
+    assert again.num_waiting == 1 and again.state() == join.state()

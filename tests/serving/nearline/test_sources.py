@@ -98,19 +98,20 @@ class Source:
     def read(self, after, limit):
         if self.is_away:
             raise ConnectionError("away")
-        return [event_log.Event(place + 1, b"") for place in range(after, min(after + 2, len(self.times)))]
+        stop = min(after + min(limit, 2), len(self.times))
+        return [event_log.Event(place + 1, b"%d" % self.times[place]) for place in range(after, stop)]
 
 
 @pytest.fixture
 def two_logs(monkeypatch):
     sources = {"a": Source("a", [10, 20, 30, 40]), "b": Source("b", [5, 35, 36])}
     monkeypatch.setattr(event_log, "open_source", sources.__getitem__)
-    return sources, Logs(["a", "b"], {}, poll_s=0.0)
+    return sources, Logs(["a", "b"], {}, poll_s=0.0, time_us=int)
 
 
-def drain(sources, logs, newest):
+def drain(sources, logs, newest, room=1_000):
     found = []
-    while (read := logs.read(lambda name: newest.get(name, 0))) is not None:
+    while (read := logs.read(lambda name: newest.get(name, 0), room)) is not None:
         name, events = read
         found.append((name, [event.offset for event in events]))
         newest[name] = sources[name].times[events[-1].offset - 1]
@@ -119,7 +120,7 @@ def drain(sources, logs, newest):
 
 def test_the_part_that_is_furthest_behind_is_read_first(two_logs):
     sources, logs = two_logs
-    assert drain(sources, logs, {}) == [("a", [1, 2]), ("b", [1, 2]), ("a", [3, 4]), ("b", [3])]
+    assert drain(sources, logs, {}) == [("b", [1, 2]), ("a", [1, 2]), ("a", [3, 4]), ("b", [3])]
     assert logs.positions == {"a": 4, "b": 3}
 
 
@@ -138,3 +139,32 @@ def test_the_watermark_waits_for_a_log_that_is_away_and_not_for_one_that_has_no_
     sources["a"].is_away = True
     drain(sources, logs, newest)
     assert logs.watermark_us(lambda name: newest.get(name, 0), 7) == 40 - 7
+
+
+def test_while_a_log_is_away_no_more_is_read_than_may_wait_for_it(two_logs):
+    sources, logs = two_logs
+    newest = {}
+    sources["b"].is_away = True
+    assert drain(sources, logs, newest, room=1)[0] == ("a", [1]) and logs.positions["a"] == 4
+    logs.positions["a"] = 1
+    assert drain(sources, logs, newest, room=0) == [] and logs.positions == {"a": 1, "b": 0}
+    sources["b"].is_away = False
+    time.sleep(1.1)  # it is tried again after a second
+    assert drain(sources, logs, newest, room=0) == [("b", [1, 2]), ("b", [3]), ("a", [2, 3]), ("a", [4])]
+
+
+def test_a_log_without_parts_yet_is_waited_for(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "1.jsonl").write_text("10\n20\n")
+    logs = Logs([f"folder://{tmp_path / name}" for name in ("a", "b")], {}, 0.0, time_us=int)
+    assert len(logs.read(lambda _: 0, 1)[1]) == 1 and logs.read(lambda _: 10, 0) is None
+    (tmp_path / "b" / "1.jsonl").write_text("15\n")
+    logs._looked -= 10.0
+    assert len(logs.read(lambda _: 10, 0)[1]) == 1
+    (tmp_path / "b" / "1.jsonl").unlink()
+    (tmp_path / "b").joinpath(".tfmm_events").unlink()
+    (tmp_path / "b").rmdir()  # as where a disk is not mounted
+    logs._looked -= 10.0
+    logs.read(lambda _: 10, 0)
+    assert logs.watermark_us(lambda _: 20, 0) == 0
