@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import typing
 
 import keras
+import tensorflow as tf
 
 from tfmm import extras
 from tfmm.config import SCLConfig
@@ -17,6 +19,16 @@ from tfmm.pretrain.picture_encoder import PictureEncoder
 from tfmm.training import replicas
 
 Channels = tuple[float, ...]
+
+
+def load_keras_cv() -> typing.Any:
+    """Returns keras-cv, on Keras 3: it takes what `tf.keras` is when it is imported, and TFX makes that Keras 2."""
+    before = tf.keras
+    tf.keras = importlib.import_module("keras._tf_keras.keras")
+    try:
+        return extras.require("keras_cv", "vision")
+    finally:
+        tf.keras = before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +98,7 @@ class BackboneEncoder(PictureEncoder):
     def build_net(self) -> keras.Model:
         """Returns the net with the weights of the file, or else with seeded ones."""
         keras.utils.set_random_seed(self.config.seed)  # keras-cv's layers have no seeds of their own
-        models = extras.require("keras_cv", "vision").models
+        models = load_keras_cv().models
         net = NETS[self.config.encoder].make(models, self.image_size)
         if self.config.weights:
             weights_file.load(net, self.config.weights, self.config.encoder)

@@ -132,11 +132,11 @@ def test_calls_of_rest_clients_that_left_do_not_run(tmp_path, serving_at, write_
 
         running, go, real, ran = threading.Event(), threading.Event(), rest._ACTIONS["predict"], []
 
-        def held(answers, spec, body, authorization):
+        def held(answers, spec, body, *more):
             ran.append(body)
             running.set()
             assert go.wait(30)
-            return real(answers, spec, body, authorization)
+            return real(answers, spec, body, *more)
 
         monkeypatch.setitem(rest._ACTIONS, "predict", held)
         head = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: me\r\nContent-Length: %d\r\n\r\n"

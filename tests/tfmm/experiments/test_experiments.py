@@ -197,6 +197,7 @@ def test_the_source_of_an_own_method_is_part_of_a_key(run, workspace, tmp_path, 
     assert workspace._read_by("multimodal_model", own) != before
 
 
+@pytest.mark.slow
 def test_what_tune_chooses_is_what_the_tables_take(run, output, data, monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "MIN_ROWS", 10)
     monkeypatch.setattr(tuning, "CLICK_MODELS", (("ctr.learning_rate=0.001",), ("ctr.learning_rate=0.004",)))

@@ -234,9 +234,8 @@ def test_keras_cv_is_imported_by_its_encoders_alone():
 
 def test_the_file_of_whole_clip_has_its_image_tower(tmp_path):
     """keras-cv's class of both towers needs keras-nlp; its file holds each as one layer."""
-    from keras_cv.models.feature_extractor import CLIPImageEncoder
-
-    tower = CLIPImageEncoder(
+    kind = backbones.load_keras_cv().models.feature_extractor.CLIPImageEncoder
+    tower = kind(
         input_resolution=32, patch_size=16, width=64, num_layers=1, heads=1, output_dim=8, name="image_encoder"
     )
     tower.build((None, 32, 32, 3))
@@ -245,8 +244,18 @@ def test_the_file_of_whole_clip_has_its_image_tower(tmp_path):
     both.save_weights(tmp_path / "clip.weights.h5")
     with h5py.File(tmp_path / "clip.weights.h5") as file:
         assert any("clip_image_encoder" in name for name in file["layers"])
-    fresh = CLIPImageEncoder(input_resolution=32, patch_size=16, width=64, num_layers=1, heads=1, output_dim=8)
+    fresh = kind(input_resolution=32, patch_size=16, width=64, num_layers=1, heads=1, output_dim=8)
     fresh.build((None, 32, 32, 3))
     weights_file.load(fresh, tmp_path / "clip.weights.h5", "clip")
     for found, wanted in zip(fresh.get_weights(), tower.get_weights(), strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_process_in_which_tensorflow_has_keras_2_makes_nets_of_keras_3():
+    code = (
+        "import tensorflow_transform, tensorflow as tf; from tfmm.config import SCLConfig; "
+        "from tfmm.pretrain.encoders import make_encoder; before = tf.keras; "
+        f"make_encoder(SCLConfig(encoder={RESNET.encoder!r}, image_size={RESNET.image_size}, dim=8)); "
+        "assert tf.keras is before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

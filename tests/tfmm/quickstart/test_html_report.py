@@ -57,6 +57,9 @@ def test_report_is_one_escaped_file(tmp_path):
             "rows": 9, "clicks": 3, "undefined": {"gauc": "3 clicks, 30 are needed"}, "gauc": None,
             "log_loss": {"value": 0.03, "low": 0.01, "high": 0.05},
         }}}},
+        "slices": {"history": {"none": {"rows": 9, "clicks": 3, "models": {
+            "id": {"gauc": None}, "multimodal": {"gauc": 0.61, "gauc_gain": {"value": 0.02, "low": 0.01, "high": 0.03}},
+        }}}},
         "in_service": {"index": {"text": {"rows": 4, "left_out": None}}, "left_out": None},
         "missing": {"all": {"rows": 0, "models": {}}, "text": {"rows": 7, "models": {"multimodal": SLICE}}},
     }
@@ -71,6 +74,7 @@ def test_report_is_one_escaped_file(tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;red" in text and "<b>red" not in text
     assert "<th>SimScore + my_team:Best</th>" in text and "SimTier" not in text and "scored by" not in text
+    assert "<td>history: none</td><td>9</td><td>3</td>" in text and "+0.0200 [+0.0100, +0.0300]" in text
     assert "is no better" not in text  # the verdict says it, and first
     assert 'class="worse">Warning: &lt;i&gt; nothing' in text
     assert "multimodal - in_service" in text and "+0.0300 [+0.0100, +0.0500]" in text
