@@ -1,6 +1,7 @@
 """What a server logs and an application tells is learned near-line as `tfmm train --served` learns it, row by row."""
 
 import dataclasses
+import functools
 import json
 
 import grpc
@@ -11,7 +12,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving import served_log
 from serving.model_server.logged import Logs
-from serving.nearline import joining, rows
+from serving.nearline import joining, records, rows
 from serving.nearline.logs_of_records import Logs as NearlineLogs
 from serving.served_record import REQUEST_ID
 from serving.streaming import event_log
@@ -105,8 +106,8 @@ def batch_rows(folder, until, feature_set, output):
 def nearline_rows(urls, until, feature_set, id_types, folder):
     """Returns what the near-line trainer reads, in time order, and its dead letters' reasons."""
     join = joining.Join(joining.Rules("label", round(WINDOW_S * joining.SECOND_US), columns=("position",)))
-    logs = NearlineLogs(urls, {}, poll_s=0.0)
-    while (read := logs.read(join.newest_us)) is not None:
+    logs = NearlineLogs(urls, {}, 0.0, functools.partial(records.time_of, label="label"))
+    while (read := logs.read(join.newest_us, join.room)) is not None:
         name, events = read
         for event in events:
             join.add(name, event)
