@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shutil
 import time
@@ -13,6 +12,7 @@ import numpy as np
 
 from serving.nearline.rows import Columns
 from tfmm import artifacts
+from tfmm.training import checkpoint
 
 STATE, FACTS, ROWS = "state", "facts.json", "rows.npz"
 _SHARE = 20.0  # how many times a save has to pass before the next one
@@ -67,7 +67,7 @@ class Checkpoints:
                 np.savez(file, **{f"{part}/{name}": v for part, columns in rows.items() for name, v in columns.items()})
             _sync(building)
             building.replace(self._folder / str(number))
-        _sync_one(self._folder)
+        checkpoint.sync(self._folder)
         for old in self._numbers()[:-1]:
             shutil.rmtree(self._folder / str(old), ignore_errors=True)
         self._seconds = time.monotonic() - started
@@ -87,12 +87,4 @@ def read(folder: pathlib.Path) -> tuple[dict[str, typing.Any], dict[str, Columns
 def _sync(folder: pathlib.Path) -> None:
     """Brings all files of a folder to the disk."""
     for path in [folder, *folder.rglob("*")]:
-        _sync_one(path)
-
-
-def _sync_one(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        checkpoint.sync(path)

@@ -8,7 +8,7 @@ import typing
 import numpy as np
 
 from tfmm import metrics
-from tfmm.metrics.confidence import MAX_DRAWN
+from tfmm.metrics.confidence import ratio_interval
 from tfmm.metrics.log_loss import row_losses
 from tfmm.training.labels import metric_weights
 
@@ -75,21 +75,7 @@ def gain(
 
 
 def _drawn(won: np.ndarray, weights: np.ndarray, replicates: int) -> dict[str, float | None]:
-    """Returns sum(won) / sum(weights) and its interval over users [m], drawn with replacement.
-
-    Of fewer than `metrics.MIN_GROUPS` users that count there is no interval. Of very many, as many random bundles are
-    drawn, as `metrics.user_bootstrap` does.
-    """
-    value = float(won.sum() / weights.sum())
-    if np.count_nonzero(weights) < metrics.MIN_GROUPS:
-        return {"value": value, "low": None, "high": None}
-    generator = np.random.default_rng(0)
-    if len(won) > MAX_DRAWN:
-        bundles = generator.permutation(len(won)) % MAX_DRAWN
-        won, weights = np.bincount(bundles, won), np.bincount(bundles, weights)
-    draws = np.empty(replicates)
-    for number in range(replicates):
-        copies = np.bincount(generator.integers(0, len(won), len(won)), minlength=len(won))
-        draws[number] = copies @ won / max(copies @ weights, 1e-12)
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"value": value, "low": float(low), "high": float(high)}
+    """Returns sum(won) / sum(weights) and its interval over users [m]; none of fewer that count than `MIN_GROUPS`."""
+    found = ratio_interval(won, weights, replicates=replicates, level=LEVEL)
+    has_interval = np.count_nonzero(weights) >= metrics.MIN_GROUPS
+    return {"value": found.value, **{side: getattr(found, side) if has_interval else None for side in ("low", "high")}}

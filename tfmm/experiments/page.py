@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import pathlib
 import typing
 
 import numpy as np
 
-from tfmm import extras
+from tfmm import extras, plots
 from tfmm.experiments.experiment import Experiment, Facts, Figure, Result
 
 RESULT, PAGE = "result.json", "index.html"
@@ -27,8 +26,8 @@ def write(folder: pathlib.Path, experiment: Experiment, result: Result, how: Fac
         how: `seeds`, `minutes`, `command`, `data`, what `carry_out` returns.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plots = [plot(figure) for figure in result.figures]
-    for number, svg in enumerate(plots, 1):
+    drawn = [plot(figure) for figure in result.figures]
+    for number, svg in enumerate(drawn, 1):
         (folder / f"figure-{number}.svg").write_text(svg)
     about = {"experiment": experiment.name, "title": experiment.title, "about": experiment.about}
     found = {**about, **how, **dataclasses.asdict(result)}
@@ -37,7 +36,7 @@ def write(folder: pathlib.Path, experiment: Experiment, result: Result, how: Fac
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = (pathlib.Path(__file__).parent / "page.html.j2").read_text()
     (folder / PAGE).write_text(
-        environment.from_string(template).render(about=about, how=how, result=result, plots=plots, shown=shown)
+        environment.from_string(template).render(about=about, how=how, result=result, plots=drawn, shown=shown)
     )
 
 
@@ -58,8 +57,7 @@ def shown(value: typing.Any) -> str:
 
 def plot(figure: Figure) -> str:
     """Returns a figure as SVG."""
-    pyplot = extras.require("matplotlib.pyplot", "pipeline")
-    drawn, axis = pyplot.subplots(figsize=(7.0, 3.6))
+    drawn, axis = plots.pyplot().subplots(figsize=(7.0, 3.6))
     count = max(len(figure.series), 1)
     for number, (name, points) in enumerate(figure.series.items()):
         x, y = [point[0] for point in points], [point[1] for point in points]
@@ -74,13 +72,11 @@ def plot(figure: Figure) -> str:
     if figure.x.endswith("log"):
         axis.set_xscale("log")
     axis.set(xlabel=figure.x, ylabel=figure.y, title=figure.title)
-    axis.axhline(0.0, color="#888", linewidth=0.5) if figure.kind == "bars" else None
+    if figure.kind == "bars":
+        axis.axhline(0.0, color="#888", linewidth=0.5)
     axis.legend(fontsize=7)
     drawn.tight_layout()
-    text = io.StringIO()
-    drawn.savefig(text, format="svg")
-    pyplot.close(drawn)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return plots.svg(drawn)
 
 
 def _finite(value: typing.Any) -> typing.Any:

@@ -29,7 +29,7 @@ from tfmm.training.examples import example_files
 
 MADE = "made.json"  # in each artifact's folder, last: `seconds` that making it took
 SCORES, FACTS = "scores.npy", "facts.json"  # of a click model: of the held-out rows in time order
-SCL, UNTRAINED, RANDOM = VECTORS = ("scl", "untrained", "random")  # whose vectors an item has
+SCL, UNTRAINED, RANDOM = ("scl", "untrained", "random")  # whose vectors an item has
 _INDEX = "items.sqlite"
 Say = typing.Callable[[str], object]
 

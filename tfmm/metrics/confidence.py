@@ -111,7 +111,33 @@ def mean_interval(
         raise ValueError("A mean needs at least one row. Received: none. Widen the sample.")
     ids, places = user_index(groups, numbers.size)
     sums, sizes = np.bincount(places, numbers, ids.size), np.bincount(places, minlength=ids.size)
-    return _resample(lambda copies: _divide(copies @ sums, copies @ sizes), ids.size, replicates, level, seed)
+    return _resample(_ratio(sums, sizes), ids.size, replicates, level, seed)
+
+
+def ratio_interval(
+    numerators: np.ndarray,
+    denominators: np.ndarray,
+    *,
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Computes sum(numerators) / sum(denominators) with its interval, drawing groups with replacement.
+
+    Args:
+        numerators, denominators: floats [groups]; more than `MAX_DRAWN` are drawn in bundles, as in `user_bootstrap`.
+        replicates, level, seed: as there.
+
+    >>> ratio_interval(np.array([1.0, 1.0]), np.array([1.0, 3.0]), replicates=200).value
+    0.5
+    """
+    bundles = _bundles(len(numerators), seed)
+    sums, sizes = np.bincount(bundles, numerators), np.bincount(bundles, denominators)
+    return _resample(_ratio(sums, sizes), len(sums), replicates, level, seed)
+
+
+def _ratio(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
+    return lambda copies: _divide(copies @ numerators, copies @ denominators)
 
 
 def _bundles(num_users: int, seed: int) -> np.ndarray:
@@ -152,7 +178,7 @@ def _gauc(
     weights = per_user.weights("impressions")
     won = np.bincount(bundles, weights * np.nan_to_num(per_user.auc))
     weights = np.bincount(bundles, weights)
-    return lambda copies: _divide(copies @ won, copies @ weights)
+    return _ratio(won, weights)
 
 
 def _log_loss(
@@ -162,7 +188,7 @@ def _log_loss(
     losses, drawn = row_losses(clicked, predicted), bundles[users]
     loss = np.bincount(drawn, losses if counts is None else losses * counts)
     rows = np.bincount(drawn, counts)
-    return lambda copies: _divide(copies @ loss, copies @ rows)
+    return _ratio(loss, rows)
 
 
 def _calibration_error(

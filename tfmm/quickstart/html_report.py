@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 import pathlib
 import typing
 
 import numpy as np
 import pyarrow as pa
 
-from tfmm import extras
+from tfmm import extras, plots
 from tfmm.evaluate import differences, wording
 from tfmm.fingerprints import fingerprint
 
@@ -88,9 +87,6 @@ def curves(histories: typing.Mapping[str, typing.Sequence[typing.Mapping[str, fl
     Args:
         histories: per run, its epochs as `tfmm.training.loop.run` returns them.
     """
-    extras.require("matplotlib", "pipeline").use("Agg")
-    from matplotlib import pyplot
-
     panels = [
         (run, name, [entry[name] for entry in history])
         for run, history in histories.items()
@@ -102,7 +98,7 @@ def curves(histories: typing.Mapping[str, typing.Sequence[typing.Mapping[str, fl
         return ""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3.0 * columns, 2.1 * rows), squeeze=False)
+    figure, axes = plots.pyplot().subplots(rows, columns, figsize=(3.0 * columns, 2.1 * rows), squeeze=False)
     for axis in axes.ravel()[len(panels) :]:
         axis.axis("off")
     for axis, (run, name, values) in zip(axes.ravel(), panels, strict=False):
@@ -111,10 +107,7 @@ def curves(histories: typing.Mapping[str, typing.Sequence[typing.Mapping[str, fl
         axis.set_xlabel("epoch, or part of one", fontsize=7)
         axis.tick_params(labelsize=7)
     figure.tight_layout()
-    text = io.StringIO()
-    figure.savefig(text, format="svg")
-    pyplot.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return plots.svg(figure)
 
 
 def write_report(

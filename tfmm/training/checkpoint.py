@@ -80,7 +80,7 @@ class Checkpoint:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
-        _sync_folder(self.path.parent)
+        sync(self.path.parent)
         self._saved_at = time.monotonic()
         self._seconds = self._saved_at - started
 
@@ -165,8 +165,9 @@ def _dtype_name(variable: typing.Any) -> str:
     return dtype if isinstance(dtype, str) else dtype.name
 
 
-def _sync_folder(folder: pathlib.Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: pathlib.Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
