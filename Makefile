@@ -17,11 +17,11 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 FLINK := $(PYTHON) serving/deploy/flink/cluster.py
 
-.PHONY: setup quickstart test test-all test-gpu test-cluster flink-up flink-down kafka-up kafka-down lint bench compat lock build clean
+.PHONY: setup quickstart test test-all test-gpu test-tf-serving test-jvm test-cluster flink-up flink-down kafka-up kafka-down lint bench compat lock build clean
 
 setup: $(STAMP)
 
-$(STAMP): requirements/set_up.sh $(wildcard requirements/*.lock) .python-version setup.py
+$(STAMP): requirements/set_up.sh $(wildcard requirements/*.lock) .python-version setup.py requirements/client/setup.py
 	requirements/set_up.sh $(VENV)
 	touch $@
 
@@ -33,10 +33,10 @@ lint: $(STAMP)
 	mypy
 
 test: lint
-	$(PYTEST) -m "not slow and not compat and not gpu"
+	$(PYTEST) -m "not slow and not compat and not gpu and not tf_serving"
 
 test-all: lint
-	$(PYTEST) -m "not compat and not gpu"
+	$(PYTEST) -m "not compat and not gpu and not tf_serving"
 	$(MAKE) compat
 
 test-gpu: $(STAMP)
@@ -44,6 +44,22 @@ test-gpu: $(STAMP)
 	  $(PYTHON) -m pytest -m gpu tests; \
 	else \
 	  echo "not run: no GPU on this machine, or a TensorFlow without CUDA (docs/training.md)"; \
+	fi
+
+# Protocol, upserts, replay and compiled models on the tensorflow_model_server that is on the PATH (docs/serving.md).
+test-tf-serving: $(STAMP)
+	@if command -v tensorflow_model_server > /dev/null; then \
+	  $(PYTHON) -m pytest -m tf_serving tests/serving; \
+	else \
+	  echo "not run: no tensorflow_model_server on PATH (docs/serving.md)"; \
+	fi
+
+# The pushed model in TensorFlow for the JVM, by its C++ loader (docs/serving.md).
+test-jvm: $(STAMP)
+	@if command -v javac > /dev/null && command -v mvn > /dev/null; then \
+	  $(PYTHON) -m pytest tests/serving/model_server/test_jvm.py; \
+	else \
+	  echo "not run: no JDK and Maven on PATH: apt-get install default-jdk-headless maven"; \
 	fi
 
 # A Flink cluster of several processes on this machine, and examples that are made on it (docs/pipeline.md).
@@ -70,6 +86,7 @@ lock:
 
 build: $(STAMP)
 	$(PYTHON) -m build --no-isolation --wheel
+	$(PYTHON) -m build --no-isolation --wheel --outdir dist requirements/client
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf {.,requirements/client}/{build,*.egg-info} dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -88,6 +88,17 @@ def test_pipeline_and_serving_do_not_know_each_other(package, other):
     assert not faults, "\n".join(faults)
 
 
+def test_client_knows_nothing_but_itself_and_what_it_is_installed_with():
+    allowed = {"tfmm_client", "google", "grpc", "httpx", "numpy", *sys.stdlib_module_names}
+    faults = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources("tfmm_client")
+        for name, line, _ in imports(path)
+        if name.split(".")[0] not in allowed
+    ]
+    assert not faults, "\n".join(faults)
+
+
 def test_library_names_pipeline_and_serving_only_where_all_meet():
     faults = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
