@@ -21,7 +21,7 @@ FLINK := $(PYTHON) serving/deploy/flink/cluster.py
 
 setup: $(STAMP)
 
-$(STAMP): requirements/set_up.sh $(wildcard requirements/*.lock) .python-version setup.py requirements/client/setup.py
+$(STAMP): requirements/set_up.sh $(wildcard requirements/*.lock) .python-version setup.py serving/client_package/setup.py
 	requirements/set_up.sh $(VENV)
 	touch $@
 
@@ -86,7 +86,7 @@ lock:
 
 build: $(STAMP)
 	$(PYTHON) -m build --no-isolation --wheel
-	$(PYTHON) -m build --no-isolation --wheel --outdir dist requirements/client
+	$(PYTHON) -m build --no-isolation --wheel --outdir dist serving/client_package
 
 clean:
-	rm -rf {.,requirements/client}/{build,*.egg-info} dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf {.,serving/client_package}/{build,*.egg-info} dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,7 +23,7 @@ EXTRAS = {
         "dill>=0.4", "jinja2>=3.1", "matplotlib>=3.8", "pandera[io]>=0.22", "pillow>=10", "pip",
         "psutil>=5.9", "setuptools<81",
     ],
-    # A distribution of its own, built from requirements/client: no extra can leave TensorFlow out of tfmm itself.
+    # A distribution of its own, built from serving/client_package: no extra can leave TensorFlow out of tfmm itself.
     "client": [f"tfmm-client=={VERSION}"],
     "serving": [
         "grpcio>=1.60", "httpx>=0.27", "orjson>=3.10", "prometheus-client>=0.20", "starlette>=0.40",

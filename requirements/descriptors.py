@@ -10,7 +10,7 @@ import pathlib
 from google.protobuf import descriptor_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, predict_pb2
 
-(FILE,) = (pathlib.Path(__file__).resolve().parents[1] / "tfmm_client").glob("*.binpb")
+(FILE,) = (pathlib.Path(__file__).resolve().parents[1] / "serving/client_package/tfmm_client").glob("*.binpb")
 
 
 def descriptors() -> bytes:

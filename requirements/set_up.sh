@@ -24,5 +24,5 @@ python=$PWD/$venv/bin/python
 echo "Python $version, glibc $glibc, $lock"
 "$uv" pip sync --python "$python" --compile-bytecode "$lock"
 # tfmm and its client come last and alone, and tfmm's wrapper takes the place of TFX's command.
-"$uv" pip install --python "$python" --no-deps --no-build-isolation --editable . --editable requirements/client
+"$uv" pip install --python "$python" --no-deps --no-build-isolation --editable . --editable serving/client_package
 cp "$venv/bin/tfmm-tfx" "$venv/bin/tfx"

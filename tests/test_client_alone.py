@@ -13,6 +13,7 @@ import pytest
 import tfmm
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "serving" / "client_package"
 IMPORTED = """
 import sys
 import tfmm_client
@@ -24,14 +25,13 @@ print(tfmm_client.__file__, sorted({"tensorflow", "tensorflow_serving", "keras",
 def wheel(tmp_path_factory):
     """The wheel, built from a copy of the sources."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("tfmm_client", "requirements/client"):
-        leave = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
-        shutil.copytree(ROOT / name, source / name, ignore=leave, symlinks=True)
+    leave, place = shutil.ignore_patterns("__pycache__", "build", "*.egg-info"), source / PACKAGE.relative_to(ROOT)
+    shutil.copytree(PACKAGE, place, ignore=leave, symlinks=True)
     for name in ("LICENSE", "tfmm/__init__.py"):
         (source / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(source / "dist")]
-    subprocess.run([*command, str(source / "requirements" / "client")], check=True, capture_output=True, timeout=300)
+    subprocess.run([*command, str(place)], check=True, capture_output=True, timeout=300)
     (path,) = (source / "dist").glob("*.whl")
     return path
 
@@ -39,8 +39,8 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_the_client_and_asks_for_no_tensorflow(wheel):
     opened = zipfile.ZipFile(wheel)
     shipped = {name for name in opened.namelist() if ".dist-info/" not in name}
-    ours = (path for path in (ROOT / "tfmm_client").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    assert shipped == {str(path.relative_to(ROOT)) for path in ours}
+    ours = (path for path in (PACKAGE / "tfmm_client").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert shipped == {str(path.relative_to(PACKAGE)) for path in ours}
     assert wheel.name == f"tfmm_client-{tfmm.__version__}-py3-none-any.whl"
     (name,) = (name for name in opened.namelist() if name.endswith(".dist-info/METADATA"))
     required = email.message_from_bytes(opened.read(name)).get_all("Requires-Dist")
@@ -49,8 +49,8 @@ def test_wheel_holds_the_client_and_asks_for_no_tensorflow(wheel):
 
 
 def test_import_brings_no_tensorflow():
-    done = subprocess.run([sys.executable, "-c", IMPORTED], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{ROOT / 'tfmm_client' / '__init__.py'} []\n"
+    done = subprocess.run([sys.executable, "-c", IMPORTED], cwd=PACKAGE, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{PACKAGE / 'tfmm_client' / '__init__.py'} []\n"
 
 
 @pytest.mark.slow

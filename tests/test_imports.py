@@ -92,7 +92,7 @@ def test_client_knows_nothing_but_itself_and_what_it_is_installed_with():
     allowed = {"tfmm_client", "google", "grpc", "httpx", "numpy", *sys.stdlib_module_names}
     faults = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
-        for path in sources("tfmm_client")
+        for path in sources("serving/client_package/tfmm_client")
         for name, line, _ in imports(path)
         if name.split(".")[0] not in allowed
     ]

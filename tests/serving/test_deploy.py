@@ -83,5 +83,4 @@ def test_images_hold_what_is_packaged_and_nothing_else(root):
     assert lines[0] == "*"
     kept = {line[1:] for line in lines if line.startswith("!")}
     packages = re.search(r"^PACKAGES = \((.*)\)$", (root / "setup.py").read_text(), re.M).group(1)
-    client = {"tfmm_client", "requirements/client"}
-    assert kept == {"setup.py", "pyproject.toml", "README.md", "LICENSE", *re.findall(r'"(\w+)"', packages)} | client
+    assert kept == {"setup.py", "pyproject.toml", "README.md", "LICENSE", *re.findall(r'"(\w+)"', packages)}

@@ -16,7 +16,6 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=["tfmm_client"],
-    package_dir={"tfmm_client": "../../tfmm_client"},
     package_data={"tfmm_client": ["*.binpb", "py.typed"]},
     install_requires=["grpcio>=1.60", "httpx>=0.27", "numpy>=1.26", "protobuf>=3.20.3"],
 )
