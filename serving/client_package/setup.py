@@ -6,7 +6,7 @@ import re
 from setuptools import setup
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "tfmm" / "__init__.py").read_text("utf-8"), re.M).group(1)
+(VERSION,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "tfmm" / "__init__.py").read_text("utf-8"), re.M)
 
 setup(
     name="tfmm-client",
