@@ -192,17 +192,23 @@ def test_gate_that_refuses_leaves_nothing_to_serve_and_says_why(tmp_path, road):
     assert len(list((workdir / "serving" / "tfmm").iterdir())) == 1
 
 
-def test_code_of_the_serving_guide_runs_against_the_pushed_model(road, tmp_path, monkeypatch):
-    """The guide's ports stand for whatever ports the server got."""
+@pytest.mark.parametrize("guide", ["serving.md", "operation.md"])
+def test_code_of_the_guide_runs_against_the_pushed_model(guide, road, tmp_path, monkeypatch):
+    """The guide's ports and its index stand for whatever ports the server got and for the road's own index."""
     monkeypatch.chdir(tmp_path)
-    ready = tmp_path / "server.json"
-    command = ["serving.model_server", "--model_name=tfmm", f"--model_base_path={road[0] / 'serving' / 'tfmm'}"]
+    models, ready = road[0] / "serving" / "tfmm", tmp_path / "server.json"
+    label = f"version_labels {{ key: 'stable' value: {environments.newest_version(models).name} }}"
+    (tmp_path / "models.config").write_text(
+        f"model_config_list {{ config {{ name: 'tfmm' base_path: '{models}' model_platform: 'tensorflow' {label} }} }}"
+    )
+    command = ["serving.model_server", f"--model_config_file={tmp_path / 'models.config'}"]
     command += ["--port=0", "--rest_api_port=0", f"--ready_file={ready}"]
-    text = (pathlib.Path(__file__).parents[1] / "docs" / "serving.md").read_text("utf-8")
+    text = (pathlib.Path(__file__).parents[1] / "docs" / guide).read_text("utf-8")
+    text = text.replace("redis://127.0.0.1:6379/0?prefix=items", str(road[0] / "index" / "items.sqlite"))
     with processes.Child("The model server", command, tmp_path / "server.log", ready_file=ready) as server:
         ports = server.wait_ready()
-        guide = tmp_path / "serving.md"
-        guide.write_text(text.replace("8501", str(ports["rest_port"])).replace("8500", str(ports["grpc_port"])))
-        document = sybil.Sybil(parsers=[sybil.parsers.markdown.PythonCodeBlockParser()]).parse(guide)
+        written = tmp_path / guide
+        written.write_text(text.replace("8501", str(ports["rest_port"])).replace("8500", str(ports["grpc_port"])))
+        document = sybil.Sybil(parsers=[sybil.parsers.markdown.PythonCodeBlockParser()]).parse(written)
         for example in document.examples():
             example.evaluate()
