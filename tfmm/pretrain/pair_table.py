@@ -47,15 +47,14 @@ class PairTable:
 
     def without(self, unusable: np.ndarray) -> PairTable:
         """Leaves out pairs whose query or positive is `unusable`, bool [contents], and such negatives."""
-        kept = ~(unusable[self.query] | unusable[self.positive])
         negative = np.where((self.negative != NONE) & unusable[self.negative], NONE, self.negative)
-        return dataclasses.replace(
-            self,
-            query=self.query[kept],
-            positive=self.positive[kept],
-            negative=negative[kept],
-            item_ids=self.item_ids[kept],
-        )
+        kept = ~(unusable[self.query] | unusable[self.positive])
+        return dataclasses.replace(self, negative=negative).only(kept)
+
+    def only(self, kept: np.ndarray) -> PairTable:
+        """Leaves the pairs that `kept`, bool [n], says; their contents keep their rows."""
+        names = ("query", "positive", "negative", "item_ids")
+        return dataclasses.replace(self, **{name: getattr(self, name)[kept] for name in names})
 
 
 def read_pairs(path: pathlib.Path) -> PairTable:
