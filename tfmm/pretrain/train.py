@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfmm import artifacts, own_classes, source
 from tfmm.config import DEFAULT_TRAINING, SCLConfig, TrainingConfig, to_dict
-from tfmm.pretrain import accuracy, frozen
+from tfmm.pretrain import accuracy, contact_sheet, frozen, looking
 from tfmm.pretrain.encoders import Encoder, make_encoder
 from tfmm.pretrain.evaluations import Evaluations, told
 from tfmm.pretrain.heldout import Heldout, keep_back, load
@@ -44,7 +44,7 @@ def train(
     """Trains one item encoder by semantic-aware contrastive learning and exports it; a frozen one is only exported.
 
     Writes `encoder/` (SavedModel: `serving_default`, input `content` string [B], output `vector` float32 [B,
-    D] of length 1, zeros for what cannot be decoded), `history.json` and, last, `manifest.json`.
+    D] of length 1, zeros for what cannot be decoded), `history.json`, `contact_sheet.json` and, last, `manifest.json`.
     With `validation_fraction`, `last.weights.h5` and `best.weights.h5` of the model too, of which `exported` says the
     one in `encoder/`.
 
@@ -57,8 +57,8 @@ def train(
         checkpoint_dir: where a stopped run goes on from; None trains without a way back.
         progress: stage name "pretrain_<modality>".
     Returns:
-        The manifest: encoder_version, modality, dim; what `accuracy.judge` says of acc_at_1 and acc_at_5;
-        the number of pairs and items; the settings in effect, see `plan.Plan`; `evaluations`:
+        The manifest: encoder_version, modality, dim; what `accuracy.judge` says of acc_at_1 and acc_at_5; what
+        `looking.look` sees; the number of pairs and items; the settings in effect, see `plan.Plan`; `evaluations`:
         step, loss, temperature and Acc@N of each; `kept`: after how many steps the last and the best weights were
         taken; `warnings`: sentences on few pairs, and where training did not raise Acc@1.
     Raises:
@@ -91,6 +91,7 @@ def _export(
     fitted.encoder.export(output_dir / "encoder")
     _write_kept(output_dir, fitted)
     (output_dir / "history.json").write_text(json.dumps(fitted.history, indent=2) + "\n")
+    (output_dir / contact_sheet.FILE).write_text(json.dumps(fitted.sheet, indent=1) + "\n")
     parents = [pairs_dir, pairs_dir.parent]
     return artifacts.write_manifest(
         output_dir,
@@ -119,14 +120,16 @@ def _write_kept(output_dir: pathlib.Path, fitted: Fitted) -> None:
 
 
 class Fitted(typing.NamedTuple):
-    """A trained encoder, its history per evaluation, what is worth knowing about both, and the weights of its end.
+    """A trained encoder, its history per evaluation, what is worth knowing about both, and pairs to look at.
 
-    `kept` has the weights `last` and `best`, as `encoder.model.set_weights` takes them, none without validation pairs.
+    `sheet` is `contact_sheet.make`'s; `kept` has the weights `last` and `best`, as `encoder.model.set_weights` takes
+    them, none without validation pairs.
     """
 
     encoder: Encoder
     history: list[dict[str, float]]
     facts: dict[str, typing.Any]
+    sheet: list[dict[str, typing.Any]] = []
     kept: dict[str, list[np.ndarray]] = {}
 
 
@@ -179,6 +182,7 @@ def fit(
     ranks = heldout.ranks(vectors)
     facts: dict[str, typing.Any] = {
         **accuracy.judge(ranks, heldout.ranks(untrained), heldout.pairs.item_ids),
+        **looking.look(heldout, vectors, untrained, ranks),
         **sizes,
         **chosen,
         "train_pairs": len(pairs),
@@ -190,7 +194,7 @@ def fit(
     found = (_pairs_warning(pathlib.Path(pairs_dir)), accuracy.no_better(facts, config.modality))
     precision.to_float32(encoder.model)
     facts["warnings"] = [warning for warning in found if warning]
-    return Fitted(encoder, history, facts, kept)
+    return Fitted(encoder, history, facts, contact_sheet.make(heldout, vectors, ranks, config.seed), kept)
 
 
 def epoch_batches(
