@@ -96,6 +96,7 @@ def test_serving_is_timed_once_a_model_and_leaves_no_copy(run, workspace, monkey
     assert any("of the exported SavedModel in a session" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_make_and_a_projection_learn_with_the_click_model(run, workspace):
     """Beside a frozen MAKE, which stays as it was pre-trained."""
     cells = {cell.row: cell for cell in click_models._figure6c_cells(Basis(run, workspace))}
