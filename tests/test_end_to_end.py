@@ -135,16 +135,6 @@ def test_no_process_is_left(road):
     assert [p.pid for p in psutil.process_iter(["cmdline"]) if workdir in " ".join(p.info["cmdline"] or [])] == []
 
 
-def test_second_run_in_the_same_workdir_takes_up_what_is_there(road):
-    workdir, first = road
-    run_tfmm("quickstart", "--preset", "small", "--workdir", str(workdir), cwd=workdir)
-    second = json.loads((workdir / "summary.json").read_text())
-    for key in ("data", "acc_at_1", "acc_at_5", "id", "multimodal", "gate"):
-        assert second[key] == first[key]
-    assert len(list((workdir / "serving" / "tfmm").iterdir())) == 1  # nothing new was pushed
-    assert second["total_seconds"] < first["total_seconds"]
-
-
 def test_literal_tfx_command_runs_the_dag(road):
     wrapper = pathlib.Path(sys.executable).with_name("tfx")
     if not wrapper.exists() or "tfx_pipeline" not in wrapper.read_text():
@@ -171,6 +161,7 @@ def test_literal_tfx_command_runs_the_dag(road):
     said = result.stdout.splitlines()
     assert said[-1] == f"In service: {version}" and "The gate passed the multimodal model." in said
     assert len(said) < 60 and not result.stderr, "TFX's log belongs into its file"
+    assert [path.name for path in version.parent.iterdir()] == [version.name]  # nothing has changed, so nothing new
 
 
 def test_gate_that_refuses_leaves_nothing_to_serve_and_says_why(tmp_path, road):
@@ -190,19 +181,30 @@ def test_gate_that_refuses_leaves_nothing_to_serve_and_says_why(tmp_path, road):
     assert result.returncode == 0, result.stdout + result.stderr
     assert "refused" in (workdir / "report.html").read_text()
     assert len(list((workdir / "serving" / "tfmm").iterdir())) == 1
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["gate"]["passed"] is False
+    for key in ("data", "acc_at_1", "acc_at_5", "id", "multimodal"):  # taken up, not made again
+        assert summary[key] == road[1][key]
+    assert summary["total_seconds"] < road[1]["total_seconds"]
 
 
-def test_code_of_the_serving_guide_runs_against_the_pushed_model(road, tmp_path, monkeypatch):
-    """The guide's ports stand for whatever ports the server got."""
+@pytest.mark.parametrize("guide", ["serving.md", "operation.md"])
+def test_code_of_the_guide_runs_against_the_pushed_model(guide, road, tmp_path, monkeypatch):
+    """The guide's ports and its index stand for whatever ports the server got and for the road's own index."""
     monkeypatch.chdir(tmp_path)
-    ready = tmp_path / "server.json"
-    command = ["serving.model_server", "--model_name=tfmm", f"--model_base_path={road[0] / 'serving' / 'tfmm'}"]
+    models, ready = road[0] / "serving" / "tfmm", tmp_path / "server.json"
+    label = f"version_labels {{ key: 'stable' value: {environments.newest_version(models).name} }}"
+    (tmp_path / "models.config").write_text(
+        f"model_config_list {{ config {{ name: 'tfmm' base_path: '{models}' model_platform: 'tensorflow' {label} }} }}"
+    )
+    command = ["serving.model_server", f"--model_config_file={tmp_path / 'models.config'}"]
     command += ["--port=0", "--rest_api_port=0", f"--ready_file={ready}"]
-    text = (pathlib.Path(__file__).parents[1] / "docs" / "serving.md").read_text("utf-8")
+    text = (pathlib.Path(__file__).parents[1] / "docs" / guide).read_text("utf-8")
+    text = text.replace("redis://127.0.0.1:6379/0?prefix=items", str(road[0] / "index" / "items.sqlite"))
     with processes.Child("The model server", command, tmp_path / "server.log", ready_file=ready) as server:
         ports = server.wait_ready()
-        guide = tmp_path / "serving.md"
-        guide.write_text(text.replace("8501", str(ports["rest_port"])).replace("8500", str(ports["grpc_port"])))
-        document = sybil.Sybil(parsers=[sybil.parsers.markdown.PythonCodeBlockParser()]).parse(guide)
+        written = tmp_path / guide
+        written.write_text(text.replace("8501", str(ports["rest_port"])).replace("8500", str(ports["grpc_port"])))
+        document = sybil.Sybil(parsers=[sybil.parsers.markdown.PythonCodeBlockParser()]).parse(written)
         for example in document.examples():
             example.evaluate()

@@ -39,8 +39,11 @@ def commands(program):
     ]
 
 
-# The serving guide's code needs a server; the end-to-end test runs it against a pushed model.
-@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name != "docs/serving.md"])
+# These guides' code needs a server; the end-to-end test runs it against a pushed model.
+NEED_A_SERVER = ("docs/serving.md", "docs/operation.md")
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if name not in NEED_A_SERVER])
 def test_code_of_the_document_runs(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for example in SYBIL.parse(ROOT / document).examples():

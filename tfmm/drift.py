@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from tfmm.features import KEYS, LABEL, FeatureSet
-from tfmm.modalities import require
+from tfmm.scl_config import require
 
 
 @dataclasses.dataclass(frozen=True)
