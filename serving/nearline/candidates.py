@@ -21,6 +21,7 @@ from tfmm.stages import run_file
 from tfmm.stages.folders import MULTIMODAL
 from tfmm.training import examples as examples_lib
 
+FOLDER = "candidates"  # in the trainer's workdir, below the model's id
 ORDER, RESULT, TIMES, EXAMPLES = "order.json", "result.json", "times.npy", "examples"
 _KEPT = 2  # folders of candidates, the newest
 _log = logging.getLogger(__name__)
@@ -120,6 +121,12 @@ class Candidates:
     def _is_ready(self, number: int) -> bool:
         place = self._folder / str(number)
         return (place / ORDER).exists() and not (place / RESULT).exists()
+
+
+def last_verdict(work_dir: pathlib.Path) -> tuple[int, dict[str, typing.Any]] | None:
+    """Returns number and result of the candidate that was judged last, of a trainer's workdir; None: there is none."""
+    found = sorted(work_dir.glob(f"*/{FOLDER}/*/{RESULT}"), key=lambda path: path.stat().st_mtime)
+    return (int(found[-1].parent.name), json.loads(found[-1].read_text())) if found else None
 
 
 def eval_pattern(folder: pathlib.Path) -> str:
