@@ -62,14 +62,15 @@ class Demo:
         os.environ.pop(redis_client.PASSWORD, None)  # of another Redis; this one has none
         try:
             with processes.terminate_as_interrupt(), folder_lock.hold(self._trained.folder):
-                self._run()
+                try:
+                    self._run()
+                finally:
+                    self._say("all is down")
         except KeyboardInterrupt:
             return 0 if self._is_up else INTERRUPTED
         except (ChildProcessError, TimeoutError, RuntimeError) as error:
             self._console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
             return 1
-        finally:
-            self._say("all is down")
         return 0
 
     def _say(self, text: str) -> None:
