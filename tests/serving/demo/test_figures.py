@@ -34,9 +34,8 @@ def test_a_process_that_does_not_answer_has_no_samples():
 def test_the_last_verdict_is_the_newest_of_any_model(tmp_path):
     assert candidates.last_verdict(tmp_path) is None
     for place, (model, number) in enumerate((("a", 7), ("b", 1))):
-        folder = tmp_path / model / candidates.FOLDER / str(number)
-        folder.mkdir(parents=True)
-        path = folder / candidates.RESULT
-        path.write_text(f'{{"passed": true, "rows": {place}}}')
+        path = tmp_path / model / candidates.FOLDER / candidates.LAST
+        path.parent.mkdir(parents=True)
+        path.write_text(f'{{"passed": true, "candidate": {number}}}')
         os.utime(path, (place + 1, place + 1))
-    assert candidates.last_verdict(tmp_path) == (1, {"passed": True, "rows": 1})
+    assert candidates.last_verdict(tmp_path) == (1, {"passed": True, "candidate": 1})
