@@ -8,7 +8,6 @@ doubled until the backlog grows; what limits it is said by the CPU seconds of ea
 
 import argparse
 import contextlib
-import dataclasses
 import pathlib
 import tempfile
 import time
@@ -142,7 +141,7 @@ def main():
             shop.mkdir(parents=True, exist_ok=True)
             nearline_delay.prepare(shop, 0)
         work = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        run = dataclasses.replace(run_file.read(shop / "models"), marketplace=nearline_delay.SMALL)
+        run = run_file.read(shop / "models")
         (version,) = (shop / "versions").glob("[0-9]*")
         trained = Trained(work, run, shop / "tables", shop / "items.sqlite", shop / "encoders",
                           shop / "models" / MULTIMODAL, version)  # fmt: skip
