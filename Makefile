@@ -17,7 +17,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 FLINK := $(PYTHON) serving/deploy/flink/cluster.py
 
-.PHONY: setup quickstart test test-all test-gpu test-tf-serving test-jvm test-cluster flink-up flink-down kafka-up kafka-down lint bench compat lock build clean
+.PHONY: setup quickstart demo-online test test-all test-gpu test-tf-serving test-jvm test-cluster flink-up flink-down kafka-up \
+  kafka-down lint bench compat lock build clean
 
 setup: $(STAMP)
 
@@ -27,6 +28,10 @@ $(STAMP): requirements/set_up.sh $(wildcard requirements/*.lock) .python-version
 
 quickstart: $(STAMP)
 	tfmm quickstart --workdir $(WORKDIR)
+
+# All that is online, over a workdir that `make quickstart` has trained in (docs/operation.md).
+demo-online: $(STAMP)
+	@tfmm demo $(WORKDIR)
 
 lint: $(STAMP)
 	ruff check .

@@ -16,6 +16,7 @@ from tfmm import (
     __version__,
     cli_data,
     cli_dead_letters,
+    cli_demo,
     cli_experiments,
     cli_index,
     cli_label,
@@ -53,6 +54,7 @@ def main() -> None:
 main.add_command(cli_data.data)
 main.add_command(cli_data.run)
 main.add_command(cli_dead_letters.dead_letters)
+main.add_command(cli_demo.demo)
 main.add_command(cli_index.index)
 main.add_command(cli_label.label)
 main.add_command(cli_live.live)

@@ -24,6 +24,9 @@ class Metrics:
         self._waiting = prometheus_client.Gauge(
             "tfmm_nearline_waiting_requests", "Requests that wait for labels.", registry=self.registry
         )
+        self._shown = prometheus_client.Gauge(
+            "tfmm_nearline_waiting_impressions", "Items of those that were shown.", registry=self.registry
+        )
         self._watermark = prometheus_client.Gauge(
             "tfmm_nearline_watermark_seconds", "Time that all logs have passed, since 1970.", registry=self.registry
         )
@@ -56,6 +59,7 @@ class Metrics:
         for kind, count in join.counts.items():
             self._records.labels(kind).set(count)
         self._waiting.set(join.num_waiting)
+        self._shown.set(join.num_shown)
         self._watermark.set(join.watermark_us / 1e6)
         for part, position in positions.items():
             self._position.labels(part.rpartition("/")[0] if part.startswith("folder://") else part).set(position)
