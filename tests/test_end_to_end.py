@@ -188,7 +188,7 @@ def test_gate_that_refuses_leaves_nothing_to_serve_and_says_why(tmp_path, road):
     assert summary["total_seconds"] < road[1]["total_seconds"]
 
 
-@pytest.mark.parametrize("guide", ["serving.md", "operation.md"])
+@pytest.mark.parametrize("guide", ["first_score.md", "serving.md", "operation.md"])
 def test_code_of_the_guide_runs_against_the_pushed_model(guide, road, tmp_path, monkeypatch):
     """The guide's ports and its index stand for whatever ports the server got and for the road's own index."""
     monkeypatch.chdir(tmp_path)
