@@ -6,6 +6,7 @@ docs/reference.md; so each is said once, where a reader of the repository finds 
 
 from __future__ import annotations
 
+import logging
 import posixpath
 import re
 import typing
@@ -17,6 +18,9 @@ INDEX = "index.md"
 _LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 _FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
 _NAME = re.compile(rf"{_LINK.pattern}|^#.*$|(?<!`)`(?P<name>[A-Za-z_][\w.]*)`(?!`)", re.M)
+_INDENT = re.compile(r"^( +)(?=\S)", re.M)  # of what is in a list: four columns for MkDocs, two in the repository
+_UNREAD = re.compile(r"(?:<p>|^)(?:[-*] |\d+\. |\| ).{,60}", re.M)
+_log = logging.getLogger("mkdocs.hooks")
 _LANGUAGES = {".py": "python", ".sh": "bash", ".toml": "toml"}
 
 
@@ -68,10 +72,17 @@ def on_page_markdown(markdown, page, config, files):
         return match[1] + posixpath.relpath(_uri(target), posixpath.dirname(uri) or ".") + match[3]
 
     fences = [re.sub(r"^```python\n(?=>>>)", "```pycon\n", fence) for fence in _FENCE.findall(markdown)]
-    prose = [_LINK.sub(moved, part) for part in _FENCE.split(markdown)]
+    prose = [_LINK.sub(moved, _INDENT.sub(r"\1\1", part)) for part in _FENCE.split(markdown)]
     if path != "CHANGELOG.md":  # which speaks of what is gone, too
         prose = [_with_names(part) for part in prose]
     return "".join(part for pair in zip(prose, [*fences, ""], strict=True) for part in pair)
+
+
+def on_page_content(html, page, config, files):
+    """Warns, and so fails the build, where a list or table was not read as one."""
+    for text in _UNREAD.findall(re.sub(r"<pre.*?</pre>", "", html, flags=re.S)):
+        _log.warning("%s: a list or table that Markdown does not read as one: %s", page.file.src_uri, text)
+    return html
 
 
 def _target(path: str, link: str) -> str | None:
