@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -111,6 +112,15 @@ def test_pushed_model_scores_like_the_keras_model_through_the_loader_of_tf_servi
     )
     assert found.num_rows == 500
     assert found.max_score_difference <= 1e-5
+
+
+def test_the_pictures_of_the_gallery_are_made(road, root, tmp_path):
+    gains = ["Gain over ids alone", "method", "GAUC", {"GAUC gain": [["make", 0.1]]}, "bars"]
+    (tmp_path / "result.json").write_text(json.dumps({"figures": [gains]}))
+    runpy.run_path(str(root / "docs" / "site" / "gallery.py"))["main"](road[0], tmp_path, tmp_path / "made")
+    made = {path.name: path.stat().st_size for path in (tmp_path / "made").iterdir()}
+    assert set(made) == {path.name for path in (root / "docs" / "gallery").iterdir()}
+    assert sum(made.values()) < 1_000_000
 
 
 def test_outputs_lie_where_the_guides_say(road, outputs):
