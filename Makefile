@@ -1,4 +1,4 @@
-# The same commands for laptop and CI. Every target but `setup`, `lock` and `clean` sets the environment up
+# The same commands for laptop and CI. Every target but `setup`, `docs`, `lock` and `clean` sets the environment up
 # when it must.
 SHELL := /bin/bash
 VENV := .venv
@@ -17,8 +17,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 FLINK := $(PYTHON) serving/deploy/flink/cluster.py
 
-.PHONY: setup quickstart demo-online test test-all test-gpu test-tf-serving test-jvm test-cluster flink-up flink-down kafka-up \
-  kafka-down lint bench compat lock build clean
+.PHONY: setup quickstart demo-online test test-all test-gpu test-tf-serving test-jvm test-cluster flink-up flink-down
+.PHONY: kafka-up kafka-down lint bench compat docs lock build clean
 
 setup: $(STAMP)
 
@@ -85,6 +85,9 @@ bench: $(STAMP)
 
 compat: $(STAMP)
 	requirements/compat.sh
+
+docs:
+	requirements/docs.sh
 
 lock:
 	requirements/lock.sh

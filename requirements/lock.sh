@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Resolves requirements/*.in to requirements/*.lock, for both supported environments and Kubeflow's; `make lock` calls it.
+# Resolves requirements/*.in to requirements/*.lock, for both supported environments, Kubeflow's and the docs'; `make lock` calls it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 compile() {  # compile NAME PYTHON PLATFORM
@@ -9,3 +9,4 @@ compile() {  # compile NAME PYTHON PLATFORM
 compile py310 3.10 x86_64-manylinux_2_35
 compile py312 3.12 x86_64-manylinux_2_40
 compile kubeflow 3.10 x86_64-manylinux_2_35
+compile docs 3.12 x86_64-manylinux_2_28

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import signal
+import runpy
 import subprocess
 import sys
 import time
@@ -161,6 +162,15 @@ def test_pushed_model_scores_like_the_keras_model_through_the_loader_of_tf_servi
     assert found.max_score_difference <= 1e-5
 
 
+def test_the_pictures_of_the_gallery_are_made(road, root, tmp_path):
+    gains = ["Gain over ids alone", "method", "GAUC", {"GAUC gain": [["make", 0.1]]}, "bars"]
+    (tmp_path / "result.json").write_text(json.dumps({"figures": [gains]}))
+    runpy.run_path(str(root / "docs" / "site" / "gallery.py"))["main"](road[0], tmp_path, tmp_path / "made")
+    made = {path.name: path.stat().st_size for path in (tmp_path / "made").iterdir()}
+    assert set(made) == {path.name for path in (root / "docs" / "gallery").iterdir()}
+    assert sum(made.values()) < 1_000_000
+
+
 def test_outputs_lie_where_the_guides_say(road, outputs):
     workdir, _ = road
     (version,) = (workdir / "serving" / "tfmm").iterdir()
@@ -279,7 +289,7 @@ def test_gate_that_refuses_leaves_nothing_to_serve_and_says_why(tmp_path, road):
     assert summary["total_seconds"] < road[1]["total_seconds"]
 
 
-@pytest.mark.parametrize("guide", ["serving.md", "operation.md"])
+@pytest.mark.parametrize("guide", ["first_score.md", "serving.md", "operation.md"])
 def test_code_of_the_guide_runs_against_the_pushed_model(guide, road, tmp_path, monkeypatch):
     """The guide's ports and its index stand for whatever ports the server got and for the road's own index."""
     monkeypatch.chdir(tmp_path)

@@ -66,10 +66,12 @@ class Feature:
 
     @property
     def table(self) -> str:
+        """The table that has it."""
         return self.source.partition(".")[0] or _TABLES[self.role][0]
 
     @property
     def column(self) -> str:
+        """Its column there."""
         return self.source.partition(".")[2] or self.name
 
     @property
@@ -79,6 +81,7 @@ class Feature:
 
     @property
     def has_vocabulary(self) -> bool:
+        """Whether its ids are looked up in a vocabulary, not hashed."""
         return self.kind in ("id", "ids") and not self.num_buckets
 
     @property
@@ -158,6 +161,7 @@ class Sequence:
 
     @property
     def columns(self) -> tuple[str, ...]:
+        """The names of an example's columns, in the order of `features`."""
         return self.column_names or tuple(f"{self.name}_{feature}" for feature in self.features)
 
     @property
@@ -322,6 +326,7 @@ class FeatureSet:
         return next(feature for feature in self.features if feature.name == name)
 
     def sequence(self, name: str) -> Sequence:
+        """Returns the sequence of a name."""
         return next(sequence for sequence in self.sequences if sequence.name == name)
 
     def of_table(self, table: str) -> tuple[Feature, ...]:

@@ -77,6 +77,7 @@ class Join:
 
     @property
     def num_waiting(self) -> int:
+        """How many requests wait for the end of their windows."""
         return len(self._waiting)
 
     @property

@@ -133,6 +133,7 @@ class SQLiteEventLog:
 
     @property
     def name(self) -> str:
+        """Names the log by an id of its own, drawn when it was made."""
         return f"sqlite:{self._database.fetchall('SELECT id FROM log')[0][0]}"
 
     def append(self, payloads: typing.Iterable[bytes]) -> int:

@@ -28,7 +28,13 @@ Line = dict[str, typing.Any]
 def model_inputs(
     batch: typing.Mapping[str, tf.Tensor], tables: typing.Mapping[str, ItemVectors], feature_set: FeatureSet
 ) -> dict[str, tf.Tensor]:
-    """Returns the inputs of CTRModel for a batch of `training.sources`."""
+    """Returns the inputs of CTRModel, [B, ...] by name, for a batch of `training.sources`.
+
+    Args:
+        batch: what a step reads of B rows, float32, int64 or int32 [B, ...] by name.
+        tables: item vectors by modality; their slots in the batch are looked up.
+        feature_set: whose columns the model takes.
+    """
     own = {column.input: batch[column.input] for column in feature_set.columns}
     return own | item_vectors.vector_inputs(batch, tables, feature_set)
 

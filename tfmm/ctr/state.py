@@ -77,6 +77,7 @@ class State:
         return self.optimizer.optimizer if isinstance(self.optimizer, precision.LossScaled) else self.optimizer
 
     def set_rates(self, rate: HeldRate, embedding_rate: float) -> None:
+        """Sets the learning rates of dense weights and of ID embeddings."""
         self._adam.learning_rate = rate
         self._adam.embedding_learning_rate = embedding_rate
 

@@ -57,6 +57,7 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
+        """Whether there is no fault."""
         return not self.faults
 
     def stopping(self, max_bad_fraction: float) -> tuple[Fault, ...]:

@@ -43,6 +43,7 @@ class Table:
     required: bool = False
 
     def column(self, name: str) -> Column:
+        """Returns the column of a name."""
         return next(column for column in self.columns if column.name == name)
 
 
@@ -165,6 +166,7 @@ def table_parts(data_dir: str | pathlib.Path, name: str, tables: Tables | None =
 
 
 def has_table(data_dir: str | pathlib.Path, name: str, tables: Tables | None = None) -> bool:
+    """Returns whether a data folder has a table, in either form."""
     return bool(table_parts(data_dir, name, tables))
 
 

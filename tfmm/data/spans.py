@@ -56,6 +56,7 @@ class Before:
 
     @property
     def goes_on(self) -> bool:
+        """Whether a model goes on; else one is trained from scratch."""
         return self.watermark != instants.NULL
 
 

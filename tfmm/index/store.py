@@ -40,8 +40,8 @@ class TableRows:
     Args:
         modality: image, text, vector, or another name.
         encoder_version: of the encoder that made the rows.
-        rows: `ids` are fingerprints, none of them 0; a scale is 1 / norm of the row, or 0 to withdraw the item;
-            `event_times_us` are microseconds since 1970.
+        rows: `ids` int64 [n] are fingerprints, none of them 0; `rows` int8 [n, D]; `scales` float32 [n], 1 / norm of
+            the row, or 0 to withdraw the item; `event_times_us` int64 [n], microseconds since 1970.
         given: bool [n, D], False where an item's older value stays, if it has one; None: all are given.
         catalog_times_us: int64 [n], when the catalog that says so was written, 0 where an event says so; None: all are
             of events. What the catalog says of an item counts from its event time on; where that is not what it said
@@ -242,7 +242,7 @@ class IndexStore(typing.Protocol):
         scales: typing.Any,
         event_times_us: typing.Any,
     ) -> int:
-        """Writes rows of one encoder, see `TableRows`; returns how many changed."""
+        """Writes rows of one encoder, int8 [n, D] beside their ids, see `TableRows`; returns how many changed."""
         ids, times = np.asarray(ids, np.int64), np.asarray(event_times_us, np.int64)
         own = IndexRows(ids, rows, np.asarray(scales, np.float32), np.zeros(len(ids), np.int64), times)
         return self.apply(IndexBatch(rows=[TableRows(modality, encoder_version, own)])).rows[0]

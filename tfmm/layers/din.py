@@ -161,7 +161,8 @@ class DINAttention(keras.layers.Layer):
         behaviors: float [B, L, D], or [1, L, D].
         behaviors_mask: bool [B, L] (or [1, L]), True where a behavior exists; None: all do.
         target_mask: bool [B], True where the target exists; None: all do.
-        What a mask hides may hold anything, NaN included. Masks that travel with the inputs are found.
+
+    What a mask hides may hold anything, NaN included. Masks that travel with the inputs are found.
 
     Returns:
         float [B, D] ([C, D]), in the layer's compute dtype; zeros where no behavior, or no target, exists.

@@ -40,7 +40,8 @@ class VectorFusion(keras.layers.Layer):
         target_scales: float32 [B]; behaviors_scales: float32 [B, L] (or [1, L]); 0 means no embedding as well.
         target_mask: bool [B]; behaviors_mask: bool [B, L] (or [1, L]); True where the target or behavior exists.
             They change no value here; they travel on with "target" and "behaviors".
-        Masks that travel with float inputs are found.
+
+    Masks that travel with float inputs are found.
 
     Returns:
         dict of "target" float [B, E + D] and "behaviors" float [B, L, E + D] (or [1, L, E + D]), for

@@ -42,7 +42,8 @@ class MAKEBlock(keras.layers.Layer):
             takes no part in the statistics of "dice".
         target_scales: float32 [B], 1 / norm of each row; behaviors_scales: float32 [B, L] (or [1, L]). A scale
             of 0 means no embedding, as False in the mask does.
-        What a mask hides may hold anything, NaN included. Masks that travel with float inputs are found.
+
+    What a mask hides may hold anything, NaN included. Masks that travel with float inputs are found.
 
     Returns:
         dict of "v_make" float [B, V], "hidden_1", "hidden_2", "hidden_3" float [B, units[i]] and "logit"

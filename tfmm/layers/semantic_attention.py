@@ -38,7 +38,8 @@ class SemanticTargetAttention(keras.layers.Layer):
             embeddings; elsewhere the score is g1 a. None: all have. Give it wherever items can lack an embedding, as
             `target_mask[:, None] & embeddings_mask`: no mask travels through `cosine_similarity`, and a missing
             embedding would count as similarity 0.
-        What a mask hides may hold anything, NaN included.
+
+    What a mask hides may hold anything, NaN included.
 
     Returns:
         float [B, units] in the layer's compute dtype; a fully masked row gives zeros.

@@ -90,7 +90,7 @@ class AUC(RowsMetric):
         super().__init__(name=name, dtype=dtype)
 
     def update_state(self, labels, scores, sample_weight=None) -> None:
-        """Adds a batch: labels 0 or 1, [n] or [n, 1]; scores [n] or [n, 1]; weights [n]."""
+        """Adds a batch: labels 0 or 1, scores, each float [n] or [n, 1]; weights float [n]."""
         way_out = "Use BinnedAUC in `compile`, or `compile(run_eagerly=True)`."
         labels, scores = (host_array(self, values, way_out) for values in (labels, scores))
         clicked = binary_labels(labels)

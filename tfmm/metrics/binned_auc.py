@@ -34,7 +34,7 @@ class BinnedAUC(SumMetric):
         self.num_bins = num_bins
 
     def update_state(self, labels, scores, sample_weight=None) -> None:
-        """Adds a batch: labels 0 or 1, probabilities, weights, each [n] or [n, 1]."""
+        """Adds a batch: labels 0 or 1, probabilities and weights, each float [n] or [n, 1]."""
         labels, scores, weights = checked_batch(labels, scores, sample_weight)
         bins = ops.clip(ops.cast(ops.floor(scores * self.num_bins), "int32"), 0, self.num_bins - 1)
         bins = bins + self.num_bins * ops.cast(labels > 0.5, "int32")

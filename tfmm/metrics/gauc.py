@@ -48,7 +48,7 @@ class UserAUC:
         return np.where(np.isnan(self.auc), 0.0, counts)
 
     def gauc(self, weighting: str = "impressions") -> GAUCResult:
-        """Averages over users (see `gauc`).
+        """Averages over users (see `gauc`), each counting by `weights`, float64 [users].
 
         Raises:
             ValueError: no user has both classes.
@@ -288,7 +288,7 @@ class GAUC(RowsMetric):
         self.weighting = weighting
 
     def update_state(self, labels, scores, user_ids, sample_weight=None) -> None:
-        """Adds a batch: labels 0 or 1, scores, integer or string ids, and weights, each [n] or [n, 1]."""
+        """Adds a batch: labels 0 or 1, scores and weights float [n] or [n, 1], int or string ids of the same shape."""
         way_out = "Keras gives a metric no user ids: call `gauc` on the predictions, in a callback for instance."
         labels, scores, user_ids = (
             host_array(self, values, way_out) for values in (labels, scores, user_ids)

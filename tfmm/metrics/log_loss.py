@@ -120,7 +120,7 @@ class _ProbabilityMetric(SumMetric):
         super().__init__(4, name=name, dtype=dtype)
 
     def update_state(self, labels, scores, sample_weight=None) -> None:
-        """Adds a batch: labels 0 or 1, probabilities, weights, each [n] or [n, 1]."""
+        """Adds a batch: labels 0 or 1, probabilities and weights, each float [n] or [n, 1]."""
         labels, scores, weights = checked_batch(labels, scores, sample_weight)
         clipped = ops.clip(scores, EPSILON, 1.0 - EPSILON)
         losses = -ops.where(labels > 0.5, ops.log(clipped), ops.log1p(-clipped))
