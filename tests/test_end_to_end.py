@@ -5,8 +5,8 @@ import json
 import os
 import pathlib
 import re
-import signal
 import runpy
+import signal
 import subprocess
 import sys
 import time
