@@ -24,7 +24,7 @@ EXTRAS = {
         "psutil>=5.9", "setuptools<81",
     ],
     "serving": [
-        "grpcio>=1.60", "httpx>=0.27", "orjson>=3.10", "prometheus-client>=0.20", "starlette>=0.40",
+        "grpcio>=1.60", "httpx>=0.27", "jinja2>=3.1", "orjson>=3.10", "prometheus-client>=0.20", "starlette>=0.40",
         "tensorflow-serving-api>=2.16", "uvicorn>=0.30",
     ],
     "stream": [
@@ -35,8 +35,8 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted({line for extra in ("vision", "tfrs", "pipeline", "serving", "stream")
                         for line in EXTRAS[extra]})
-EXTRAS["dev"] = ["build", "hypothesis", "mypy", "pytest>=8", "pytest-timeout", "pytest-xdist", "ruff", "scikit-learn",
-                 "sybil>=8", "wheel"]
+EXTRAS["dev"] = ["build", "hypothesis", "mypy", "playwright>=1.49", "pytest>=8", "pytest-timeout", "pytest-xdist",
+                 "ruff", "scikit-learn", "sybil>=8", "wheel"]
 
 setup(
     name="tfmm",

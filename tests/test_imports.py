@@ -10,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # They name tfx_pipeline and serving, and only inside a function.
-MEETING_PLACES = {"quickstart", "cli", "cli_pipeline", "cli_dead_letters", "cli_index", "cli_label"}
+MEETING_PLACES = {"quickstart", "cli", "cli_pipeline", "cli_dead_letters", "cli_index", "cli_label", "cli_page"}
 HEAVY = {
     "tfx",
     "tfx_bsl",
