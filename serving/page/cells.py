@@ -14,6 +14,11 @@ _SIGNS = {OK: "✓", WARN: "▲", BAD: "✗"}
 Cell = dict[str, typing.Any]
 
 
+def known(value: float | None) -> float | None:
+    """Returns a number that JSON can hold; None for one that is none."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def cell(value: typing.Any, text: str | None = None, level: str | None = None) -> Cell:
     """Returns a cell.
 
@@ -30,6 +35,7 @@ def cell(value: typing.Any, text: str | None = None, level: str | None = None) -
 
 def count(value: float | None, level: str | None = None) -> Cell:
     """Returns a cell with a whole number."""
+    value = known(value)
     return cell(value, None if value is None else f"{value:,.0f}", level)
 
 
@@ -39,6 +45,7 @@ def rate(value: float | None) -> Cell:
     >>> rate(3.25)["text"], rate(1250.0)["text"], rate(None)["text"]
     ('3.2/s', '1,250/s', '–')
     """
+    value = known(value)
     return cell(value, None if value is None else f"{value:,.0f}/s" if value >= 100 else f"{value:.1f}/s")
 
 
@@ -48,6 +55,7 @@ def duration(seconds: float | None, level: str | None = None) -> Cell:
     >>> [duration(one)["text"] for one in (0.0042, 0.25, 5.04, 4000, 200000)]
     ['4.2 ms', '250 ms', '5.0 s', '67 min', '56 h']
     """
+    seconds = known(seconds)
     return cell(seconds, None if seconds is None else duration_text(seconds), level)
 
 
@@ -60,17 +68,19 @@ def duration_text(seconds: float) -> str:
 
 def share(value: float | None, level: str | None = None) -> Cell:
     """Returns a cell with a share of 1 as percent."""
+    value = known(value)
     return cell(value, None if value is None else f"{value:.2%}", level)
 
 
 def number(value: float | None, digits: int = 4, level: str | None = None) -> Cell:
     """Returns a cell with a number of some digits."""
-    known = value is not None and math.isfinite(value)
-    return cell(value if known else None, f"{value:.{digits}f}" if known else None, level)
+    value = known(value)
+    return cell(value, None if value is None else f"{value:.{digits}f}", level)
 
 
 def moment(time_s: float | None) -> Cell:
     """Returns a cell with a time of day, in UTC."""
+    time_s = known(time_s)
     return cell(time_s, None if time_s is None else moment_text(time_s))
 
 
@@ -87,8 +97,9 @@ def moment_text(time_s: float) -> str:
 
 def points(values: typing.Sequence[float | None]) -> Cell:
     """Returns a cell with a line of values over time, the newest last; what is not known is a gap."""
-    known = [value for value in values if value is not None]
-    told = f"from {min(known):.3g} to {max(known):.3g}, now {known[-1]:.3g}" if known else "no values yet"
+    values = [known(value) for value in values]
+    seen = [value for value in values if value is not None]
+    told = f"from {min(seen):.3g} to {max(seen):.3g}, now {seen[-1]:.3g}" if seen else "no values yet"
     shown = [None if one is None else float(f"{one:.4g}") for one in values]
     return {"value": shown, "text": told, "path": _path(values)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 import typing
@@ -10,6 +11,7 @@ import typing
 from serving.page import cells, index, processes, watching
 from serving.page.watching import Watch
 
+_log = logging.getLogger("serving.page")
 Document = dict[str, typing.Any]
 Sections = typing.Callable[[], typing.Iterable[dict[str, typing.Any]]]
 KINDS = ("server", "stream", "replicator", "trainer")  # of processes
@@ -58,7 +60,12 @@ class Board:
 
     def _run(self) -> None:
         while not self._stop.wait(self._every_s):
-            self.document = self.assemble()
+            try:
+                self.document = self.assemble()
+            except Exception as error:  # the page stands, and says that its numbers are old
+                _log.exception("the page cannot be put together")
+                state = cells.note(cells.BAD, f"the page itself fails, and its numbers are old: {error!r}")
+                self.document = {**self.document, "state": state}
 
     def assemble(self) -> Document:
         """Returns the document as of now."""

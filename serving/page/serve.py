@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
+import threading
 import typing
 
 import uvicorn
@@ -20,6 +22,17 @@ def verify(host: str, ssl_config_file: str, allow_insecure: bool) -> access.SSLC
     if faults := access.faults(host, bool(ssl_config_file), allow_insecure):
         raise ValueError("\n".join(faults))
     return access.read_ssl_config(ssl_config_file) if ssl_config_file else None
+
+
+class _Uvicorn(uvicorn.Server):
+    """Ends well at a signal."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> typing.Iterator[None]:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: setattr(self, "should_exit", True))
+        yield
 
 
 def run(
@@ -48,7 +61,7 @@ def run(
         if ssl is not None:
             config.ssl = ssl.context()
         name = f"[{host}]" if ":" in host else host
-        server = uvicorn.Server(config)
+        server = _Uvicorn(config)
         on_server(server)
         on_start(f"{'https' if ssl else 'http'}://{name}:{listener.getsockname()[1]}/")
         server.run(sockets=[listener])

@@ -13,7 +13,8 @@ from serving.page import cells, counters
 
 KEEP_S = 60.0  # of a process's samples: the window of percentiles
 TREND_S, TREND_POINTS = 600, 60  # of a line: its seconds and its points
-_REST = 20.0  # times as long as it took to ask, until it is asked again: 5 % of the time at most
+_REST, _MAX_REST_S = 20.0, 60.0  # times as long as it took to ask, until it is asked again; and at most
+_PATIENCE_S = 10.0  # until who has not answered yet is said not to answer; or three times as long as it took before
 _TIMEOUT_S = 2.0  # of a request for metrics
 T = typing.TypeVar("T")
 
@@ -39,16 +40,18 @@ class Watch(threading.Thread, typing.Generic[T]):
         self._silent_since: float | None = time.time()
         self._why: str | None = None  # why the last question had no answer
         self._has_answered = False
-        self._stop = threading.Event()
+        self._asked_at: float | None = None  # of a question that is open, since 1970
+        self._took_s = 0.0
+        self._ended = threading.Event()
 
     def run(self) -> None:
-        while not self._stop.is_set():
+        while not self._ended.is_set():
             took_s = self.ask()
-            self._stop.wait(max(self._every_s, _REST * took_s))
+            self._ended.wait(max(self._every_s, min(_REST * took_s, _MAX_REST_S)))
 
     def ask(self) -> float:
         """Asks once; returns the seconds that it took."""
-        started = time.monotonic()
+        started, self._asked_at = time.monotonic(), time.time()
         try:
             self.value = self._ask()
             self._silent_since, self._has_answered = None, True
@@ -56,23 +59,30 @@ class Watch(threading.Thread, typing.Generic[T]):
             if self._silent_since is None:
                 self._silent_since = time.time()
             self._why = " ".join(str(error).split())[:200] or type(error).__name__
-        return time.monotonic() - started
+        self._asked_at, self._took_s = None, time.monotonic() - started
+        return self._took_s
 
     def stop(self) -> None:
-        self._stop.set()
+        self._ended.set()
 
     @property
     def is_silent(self) -> bool:
-        return self._silent_since is not None
+        return self._silent_since is not None or self._hangs()
+
+    def _hangs(self) -> bool:
+        asked_at = self._asked_at
+        return asked_at is not None and time.time() - asked_at > max(_PATIENCE_S, 3.0 * self._took_s)
 
     @property
     def notes(self) -> list[cells.Cell]:
         """Returns that there is no answer, since when and why; nothing where there is one, or it was not asked yet."""
-        since = self._silent_since
-        if since is None or self._why is None:
+        since, why = self._silent_since, self._why
+        if self._hangs():
+            since, why = since or self._asked_at, "it was asked, and is silent"
+        if since is None or why is None:
             return []
         when = cells.moment_text(since) if self._has_answered else f"the page was started, {cells.moment_text(since)}"
-        return [cells.note(cells.BAD, f"no answer from {self.kind} {self.shown} since {when}: {self._why}")]
+        return [cells.note(cells.BAD, f"no answer from {self.kind} {self.shown} since {when}: {why}")]
 
 
 def metrics_url(address: str) -> str:

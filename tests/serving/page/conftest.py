@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import pathlib
 import shutil
 import threading
 import time
@@ -13,11 +14,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from serving import metrics, replica_metrics, replicator
+from serving import metrics, replica_metrics, replicator, served_log
 from serving.client import RankingClient
+from serving.model_server import logged
 from serving.nearline import joining
 from serving.nearline import metrics as nearline_metrics
-from serving.page import app, document, serve
+from serving.page import app, serve, settings
 from serving.streaming import event_log, events, pipeline
 from serving.streaming import metrics as stream_metrics
 from tfmm import config as config_lib
@@ -68,10 +70,10 @@ def write_model(folder):
     saved_model.export(*parts, folder / "versions" / "7")
 
 
-def _wait_for(condition, timeout_s=120):
+def _wait_for(condition, told=None, timeout_s=100):
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
-        assert time.monotonic() < deadline, "timed out"
+        assert time.monotonic() < deadline, f"timed out: {told}"
         time.sleep(0.05)
     return found
 
@@ -90,7 +92,9 @@ class System:
     grpc: str
     index: str
     events: str
+    served: pathlib.Path
     log: event_log.SQLiteEventLog
+    ranked: int = 0  # requests
 
     def send(self, item_id, seed=0, **contents):
         """Sends a new item's event."""
@@ -100,6 +104,7 @@ class System:
 
     def rank(self, items=(100, 101)):
         """Asks the server for scores."""
+        self.ranked += 1
         with RankingClient(self.grpc, timeout_s=60) as client:
             user = {"user_id": 3, "behavior_item_ids": [101, 102, 103], "behavior_categories": [1, 2, 3]}
             return client.rank(user, {"item_id": list(items), "category": [1] * len(items)})
@@ -127,7 +132,9 @@ def a_trainer():
         told.trained_delay.observe(delay_s)
     found = {"auc": 0.71, "gauc": 0.69, "logloss": 0.41, "calibration": 1.02}
     told.judged(3, {"passed": True, "rows": 500, "judged_at": time.time(), "metrics": {"multimodal": found}})
-    told.show(joining.Join(joining.Rules(LABEL)), {"log": 40})
+    join = joining.Join(joining.Rules(LABEL))
+    join.counts.update(requests=12, shown=10)
+    told.show(join, {"log": 40})
     return told.registry
 
 
@@ -139,7 +146,7 @@ def model_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def system(model_dir, tmp_path_factory, serving_at):
     """Everything that the page watches, running."""
     folder = tmp_path_factory.mktemp("running")
@@ -147,7 +154,8 @@ def system(model_dir, tmp_path_factory, serving_at):
     shutil.copy(model_dir / "items.sqlite", index)
     shutil.copytree(model_dir / "versions", folder / "versions")
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(serving_at(folder / "versions", name="tfmm", metrics_port=0))
+        logs = logged.Logs((served_log.Log("served", str(folder / "served"), rotate_s=0.1),))
+        server = stack.enter_context(serving_at(folder / "versions", name="tfmm", metrics_port=0, logs=logs))
         follower = stack.enter_context(replicator.Replicator(index, [server["grpc"]], "tfmm", refresh_s=0.2))
         stack.enter_context(running_stream(log, index))
         pages = {
@@ -158,14 +166,15 @@ def system(model_dir, tmp_path_factory, serving_at):
         ports = {name: stack.enter_context(metrics.served(page, 0, "127.0.0.1")) for name, page in pages.items()}
         addresses = {"server": [server["metrics"]], **{name: [f"127.0.0.1:{port}"] for name, port in ports.items()}}
         opened = stack.enter_context(event_log.SQLiteEventLog(log))
-        yield System(addresses, server["grpc"], str(index), str(log), opened)
+        yield System(addresses, server["grpc"], str(index), str(log), folder / "served", opened)
 
 
 @contextlib.contextmanager
-def _serving(board, **options):
+def _serving(**told):
+    board, picture = settings.open_board(settings.Settings(every_s=0.5, **told))
     found, servers = [], []
     with board:
-        application = app.application(lambda: board.document, **options)
+        application = app.application(lambda: board.document, picture)
         arguments = (application, "127.0.0.1", 0, None, found.append, servers.append)
         thread = threading.Thread(target=serve.run, args=arguments)
         thread.start()
@@ -177,15 +186,17 @@ def _serving(board, **options):
 
 
 @pytest.fixture(scope="session")
-def serving_board():
-    """Serves a board's document while the context lasts, which gives the page's URL."""
+def serving_page():
+    """Serves a page of some `Settings` while the context lasts, which gives its URL."""
     return _serving
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def page_of(system):
     """The running system's page: its URL."""
-    with _serving(document.Board(system.addresses, system.index, every_s=0.2)) as url:
+    system.rank()  # so that a user's request is logged
+    told = {"events_url": system.events, "served_dir": system.served, "target": system.grpc}
+    with _serving(addresses=system.addresses, index_url=system.index, **told) as url:
         yield url
 
 
