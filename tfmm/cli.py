@@ -21,6 +21,7 @@ from tfmm import (
     cli_index,
     cli_label,
     cli_live,
+    cli_page,
     cli_pipeline,
     cli_similar,
 )
@@ -58,6 +59,7 @@ main.add_command(cli_demo.demo)
 main.add_command(cli_index.index)
 main.add_command(cli_label.label)
 main.add_command(cli_live.live)
+main.add_command(cli_page.page)
 main.add_command(cli_pipeline.pipeline)
 main.add_command(cli_experiments.experiments)
 main.add_command(cli_similar.similar)

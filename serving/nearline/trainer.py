@@ -287,11 +287,10 @@ class Trainer:
         for line in result.get("said", ()):
             _log.info("candidate %d: %s", number, line)
         self._candidates.clean()
+        self.metrics.judged(number, result)
         if not result["passed"]:
-            self.metrics.candidates.labels("refused").inc()
             _log.warning("candidate %d is not pushed, training goes on: %s", number, "; ".join(result["reasons"]))
             return
-        self.metrics.candidates.labels("pushed").inc()
         known = self._unserved["number"] > number
         self._unserved = {name: values[known] for name, values in self._unserved.items()}
         at = result["served_at"] or result["pushed_at"]
