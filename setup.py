@@ -37,8 +37,8 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted({line for extra in ("vision", "tfrs", "pipeline", "serving", "stream")
                         for line in EXTRAS[extra]})
-EXTRAS["dev"] = ["build", "check-jsonschema", "hypothesis", "kubernetes-validate", "mypy", "playwright>=1.49", "pytest>=8",
-                 "pytest-timeout", "pytest-xdist", "ruff", "scikit-learn", "sybil>=8", "wheel"]
+EXTRAS["dev"] = ["build", "check-jsonschema", "hypothesis", "kubernetes-validate", "mypy", "playwright>=1.49",
+                 "pytest>=8", "pytest-timeout", "pytest-xdist", "ruff", "scikit-learn", "sybil>=8", "wheel"]
 
 setup(
     name="tfmm",
