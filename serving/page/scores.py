@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import time
 import typing
@@ -14,6 +15,8 @@ from tfmm.data import served
 from tfmm.export import signatures
 from tfmm.features import FeatureSet
 from tfmm.quickstart import requests
+from tfmm_client.replicas import Deadline, Replica
+from tfmm_client.steps import Flow
 
 User = dict[str, typing.Any]
 _USER_S = 60.0  # after which another request of the log is taken
@@ -38,7 +41,18 @@ class ScoringClient(StoredRankingClient):
             item_id: the item.
             others: of the item, what the index cannot bring; what is not there is missing.
         """
-        model = self._model(None, self._refresh_s)
+        ask = functools.partial(self._scores_at, user, item_id, others)
+        return self._run(self._over_replicas(ask, None))
+
+    def _scores_at(
+        self,
+        user: User,
+        item_id: int | str,
+        others: typing.Mapping[str, list[typing.Any]],
+        replica: Replica,
+        deadline: Deadline,
+    ) -> Flow[Scores]:
+        model = yield from self._model(replica, None, self._refresh_s, deadline)
         brought = {column.name for named in self._left_out((), model).values() for column in named}
         own = {name: value for name, value in user.items() if name in model.inputs}
         own = {name: value for name, value in own.items() if _is_given(value, model.inputs[name].dtype)}
@@ -50,9 +64,11 @@ class ScoringClient(StoredRankingClient):
             for name in vectors.names(modality, vectors.TARGET):
                 hidden[name] = np.zeros_like(inputs[name])
         plain = {name: values for name, values in inputs.items() if name in model.inputs}
-        asked = (signatures.VECTORS, hidden), (signatures.VECTORS, inputs), (signatures.POINTWISE, plain)
-        found = [self.predict(values, name, version=model.number, outputs=("score",)) for name, values in asked]
-        return Scores(*(float(one["score"].ravel()[0]) for one in found))
+        found = []
+        for name, values in ((signatures.VECTORS, hidden), (signatures.VECTORS, inputs), (signatures.POINTWISE, plain)):
+            answer = yield from self._grpc.predict(replica, name, values, model.number, deadline, ("score",))
+            found.append(float(answer.outputs["score"].ravel()[0]))
+        return Scores(*found)
 
 
 class Scorer:
