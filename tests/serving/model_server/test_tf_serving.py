@@ -28,7 +28,7 @@ def write(index, ids, seed):
 @pytest.fixture
 def index(tmp_path):
     with item_index.ItemIndex(tmp_path / "items.sqlite") as opened:
-        write(opened, range(10), 1)
+        write(opened, range(1, 11), 1)
         yield opened
 
 
