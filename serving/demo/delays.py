@@ -18,7 +18,7 @@ UNKNOWN_ID = -7  # of no item: an id that neither a vocabulary nor the index has
 _AT_ONCE = 128  # items per look
 _POLL_S = 0.01
 _LATE_S = 60.0  # then an item counts as lost
-_MIN_CHANGE = 1e-6  # of a score: more than what another place in a batch does to it
+_MIN_CHANGE = 1e-5  # of a logit: more than what another place in a batch does to it, however small the score
 _log = logging.getLogger(__name__)
 
 Values = typing.Mapping[str, typing.Any]
@@ -78,12 +78,12 @@ class ScoreWatch(threading.Thread):
     def _look(self) -> None:
         some = [self._waiting.popleft() for _ in range(min(len(self._waiting), _AT_ONCE))]
         try:  # by the signature whose requests no log takes
-            scores = self._client.predict(self._rows([candidate for candidate, _ in some]), POINTWISE)["score"]
+            logits = self._client.predict(self._rows([candidate for candidate, _ in some]), POINTWISE)["logit"]
         except BaseException:
             self._waiting.extendleft(reversed(some))
             raise
         now = time.monotonic()
-        is_known = np.abs(scores[: len(some)] - scores[len(some) :]) > _MIN_CHANGE
+        is_known = np.abs(logits[: len(some)] - logits[len(some) :]) > _MIN_CHANGE
         left = []
         for one, known in zip(some, is_known.tolist()):
             if known:

@@ -44,7 +44,7 @@ class Ports:
 
 
 class Running:
-    """What is up, and what was started of it first.
+    """The processes that are up, and where they are reached.
 
     Attributes:
         children: the processes, in the order of their start.
