@@ -46,9 +46,9 @@ test-gpu: $(STAMP)
 	  echo "not run: no GPU on this machine, or a TensorFlow without CUDA (docs/training.md)"; \
 	fi
 
-# A Flink cluster of several processes on this machine, and examples that are made on it (docs/pipeline.md).
+# A Flink cluster of several processes on this machine; examples and the stream on it (docs/pipeline.md, docs/serving.md).
 test-cluster: $(STAMP)
-	$(PYTHON) -m pytest tests/test_flink.py
+	$(PYTHON) -m pytest tests/test_flink.py tests/serving/streaming/test_engines.py
 
 flink-up: $(STAMP)
 	@$(FLINK) up
