@@ -67,9 +67,9 @@ test-jvm: $(STAMP)
 	  echo "not run: no JDK and Maven on PATH: apt-get install default-jdk-headless maven"; \
 	fi
 
-# A Flink cluster of several processes on this machine, and examples that are made on it (docs/pipeline.md).
+# A Flink cluster of several processes on this machine; examples and the stream on it (docs/pipeline.md, docs/serving.md).
 test-cluster: $(STAMP)
-	$(PYTHON) -m pytest tests/test_flink.py
+	$(PYTHON) -m pytest tests/test_flink.py tests/serving/streaming/test_engines.py
 
 flink-up: $(STAMP)
 	@$(FLINK) up

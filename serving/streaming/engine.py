@@ -82,11 +82,13 @@ class Engine:
             RuntimeError: it failed outside.
             Exception: what failed in here.
         """
+        jobs, words = None, list(self.words)
         name = self._name or f"tfmm-stream-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-        jobs = None if self._master is None or not self.is_outside else flink_jobs.FlinkJobs(self._master, name)
-        if jobs is not None and (count := jobs.cancel(_CANCEL_WITHIN_S)):
-            _log.warning("cancelled %d jobs of the name %s, which an earlier process left on Flink", count, name)
-        pipeline = beam.Pipeline(options=PipelineOptions([*self.words, f"--job_name={name}"]))
+        if self.is_outside and self._master is not None:
+            jobs, words = flink_jobs.FlinkJobs(self._master, name), [*words, f"--job_name={name}"]
+            if count := jobs.cancel(_CANCEL_WITHIN_S):
+                _log.warning("cancelled %d jobs of the name %s, which an earlier process left on Flink", count, name)
+        pipeline = beam.Pipeline(options=PipelineOptions(words))
         make(pipeline)
         result = pipeline.run()  # in here it is over now
         while not PipelineState.is_terminal(result.state):

@@ -138,7 +138,7 @@ def run(
         _ = (
             pipeline
             | "Numbers" >> beam.Create(range(readers))
-            | "Shares" >> beam.ParDo(reading.Shares(stays=chosen.is_outside))
+            | "Shares" >> beam.ParDo(reading.Shares(stays=chosen.is_outside)).with_output_types(tuple[int, None])
             | "Read" >> beam.ParDo(reading.ReadEvents(events, readers, url, poll_s, bundle_s, ready))
             | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, url, letters_url))
         )

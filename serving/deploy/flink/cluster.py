@@ -166,8 +166,9 @@ class Cluster:
             # All tasks of a dead task manager count as one failure here; with a fixed delay each counts for itself.
             "restart-strategy.type": "exponential-delay", "restart-strategy.exponential-delay.initial-backoff": "2 s",
             "restart-strategy.exponential-delay.max-backoff": "10 s", "slot.request.timeout": 120000,
+            "resourcemanager.standalone.start-up-time": 2 * 10**10,  # ms, the most; then missing slots fail at once
             "restart-strategy.exponential-delay.attempts-before-reset-backoff": 10,
-            "restart-strategy.exponential-delay.reset-backoff-threshold": "30 s",  # at work for so long, it is mended
+            "restart-strategy.exponential-delay.reset-backoff-threshold": "30 s",  # at work so long, it is well
             "state.checkpoints.dir": (self.folder / "checkpoints").as_uri(),
             "taskmanager.network.sort-shuffle.min-buffers": SHUFFLE_BUFFERS,
             "heartbeat.interval": 3000, "heartbeat.timeout": 60000,
