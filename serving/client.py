@@ -30,10 +30,11 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc as prediction_gr
 
 from serving import channel
 from serving import versions as versions_lib
+from serving.client_values import Input, Inputs, Value, as_row
 from serving.versions import Version
 
-Value = typing.Any  # an int, str, float or bool, or a list of these; None: missing
 T = typing.TypeVar("T")
+RANK, PRE_RANK = "rank", "pre_rank"  # signatures, whose inputs the server says
 _REFUSALS = ("INVALID_ARGUMENT", "400")  # codes of requests that the model cannot take
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
@@ -80,7 +81,7 @@ class RankingClient:
         self._opener = urllib.request.build_opener(channel.NoRedirect, urllib.request.HTTPSHandler(context=context))
         self._predictions = prediction_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
-        self._inputs: dict[Version, Inputs] = {}  # of `rank`, by the version asked for
+        self._inputs: dict[tuple[Version, str], Inputs] = {}  # by the version asked for, and the signature
 
     def rank(
         self,
@@ -117,6 +118,26 @@ class RankingClient:
     ) -> np.ndarray:
         """As `rank`, over REST."""
         return self._ranked(user, candidates, version, self.predict_rest)["score"].astype(np.float32)
+
+    def pre_rank(
+        self,
+        user: typing.Mapping[str, Value],
+        candidates: typing.Mapping[str, typing.Iterable[Value]],
+        *,
+        version: Version = None,
+    ) -> np.ndarray:
+        """Scores thousands of items for one user by the light head of a model, to choose the candidates of `rank`.
+
+        Takes what `rank` does, but for the items' features that the model's index holds: they are always looked up.
+
+        Returns:
+            float32 [C], scores in the order of the candidates.
+        Raises:
+            ValueError: as `rank`, and where the model has no such head.
+            PredictError: the server refuses, or does not answer in time.
+        """
+        predict = functools.partial(self.predict, outputs=("score",))
+        return self._ranked(user, candidates, version, predict, PRE_RANK)["score"]
 
     def top(
         self,
@@ -197,31 +218,37 @@ class RankingClient:
         candidates: typing.Mapping[str, typing.Iterable[Value]],
         version: Version,
         predict: typing.Callable[..., dict[str, np.ndarray]],
+        asked: str = RANK,
     ) -> dict[str, np.ndarray]:
-        """Sends a request of `rank`, and once more where what it takes has changed since it was asked for."""
-        known = self._inputs.get(version)
+        """Sends a request of `rank` or `pre_rank`, and once more where what it takes has changed meanwhile."""
+        known = self._inputs.get((version, asked))
         if known is None:
-            self._inputs[version] = self._find_inputs(version)
+            self._inputs[version, asked] = self._find_inputs(version, asked)
         try:
-            signature, inputs = rank_request(user, candidates, self._inputs[version])
+            signature, inputs = rank_request(user, candidates, self._inputs[version, asked], asked)
             return predict(inputs, signature, version=version)
         except (ValueError, PredictError) as error:
             is_of_inputs = isinstance(error, ValueError) or error.code in _REFUSALS
-            found = self._find_inputs(version) if known is not None and is_of_inputs else known
+            found = self._find_inputs(version, asked) if known is not None and is_of_inputs else known
             if found is None or found == known:
                 raise
-        self._inputs[version] = found
-        signature, inputs = rank_request(user, candidates, found)
+        self._inputs[version, asked] = found
+        signature, inputs = rank_request(user, candidates, found, asked)
         return predict(inputs, signature, version=version)
 
-    def _find_inputs(self, version: Version) -> Inputs:
-        """Asks the server for the inputs of `rank`, and which of them `rank_ids` does without."""
+    def _find_inputs(self, version: Version, asked: str = RANK) -> Inputs:
+        """Asks the server for the inputs of a signature, and which of `rank`'s `rank_ids` does without."""
         signatures = get_model_metadata_pb2.SignatureDefMap()
         self._metadata_of(version).metadata["signature_def"].Unpack(signatures)
         known = signatures.signature_def
-        needed = set(known["rank_ids" if "rank_ids" in known else "rank"].inputs)
+        if asked not in known:
+            raise ValueError(
+                f"`{asked}` must be a signature of the model; a pre-ranking head is made by `tfmm train --head "
+                f"pre-ranking`. Received: {', '.join(sorted(known))}."
+            )
+        needed = set(known["rank_ids" if asked == RANK and "rank_ids" in known else asked].inputs)
         found = {}
-        for name, info in known["rank"].inputs.items():
+        for name, info in known[asked].inputs.items():
             shape = [dim.size for dim in info.tensor_shape.dim]
             dtype = tf.as_dtype(info.dtype).as_numpy_dtype
             found[name] = Input(dtype, len(shape) == 2, shape[0] == 1, name not in needed)
@@ -255,33 +282,18 @@ class RankingClient:
             raise PredictError("UNAVAILABLE", str(error)) from error
 
 
-class Input(typing.NamedTuple):
-    """One input of `rank`.
-
-    Attributes:
-        dtype: of NumPy; object: strings.
-        is_list: whether a row is a list.
-        is_user: whether it is the user's, not a candidate's.
-        is_optional: whether the server looks it up by item id where it is left out.
-    """
-
-    dtype: type
-    is_list: bool
-    is_user: bool
-    is_optional: bool = False
-
-
-Inputs = dict[str, Input]
-
-
 def rank_request(
-    user: typing.Mapping[str, Value], candidates: typing.Mapping[str, typing.Iterable[Value]], wanted: Inputs
+    user: typing.Mapping[str, Value],
+    candidates: typing.Mapping[str, typing.Iterable[Value]],
+    wanted: Inputs,
+    asked: str = RANK,
 ) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns the signature for what is given, `rank` or `rank_ids`, and its tensors; what is left out is empty.
+    """Returns the signature for what is given, as `rank` or `rank_ids`, and its tensors; what is left out is empty.
 
     Args:
         user, candidates: as `RankingClient.rank` takes them.
         wanted: the signature's inputs.
+        asked: the signature; `rank` may become `rank_ids`.
     Raises:
         ValueError: a feature is missing or unknown, of another type, or lengths differ.
     """
@@ -307,7 +319,7 @@ def rank_request(
         inputs[name] = _with_a_place(inputs[name], wanted[name])
     for name in optional - set(inputs):
         inputs[name] = as_tensor([[]] if wanted[name].is_list else [], wanted[name], name)
-    return "rank", inputs
+    return asked, inputs
 
 
 def as_tensor(rows: typing.Sequence[Value], wanted: Input, name: str = "values") -> np.ndarray:
@@ -327,10 +339,10 @@ def as_tensor(rows: typing.Sequence[Value], wanted: Input, name: str = "values")
            [b'']], dtype=object)
     """
     if not wanted.is_list:
-        return _as_row(rows, wanted, name)
+        return as_row(rows, wanted, name)
     lists = [_plain_list([] if row is None else row, name) for row in rows]
     length = max((len(row) for row in lists), default=0)
-    flat = _as_row([value for row in lists for value in (*row, *[None] * (length - len(row)))], wanted, name)
+    flat = as_row([value for row in lists for value in (*row, *[None] * (length - len(row)))], wanted, name)
     return flat.reshape(len(lists), length)
 
 
@@ -339,39 +351,6 @@ def _with_a_place(values: np.ndarray, wanted: Input) -> np.ndarray:
     if not wanted.is_list or values.shape[1]:
         return values
     return as_tensor([[None]] * len(values), wanted)
-
-
-def _as_row(values: typing.Sequence[Value], wanted: Input, name: str) -> np.ndarray:
-    kinds: tuple[type, ...] = (str, bytes)
-    words = "strings"
-    if wanted.dtype is np.float32:
-        kinds, words = (float, int, bool, np.floating, np.integer, np.bool_), "numbers"
-    elif wanted.dtype is np.int64:
-        kinds, words = (int, np.integer), "integers"
-    for value in values:
-        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-            raise ValueError(f"`{name}` must hold {words}, as the model was exported. Received: {value!r}.")
-    if wanted.dtype is np.float32:
-        with np.errstate(over="ignore"):
-            return np.array([_float(value) for value in values], np.float64).astype(np.float32)
-    try:
-        if wanted.dtype is np.int64:
-            return np.array([0 if value is None else value for value in values], np.int64)
-        result = np.empty(len(values), object)
-        texts = ["" if value is None else value for value in values]
-        result[:] = [text.encode() if isinstance(text, str) else text for text in texts]
-        return result
-    except (OverflowError, UnicodeEncodeError) as error:
-        limit = "UTF-8" if isinstance(error, UnicodeEncodeError) else "64 bits"
-        raise ValueError(f"`{name}` must hold {words} of {limit}. Received one that is not: {error}.") from error
-
-
-def _float(value: Value) -> float:
-    """Returns a number as a float; what none can hold is infinite, which the model takes as missing."""
-    try:
-        return np.nan if value is None else float(value)
-    except OverflowError:
-        return np.inf
 
 
 def _plain_list(values: typing.Any, name: str) -> list[typing.Any]:

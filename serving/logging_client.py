@@ -68,7 +68,7 @@ class LoggingClient(client.RankingClient):
             return self._answer(call, request)[0]
         with self._log.place() as place:
             found, answered_by = self._answer(call, request)
-            of_user = [name for name, one in self._inputs[version].items() if one.is_user]
+            of_user = [name for name, one in self._inputs[version, client.RANK].items() if one.is_user]
             ranked = served_record.Ranked(
                 request_id, time.time(), self._model_name, answered_by, inputs, found, of_user, self._log.sample_rate
             )

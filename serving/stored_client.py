@@ -13,7 +13,7 @@ import typing
 
 import numpy as np
 
-from serving.client import Inputs, PredictError, RankingClient, Value, rank_request
+from serving.client import RANK, Inputs, PredictError, RankingClient, Value, rank_request
 from serving.versions import Version
 from tfmm import fingerprints, vectors
 from tfmm.export import signatures
@@ -72,7 +72,13 @@ class StoredRankingClient(RankingClient):
         candidates: typing.Mapping[str, typing.Iterable[Value]],
         version: Version,
         predict: typing.Callable[..., dict[str, np.ndarray]],
+        asked: str = RANK,
     ) -> dict[str, np.ndarray]:
+        if asked != RANK:
+            raise ValueError(
+                f"`{asked}` reads vectors in the model's own tables, and this client's models have none. Received: a "
+                "client of a store. Ask a model that holds its items, by RankingClient."
+            )
         model = self._model(version, self._refresh_s)
         try:
             return predict(self._complete(user, candidates, model), signatures.VECTORS, version=model.number)
