@@ -19,7 +19,7 @@ from serving import served_log, served_record
 from tfmm.export.signatures import LOGGED
 from tfmm_client import RankingClient
 from tfmm_client.caller import Candidates, User
-from tfmm_client.inputs import Inputs
+from tfmm_client.inputs import RANK, Inputs
 from tfmm_client.replicas import Deadline, Replica
 from tfmm_client.steps import Flow
 from tfmm_client.versions import Version
@@ -80,7 +80,7 @@ class _Logged(Grpc):
             return (yield from asked)
         with self._log.place() as place:
             answer = yield from asked
-            record = self._record(inputs, answer, replica.inputs[version], self._log.sample_rate)
+            record = self._record(inputs, answer, replica.inputs[version, RANK], self._log.sample_rate)
             place.fill(functools.partial(served_record.fields, record))
         return answer
 

@@ -19,7 +19,7 @@ from tfmm.features import STORED, FeatureSet
 from tfmm.index import item_features, store
 from tfmm_client import NotFound, RankingClient
 from tfmm_client.caller import Candidates, User
-from tfmm_client.inputs import Inputs, Value, rank_request
+from tfmm_client.inputs import RANK, Inputs, Value, rank_request
 from tfmm_client.replicas import Addresses, Deadline, Replica
 from tfmm_client.steps import Flow
 from tfmm_client.versions import Version
@@ -76,10 +76,16 @@ class StoredRankingClient(RankingClient):
         candidates: Candidates,
         version: Version,
         way: Way,
+        asked: str,
         refusals: list[typing.Any],
         replica: Replica,
         deadline: Deadline,
     ) -> Flow[Arrays]:
+        if asked != RANK:
+            raise ValueError(
+                f"`{asked}` reads vectors in the model's own tables, and this client's models have none. Received: a "
+                "client of a store. Ask a model that holds its items, by RankingClient."
+            )
         model = yield from self._model(replica, version, self._refresh_s, deadline)
         try:
             return (yield from self._score(user, candidates, model, way, replica, deadline))

@@ -64,6 +64,7 @@ def run(tmp_path_factory, run_commands):
         "pretrain --data tables --output encoders" + options,
         "embed --data tables --encoders encoders --index index/items.sqlite --snapshot snapshot",
         "train --data tables --snapshot snapshot --output models",
+        "train --data tables --snapshot snapshot --output models --head pre-ranking --set pre_ranking.epochs=1",
         "evaluate --models models --output evaluation --snapshot snapshot --encoders encoders --data tables",
         "dead-letters models snapshot index/items.sqlite",
         "export --models models --evaluation evaluation --output serving",
@@ -90,6 +91,15 @@ def test_the_run_travels_beside_every_artifact(run):
     assert json.loads((run / "models" / "make" / "manifest.json").read_text())["config"]["epochs"] == 1
     (version,) = (run / "serving").iterdir()
     assert export.read_manifest(version)["config"]["candidate_buckets"] == [64]  # of the preset `small`
+
+
+def test_the_pre_ranking_head_is_an_artifact_of_its_own_and_is_reported(run):
+    head = artifacts.read_manifest(run / "models" / "pre_ranking" / "Format-TFMM", "pre_ranking")
+    assert head["config"]["epochs"] == 1 and set(head["metrics"]) >= {"auc", "logloss"}
+    assert json.loads((run / "models" / "pre_ranking" / "run.json").read_text())["pre_ranking"]["epochs"] == 1
+    report = json.loads((run / "evaluation" / "report.json").read_text())
+    assert set(report["pre_ranking"]) == {"multimodal"}
+    assert "not judged: pre-ranking would keep all of the" in (run / "stdout.txt").read_text()
 
 
 def test_export_ships_what_was_judged_byte_by_byte(run):
@@ -141,6 +151,10 @@ def test_exported_model_ranks_by_string_ids(run):
         "category": [*categories[:4], ""],
     }
     with saved_model.load_session(version) as model:
+        ids_alone = {name: value for name, value in request.items() if name in model.signatures["pre_rank"].inputs}
+        assert "category" not in ids_alone, "the index holds it"
+        light = model("pre_rank", ids_alone)["score"]
+        assert light.shape == (5,) and np.isfinite(light).all() and np.ptp(light[:4]) > 0
         scores = model("rank", request)["score"]
         assert scores.shape == (5,) and np.isfinite(scores).all()
         assert np.ptp(scores[:4]) > 0

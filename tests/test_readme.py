@@ -39,8 +39,8 @@ def commands(program):
     ]
 
 
-# These guides' code needs a server; the end-to-end test runs it against a pushed model.
-NEED_A_SERVER = ("docs/first_score.md", "docs/serving.md", "docs/operation.md")
+# These guides' code needs a server; tests/test_end_to_end.py and tests/serving/test_stages.py run it against one.
+NEED_A_SERVER = ("docs/first_score.md", "docs/serving.md", "docs/operation.md", "docs/stages.md")
 
 
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if name not in NEED_A_SERVER])

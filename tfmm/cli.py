@@ -23,6 +23,7 @@ from tfmm import (
     cli_live,
     cli_page,
     cli_pipeline,
+    cli_pre_ranking,
     cli_similar,
 )
 from tfmm.cli_options import (
@@ -143,7 +144,8 @@ def embed(
 
 @main.command(
     example="tfmm train --data my_tables --snapshot run/snapshot --output run/models\n"
-    "tfmm train --data my_tables --snapshot run/snapshot_2 --output run/models_2 --continue-from run/models"
+    "tfmm train --data my_tables --snapshot run/snapshot_2 --output run/models_2 --continue-from run/models\n"
+    "tfmm train --data my_tables --snapshot run/snapshot --output run/models --head pre-ranking"
 )
 @click.option("--data", "data_dir", type=DataFolder, required=True, help="Parquet tables.")
 @click.option("--snapshot", "snapshot_dir", type=ExistingFolder, required=True, help="As `tfmm embed` wrote it.")
@@ -153,6 +155,13 @@ def embed(
     "parent_dir",
     type=ExistingFolder,
     help="Go on from the models that `tfmm train` wrote there, over what the data has since; MAKE stays theirs.",
+)
+@click.option(
+    "--head",
+    type=click.Choice(["ranking", "pre-ranking"]),
+    default="ranking",
+    show_default=True,
+    help="pre-ranking: a light head on the models that `tfmm train` wrote to --output, which teach it.",
 )
 @click.option(
     "--served",
@@ -173,6 +182,7 @@ def train(
     snapshot_dir: pathlib.Path,
     output_dir: pathlib.Path,
     parent_dir: pathlib.Path | None,
+    head: str,
     log_dir: pathlib.Path | None,
     events_dir: pathlib.Path | None,
     window_s: float | None,
@@ -185,6 +195,10 @@ def train(
     from tfmm.stages import click_model, continued, examples, folders, inputs, make, run_file
     from tfmm.training import devices, progress
 
+    if head != "ranking":
+        given = {"--continue-from": parent_dir, "--served": log_dir, "--events": events_dir, "--label-window": window_s}
+        cli_pre_ranking.train(given, data_dir, snapshot_dir, output_dir, run, assignments)
+        return
     if (log_dir is None) != (events_dir is None) or (window_s is not None and log_dir is None):
         raise ValueError(
             "--served and --events must be given together: events say what was shown and clicked; --label-window needs "

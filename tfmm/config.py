@@ -14,6 +14,7 @@ from tfmm import modalities as modalities_lib
 from tfmm.days import DEFAULT_DAYS, DaysConfig
 from tfmm.drift import DriftConfig
 from tfmm.modalities import Modality
+from tfmm.pre_ranking import DEFAULT_PRE_RANKING, PreRankingConfig
 from tfmm.scl_config import SCLConfig
 from tfmm.scl_config import require as _require
 
@@ -151,11 +152,8 @@ class CTRConfig:
         for name in ("epochs", "block_rows", "segments"):
             _require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))
         _require(len(self.units) >= 1, "`units` must name at least one hidden layer.", self.units)
-        _require(
-            self.embedding_learning_rate > 0.0,
-            "`embedding_learning_rate` must be positive.",
-            self.embedding_learning_rate,
-        )
+        rate = self.embedding_learning_rate
+        _require(rate > 0.0, "`embedding_learning_rate` must be positive.", rate)
         for name in ("decay_from", "hidden_behaviors_fraction"):
             _require(0.0 <= getattr(self, name) <= 1.0, f"`{name}` must lie in 0..1.", getattr(self, name))
         _require(self.hidden_weight >= 0.0, "`hidden_weight` must not be negative.", self.hidden_weight)
@@ -265,6 +263,7 @@ class RunConfig:
     text: SCLConfig = dataclasses.field(default_factory=lambda: SCLConfig(modality="text"))
     make: MAKEConfig = MAKEConfig()
     ctr: CTRConfig = CTRConfig()
+    pre_ranking: PreRankingConfig = DEFAULT_PRE_RANKING
     training: TrainingConfig = DEFAULT_TRAINING
     days: DaysConfig = DEFAULT_DAYS
     gate: GateConfig = GateConfig()

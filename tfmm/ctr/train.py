@@ -175,9 +175,9 @@ def fresh_state(
 
 
 def predict(
-    model: model_lib.CTRModel, tables: typing.Mapping[str, ItemVectors], rows: sources.ExampleSource
+    model: keras.Model, tables: typing.Mapping[str, ItemVectors], rows: sources.ExampleSource
 ) -> np.ndarray:
-    """Returns the score float32 [n] of each row."""
+    """Returns the score float32 [n] of each row, by a click model or a head of one."""
     score = tf.function(lambda batch: model(model_inputs(batch, tables, model.feature_set), training=False)["score"])
     batches = sources.dataset(rows, np.arange(rows.num_rows), evaluation.BATCH_SIZE)
     with precision.in_float32(model):
@@ -185,7 +185,7 @@ def predict(
 
 
 def evaluate(
-    model: model_lib.CTRModel, tables: typing.Mapping[str, ItemVectors], rows: sources.ExampleSource
+    model: keras.Model, tables: typing.Mapping[str, ItemVectors], rows: sources.ExampleSource
 ) -> dict[str, float]:
     """Returns AUC, GAUC and LogLoss on rows; a metric that the rows cannot give is left out."""
     label = model.feature_set.label

@@ -8,6 +8,7 @@ import typing
 
 from tfmm import config as config_lib
 from tfmm.evaluate import differences, in_service, missing
+from tfmm.evaluate import recall as recall_lib
 from tfmm.modalities import NOTHING
 
 Rule = tuple[bool, str]  # whether it holds, and the line that says so
@@ -37,6 +38,7 @@ def decide(
     candidate: str = "multimodal",
     baseline: str = "id",
     service: str = in_service.NAME,
+    min_recall: float = 0.0,
 ) -> Verdict:
     """Holds a report against absolute bars, the ID-only twin and, where there is one, the model in service.
 
@@ -50,6 +52,7 @@ def decide(
         candidate: the model that would be pushed.
         baseline: its ID-only twin; the rules are left out where the candidate is that twin.
         service: the model in service; the rules are left out where the report has none (the first run).
+        min_recall: of the candidate's pre-ranking head, where it has one, see `recall.report`.
     Returns:
         The verdict. A metric that does not exist (a single class in the rows) fails its rule: a model that
         could not be judged is not pushed.
@@ -85,6 +88,7 @@ def decide(
         warnings.append(f"{candidate} is not held against {service}: {reason}")
         rules.append((True, warnings[-1]))
     rules += _hidden_rules(report.get("hidden", {"models": {}}), candidate, config.max_hidden_bias)
+    rules += _recall_rules(report.get(recall_lib.SECTION, {}).get(candidate), candidate, min_recall)
     encoder_rules = list(_encoder_rules(report, candidate, config.encoders))
     reasons = tuple(text for held, text in rules + encoder_rules if not held)
     warnings += [text for held, text in encoder_rules if held]
@@ -208,6 +212,16 @@ def _encoder_rules(report: typing.Mapping[str, typing.Any], candidate: str, sett
             said += f" What its vectors are worth to {candidate} could not be measured: {why}."
         if warnings:
             yield setting == "warn" or gain is None or is_needed or not facts.get("is_no_better"), said
+
+
+def _recall_rules(found: typing.Mapping[str, typing.Any] | None, candidate: str, bar: float) -> list[Rule]:
+    """Holds the recall of a pre-ranking head by its value; none where there is no head."""
+    if found is None:
+        return []
+    what = f"{recall_lib.in_words(found).capitalize()}, {candidate}"
+    if found["recall"] is None:
+        return [(True, f"{what}: not judged: {found['undefined']}")]
+    return [_rule(what, found["recall"], bar)]
 
 
 def _minus(left: float | None, right: float | None) -> float | None:

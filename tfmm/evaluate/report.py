@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from tfmm import artifacts, metrics, saved_model
 from tfmm.evaluate import differences, in_service, missing
+from tfmm.evaluate import recall as recall_lib
 from tfmm.evaluate import slices as slices_lib
 from tfmm.evaluate import tiers as tiers_lib
 from tfmm.features import FeatureSet
@@ -71,15 +72,15 @@ def evaluate(
         the target's vectors hidden (see `missing.hidden_report`); with `missing` and `tiers` where
         `snapshot_dir` is given (see `missing.missing_report`, `tiers.report`); and, where there is a model in service,
         with `in_service`: the rows of the index that it took, and why it is `left_out` where it cannot score these
-        rows.
+        rows; and, of models with a pre-ranking head, with `pre_ranking` (see `recall.report`).
     Raises:
         FileNotFoundError: no example file matches a pattern.
         ValueError: `baseline` is not among the models, or a SavedModel lacks `serve_examples`.
     """
-    eval_files = examples_lib.example_files(eval_pattern)
+    train_files, eval_files = (examples_lib.example_files(pattern) for pattern in (train_pattern, eval_pattern))
     rows = examples_lib.read_columns(eval_files, feature_set, (*COLUMNS, *feature_set.label.sources))
     weights = metric_weights(rows, feature_set.label)
-    scores, hidden, service = {}, {}, {}
+    scores, hidden, service, recalls = {}, {}, {}, {}
     chosen = missing.draw_rows(len(rows["label"]))
     for name, folder in models.items():
         with saved_model.load_session(folder) as loaded:
@@ -88,10 +89,10 @@ def evaluate(
             if name != in_service.NAME or service["left_out"] is None:
                 scores[name] = _score(loaded, folder, eval_files)["score"]
                 hidden[name] = missing.score_hidden(loaded, eval_files, chosen)
+                recalls[name] = recall_lib.of_model(loaded, train_files, eval_files, feature_set)
     label, user = rows["label"], rows["user_id"]
     if shown_items is None:
-        files = examples_lib.example_files(train_pattern)
-        shown = examples_lib.read_columns(files, feature_set, ("item_id",))["item_id"]
+        shown = examples_lib.read_columns(train_files, feature_set, ("item_id",))["item_id"]
         counts = metrics.item_frequencies(shown, rows["item_id"])
     else:
         counts = np.array([shown_items.get(item, 0) for item in rows["item_id"].tolist()], np.int64)
@@ -111,6 +112,8 @@ def evaluate(
     report["differences"] = differences.report(scores, references, label, user, rows["item_id"], slices, weights)
     if service:
         report[in_service.NAME] = service
+    if found_recalls := {name: found for name, found in recalls.items() if found is not None}:
+        report[recall_lib.SECTION] = found_recalls
     folder = pathlib.Path(output_dir).absolute()  # pyarrow takes other relative names for URIs
     folder.mkdir(parents=True, exist_ok=True)
     table = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 
-from tfmm.evaluate import differences, in_service
+from tfmm.evaluate import differences, in_service, recall
 from tfmm.modalities import NOTHING
 from tfmm.pretrain import in_words
 
@@ -30,7 +30,7 @@ def report_lines(report: Facts) -> list[str]:
         values = ", ".join(f"{key} {'too few rows' if v is None else format(v, '.4f')}" for key, v in found.items())
         lines.append(f"{name}: {values}")
     hidden = report.get("hidden", {"models": {}})["models"].get("multimodal", {})
-    lines += sliced_lines(report)
+    lines += sliced_lines(report) + recall_lines(report)
     lines += difference_lines(report) + slice_lines(hidden, report.get("missing", {})) + service_lines(report)
     for modality, facts in report["encoders"].items():
         lines += describe(modality, facts)
@@ -62,6 +62,24 @@ def sliced_lines(report: Facts, model: str = "multimodal") -> list[str]:
             shown += f" ({signed(gain)})" if gain and None not in gain.values() else ""
             found.append(f"{part}: {facts['rows']:,} rows{shown}")
         lines.append(f"{model} by {name}: {'; '.join(found)}")
+    return lines
+
+
+def recall_lines(report: Facts) -> list[str]:
+    """Returns a line per model with a pre-ranking head: how much of the ranking model's best it lets through.
+
+    >>> found = {"recall": 0.95, "low": 0.94, "high": 0.96, "users": 9, "items": 800, "wanted": 100, "kept": 500}
+    >>> recall_lines({"pre_ranking": {"multimodal": found}})[0]
+    "multimodal: recall of ranking's best 100 in pre-ranking's best 500: 0.9500 [0.9400, 0.9600] (9 users, 800 items)"
+    """
+    lines = []
+    for name, found in report.get(recall.SECTION, {}).items():
+        said = f"{name}: {recall.in_words(found)}: "
+        if found["recall"] is None:
+            lines.append(f"{said}not judged: {found['undefined']}")
+        else:
+            bounds = f"{found['recall']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
+            lines.append(f"{said}{bounds} ({found['users']:,} users, {found['items']:,} items)")
     return lines
 
 

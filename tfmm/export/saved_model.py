@@ -12,11 +12,13 @@ from tfmm import artifacts, preprocessing
 from tfmm import config as config_lib
 from tfmm import saved_model as saved_model_lib
 from tfmm.ctr import model as model_lib
+from tfmm.ctr import pre_ranking as pre_ranking_lib
 from tfmm.export import serving_module, warmup
 from tfmm.index import graph_table, item_features, snapshot
 
 KIND = "saved_model"
 EXTRA = "assets.extra"  # TF Serving leaves this folder alone
+PRE_RANKING = "pre_ranking"  # of a manifest: the settings of the head that `pre_rank` asks; absent without
 ROOM = 1.25  # of the snapshot's size, where the configured capacity is smaller
 
 Path = str | pathlib.Path
@@ -30,6 +32,7 @@ def export(
     id_types: typing.Mapping[str, str],
     config: config_lib.ExportConfig,
     output_dir: Path,
+    pre_ranking_dir: Path | None = None,
 ) -> dict[str, typing.Any]:
     """Writes a version folder: signatures, index tables, warm-up requests and a manifest.
 
@@ -44,31 +47,35 @@ def export(
         id_types: "int64" or "string" per feature of ids: what callers send.
         config: capacity, buckets and whether XLA compiles the scoring core.
         output_dir: the version folder, such as `models/tfmm/17`; an earlier export there is replaced.
+        pre_ranking_dir: the model's light head, see `ctr.distillation.train`; None: without `pre_rank`.
     Returns:
         The manifest, which lies in `assets.extra/manifest.json`.
     Raises:
         FileNotFoundError: an artifact is missing or not complete.
-        ValueError: the snapshot lacks a modality of the model, or its rows have another dim.
+        ValueError: the snapshot lacks a modality of the model, or its rows have another dim; the head is of a model
+            that is declared otherwise.
     """
     model = model_lib.load_model(model_dir)
+    head = None if pre_ranking_dir is None else pre_ranking_lib.load_model(pre_ranking_dir, model)
     preprocessor = _preprocessor(vocabulary_dir, model)
     tables = _tables(model, snapshot_dir, config)
     features = _features(model, snapshot_dir if tables and config.with_items else None, id_types, config)
     looked_up = () if features is None else features.names
-    module = serving_module.ServingModule(model, preprocessor, tables, id_types, config, features)
+    module = serving_module.ServingModule(model, preprocessor, tables, id_types, config, features, head)
     functions = module.signatures()
     target = pathlib.Path(output_dir)
     with artifacts.under_construction(target) as building:
         saved_model_lib.save(module, functions, building)
         (building / EXTRA).mkdir(exist_ok=True)
         num_warmup = warmup.write(
-            building / EXTRA / warmup.FILE, model.feature_set, id_types, config, looked_up
-        )
+            building / EXTRA / warmup.FILE, model.feature_set, id_types, config, looked_up,
+            () if head is None else head.settings.candidate_buckets,
+        )  # fmt: skip
         manifest = artifacts.write_manifest(
             building / EXTRA,
             KIND,
             config,
-            [path for path in (model_dir, snapshot_dir if tables else None) if path is not None],
+            [path for path in (model_dir, snapshot_dir if tables else None, pre_ranking_dir) if path is not None],
             signatures=sorted(functions),
             id_types=dict(id_types),
             feature_set=config_lib.to_dict(model.feature_set),
@@ -76,6 +83,7 @@ def export(
             warmup_requests=num_warmup,
             index={name: _facts(table) for name, table in tables.items()},
             item_features=None if features is None else {"names": list(looked_up), **_facts(features.table)},
+            **({} if head is None else {PRE_RANKING: config_lib.to_dict(head.settings)}),
         )
         if target.exists():
             shutil.rmtree(target)

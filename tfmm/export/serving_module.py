@@ -11,7 +11,9 @@ from tfmm import config as config_lib
 from tfmm import preprocessing
 from tfmm import vectors as vectors_lib
 from tfmm.ctr import model as model_lib
+from tfmm.ctr import pre_ranking as pre_ranking_lib
 from tfmm.export import signatures
+from tfmm.export.signatures import Core
 from tfmm.features import STORED
 from tfmm.index import graph_table, item_vectors
 
@@ -28,6 +30,7 @@ class ServingModule(tf.Module):
         id_types: "int64" or "string" per feature of ids: what callers send.
         config: buckets, and whether the core is compiled with XLA.
         features: the items' features by item id; None: requests bring them all.
+        pre_ranking: the light head of the model; None: it has none, and no signature of one.
     """
 
     def __init__(
@@ -38,9 +41,10 @@ class ServingModule(tf.Module):
         id_types: typing.Mapping[str, str],
         config: config_lib.ExportConfig,
         features: graph_table.FeatureTable | None = None,
+        pre_ranking: pre_ranking_lib.PreRankingModel | None = None,
     ) -> None:
         super().__init__(name="serving")
-        self.model = model
+        self.model, self.pre_ranking = model, pre_ranking
         self.features = features
         self.tables = dict(tables)
         self.vocabularies = list(preprocessor.resources.values())
@@ -50,11 +54,13 @@ class ServingModule(tf.Module):
         self._feature_set = model.feature_set
         self._sequences = {s.name: signatures.columns_of(self._feature_set, s) for s in self._feature_set.sequences}
         self._looked_up = {} if features is None else signatures.stored_columns(self._feature_set, features.names)
-        self._core_pointwise = self._core(None)
-        self._core_rank = self._core(1)
+        self._core_pointwise = self._core(None, model)
+        self._core_rank = Core(self._core(1, model), config.candidate_buckets)
+        if pre_ranking is not None:
+            self._core_pre_rank = Core(self._core(1, pre_ranking), pre_ranking.settings.candidate_buckets)
 
-    def _core(self, num_users: int | None) -> tf.types.experimental.ConcreteFunction:
-        """Returns the scoring core; `num_users` 1 is one history for all candidates.
+    def _core(self, num_users: int | None, model: typing.Any) -> tf.types.experimental.ConcreteFunction:
+        """Returns the scoring core of a model; `num_users` 1 is one history for all candidates.
 
         One concrete function for all signatures: XLA then compiles each bucket once, whoever calls first.
         """
@@ -69,7 +75,7 @@ class ServingModule(tf.Module):
                 specs |= signatures.vector_specs(modality, table.dim, sequence.name, num_users, sequence.length)
 
         def core(inputs: Tensors) -> Tensors:
-            outputs = self.model(inputs, training=False)
+            outputs = model(inputs, training=False)
             return {name: tf.cast(outputs[name], tf.float32) for name in signatures.OUTPUTS}
 
         unnamed = {name: tf.TensorSpec(spec.shape, spec.dtype) for name, spec in specs.items()}
@@ -91,12 +97,16 @@ class ServingModule(tf.Module):
                 self.score_rank_logged, signatures.raw_specs(self._feature_set, self._id_types, 1)
             ),
         }
+        specs = signatures.raw_specs(self._feature_set, self._id_types, 1)
+        left_out = {column.name for columns in self._looked_up.values() for column in columns}
+        ids_alone = {name: spec for name, spec in specs.items() if name not in left_out}
         if self.features is not None:
-            specs = signatures.raw_specs(self._feature_set, self._id_types, 1)
-            left_out = {column.name for columns in self._looked_up.values() for column in columns}
-            ids_alone = {name: spec for name, spec in specs.items() if name not in left_out}
             result[signatures.RANK_IDS] = _concrete(self.score_rank, ids_alone)
             result[signatures.LOGGED[signatures.RANK_IDS]] = _concrete(self.score_rank_logged, ids_alone)
+        if self.pre_ranking is not None:
+            result[signatures.PRE_RANK] = _concrete(self.score_pre_rank, ids_alone)
+            compared = {name: tf.TensorSpec([None], tf.string) for name in ("user", "items")}
+            result[signatures.COMPARE] = _concrete(self.compare_stages, compared)
         if self.tables:
             vectors = dict(pointwise)
             for modality, table in self.tables.items():
@@ -152,12 +162,36 @@ class ServingModule(tf.Module):
 
         A feature is left out where it is not in the signature, or empty beside items.
         """
+        return self._score_looked_up(raw, self._core_rank)
+
+    def score_pre_rank(self, **raw: tf.Tensor) -> Tensors:
+        """Scores C candidates, thousands, for one user by the light head, looking up as `score_rank` does."""
+        return self._score_looked_up(raw, self._core_pre_rank)
+
+    def _score_looked_up(self, raw: Tensors, core: Core) -> Tensors:
         if self.features is not None:
             known, features = signatures.as_fingerprints(raw), self.features
             raw = self._completed(known, lambda ids: features.lookup(known[ids]))
         rows = self._ranked_rows(raw)
         user = self._preprocessor(self._of_side(rows, "user")) | self._behavior_vectors(rows)
-        return self._rank(self._of_side(rows, "item"), user, looks_up=True)
+        return self._rank(self._of_side(rows, "item"), user, core, looks_up=True)
+
+    def compare_stages(self, user: tf.Tensor, items: tf.Tensor) -> Tensors:
+        """Scores items for a user by both heads, each as serialized raw tf.Examples, for evaluation.
+
+        Args:
+            user: string [1], of which the user's columns count, as served.
+            items: string [C], of which the items' do.
+        Returns:
+            `pre_rank` and `rank`, float32 [C]: the logits of each head.
+        """
+        raw = self._of_side(self._parse(items), "item") | self._of_side(self._parse(user), "user")
+        rows = self._fit({column.name: raw[column.name] for column in self._feature_set.served})
+        rows |= {n: signatures.with_static_rows(t, 1) for n, t in self._of_side(rows, "user").items()}
+        shared = self._preprocessor(self._of_side(rows, "user")) | self._behavior_vectors(rows)
+        cores = {signatures.PRE_RANK: self._core_pre_rank, signatures.RANK: self._core_rank}
+        candidates = self._of_side(rows, "item")
+        return {name: self._rank(candidates, shared, core, looks_up=True)["logit"] for name, core in cores.items()}
 
     def score_rank_logged(self, **raw: tf.Tensor) -> Tensors:
         """Scores as `score_rank`, and says by what, so that what is logged is what was scored.
@@ -183,7 +217,8 @@ class ServingModule(tf.Module):
         targets = {n for m in self.tables for n in vectors_lib.names(m, vectors_lib.TARGET)}
         candidates = self._of_side(rows, "item") | {name: vectors[name] for name in targets}
         of_user = {name: vector for name, vector in vectors.items() if name not in targets}
-        result = self._rank(candidates, self._preprocessor(self._of_side(rows, "user")) | of_user, looks_up=False)
+        of_user |= self._preprocessor(self._of_side(rows, "user"))
+        result = self._rank(candidates, of_user, self._core_rank, looks_up=False)
         result |= {signatures.LOOKED_UP + name: tensor for name, tensor in looked_up.items()}
         return result | self._seen(seen)
 
@@ -227,9 +262,9 @@ class ServingModule(tf.Module):
         user = self._of_side(rows, "user") | {name: rows[name] for name in of_user}
 
         def shared() -> Tensors:
-            one = {name: _with_static_rows(tensor, 1) for name, tensor in user.items()}
+            one = {name: signatures.with_static_rows(tensor, 1) for name, tensor in user.items()}
             known = self._preprocessor(self._of_side(one, "user")) | {name: one[name] for name in of_user}
-            return self._rank(candidates, known, looks_up=False)
+            return self._rank(candidates, known, self._core_rank, looks_up=False)
 
         def pointwise() -> Tensors:
             with tf.control_dependencies(signatures.require_rows(user | candidates, "item_id")):
@@ -343,25 +378,17 @@ class ServingModule(tf.Module):
                 target[name] &= ~tf.reduce_any(hidden == modality)
         return self._core_pointwise(self._model_inputs(inputs | target))
 
-    def _rank(self, candidates: Tensors, user: Tensors, *, looks_up: bool) -> Tensors:
+    def _rank(self, candidates: Tensors, user: Tensors, core: Core, *, looks_up: bool) -> Tensors:
         """Scores candidates, with their columns and perhaps their vectors, for the user's inputs of one row."""
 
         def score(chunk: Tensors) -> Tensors:
             found = self._vectors(vectors_lib.TARGET, chunk["item_id"]) if looks_up else chunk
-            return self._core_rank(self._model_inputs(self._preprocessor(chunk) | found | user))
+            return core.function(self._model_inputs(self._preprocessor(chunk) | found | user))
 
-        return signatures.in_buckets(score, candidates, self._config.candidate_buckets)
+        return signatures.in_buckets(score, candidates, core.buckets)
 
     def _model_inputs(self, tensors: Tensors) -> Tensors:
         return {name: tensors[name] for name in model_lib.input_names(self._feature_set, self.tables)}
-
-
-def _with_static_rows(tensor: tf.Tensor, rows: int) -> tf.Tensor:
-    """Returns a tensor of `rows` rows with that static shape.
-
-    Not `tf.ensure_shape`: inside a branch it makes the graph optimizer believe the shape everywhere else, too.
-    """
-    return tf.reshape(tensor[:rows], [rows, *tensor.shape[1:]])
 
 
 def _concrete(function: typing.Callable[..., Tensors], specs: signatures.Specs) -> typing.Any:

@@ -16,12 +16,21 @@ RANK = "rank"
 RANK_IDS = "rank_ids"
 LOGGED = {RANK: "rank_logged", RANK_IDS: "rank_ids_logged"}  # the same, which also say what they scored by
 LOOKED_UP = "looked_up_"  # before a column's name: the output of `LOGGED` with what the model looked up of it
+PRE_RANK = "pre_rank"  # of versions with a pre-ranking head: a request of `RANK_IDS`, or `RANK` where there is none
+COMPARE = "compare_stages"  # of the same versions, for evaluation
 VECTORS = "score_vectors"
 UPSERT = "upsert_items"
 STATUS = "index_status"
 OUTPUTS = ("logit", "score")
 
 Specs = dict[str, tf.TensorSpec]
+
+
+class Core(typing.NamedTuple):
+    """What scores one user's candidates from a model's inputs, and the numbers of candidates that it takes."""
+
+    function: typing.Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]
+    buckets: typing.Sequence[int]
 
 
 def raw_specs(feature_set: FeatureSet, id_types: typing.Mapping[str, str], num_users: int | None) -> Specs:
@@ -203,6 +212,14 @@ def require_rows(tensors: typing.Mapping[str, tf.Tensor], like: str, axis: int =
         if name != like
     ]
     return [check for check in checks if check is not None]
+
+
+def with_static_rows(tensor: tf.Tensor, rows: int) -> tf.Tensor:
+    """Returns a tensor of `rows` rows with that static shape.
+
+    Not `tf.ensure_shape`: inside a branch it makes the graph optimizer believe the shape everywhere else, too.
+    """
+    return tf.reshape(tensor[:rows], [rows, *tensor.shape[1:]])
 
 
 def in_buckets(

@@ -29,12 +29,14 @@ def requests(version_dir: str | pathlib.Path) -> dict[str, Inputs]:
     feature_set = config_lib.as_config(FeatureSet, manifest["feature_set"])
     config = config_lib.as_config(config_lib.ExportConfig, manifest["config"])
     looked_up = (manifest["item_features"] or {}).get("names", ())
+    buckets = manifest.get(saved_model.PRE_RANKING, {}).get("candidate_buckets", ())
     known: dict[str, Inputs] = {}
-    for signature, inputs in warmup.requests(feature_set, manifest["id_types"], config, looked_up):
+    for signature, inputs in warmup.requests(feature_set, manifest["id_types"], config, looked_up, buckets):
         known.setdefault(signature, inputs)  # the first is the smallest
     known |= {signatures.LOGGED[name]: inputs for name, inputs in known.items() if name in signatures.LOGGED}
     example = np.array([_example(feature_set)], object)
     known[signatures.EXAMPLES] = {"examples": example}
+    known[signatures.COMPARE] = {"user": example, "items": example}
     if manifest["index"]:
         modality, facts = next(iter(manifest["index"].items()))
         known[signatures.HIDDEN] = {"examples": example, "hidden": np.array([modality.encode()], object)}

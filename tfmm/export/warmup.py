@@ -22,8 +22,9 @@ def requests(
     id_types: typing.Mapping[str, str],
     config: config_lib.ExportConfig,
     looked_up: typing.Sequence[str] = (),
+    pre_rank_buckets: typing.Sequence[int] = (),
 ) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """Returns (signature, inputs) per bucket of the two signatures that users wait for; never an upsert.
+    """Returns (signature, inputs) per bucket of the signatures that users wait for; never an upsert.
 
     `serve_examples`, `score_vectors` and `rank_ids` run the cores that these compile; of `rank_ids`, which users wait
     for as well, there is one more.
@@ -31,6 +32,7 @@ def requests(
     Args:
         feature_set, id_types, config: as exported.
         looked_up: the item features that `rank_ids` looks up; (): there is no such signature.
+        pre_rank_buckets: numbers of candidates that `pre_rank` takes; (): there is no such signature.
     """
     result = []
     wanted: list[tuple[str, int | None, typing.Sequence[int]]] = [
@@ -39,12 +41,13 @@ def requests(
     ]
     if looked_up:
         wanted.append((signatures.RANK_IDS, 1, config.candidate_buckets[:1]))
+    wanted.append((signatures.PRE_RANK, 1, pre_rank_buckets))
     for signature, num_users, buckets in wanted:
         specs = signatures.raw_specs(feature_set, id_types, num_users)
         for size in buckets:
             inputs = {}
             for column in feature_set.served:
-                if signature == signatures.RANK_IDS and column.feature.name in looked_up:
+                if signature in (signatures.RANK_IDS, signatures.PRE_RANK) and column.feature.name in looked_up:
                     continue
                 spec = specs[column.name]
                 shape = [spec.shape[0] or size, *column.shape]
@@ -60,6 +63,7 @@ def write(
     id_types: typing.Mapping[str, str],
     config: config_lib.ExportConfig,
     looked_up: typing.Sequence[str] = (),
+    pre_rank_buckets: typing.Sequence[int] = (),
 ) -> int:
     """Writes the requests as the TFRecord of PredictionLog that TF Serving replays before a version serves.
 
@@ -69,7 +73,7 @@ def write(
         MissingExtraError: tensorflow-serving-api is not installed.
     """
     logs = extras.require("tensorflow_serving.apis.prediction_log_pb2", "serving")
-    records = requests(feature_set, id_types, config, looked_up)
+    records = requests(feature_set, id_types, config, looked_up, pre_rank_buckets)
     with tf.io.TFRecordWriter(os.fspath(path)) as writer:
         for signature, inputs in records:
             log = logs.PredictionLog()

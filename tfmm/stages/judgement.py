@@ -74,7 +74,8 @@ def judge(
         shown_items=shown_items,
         sliced=slices.Sliced(run.gate.slices, data_dir, run.modality_set, run.data.time_zone),
     )
-    verdict = gate.decide(judged, run.gate, candidate=MULTIMODAL, baseline=baseline)
+    bar = run.pre_ranking.min_recall
+    verdict = gate.decide(judged, run.gate, candidate=MULTIMODAL, baseline=baseline, min_recall=bar)
     said = {**dataclasses.asdict(verdict), JUDGED: artifacts.digest(models[MULTIMODAL])}
     (pathlib.Path(output_dir) / VERDICT).write_text(json.dumps(said, indent=2) + "\n")
     for line in [*wording.verdict_lines(said), *wording.report_lines(judged)]:

@@ -45,8 +45,9 @@ STAGES = {
     "make": Stage(("make", *_DEVICES, *_EXAMPLES), ("catalog", "examples")),
     "id_model": Stage(("ctr", "export", *_DEVICES, *_EXAMPLES), ("examples",)),
     "multimodal_model": Stage(("ctr", "export", "methods", *_DEVICES, *_EXAMPLES), ("catalog", "make")),
+    "pre_ranking": Stage(("pre_ranking", *_DEVICES), ("multimodal_model",)),
     "models": Stage((), ("id_model", "multimodal_model")),
-    "judgement": Stage(("gate", "modalities", *_EXAMPLES), ("models",)),
+    "judgement": Stage(("gate", "pre_ranking", "modalities", *_EXAMPLES), ("models",)),
 }
 
 

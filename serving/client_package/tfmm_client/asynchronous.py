@@ -11,6 +11,7 @@ import numpy as np
 
 from tfmm_client import errors, http
 from tfmm_client.caller import Caller, Candidates, User, best, with_listed_ids
+from tfmm_client.inputs import PRE_RANK
 from tfmm_client.replicas import Replica
 from tfmm_client.steps import Call, Flow, Send, Step, T
 from tfmm_client.versions import Version
@@ -42,6 +43,12 @@ class AsyncRankingClient(Caller):
         """As `rank`, over REST."""
         scores = (await self._run(self._rank(user, candidates, version, self._rest, timeout_s)))["score"]
         return scores.astype(np.float32)
+
+    async def pre_rank(
+        self, user: User, candidates: Candidates, *, version: Version = None, timeout_s: float | None = None
+    ) -> np.ndarray:
+        """As `RankingClient.pre_rank`."""
+        return (await self._run(self._rank(user, candidates, version, self._grpc, timeout_s, PRE_RANK)))["score"]
 
     async def top(
         self, count: int, user: User, candidates: Candidates, *, timeout_s: float | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfmm_client import access as access_lib
 from tfmm_client import errors, replicas
-from tfmm_client.inputs import Inputs, Value, plain_list, rank_request
+from tfmm_client.inputs import RANK, Inputs, Value, plain_list, rank_request
 from tfmm_client.replicas import Deadline, Replica, Retry
 from tfmm_client.steps import Flow, T, Wait
 from tfmm_client.versions import Version
@@ -75,11 +75,17 @@ class Caller:
                 yield Wait(wait_s)
 
     def _rank(
-        self, user: User, candidates: Candidates, version: Version, way: Way, timeout_s: float | None
+        self,
+        user: User,
+        candidates: Candidates,
+        version: Version,
+        way: Way,
+        timeout_s: float | None,
+        asked: str = RANK,
     ) -> Flow[Arrays]:
         """Ranks at one of the replicas; where they are of several versions, at one that takes what is given."""
         refusals: list[tuple[Inputs, ValueError]] = []
-        ask = functools.partial(self._rank_at, user, candidates, version, way, refusals)
+        ask = functools.partial(self._rank_at, user, candidates, version, way, asked, refusals)
         return self._over_replicas(ask, timeout_s, may_differ=True)
 
     def _rank_at(
@@ -88,30 +94,34 @@ class Caller:
         candidates: Candidates,
         version: Version,
         way: Way,
+        asked: str,
         refusals: list[tuple[Inputs, ValueError]],
         replica: Replica,
         deadline: Deadline,
     ) -> Flow[Arrays]:
-        """Sends a request of `rank`, and once more where what it takes has changed since the replica was asked."""
-        known = replica.inputs.get(version)
-        inputs = known or (yield from self._find_inputs(replica, version, way, deadline))
+        """Sends a request of `rank` or `pre_rank`, and once more where what it takes has changed since the replica was asked."""
+        known = replica.inputs.get((version, asked))
+        inputs = known or (yield from self._find_inputs(replica, version, way, deadline, asked))
         while True:
             for refused, said in refusals:
                 if refused == inputs:
                     raise said  # it takes what one took that refused the request
             try:
-                signature, arrays = rank_request(user, candidates, inputs)
+                signature, arrays = rank_request(user, candidates, inputs, asked)
                 answer = yield from way.predict(replica, signature, arrays, version, deadline, ("score",))
                 return answer.outputs
             except ValueError as error:  # `InvalidRequest` is one
                 refusals.append((inputs, error))
                 if inputs is not known:
                     raise
-                inputs = yield from self._find_inputs(replica, version, way, deadline)
+                inputs = yield from self._find_inputs(replica, version, way, deadline, asked)
 
-    def _find_inputs(self, replica: Replica, version: Version, way: Way, deadline: Deadline) -> Flow[Inputs]:
-        replica.inputs[version] = (yield from way.known(replica, version, deadline))[1]
-        return replica.inputs[version]
+    def _find_inputs(
+        self, replica: Replica, version: Version, way: Way, deadline: Deadline, asked: str
+    ) -> Flow[Inputs]:
+        found = (yield from way.known(replica, version, deadline, asked))[1]
+        replica.inputs[version, asked] = found
+        return found
 
     def _predict(
         self,

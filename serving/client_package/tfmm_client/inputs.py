@@ -29,33 +29,42 @@ class Input(typing.NamedTuple):
 
 
 Inputs = dict[str, Input]
+RANK, PRE_RANK = "rank", "pre_rank"  # signatures, whose inputs the server says
 
 
-def of_signatures(signatures: typing.Mapping[str, typing.Mapping[str, typing.Any]]) -> Inputs:
-    """Returns the inputs of `rank`, and which of them `rank_ids` does without.
+def of_signatures(
+    signatures: typing.Mapping[str, typing.Mapping[str, typing.Any]], asked: str = RANK
+) -> Inputs:
+    """Returns the inputs of a signature, and which of `rank`'s `rank_ids` does without.
 
     Args:
         signatures: by name, their inputs: by name (data type, shape).
+        asked: the signature.
     Raises:
-        ValueError: there is no `rank`.
+        ValueError: there is no such signature.
     """
-    if "rank" not in signatures:
-        raise ValueError(f"The model must have the signature 'rank'. Received: {sorted(signatures)}.")
-    needed = set(signatures["rank_ids" if "rank_ids" in signatures else "rank"])
+    if asked not in signatures:
+        hint = " `tfmm train --head pre-ranking` makes it." if asked == PRE_RANK else ""
+        raise ValueError(f"The model must have the signature {asked!r}.{hint} Received: {sorted(signatures)}.")
+    needed = set(signatures["rank_ids" if asked == RANK and "rank_ids" in signatures else asked])
     return {
         name: Input(tensors.dtype_of(data_type), len(shape) == 2, shape[0] == 1, name not in needed)
-        for name, (data_type, shape) in signatures["rank"].items()
+        for name, (data_type, shape) in signatures[asked].items()
     }
 
 
 def rank_request(
-    user: typing.Mapping[str, Value], candidates: typing.Mapping[str, typing.Iterable[Value]], wanted: Inputs
+    user: typing.Mapping[str, Value],
+    candidates: typing.Mapping[str, typing.Iterable[Value]],
+    wanted: Inputs,
+    asked: str = RANK,
 ) -> tuple[str, dict[str, np.ndarray]]:
-    """Returns the signature for what is given, `rank` or `rank_ids`, and its tensors; what is left out is empty.
+    """Returns the signature for what is given, as `rank` or `rank_ids`, and its tensors; what is left out is empty.
 
     Args:
         user, candidates: as `RankingClient.rank` takes them.
         wanted: the signature's inputs.
+        asked: the signature; `rank` may become `rank_ids`.
     Raises:
         ValueError: a feature is missing or unknown, of another type, or lengths differ.
     """
@@ -81,7 +90,7 @@ def rank_request(
         inputs[name] = _with_a_place(inputs[name], wanted[name])
     for name in optional - set(inputs):
         inputs[name] = as_tensor([[]] if wanted[name].is_list else [], wanted[name], name)
-    return "rank", inputs
+    return asked, inputs
 
 
 def as_tensor(rows: typing.Sequence[Value], wanted: Input, name: str = "values") -> np.ndarray:

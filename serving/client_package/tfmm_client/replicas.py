@@ -46,7 +46,7 @@ class Replica:
 
     target: str | None
     url: str | None
-    inputs: dict[Version, Inputs] = dataclasses.field(default_factory=dict)
+    inputs: dict[tuple[Version, str], Inputs] = dataclasses.field(default_factory=dict)
     failed_at: float = -math.inf
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tfmm_client import inputs as inputs_lib
 from tfmm_client import messages, tensors, versions
-from tfmm_client.inputs import Inputs
+from tfmm_client.inputs import RANK, Inputs
 from tfmm_client.replicas import Deadline, Replica
 from tfmm_client.steps import Call, Flow, Send
 from tfmm_client.versions import Version
@@ -28,8 +28,10 @@ class Answer(typing.NamedTuple):
 class Way(typing.Protocol):
     """How a model is asked."""
 
-    def known(self, replica: Replica, version: Version, deadline: Deadline) -> Flow[tuple[int, Inputs]]:
-        """Asks for the number of a version, and what its `rank` takes."""
+    def known(
+        self, replica: Replica, version: Version, deadline: Deadline, asked: str = RANK
+    ) -> Flow[tuple[int, Inputs]]:
+        """Asks for the number of a version, and what its `rank`, or what is asked for, takes."""
 
     def predict(
         self,
@@ -50,7 +52,9 @@ class Grpc:
     def __init__(self, model_name: str):
         self._model_name = model_name
 
-    def known(self, replica: Replica, version: Version, deadline: Deadline) -> Flow[tuple[int, Inputs]]:
+    def known(
+        self, replica: Replica, version: Version, deadline: Deadline, asked: str = RANK
+    ) -> Flow[tuple[int, Inputs]]:
         request = messages.GetModelMetadataRequest(metadata_field=["signature_def"])
         self._choose(request, version)
         answer = yield Call(replica, messages.METADATA, request, deadline.left_s())
@@ -62,7 +66,7 @@ class Grpc:
             }
             for name, signature in signatures.items()
         }
-        return answer.model_spec.version.value, inputs_lib.of_signatures(found)
+        return answer.model_spec.version.value, inputs_lib.of_signatures(found, asked)
 
     def predict(
         self,
@@ -101,13 +105,15 @@ class Rest:
     def __init__(self, model_name: str):
         self._model_name = model_name
 
-    def known(self, replica: Replica, version: Version, deadline: Deadline) -> Flow[tuple[int, Inputs]]:
+    def known(
+        self, replica: Replica, version: Version, deadline: Deadline, asked: str = RANK
+    ) -> Flow[tuple[int, Inputs]]:
         answer = yield Send(replica, self._path(version, "/metadata"), None, deadline.left_s())
         found = {
             name: {key: _tensor_info(one) for key, one in signature["inputs"].items()}
             for name, signature in answer["metadata"]["signature_def"]["signature_def"].items()
         }
-        return int(answer["model_spec"]["version"]), inputs_lib.of_signatures(found)
+        return int(answer["model_spec"]["version"]), inputs_lib.of_signatures(found, asked)
 
     def predict(
         self,
