@@ -17,26 +17,31 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 FLINK := $(PYTHON) serving/deploy/flink/cluster.py
 
-.PHONY: setup quickstart test test-all test-gpu test-cluster flink-up flink-down kafka-up kafka-down lint bench compat docs lock build clean
+.PHONY: setup quickstart demo-online test test-all test-gpu test-tf-serving test-jvm test-cluster flink-up flink-down
+.PHONY: kafka-up kafka-down lint bench compat docs lock build clean
 
 setup: $(STAMP)
 
-$(STAMP): requirements/set_up.sh $(wildcard requirements/*.lock) .python-version setup.py
+$(STAMP): requirements/set_up.sh $(wildcard requirements/*.lock) .python-version setup.py serving/client_package/setup.py
 	requirements/set_up.sh $(VENV)
 	touch $@
 
 quickstart: $(STAMP)
 	tfmm quickstart --workdir $(WORKDIR)
 
+# All that is online, over a workdir that `make quickstart` has trained in (docs/operation.md).
+demo-online: $(STAMP)
+	@tfmm demo $(WORKDIR)
+
 lint: $(STAMP)
 	ruff check .
 	mypy
 
 test: lint
-	$(PYTEST) -m "not slow and not compat and not gpu"
+	$(PYTEST) -m "not slow and not compat and not gpu and not tf_serving"
 
 test-all: lint
-	$(PYTEST) -m "not compat and not gpu"
+	$(PYTEST) -m "not compat and not gpu and not tf_serving"
 	$(MAKE) compat
 
 test-gpu: $(STAMP)
@@ -46,9 +51,25 @@ test-gpu: $(STAMP)
 	  echo "not run: no GPU on this machine, or a TensorFlow without CUDA (docs/training.md)"; \
 	fi
 
-# A Flink cluster of several processes on this machine, and examples that are made on it (docs/pipeline.md).
+# Protocol, upserts, replay and compiled models on the tensorflow_model_server that is on the PATH (docs/serving.md).
+test-tf-serving: $(STAMP)
+	@if command -v tensorflow_model_server > /dev/null; then \
+	  $(PYTHON) -m pytest -m tf_serving tests/serving; \
+	else \
+	  echo "not run: no tensorflow_model_server on PATH (docs/serving.md)"; \
+	fi
+
+# The pushed model in TensorFlow for the JVM, by its C++ loader (docs/serving.md).
+test-jvm: $(STAMP)
+	@if command -v javac > /dev/null && command -v mvn > /dev/null; then \
+	  $(PYTHON) -m pytest tests/serving/model_server/test_jvm.py; \
+	else \
+	  echo "not run: no JDK and Maven on PATH: apt-get install default-jdk-headless maven"; \
+	fi
+
+# A Flink cluster of several processes on this machine; examples and the stream on it (docs/pipeline.md, docs/serving.md).
 test-cluster: $(STAMP)
-	$(PYTHON) -m pytest tests/test_flink.py
+	$(PYTHON) -m pytest tests/test_flink.py tests/serving/streaming/test_engines.py
 
 flink-up: $(STAMP)
 	@$(FLINK) up
@@ -73,6 +94,7 @@ lock:
 
 build: $(STAMP)
 	$(PYTHON) -m build --no-isolation --wheel
+	$(PYTHON) -m build --no-isolation --wheel --outdir dist serving/client_package
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf {.,serving/client_package}/{build,*.egg-info} dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

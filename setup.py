@@ -23,9 +23,11 @@ EXTRAS = {
         "dill>=0.4", "jinja2>=3.1", "matplotlib>=3.8", "pandera[io]>=0.22", "pillow>=10", "pip",
         "psutil>=5.9", "setuptools<81",
     ],
+    # A distribution of its own, built from serving/client_package: no extra can leave TensorFlow out of tfmm itself.
+    "client": [f"tfmm-client=={VERSION}"],
     "serving": [
-        "grpcio>=1.60", "httpx>=0.27", "orjson>=3.10", "prometheus-client>=0.20", "starlette>=0.40",
-        "tensorflow-serving-api>=2.16", "uvicorn>=0.30",
+        "grpcio>=1.60", "httpx>=0.27", "jinja2>=3.1", "orjson>=3.10", "prometheus-client>=0.20", "starlette>=0.40",
+        "tensorflow-serving-api>=2.16", f"tfmm-client=={VERSION}", "uvicorn>=0.30",
     ],
     "stream": [
         f"apache-beam==2.74.0; {OLD}", f"apache-beam>=2.74,<2.78; {NEW}",
@@ -35,8 +37,8 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted({line for extra in ("vision", "tfrs", "pipeline", "serving", "stream")
                         for line in EXTRAS[extra]})
-EXTRAS["dev"] = ["build", "hypothesis", "mypy", "pytest>=8", "pytest-timeout", "pytest-xdist", "ruff", "scikit-learn",
-                 "sybil>=8", "wheel"]
+EXTRAS["dev"] = ["build", "check-jsonschema", "hypothesis", "kubernetes-validate", "mypy", "playwright>=1.49",
+                 "pytest>=8", "pytest-timeout", "pytest-xdist", "ruff", "scikit-learn", "sybil>=8", "wheel"]
 
 setup(
     name="tfmm",

@@ -17,9 +17,7 @@ import recording
 from scipy import stats
 
 from tfmm.config import SCLConfig, to_dict
-from tfmm.metrics import top_n_accuracy
-from tfmm.pretrain.encoders import make_encoder
-from tfmm.pretrain.train import Heldout, fit
+from tfmm.pretrain.train import fit
 
 BASE = SCLConfig(modality="image", image_size=24, width=16, dim=128, batch_size=64, memory_bank_size=4_096,
                  memory_bank_share=2.0, augment=True)
@@ -28,16 +26,6 @@ METHODS = {
     "without_triplet": {"triplet_weight": 0.0},
     "without_triplet_and_moco": {"triplet_weight": 0.0, "memory_bank_size": 0},
 }
-
-
-def pixel_accuracy(pairs_dir: pathlib.Path) -> dict[str, float]:
-    encoder = make_encoder(SCLConfig(modality="image", image_size=16))
-    heldout = Heldout(encoder, pairs_dir / "heldout.parquet")
-    rows = [heldout.contents.fetch(place)[0].numpy() for place in (heldout.pairs.query, heldout.pairs.positive)]
-    flat = [images.reshape(len(images), -1) for images in rows]
-    accuracy = top_n_accuracy(*(x - x.mean(axis=1, keepdims=True) for x in flat),
-                              positive_ids=heldout.pairs.item_ids)
-    return {f"acc_at_{n}": value for n, value in accuracy.items()}
 
 
 def summary(values: list[float]) -> dict[str, object]:
@@ -56,7 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pairs = pathlib.Path(folder)
         emoji_vendors.write_pairs(options.data, pairs)
-        results["pixels"] = pixel_accuracy(pairs / "image")
+        results["pixels"] = emoji_vendors.pixels(pairs / "image")
         runs = {method: [] for method in options.methods}
         for seed in range(options.seeds):
             for method in options.methods:

@@ -23,6 +23,6 @@ type g++ > /dev/null 2>&1 || echo "No g++ here. Both locks hold pyfarmhash, whic
 python=$PWD/$venv/bin/python
 echo "Python $version, glibc $glibc, $lock"
 "$uv" pip sync --python "$python" --compile-bytecode "$lock"
-# tfmm comes last and alone, and its wrapper takes the place of TFX's command.
-"$uv" pip install --python "$python" --no-deps --no-build-isolation --editable .
+# tfmm and its client come last and alone, and tfmm's wrapper takes the place of TFX's command.
+"$uv" pip install --python "$python" --no-deps --no-build-isolation --editable . --editable serving/client_package
 cp "$venv/bin/tfmm-tfx" "$venv/bin/tfx"

@@ -14,16 +14,19 @@ import typing
 import uuid
 
 import numpy as np
-import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2
 
-from serving import client, served_log, served_record
-from serving import versions as versions_lib
-from serving.versions import Version
+from serving import served_log, served_record
 from tfmm.export.signatures import LOGGED
+from tfmm_client import RankingClient
+from tfmm_client.caller import Candidates, User
+from tfmm_client.inputs import Inputs
+from tfmm_client.replicas import Deadline, Replica
+from tfmm_client.steps import Flow
+from tfmm_client.versions import Version
+from tfmm_client.ways import Answer, Grpc, Metadata
 
 
-class LoggingClient(client.RankingClient):
+class LoggingClient(RankingClient):
     """As `RankingClient`, over gRPC; `rank` asks the signature that also says what it scored by, and writes it down.
 
     Args:
@@ -31,16 +34,17 @@ class LoggingClient(client.RankingClient):
         log: of what is ranked, closed by its owner; None: none, such as of a server that logs by itself.
     """
 
-    def __init__(self, target: str, *, log: served_log.Log | None, **settings: typing.Any):
+    def __init__(self, target: str | typing.Sequence[str], *, log: served_log.Log | None, **settings: typing.Any):
         super().__init__(target, **settings)
         self._log = log
 
     def rank(  # type: ignore[override]
         self,
-        user: typing.Mapping[str, client.Value],
-        candidates: typing.Mapping[str, typing.Iterable[client.Value]],
+        user: User,
+        candidates: Candidates,
         *,
         version: Version = None,
+        timeout_s: float | None = None,
         request_id: str | None = None,
     ) -> np.ndarray:
         """As `RankingClient.rank`; `request_id` is the record's, by which events tell what was shown; None: a new one.
@@ -48,37 +52,43 @@ class LoggingClient(client.RankingClient):
         Raises:
             FullError: the log has no place, so that nothing is asked.
         """
-        predict = functools.partial(self._predict_logged, request_id or uuid.uuid4().hex)
-        return self._ranked(user, candidates, version, predict)["score"]
+        way = _Logged(self._model_name, self._log, request_id or uuid.uuid4().hex)
+        return self._run(self._rank(user, candidates, version, way, timeout_s))["score"]
 
-    def _predict_logged(
-        self, request_id: str, inputs: typing.Mapping[str, np.ndarray], signature: str, *, version: Version
-    ) -> dict[str, np.ndarray]:
-        request = predict_pb2.PredictRequest()
-        request.model_spec.name = self._model_name
-        request.model_spec.signature_name = signature if self._log is None else LOGGED[signature]
-        versions_lib.choose(request.model_spec, version)
-        for name, value in inputs.items():
-            request.inputs[name].CopyFrom(tf.make_tensor_proto(np.asarray(value)))
-        call = functools.partial(
-            self._predictions.Predict,
-            metadata=[*self._metadata, (served_record.REQUEST_ID, request_id)],
-        )
-        if self._log is None or not self._log.takes(request_id):
-            return self._answer(call, request)[0]
+
+class _Logged(Grpc):
+    """One request over gRPC, under its id, and what it was answered in the log."""
+
+    def __init__(self, model_name: str, log: served_log.Log | None, request_id: str):
+        super().__init__(model_name)
+        self._log, self._request_id = log, request_id
+
+    def predict(
+        self,
+        replica: Replica,
+        signature: str,
+        inputs: typing.Mapping[str, typing.Any],
+        version: Version,
+        deadline: Deadline,
+        outputs: typing.Sequence[str] = (),
+        metadata: Metadata = (),
+    ) -> Flow[Answer]:
+        named = signature if self._log is None else LOGGED[signature]
+        said = [*metadata, (served_record.REQUEST_ID, self._request_id)]
+        asked = super().predict(replica, named, inputs, version, deadline, (), said)
+        if self._log is None or not self._log.takes(self._request_id):
+            return (yield from asked)
         with self._log.place() as place:
-            found, answered_by = self._answer(call, request)
-            of_user = [name for name, one in self._inputs[version].items() if one.is_user]
-            ranked = served_record.Ranked(
-                request_id, time.time(), self._model_name, answered_by, inputs, found, of_user, self._log.sample_rate
-            )
-            place.fill(functools.partial(served_record.fields, ranked))
-        return found
+            answer = yield from asked
+            record = self._record(inputs, answer, replica.inputs[version], self._log.sample_rate)
+            place.fill(functools.partial(served_record.fields, record))
+        return answer
 
-    def _answer(
-        self, call: typing.Callable[..., typing.Any], request: predict_pb2.PredictRequest
-    ) -> tuple[dict[str, np.ndarray], int]:
-        """Returns the outputs, and the version that gave them."""
-        response = self._call(lambda message, timeout, metadata: call(message, timeout=timeout), request)
-        found = {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
-        return found, response.model_spec.version.value
+    def _record(
+        self, inputs: typing.Mapping[str, np.ndarray], answer: Answer, known: Inputs, sample_rate: float
+    ) -> served_record.Ranked:
+        of_user = [name for name, one in known.items() if one.is_user]
+        number = typing.cast(int, answer.version)
+        return served_record.Ranked(
+            self._request_id, time.time(), self._model_name, number, inputs, answer.outputs, of_user, sample_rate
+        )

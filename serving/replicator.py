@@ -63,6 +63,16 @@ class _Table:
     state: str = FOLLOWING
     held_until: float = 0.0
     ahead_at: int | None = None  # its watermark when that was beyond the index: from there on its word does not count
+    complete_at: int = -1  # the index's newest change when it lacked none; -1: not known
+
+    def is_due(self, newest: int, now: float) -> bool:
+        """Whether it may lack a change: looks at an index cost it something, in Redis above all."""
+        return now >= self.held_until and newest != self.complete_at
+
+    def move_to(self, watermark: int) -> None:
+        """Takes what the server says, which has less where it was started anew."""
+        if watermark != self.watermark:
+            self.watermark, self.complete_at = watermark, -1
 
 
 class _Follower(threading.Thread):
@@ -86,7 +96,8 @@ class _Follower(threading.Thread):
                 try:
                     if time.monotonic() >= self._next_refresh:
                         self._refresh()
-                    num_full = sum(self._follow(version) for version in list(self._versions))
+                    newest = self._index.newest_sequence()
+                    num_full = sum(self._follow(version, newest) for version in list(self._versions))
                     wait_s = 0.0 if num_full else self._replicator.poll_s
                 except grpc.RpcError as error:
                     self._set_state(f"{error.code().name}: {error.details()}")
@@ -153,33 +164,32 @@ class _Follower(threading.Thread):
             if table.ahead_at is not None and status.watermark >= table.ahead_at:
                 continue  # still the one that was ahead, though the index may have come as far: what was sent counts
             if status.watermark <= newest:
-                table.watermark = status.watermark
+                table.move_to(status.watermark)
                 if table.ahead_at is not None:
                     table.ahead_at, table.state = None, FOLLOWING
             else:
-                table.watermark, table.ahead_at = 0, status.watermark
+                table.move_to(0)
+                table.ahead_at = status.watermark
                 table.state = _AHEAD % (status.watermark, newest)
                 _log.error("%s version %d, %s: %s", self._replica.target, version, modality, table.state)
 
-    def _follow(self, version: int) -> bool:
-        """Sends one batch per table that is behind; returns True where there may be more."""
+    def _follow(self, version: int, newest: int) -> bool:
+        """Sends one batch per table that is behind the newest change; returns True where there may be more."""
         tables = self._versions[version]
         now, size = time.monotonic(), self._replicator.batch_size
-        if not self._pending(tables, now) and version not in self._waiting:
+        if version not in self._waiting and not any(table.is_due(newest, now) for table in tables.values()):
             return False
         # A server that was started anew since would take this batch and hide the gap before it.
         found = self._replica.tables(version)
         self._learn(version, tables, found)
-        pending = self._pending(tables, now)
-        if version in self._waiting and all(first > self._waiting[version] for first in pending.values()):
+        pending = self._pending(tables, newest, now)
+        firsts = [int(rows.sequences[0]) for rows in pending.values()]
+        if version in self._waiting and all(first > self._waiting[version] for first in firsts):
             self._replica.say_caught_up(version, found)
             del self._waiting[version]
         has_more = False
-        for modality in pending:
+        for modality, rows in pending.items():
             table = tables[modality]
-            rows = self._changes(modality, table, size)
-            if rows is None:
-                continue
             try:
                 statuses = self._replica.upsert(version, modality, table.encoder_version, rows)
             except grpc.RpcError as error:
@@ -190,6 +200,7 @@ class _Follower(threading.Thread):
                 _log.error("%s version %d, %s: %s", self._replica.target, version, modality, table.state)
                 continue
             table.watermark = int(rows.sequences[-1])
+            table.complete_at = newest if len(rows) < size else -1
             if table.ahead_at is None:
                 table.state = FOLLOWING
             has_more |= len(rows) == size
@@ -204,15 +215,24 @@ class _Follower(threading.Thread):
             )
         return has_more
 
-    def _pending(self, tables: dict[str, _Table], now: float) -> dict[str, int]:
-        """Returns the first change to send, by modality that has one; one that was refused waits for its time."""
-        firsts = {m: self._changes(m, table, 1) for m, table in tables.items() if now >= table.held_until}
-        return {modality: int(rows.sequences[0]) for modality, rows in firsts.items() if rows is not None}
+    def _pending(self, tables: dict[str, _Table], newest: int, now: float) -> dict[str, rows_lib.IndexRows]:
+        """Returns the next changes to send, by modality that has some; one that was refused waits for its time."""
+        found = {}
+        for modality, table in tables.items():
+            if not table.is_due(newest, now):
+                continue
+            rows = self._changes(modality, table)
+            if rows is None:
+                table.complete_at = newest
+            else:
+                found[modality] = rows
+        return found
 
-    def _changes(self, modality: str, table: _Table, limit: int) -> rows_lib.IndexRows | None:
+    def _changes(self, modality: str, table: _Table) -> rows_lib.IndexRows | None:
         if not self._index.has_encoder(modality, table.encoder_version):
             return None
-        rows = self._index.changes(modality, table.encoder_version, table.watermark, limit)
+        size = self._replicator.batch_size
+        rows = self._index.changes(modality, table.encoder_version, table.watermark, size)
         return rows if len(rows) else None
 
     def lag(self, index: store.IndexStore) -> list[Lag]:

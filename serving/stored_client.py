@@ -13,14 +13,18 @@ import typing
 
 import numpy as np
 
-from serving.client import Inputs, PredictError, RankingClient, Value, rank_request
-from serving.versions import Version
 from tfmm import fingerprints, vectors
 from tfmm.export import signatures
 from tfmm.features import STORED, FeatureSet
 from tfmm.index import item_features, store
+from tfmm_client import NotFound, RankingClient
+from tfmm_client.caller import Candidates, User
+from tfmm_client.inputs import Inputs, Value, rank_request
+from tfmm_client.replicas import Addresses, Deadline, Replica
+from tfmm_client.steps import Flow
+from tfmm_client.versions import Version
+from tfmm_client.ways import Arrays, Way
 
-_GONE = ("NOT_FOUND", "404")  # codes of a version that is no longer in service
 DEFAULT_FEATURES = FeatureSet()
 
 
@@ -51,8 +55,8 @@ class StoredRankingClient(RankingClient):
 
     def __init__(
         self,
-        target: str,
-        rest_url: str | None = None,
+        target: Addresses,
+        rest_url: Addresses = None,
         model_name: str = "tfmm",
         *,
         index: store.IndexStore,
@@ -62,42 +66,51 @@ class StoredRankingClient(RankingClient):
     ):
         super().__init__(target, rest_url, model_name, **options)
         self._index, self._feature_set, self._refresh_s = index, feature_set, refresh_s
-        self._models: dict[Version, _Model] = {}
-        self._learning = threading.Lock()
+        self._models: dict[tuple[Replica, Version], _Model] = {}
+        self._learning = {replica: threading.Lock() for replica in self._turns.replicas}
         self._sides = {vectors.TARGET: "item_id"} | {s.name: s.item_ids for s in feature_set.sequences}
 
-    def _ranked(
+    def _rank_at(
         self,
-        user: typing.Mapping[str, Value],
-        candidates: typing.Mapping[str, typing.Iterable[Value]],
+        user: User,
+        candidates: Candidates,
         version: Version,
-        predict: typing.Callable[..., dict[str, np.ndarray]],
-    ) -> dict[str, np.ndarray]:
-        model = self._model(version, self._refresh_s)
+        way: Way,
+        refusals: list[typing.Any],
+        replica: Replica,
+        deadline: Deadline,
+    ) -> Flow[Arrays]:
+        model = yield from self._model(replica, version, self._refresh_s, deadline)
         try:
-            return predict(self._complete(user, candidates, model), signatures.VECTORS, version=model.number)
-        except PredictError as error:
-            if error.code not in _GONE:
-                raise
-        model = self._model(version, 0.0)
-        return predict(self._complete(user, candidates, model), signatures.VECTORS, version=model.number)
+            return (yield from self._score(user, candidates, model, way, replica, deadline))
+        except NotFound:  # a version that is no longer in service
+            model = yield from self._model(replica, version, 0.0, deadline)
+        return (yield from self._score(user, candidates, model, way, replica, deadline))
 
-    def _model(self, version: Version, refresh_s: float) -> _Model:
-        with self._learning:
-            known = self._models.get(version)
+    def _score(
+        self, user: User, candidates: Candidates, model: _Model, way: Way, replica: Replica, deadline: Deadline
+    ) -> Flow[Arrays]:
+        inputs = self._complete(user, candidates, model)
+        answer = yield from way.predict(replica, signatures.VECTORS, inputs, model.number, deadline, ("score",))
+        return answer.outputs
+
+    def _model(self, replica: Replica, version: Version, refresh_s: float, deadline: Deadline) -> Flow[_Model]:
+        with self._learning[replica]:
+            known = self._models.get((replica, version))
             if known is None or time.monotonic() - known.known_at >= refresh_s:
-                known = self._models[version] = self._learn(version)
+                known = self._models[replica, version] = yield from self._learn(replica, version, deadline)
             return known
 
-    def _learn(self, version: Version) -> _Model:
-        found_at, number = time.monotonic(), self._metadata_of(version).model_spec.version.value
-        status = self.predict({}, signatures.STATUS, version=number)
+    def _learn(self, replica: Replica, version: Version, deadline: Deadline) -> Flow[_Model]:
+        found_at = time.monotonic()
+        number, inputs = yield from self._grpc.known(replica, version, deadline)
+        status = (yield from self._grpc.predict(replica, signatures.STATUS, {}, number, deadline)).outputs
         pairs = zip(status["modality"].tolist(), status["encoder_version"].tolist())
         encoders = {modality.decode(): encoder.decode() for modality, encoder in pairs}
         encoders.pop(STORED, None)
         entry = self._index.active_features()
         layout = None if entry is None else item_features.from_text(entry.layout)
-        return _Model(number, self._find_inputs(number), encoders, layout, found_at)
+        return _Model(number, inputs, encoders, layout, found_at)
 
     def _complete(
         self, user: typing.Mapping[str, Value], candidates: typing.Mapping[str, typing.Any], model: _Model

@@ -12,6 +12,8 @@ import urllib.parse
 import hypothesis
 import pytest
 
+from serving.deploy.redis import server as redis
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # No deadline: the first example compiles graphs, and machines are shared.
@@ -54,9 +56,7 @@ class RedisServer:
         self.process: subprocess.Popen | None = None
 
     def start(self, *options: str) -> None:
-        settings = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", *options]
-        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self._folder)]
-        self.process = subprocess.Popen([*command, *settings], stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(redis.command(self.port, self._folder, *options), stdout=subprocess.DEVNULL)
 
     def kill(self) -> None:
         self.process.kill()
@@ -69,8 +69,8 @@ class RedisServer:
 @pytest.fixture(scope="session")
 def make_redis(tmp_path_factory) -> typing.Iterator[typing.Callable[..., RedisServer]]:
     """Returns a function that starts a Redis with options of its own."""
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not on this machine")
+    if shutil.which(redis.PROGRAM) is None:
+        pytest.skip(f"{redis.PROGRAM} is not on this machine")
     servers = []
 
     def make(*options: str) -> RedisServer:

@@ -4,9 +4,12 @@ import glob
 import json
 import os
 import pathlib
+import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import sybil
@@ -60,6 +63,58 @@ def road(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("road")
     run_tfmm("quickstart", "--preset", "small", "--workdir", str(workdir), cwd=workdir)
     return workdir, json.loads((workdir / "summary.json").read_text())
+
+
+def processes_of(workdir):
+    """Returns the processes that name a workdir, but for a demo's own."""
+    import psutil
+
+    found = [p for p in psutil.process_iter(["cmdline"]) if str(workdir) in " ".join(p.info["cmdline"] or [])]
+    return [p for p in found if "demo" not in p.info["cmdline"]]
+
+
+def heed_interrupts():
+    """As at a terminal: a shell's background job, such as a test run may be, is told to ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+class Demo:
+    """A `tfmm demo` that runs beside a test."""
+
+    def __init__(self, workdir, out, options):
+        self._out = out
+        environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "tfmm.cli", "demo", str(workdir), *options]
+        with out.open("ab") as file:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=file, stderr=file, preexec_fn=heed_interrupts
+            )
+
+    @property
+    def said(self):
+        return self._out.read_text()
+
+    def wait_for(self, words, within_s=900):
+        deadline = time.monotonic() + within_s
+        while words not in self.said:
+            assert time.monotonic() < deadline and self.process.poll() is None, self.said[-3000:]
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def start_demo(road, tmp_path):
+    """Returns a function that starts a demo in the road's workdir; one that still runs at the end is ended."""
+    started = []
+
+    def start(*options):
+        started.append(Demo(road[0], tmp_path / f"{len(started)}.log", options))
+        return started[-1]
+
+    yield start
+    for demo in started:
+        if demo.process.poll() is None:
+            demo.process.terminate()
+            demo.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +193,54 @@ def test_outputs_lie_where_the_guides_say(road, outputs):
     assert verdict["judged"] == artifacts.digest(version)  # what was pushed
 
 
-def test_no_process_is_left(road):
-    import psutil
+def test_demo_is_up_by_one_command_and_shows_a_line_a_second(road):
+    result = run_tfmm("demo", str(road[0]), "--seconds", "5", cwd=road[0])
+    *_, down = lines = result.stdout.splitlines()
+    shown = [line for line in lines if "events/s" in line]
+    assert len(shown) == 5 and down.endswith("all is down")
+    for said in ("(p99", "requests/s", "impressions in its window", "in service, none judged yet"):
+        assert said in shown[-1]
+    assert not any(" failed" in line for line in shown)
 
-    workdir = str(road[0])
-    assert [p.pid for p in psutil.process_iter(["cmdline"]) if workdir in " ".join(p.info["cmdline"] or [])] == []
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_demo_ends_in_order_however_it_ends_and_goes_on_where_it_was(road, start_demo):
+    """By Ctrl-C, by SIGTERM, and when a process of it has died, which is named with the end of its log."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        demo = start_demo()
+        demo.wait_for("in service")
+        demo.process.send_signal(number)
+        assert demo.process.wait(300) == 0 and demo.said.endswith("all is down\n")
+        assert processes_of(road[0]) == []
+    trainer_log = (road[0] / "demo" / "logs" / "near-line_trainer.log").read_text()
+    assert re.findall(r"going on from .* (\d+) positions", trainer_log)[-1] == "2"  # of both topics
+    for name, number, how in (
+        ("serving.streaming", signal.SIGKILL, "The stream was ended by SIGKILL"),
+        ("nearline", signal.SIGTERM, "The near-line trainer ended with code 0"),
+        ("kafka.Kafka", signal.SIGKILL, "The Kafka broker was ended by SIGKILL"),
+    ):
+        demo = start_demo()
+        demo.wait_for("in service")
+        (victim,) = [p for p in processes_of(road[0]) if name in p.cmdline()]
+        victim.send_signal(number)
+        assert demo.process.wait(300) == 1
+        assert f"{how}. The end of {road[0] / 'demo' / 'logs'}" in demo.said
+        assert processes_of(road[0]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_trainer_of_the_demo_has_its_candidate_judged(road, start_demo):
+    demo = start_demo("--slice-rows", "500")
+    demo.wait_for(", candidate ", 1800)
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.process.wait(300) == 0
+    assert re.search(r"candidate \d+ (pushed|refused: \S+)", demo.said)
+
+
+def test_no_process_is_left(road):
+    assert processes_of(road[0]) == []
 
 
 def test_literal_tfx_command_runs_the_dag(road):

@@ -10,7 +10,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # They name tfx_pipeline and serving, and only inside a function.
-MEETING_PLACES = {"quickstart", "cli", "cli_pipeline", "cli_dead_letters", "cli_index", "cli_label"}
+MEETING_PLACES = {
+    "quickstart", "cli", "cli_data", "cli_pipeline", "cli_dead_letters", "cli_demo", "cli_index", "cli_label",
+    "cli_page",
+}  # fmt: skip
 HEAVY = {
     "tfx",
     "tfx_bsl",
@@ -84,6 +87,17 @@ def test_pipeline_and_serving_do_not_know_each_other(package, other):
         for path in sources(package)
         for name, line, _ in imports(path)
         if name.split(".")[0] == other
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_client_knows_nothing_but_itself_and_what_it_is_installed_with():
+    allowed = {"tfmm_client", "google", "grpc", "httpx", "numpy", *sys.stdlib_module_names}
+    faults = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources("serving/client_package/tfmm_client")
+        for name, line, _ in imports(path)
+        if name.split(".")[0] not in allowed
     ]
     assert not faults, "\n".join(faults)
 

@@ -8,8 +8,9 @@ import typing
 
 from tfmm import modalities as modalities_lib
 from tfmm.config import Method, RunConfig
-from tfmm.modalities import Modality, SCLConfig
-from tfmm.modalities import require as _require
+from tfmm.modalities import Modality
+from tfmm.scl_config import SCLConfig
+from tfmm.scl_config import require as _require
 
 
 def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:

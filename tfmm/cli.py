@@ -16,10 +16,12 @@ from tfmm import (
     __version__,
     cli_data,
     cli_dead_letters,
+    cli_demo,
     cli_experiments,
     cli_index,
     cli_label,
     cli_live,
+    cli_page,
     cli_pipeline,
     cli_similar,
 )
@@ -53,9 +55,11 @@ def main() -> None:
 main.add_command(cli_data.data)
 main.add_command(cli_data.run)
 main.add_command(cli_dead_letters.dead_letters)
+main.add_command(cli_demo.demo)
 main.add_command(cli_index.index)
 main.add_command(cli_label.label)
 main.add_command(cli_live.live)
+main.add_command(cli_page.page)
 main.add_command(cli_pipeline.pipeline)
 main.add_command(cli_experiments.experiments)
 main.add_command(cli_similar.similar)

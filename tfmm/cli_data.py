@@ -103,3 +103,13 @@ def data_convert(source: str, source_dir: pathlib.Path, output_dir: pathlib.Path
 
     {"online-retail": online_retail, "taobao-mm": taobao_mm}[source].convert(source_dir, output_dir)
     click.echo(f"Wrote {source} to {output_dir}.")
+
+
+@data.command("copy-log", example="tfmm data copy-log kafka://127.0.0.1:9092/served logs/served")
+@click.argument("url", type=str)
+@click.argument("output_dir", metavar="FOLDER", type=Folder)
+def data_copy_log(url: str, output_dir: pathlib.Path) -> None:
+    """Copy what is new in a log of requests or of events, such as a topic, into a folder that training reads."""
+    from serving.streaming import log_copy
+
+    log_copy.copy(url, output_dir, click.echo)

@@ -40,7 +40,7 @@ def status(index_url: str, as_json: bool) -> None:
     tables = table.Table("modality", "encoder", "active", "dim", "rows", "coverage", "newest change", "age",
                          title=f"{opened_name(index_url)}, newest change {found.newest_sequence}")  # fmt: skip
     for one in found.tables:
-        active, age = "yes" if one.active else "", "" if one.newest_age_s is None else _duration(one.newest_age_s)
+        active, age = "yes" if one.active else "", "" if one.newest_age_s is None else duration(one.newest_age_s)
         cells = (one.modality, one.encoder_version, active, str(one.dim), f"{one.rows:,}")
         tables.add_row(*map(markup.escape, cells), f"{one.coverage.share:.2%}", str(one.newest_sequence), age)
     terminal.print(tables)
@@ -138,10 +138,10 @@ def _open(index_url: str) -> store.IndexStore:
     return store.open_store(index_url, create=False)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Returns a time as people say it.
 
-    >>> _duration(5.04), _duration(4000), _duration(200000)
+    >>> duration(5.04), duration(4000), duration(200000)
     ('5.0 s', '67 min', '56 h')
     """
     if seconds < 120:

@@ -13,8 +13,9 @@ from tfmm import features as features_lib
 from tfmm import modalities as modalities_lib
 from tfmm.days import DEFAULT_DAYS, DaysConfig
 from tfmm.drift import DriftConfig
-from tfmm.modalities import Modality, SCLConfig
-from tfmm.modalities import require as _require
+from tfmm.modalities import Modality
+from tfmm.scl_config import SCLConfig
+from tfmm.scl_config import require as _require
 
 ONE, MIRRORED, MULTI_WORKER = STRATEGIES = ("one", "mirrored", "multi_worker")
 FLOAT32, BFLOAT16, FLOAT16 = PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")

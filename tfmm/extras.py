@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import types
 
-EXTRAS = ("all", "dev", "gpu", "pipeline", "serving", "stream", "tfrs", "vision")
+EXTRAS = ("all", "client", "dev", "gpu", "pipeline", "serving", "stream", "tfrs", "vision")
 
 # The extra that brings a top-level module; where two do, the one whose users meet the module first.
 EXTRA_OF_MODULE = {
@@ -29,6 +29,7 @@ EXTRA_OF_MODULE = {
     "tensorflow_serving": "serving",
     "tensorflow_transform": "pipeline",
     "tf_keras": "tfrs",
+    "tfmm_client": "serving",
     "tfx": "pipeline",
     "uvicorn": "serving",
 }

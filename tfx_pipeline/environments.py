@@ -5,7 +5,7 @@ The stock `tfx` command passes nothing to a pipeline file, so a run is described
 - `TFMM_WORKDIR`: everything that the run writes; default `tfmm_workdir` in the current folder.
 - `TFMM_DATA`: a folder of Parquet tables (`tfmm data schema`); without it the DAG makes the synthetic marketplace.
 - `TFMM_RUN`: what `tfmm.runs.load` takes: a preset, module:function, or a file; default the preset `small`.
-- `TFMM_BEAM`: options of Beam, which name the engine of its nodes (`tfx_pipeline.engines`); default this process.
+- `TFMM_BEAM`: options of Beam, which name the engine of its nodes (`tfmm.beam`); default this process.
 - `TFMM_MOUNT`: a folder that workers on other machines see under the same path; default none.
 """
 
@@ -19,6 +19,7 @@ import pathlib
 import shlex
 import typing
 
+from tfmm import beam as beam_lib
 from tfmm import buckets, runs
 from tfmm import config as config_lib
 from tfmm.data import layout, schema, unread
@@ -42,7 +43,7 @@ class Environment:
     workdir: pathlib.Path
     data_dir: pathlib.Path | str | None  # a str where it is the URL of one in a bucket
     config: config_lib.RunConfig
-    beam: tuple[str, ...] = engines.LOCAL
+    beam: tuple[str, ...] = beam_lib.LOCAL
     mount: str = ""  # a folder that workers on other machines see under the same path; "": none
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class Environment:
             workdir=workdir_lib.named(variables),
             data_dir=data if buckets.is_url(data) else pathlib.Path(data).resolve() if data else None,
             config=runs.load(variables.get("TFMM_RUN") or "small"),
-            beam=engines.named(variables),
+            beam=beam_lib.named(variables),
             mount=variables.get(engines.MOUNT, ""),
         )
 
@@ -68,7 +69,7 @@ class Environment:
             workdir_lib.VARIABLE: str(self.workdir),
             "TFMM_RUN": str(self.run_path),
             "TFMM_DATA": data,
-            engines.VARIABLE: shlex.join(self.beam),
+            beam_lib.VARIABLE: shlex.join(self.beam),
             engines.MOUNT: self.mount,
         }
 

@@ -9,6 +9,7 @@ import typing
 
 from tfx import v1 as tfx
 
+from tfmm import beam as beam_lib
 from tfmm import config as config_lib
 from tfmm import own_classes, runs, source
 from tfmm.ctr import integrations
@@ -59,7 +60,7 @@ def create_pipeline(
     """
     config = environment.config
     beam_options = environment.beam if beam_pipeline_args is None else beam_pipeline_args
-    engines.verify(beam_options, is_here)
+    beam_lib.verify(beam_options, is_here)
     places = [environment.workdir, root or environment.pipeline_root]
     places += [] if environment.data_dir is None else [environment.data_dir]
     engines.verify_places(beam_options, places, environment.mount)

@@ -182,8 +182,11 @@ def main(
         return _print_versions()
     if faults := _faults(flags):
         command_line.error("\n".join(faults))
+    from serving.model_server import memory
+
+    memory.limit_arenas()
     from serving import channel, logs
-    from serving.model_server import access, config, errors, limits, logged, memory, metrics
+    from serving.model_server import access, config, errors, limits, logged, metrics
     from serving.model_server.server import Options, serve
 
     logs.configure(flags.log_format, flags.log_level)

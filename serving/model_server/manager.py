@@ -285,6 +285,11 @@ class ModelManager:
         with self._changed:
             return [(name, dataclasses.replace(v)) for name, model in self._models.items() for v in model.values()]
 
+    def labels(self) -> list[tuple[str, str, int]]:
+        """Returns (model, label, version) of every label of the config."""
+        with self._changed:
+            return [(name, *one) for name, config in self._configs.items() for one in config.labels]
+
     def is_ready(self) -> bool:
         """Whether every configured model has a version in service."""
         with self._changed:

@@ -117,12 +117,17 @@ class _Versions:
                 "tfmm_index_capacity", "Items that the table has room for.", labels=_PER_TABLE
             ),
         }
+        labelled = core.GaugeMetricFamily(
+            "tfmm_model_label", "The version that a label names.", labels=["model_name", "label"]
+        )
+        for model, label, version in self._manager.labels():
+            labelled.add_metric([model, label], version)
         for model, entry in self._manager.versions():
             labels = [model, str(entry.version)]
             states.add_metric([*labels, STATE_NAMES[entry.state]], 1)
             if entry.state == AVAILABLE:
                 self._add_tables(model, entry.version, tables)
-        yield from (states, *tables.values())
+        yield from (states, labelled, *tables.values())
 
     def _add_tables(self, model: str, version: int, tables: dict[str, core.GaugeMetricFamily]) -> None:
         try:

@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import typing
@@ -21,6 +22,7 @@ from tfmm.stages import run_file
 from tfmm.stages.folders import MULTIMODAL
 from tfmm.training import examples as examples_lib
 
+FOLDER, LAST = "candidates", "last.json"  # in the trainer's workdir, below the model's id; in it, the last result
 ORDER, RESULT, TIMES, EXAMPLES = "order.json", "result.json", "times.npy", "examples"
 _KEPT = 2  # folders of candidates, the newest
 _log = logging.getLogger(__name__)
@@ -80,12 +82,17 @@ class Candidates:
         if self._process is not None:
             if self._process.poll() is None:
                 return None
-            self._process, place = None, self._folder / str(self._number)
-            if (place / RESULT).exists():
-                return self._number, json.loads((place / RESULT).read_text()), np.load(place / TIMES)
-            failed = {"passed": False, "reasons": ["the process that judges it failed, see the log"]}
-            (place / RESULT).write_text(json.dumps(failed))
-            return self._number, failed, np.load(place / TIMES)
+            code, self._process, place = self._process.returncode, None, self._folder / str(self._number)
+            if code == -signal.SIGTERM and not (place / RESULT).exists():
+                return None  # with its service, perhaps, and before us: it is judged when we go on
+            if not (place / RESULT).exists():
+                failed = {"passed": False, "reasons": ["the process that judges it failed, see the log"]}
+                (place / RESULT).write_text(json.dumps(failed))
+            result = json.loads((place / RESULT).read_text())
+            temporary = self._folder / f".{LAST}"
+            temporary.write_text(json.dumps({**result, "candidate": self._number}))
+            temporary.replace(self._folder / LAST)
+            return self._number, result, np.load(place / TIMES)
         ready = [number for number in self._numbers() if self._is_ready(number)]
         for number in ready[:-1]:
             _log.info("candidate %d is passed over: candidate %d is ready", number, ready[-1])
@@ -120,6 +127,13 @@ class Candidates:
     def _is_ready(self, number: int) -> bool:
         place = self._folder / str(number)
         return (place / ORDER).exists() and not (place / RESULT).exists()
+
+
+def last_verdict(work_dir: pathlib.Path) -> tuple[int, dict[str, typing.Any]] | None:
+    """Returns number and result of the candidate that was judged last, of a trainer's workdir; None: there is none."""
+    found = sorted(work_dir.glob(f"*/{FOLDER}/{LAST}"), key=lambda path: path.stat().st_mtime)
+    result = json.loads(found[-1].read_text()) if found else None
+    return result and (result["candidate"], result)
 
 
 def eval_pattern(folder: pathlib.Path) -> str:

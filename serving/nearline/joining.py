@@ -81,6 +81,11 @@ class Join:
         return len(self._waiting)
 
     @property
+    def num_shown(self) -> int:
+        """How many items of the waiting requests were shown, as far as it is known."""
+        return sum(len(waiting.labels) for waiting in self._waiting.values())
+
+    @property
     def room(self) -> int:
         """How many more records may wait."""
         return self.rules.max_waiting - max(len(self._waiting), self._num_early)

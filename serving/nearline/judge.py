@@ -18,6 +18,7 @@ import typing
 
 PUSHED = ".nearline"  # file in the folder of versions: those that this pushed, one a line
 _SERVED_WAIT_S, _SERVED_POLL_S = 120.0, 0.2
+METRICS = ("auc", "gauc", "logloss", "calibration")  # of a slice that are told of the candidate and the one in service
 _NICE = 10  # beside training, which goes on meanwhile
 _log = logging.getLogger("serving.nearline.judge")
 
@@ -27,7 +28,8 @@ def judge(folder: pathlib.Path) -> dict[str, typing.Any]:
 
     Returns:
         `passed`, the gate's `reasons`, `version` (its folder), `pushed_at`, `served_at` (seconds since 1970; None where
-        no server was named or none served it in time), `rows` that it was judged on and `said`, lines about it.
+        no server was named or none served it in time), `rows` that it was judged on, `judged_at`, `metrics` of each
+        model, those of `METRICS` that the rows have, and `said`, lines about it.
     """
     from serving.nearline import candidates
     from tfmm.ctr import model as model_lib
@@ -56,6 +58,10 @@ def judge(folder: pathlib.Path) -> dict[str, typing.Any]:
     )  # fmt: skip
     result = {"passed": verdict.passed, "reasons": list(verdict.reasons), "said": said}
     result |= {"rows": report["rows"]["eval"], "version": None, "pushed_at": None, "served_at": None}
+    result |= {"judged_at": time.time(), "metrics": {
+        name: {metric: found[metric] for metric in METRICS if found[metric] is not None}
+        for name, found in report["models"].items()
+    }}  # fmt: skip
     if not verdict.passed:
         return result
     if fault := trial.fault_in_session(model / SERVING):

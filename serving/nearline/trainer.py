@@ -15,7 +15,7 @@ import numpy as np
 
 from serving.nearline import checkpoints, records
 from serving.nearline import metrics as metrics_lib
-from serving.nearline.candidates import Candidates
+from serving.nearline.candidates import FOLDER, Candidates
 from serving.nearline.joining import SECOND_US, Join, Rules
 from serving.nearline.learner import Learner, going_on
 from serving.nearline.logs_of_records import Logs
@@ -149,7 +149,7 @@ class Trainer:
             "id_types": id_types, "keep_versions": settings.keep_versions, "server": settings.server,
             "model_name": settings.model_name, "log_format": settings.log_format,
         }  # fmt: skip
-        self._candidates = Candidates(self._work_dir / "candidates", run, order)
+        self._candidates = Candidates(self._work_dir / FOLDER, run, order)
         self._letters = LetterLog(settings.letters_url)
         time_us = functools.partial(records.time_of, label=self._rules.label)
         self._logs = Logs(settings.logs, facts["positions"], settings.poll_s, time_us)
@@ -287,11 +287,10 @@ class Trainer:
         for line in result.get("said", ()):
             _log.info("candidate %d: %s", number, line)
         self._candidates.clean()
+        self.metrics.judged(number, result)
         if not result["passed"]:
-            self.metrics.candidates.labels("refused").inc()
             _log.warning("candidate %d is not pushed, training goes on: %s", number, "; ".join(result["reasons"]))
             return
-        self.metrics.candidates.labels("pushed").inc()
         known = self._unserved["number"] > number
         self._unserved = {name: values[known] for name, values in self._unserved.items()}
         at = result["served_at"] or result["pushed_at"]

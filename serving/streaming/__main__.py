@@ -17,7 +17,7 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
         prog="python -m serving.streaming",
         description=__doc__,
         epilog="Example: python -m serving.streaming --events run/events.sqlite --index run/items.sqlite "
-        "--encoders run/encoders. Further options go to Beam, such as --runner=PortableRunner.",
+        "--encoders run/encoders. Further options go to Beam, as do those of TFMM_BEAM.",
     )
     parser.add_argument(
         "--events",
@@ -37,12 +37,11 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--bundle-ms",
         type=float,
-        default=60_000.0,
-        help="until a bundle ends (default: 60000; 500 on Flink, whose checkpoints wait for it)",
+        help="until a bundle ends, for which checkpoints wait (default: 60000 in this process, 100 elsewhere)",
     )
     parser.add_argument("--dead-letters", help="source of events that gets dead letters too, such as a topic")
     parser.add_argument(
-        "--readers", type=int, default=1, help="that share a source's partitions, on an engine with so many slots"
+        "--readers", type=int, help="that share a source's partitions (default: the engine's --parallelism)"
     )
     metrics.add_options(parser)
     logs.add_options(parser)
@@ -63,8 +62,8 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
             options.index,
             options.ready_file,
             options.poll_ms / 1000,
-            options.bundle_ms / 1000,
-            [*pipeline.PIPELINE_ARGS, *pipeline_args],
+            None if options.bundle_ms is None else options.bundle_ms / 1000,
+            pipeline_args,
             options.readers,
             options.dead_letters,
         )

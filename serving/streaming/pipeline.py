@@ -3,149 +3,25 @@
 from __future__ import annotations
 
 import collections
-import json
 import logging
-import math
 import os
 import pathlib
-import threading
 import time
 import typing
-import zlib
 
 import apache_beam as beam
-from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.utils.timestamp import Duration
 
-from serving.streaming import embedding, event_log, ingestion, letters, metrics
+from serving.streaming import embedding, engine, event_log, ingestion, letters, metrics, reading
 from tfmm import artifacts, dead_letters, registered
 from tfmm.index import beam as index_beam
 from tfmm.index import encode, item_features, store
 
-PIPELINE_ARGS = (
-    "--runner=FnApiRunner",
-    "--streaming",
-    "--direct_running_mode=in_memory",
-    "--direct_num_workers=1",
-)
-MAX_BATCH = 32  # events embedded together
-_LOOK_S = 2.0  # between looks for new logs of a source
-_END = (1 << 63) - 1
+stop_requested = reading.stop_requested  # set it, and the job ends
 _METRICS = "streaming"
 
-stop_requested = threading.Event()  # set it, and the job ends after the batch at hand (in-process runners)
 
-
-class _Tracker(OffsetRestrictionTracker):
-    def is_bounded(self) -> bool:
-        return False
-
-
-_RESTRICTION = beam.DoFn.RestrictionParam()  # the DoFn itself provides it
-
-
-class Share(typing.NamedTuple):
-    """What one of several readers takes of a source: every so many-th of its logs."""
-
-    url: str
-    number: int
-    num_readers: int
-
-    def parts(self, source: typing.Any) -> list[event_log.EventSource]:
-        """Returns those of the opened source that there are now; a log stays with its reader."""
-        return [part for part in event_log.parts_of(source) if _place(part) % self.num_readers == self.number]
-
-
-def _place(part: event_log.EventSource) -> int:
-    place = getattr(part, "number", None)  # of a partition
-    return zlib.crc32(part.name.encode()) if place is None else place
-
-
-class ReadEvents(beam.DoFn, beam.transforms.core.RestrictionProvider):
-    """Splittable: turns a share of a source into an endless stream of `embedding.EventBatch`.
-
-    Each log is read from the index's position on, which is written together with what its events led to. The
-    restriction counts the events of this run, so that an engine may stop a bundle and go on behind it. Draining stops
-    at once, as what is left stays in the log.
-
-    Batches go on at once, not at the end of a bundle. FnApiRunner keeps about 24 KB for every bundle of a job and
-    grows slower with each, so bundles are long there; an engine that takes checkpoints between bundles wants
-    short ones.
-
-    Args:
-        index: the item index, a path or a URL, which knows from where to read.
-        poll_s: seconds between looks at an idle source.
-        bundle_s: seconds until a bundle ends.
-        ready_file: JSON file written at the first look, when encoders are loaded; None: none.
-    """
-
-    def __init__(self, index: str, poll_s: float, bundle_s: float, ready_file: str | None):
-        self._url, self._poll_s, self._bundle_s, self._ready_file = index, poll_s, bundle_s, ready_file
-        self._sources: dict[str, typing.Any] = {}
-        self._readers: dict[str, event_log.EventSource] = {}
-
-    def initial_restriction(self, share: Share) -> OffsetRange:
-        return OffsetRange(0, _END)
-
-    def create_tracker(self, restriction: OffsetRange) -> _Tracker:
-        return _Tracker(restriction)
-
-    def restriction_size(self, share: Share, restriction: OffsetRange) -> int:
-        return 1
-
-    def truncate(self, share: Share, restriction: OffsetRange) -> None:
-        return None
-
-    @beam.DoFn.unbounded_per_element()
-    def process(
-        self, share: Share, tracker: typing.Any = _RESTRICTION
-    ) -> typing.Iterator[embedding.EventBatch]:
-        if share.url not in self._sources:
-            self._sources[share.url] = event_log.open_source(share.url)
-        source = self._sources[share.url]
-        claimed = tracker.current_restriction().start - 1
-        end = time.monotonic() + self._bundle_s
-        with store.open_store(self._url) as index:
-            positions: dict[str, int] = {}
-            looked = -math.inf
-            while time.monotonic() < end:
-                if time.monotonic() - looked > _LOOK_S:
-                    looked = time.monotonic()
-                    for part in share.parts(source):
-                        if part.name not in positions:
-                            self._readers.setdefault(part.name, part)
-                            positions[part.name] = index.position(part.name)
-                    self._tell_ready(source.name, positions)
-                is_idle = True
-                for name in positions:
-                    if stop_requested.is_set():
-                        tracker.try_claim(_END - 1)  # nothing is left to do here; the log keeps it for the next start
-                        return
-                    batch = self._readers[name].read(positions[name], MAX_BATCH)
-                    if not batch:
-                        continue
-                    is_idle, claimed = False, claimed + len(batch)
-                    if not tracker.try_claim(claimed):
-                        return
-                    positions[name] = batch[-1].offset
-                    yield embedding.EventBatch(name, batch)
-                if is_idle:
-                    stop_requested.wait(self._poll_s)
-                    if stop_requested.is_set() and not positions:
-                        tracker.try_claim(_END - 1)
-                        return
-        tracker.defer_remainder(Duration(seconds=0))
-
-    def _tell_ready(self, source: str, positions: typing.Mapping[str, int]) -> None:
-        if self._ready_file is not None:
-            write_json(self._ready_file, {"pid": os.getpid(), "source": source, "positions": positions})
-            self._ready_file = None
-
-    def teardown(self) -> None:
-        for opened in [*self._readers.values(), *self._sources.values()]:
-            if hasattr(opened, "close"):
-                opened.close()
+class _Encoders(list):
+    """Encoders, which can be held together."""
 
 
 class EmbedEvents(beam.DoFn):
@@ -161,18 +37,23 @@ class EmbedEvents(beam.DoFn):
         self, encoder_dirs: typing.Sequence[typing.Mapping[str, str]], index: str, letters_url: str | None = None
     ):
         self._encoder_dirs, self._url, self._letters_url = [*encoder_dirs], index, letters_url
+        self._key = f"{os.urandom(8).hex()} encoders"
         self._letters: letters.LetterLog | None = None
 
     def setup(self) -> None:
         self._index = store.open_store(self._url)
-        found = [encoder for folders in self._encoder_dirs for encoder in index_beam.load_encoders(folders, {})]
-        found += index_beam.load_encoders({}, given_dims(self._index))
-        self._encoders = list({(encoder.modality, encoder.version): encoder for encoder in found}.values())
-        for encoder in self._encoders:
-            self._index.register_encoder(encoder.modality, encoder.version, encoder.dim)
-        embedding.warm_up(self._encoders)
+        self._encoders = reading.held(self._key, self._load)
         if self._letters_url is not None:
             self._letters = letters.LetterLog(self._letters_url)
+
+    def _load(self) -> _Encoders:
+        found = [encoder for folders in self._encoder_dirs for encoder in index_beam.load_encoders(folders, {})]
+        found += index_beam.load_encoders({}, given_dims(self._index))
+        encoders = _Encoders({(encoder.modality, encoder.version): encoder for encoder in found}.values())
+        for encoder in encoders:
+            self._index.register_encoder(encoder.modality, encoder.version, encoder.dim)
+        embedding.warm_up(encoders)
+        return encoders
 
     def process(self, batch: embedding.EventBatch) -> None:
         outcome = ingestion.ingest(batch, self._encoders, self._index, item_features.layouts(self._index))
@@ -208,9 +89,9 @@ def run(
     index: str | pathlib.Path,
     ready_file: str | pathlib.Path | None = None,
     poll_s: float = 0.005,
-    bundle_s: float = 60.0,
-    pipeline_args: typing.Sequence[str] = PIPELINE_ARGS,
-    readers: int = 1,
+    bundle_s: float | None = None,
+    pipeline_args: typing.Sequence[str] = (),
+    readers: int | None = None,
     letters_url: str | None = None,
 ) -> None:
     """Runs the job until `stop_requested` is set.
@@ -225,15 +106,16 @@ def run(
         index: the item index, a path or a URL (`tfmm.index.store.open_store`); made where missing.
         ready_file: JSON file that says when the job polls; None: none.
         poll_s: seconds between looks at an idle source.
-        bundle_s: seconds until a bundle ends; take less than a second on Flink.
-        pipeline_args: Beam's options.
+        bundle_s: seconds until a bundle ends, for which an engine's checkpoints wait; None: as suits the engine.
+        pipeline_args: Beam's options; none that name a runner: see `engine.Engine`.
         letters_url: a log that gets dead letters too, as JSON (`letters.to_json`); None: the index alone has them.
-        readers: that share the source's logs; as many as the engine has slots, and 1 on FnApiRunner, which runs one
-            after another.
+        readers: that share the source's logs; None: as many as the engine works at once.
     Raises:
         ValueError: the folder holds no encoder, and the index no vectors that items brought themselves.
+            Or Beam's options cannot be used.
         Exception: the index or an encoder fails on any event. One event alone ends nothing: it becomes a dead letter.
     """
+    chosen = engine.Engine(pipeline_args)
     folders = [encoders_dir] if isinstance(encoders_dir, (str, os.PathLike)) else encoders_dir or ()
     encoder_dirs = [found for folder in folders if (found := find_encoders(folder))]
     with store.open_store(index) as opened:
@@ -249,15 +131,19 @@ def run(
     if letters_url is not None and not hasattr(event_log.source_class(letters_url), "append"):
         raise ValueError(f"Dead letters need a log that takes them. Received: {letters_url}, which has no `append`.")
     url, ready = str(index), None if ready_file is None else str(ready_file)
-    pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_args)))
-    _ = (
-        pipeline
-        | "Source" >> beam.Create([Share(events, number, readers) for number in range(readers)])
-        | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.ParDo(ReadEvents(url, poll_s, bundle_s, ready))
-        | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, url, letters_url))
-    )
-    pipeline.run().wait_until_finish()
+    bundle_s = chosen.bundle_s if bundle_s is None else bundle_s
+    readers = readers or chosen.parallelism
+
+    def make(pipeline: beam.Pipeline) -> None:
+        _ = (
+            pipeline
+            | "Numbers" >> beam.Create(range(readers))
+            | "Shares" >> beam.ParDo(reading.Shares(stays=chosen.is_outside)).with_output_types(tuple[int, None])
+            | "Read" >> beam.ParDo(reading.ReadEvents(events, readers, url, poll_s, bundle_s, ready))
+            | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, url, letters_url))
+        )
+
+    chosen.run(make, f"{url} {events}", stop_requested)
 
 
 def given_dims(index: store.IndexStore) -> dict[str, int]:
@@ -277,11 +163,3 @@ def find_encoders(encoders_dir: str | pathlib.Path) -> dict[str, str]:
         for path in manifests
         if artifacts.read_manifest(path.parent)["kind"] == "encoder"
     }
-
-
-def write_json(path: str | pathlib.Path, values: typing.Mapping[str, typing.Any]) -> None:
-    """Writes a JSON file so that a reader sees all of it or none."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values) + "\n")
-    temporary.replace(path)

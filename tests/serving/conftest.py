@@ -5,6 +5,8 @@ import contextlib
 import json
 import pathlib
 import shutil
+import subprocess
+import tempfile
 import threading
 import time
 import uuid
@@ -14,6 +16,7 @@ import httpx
 import pytest
 import tensorflow as tf
 
+from serving.deploy import started
 from serving.deploy.kafka import broker
 from serving.model_server.config import ModelConfig
 from serving.model_server.server import Options, serve
@@ -137,6 +140,29 @@ class Indexed(tf.Module):
         }
 
 
+class Ranker(tf.Module):
+    """Scores by item and by what more it takes, such as `price` as a number; and what is slow."""
+
+    def save(self, path, offset=0.0, **more):
+        specs = {"user_id": tf.TensorSpec([1], tf.int64), "item_id": tf.TensorSpec([None], tf.int64)}
+        specs |= {name: tf.TensorSpec(shape, dtype) for name, (shape, dtype) in more.items()}
+
+        def rank(**inputs):
+            total = tf.cast(inputs["item_id"], tf.float32) + offset
+            for name in more:
+                value = inputs[name]
+                total += tf.cast(tf.strings.length(value), tf.float32) if value.dtype == tf.string else value
+            return {"score": total, "logit": -total}
+
+        named = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()}
+        self.rank = tf.function(rank, autograph=False).get_concrete_function(**named)
+        return saved_model.save(self, {"rank": self.rank, "slow": self.slow}, path)
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32, name="steps")])
+    def slow(self, steps):
+        return {"y": tf.while_loop(lambda step, _: step < steps, lambda step, y: (step + 1, tf.sin(y)), (0, 1.0))[1]}
+
+
 def write_half_plus_two(path, offset=2.0):
     module = HalfPlusTwo(offset)
     return saved_model.save(
@@ -188,6 +214,58 @@ def running_server(base_path, name="half_plus_two", **options):
         thread.join(30)
 
 
+@contextlib.contextmanager
+def running_tf_serving(*models, grpc=None):
+    """Serves by the tensorflow_model_server on the PATH; yields {"grpc": address, "rest": url} once it answers.
+
+    Args:
+        models: the `ModelConfig` of each.
+        grpc: its port; None: a free one.
+    """
+    ports = [*([] if grpc is None else [grpc]), *started.free_ports(2)][:2]
+    with tempfile.TemporaryDirectory() as folder:
+        config, log = pathlib.Path(folder) / "models.config", pathlib.Path(folder) / "log"
+        config.write_text("\n".join(["model_config_list {", *map(config_text, models), "}"]))
+        command = [
+            "tensorflow_model_server", f"--port={ports[0]}", f"--rest_api_port={ports[1]}",
+            f"--model_config_file={config}", "--file_system_poll_wait_seconds=1",
+            "--xla_cpu_compilation_enabled=true", "--allow_version_labels_for_unavailable_models=true",
+            "--enable_grpc_healthcheck_service=true",
+        ]  # fmt: skip
+        with log.open("wb") as written:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=written, stderr=written)
+        try:
+            url = f"http://127.0.0.1:{ports[1]}"
+            deadline = time.monotonic() + 240
+            while not all(is_served(url, one.name) for one in models):
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
+                time.sleep(0.1)
+            yield {"grpc": f"127.0.0.1:{ports[0]}", "rest": url}
+        finally:
+            process.kill()
+            process.wait()
+
+
+def config_text(model):
+    labels = [f'version_labels {{ key: "{name}" value: {number} }}' for name, number in model.labels]
+    policy = f"model_version_policy {{ latest {{ num_versions: {model.latest} }} }}"
+    named = f'name: "{model.name}" base_path: "{model.base_path}" model_platform: "tensorflow"'
+    return "\n".join(["config {", named, policy, *labels, "}"])
+
+
+def is_served(url, name):
+    try:
+        return httpx.get(f"{url}/v1/models/{name}/metadata", timeout=10).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def tf_serving_at():
+    """`running_tf_serving`, for `make test-tf-serving`."""
+    return running_tf_serving
+
+
 @pytest.fixture(scope="session")
 def half_plus_two_dir(tmp_path_factory):
     base = tmp_path_factory.mktemp("half_plus_two")
@@ -211,6 +289,12 @@ def rest(server):
 def write_models():
     """The writers, for tests that make their own version folders."""
     return {"half_plus_two": write_half_plus_two, "counter": write_counter}
+
+
+@pytest.fixture(scope="session")
+def write_ranker():
+    """Writes a version folder with `rank`: `offset` is added to each score, `more` are further inputs."""
+    return lambda path, **settings: Ranker().save(path, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -9,74 +9,60 @@ import pytest
 import tensorflow as tf
 
 from serving.client import Input, PredictError, RankingClient, as_tensor
-from tfmm import saved_model
 
 NUMBER, INTEGER, TEXT = (Input(kind, False, False) for kind in (np.float32, np.int64, object))
 TAGS = Input(object, True, False)
 
 
-class Ranker(tf.Module):
-    """Scores by item and by what more it takes: `price` as a number, `brand` as an id."""
-
-    def save(self, path, **more):
-        specs = {"user_id": tf.TensorSpec([1], tf.int64), "item_id": tf.TensorSpec([None], tf.int64)}
-        specs |= {name: tf.TensorSpec(shape, dtype) for name, (shape, dtype) in more.items()}
-
-        def rank(**inputs):
-            total = tf.cast(inputs["item_id"], tf.float32)
-            for name in more:
-                value = inputs[name]
-                total += tf.cast(tf.strings.length(value), tf.float32) if value.dtype == tf.string else value
-            return {"score": total, "logit": -total}
-
-        named = {name: tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in specs.items()}
-        self.rank = tf.function(rank, autograph=False).get_concrete_function(**named)
-        return saved_model.save(self, {"rank": self.rank}, path)
-
-
 @pytest.fixture
-def served(serving_at, tmp_path):
+def served(serving_at, write_ranker, tmp_path):
     """A folder with version 1, served, and a client of it."""
     base = tmp_path / "base"
-    Ranker().save(base / "1")
+    write_ranker(base / "1")
     with serving_at(base, "tfmm") as addresses, RankingClient(addresses["grpc"], addresses["rest"]) as client:
         yield base, client
 
 
-def swap(base, client, **more):
-    """Puts another version into service in place of the one that is."""
-    (old,) = client.versions()
-    Ranker().save(base.parent / "staged", **more)
-    shutil.move(base.parent / "staged", base / str(old + 1))
-    deadline = time.monotonic() + 120
-    while client.versions() != [old + 1] and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert client.versions() == [old + 1]
+@pytest.fixture
+def swap(served, write_ranker):
+    """Returns a function that puts another version into service in place of the one that is."""
+    base, client = served
+
+    def swap(**more):
+        (old,) = client.versions()
+        write_ranker(base.parent / "staged", **more)
+        shutil.move(base.parent / "staged", base / str(old + 1))
+        deadline = time.monotonic() + 120
+        while client.versions() != [old + 1] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert client.versions() == [old + 1]
+
+    return swap
 
 
 @pytest.mark.parametrize("way", ["rank", "rank_rest"])
-def test_client_follows_a_version_with_other_features(served, way):
-    base, client = served
+def test_client_follows_a_version_with_other_features(served, swap, way):
+    _, client = served
     rank, user = getattr(client, way), {"user_id": 1}
     assert rank(user, {"item_id": [3, 4]}).tolist() == [3, 4]
-    swap(base, client, price=([None], tf.float32))
+    swap(price=([None], tf.float32))
     with pytest.raises(ValueError, match=r"`candidates` must have .*Missing: \['price'\]"):
         rank(user, {"item_id": [3, 4]})
     assert rank(user, {"item_id": [3, 4], "price": [1, 0.5]}).tolist() == [4, 4.5]
-    swap(base, client, price=([None], tf.string))  # another type
+    swap(price=([None], tf.string))  # another type
     assert rank(user, {"item_id": [3, 4], "price": ["low", ""]}).tolist() == [6, 4]
-    swap(base, client, price=([1], tf.string))  # of the user
+    swap(price=([1], tf.string))  # of the user
     assert rank(user | {"price": "low"}, {"item_id": [3, 4]}).tolist() == [6, 7]
-    swap(base, client)
+    swap()
     assert rank(user, {"item_id": [3, 4]}).tolist() == [3, 4]
     with pytest.raises(ValueError, match=r"no others\. Received: \['price'\]"):
         rank(user | {"price": "low"}, {"item_id": [3]})
 
 
-def test_version_that_is_asked_for_says_what_it_takes(served):
-    base, client = served
+def test_version_that_is_asked_for_says_what_it_takes(served, swap):
+    _, client = served
     assert client.rank({"user_id": 1}, {"item_id": [3]}, version=1).tolist() == [3]
-    swap(base, client, price=([None], tf.float32))
+    swap(price=([None], tf.float32))
     ask = {"item_id": [3], "price": [1.0]}
     assert client.rank({"user_id": 1}, ask, version=2).tolist() == [4]
     with pytest.raises(PredictError, match="NOT_FOUND"):

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import confluent_kafka
 import grpc
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from serving.streaming import event_log, events
 from tfmm.index import encode, graph_table, snapshot, store
 
 DIM, EVENTS_PER_S = 8, 9.0
+WITHIN_S = 900.0  # for processes to be at work, and all changes to have come
 MODALITY = "vector"
 
 
@@ -78,23 +80,33 @@ class Restarted:
         self._start()
 
 
-@pytest.fixture(params=["sqlite", "kafka-redis"])
+@pytest.fixture
 def places(request, tmp_path):
-    """URLs of events and index, and the servers that hold them."""
+    """URLs of events and index, and the servers that hold them by name."""
     if request.param == "sqlite":
-        return f"{tmp_path}/events.sqlite", f"{tmp_path}/items.sqlite", []
+        return f"{tmp_path}/events.sqlite", f"{tmp_path}/items.sqlite", {}
     redis, broker = request.getfixturevalue("make_redis")(), request.getfixturevalue("make_broker")()
-    servers = [Restarted(redis, redis.start), Restarted(broker, broker.up)]
+    servers = {"redis": Restarted(redis, redis.start), "broker": Restarted(broker, broker.up)}
     return request.getfixturevalue("make_topic")(broker, partitions=2), redis.url(), servers
 
 
-@pytest.mark.timeout(1500)
+ALL = None  # of the victims
+VICTIMS = ("server", "replicator", "stream", "redis", "broker")
+
+
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    ("kills_each", "longest_s"),
-    [pytest.param(1, 2.0, id="once"), pytest.param(4, 12.0, id="often", marks=pytest.mark.slow)],
+    ("places", "victim", "kills", "longest_s"),
+    [
+        pytest.param("sqlite", ALL, 1, 2.0, id="sqlite, each once"),
+        pytest.param("kafka-redis", ALL, 1, 2.0, id="kafka-redis, each once"),
+        pytest.param("sqlite", ALL, 4, 12.0, id="sqlite, each often", marks=pytest.mark.slow),
+        *(pytest.param("kafka-redis", v, 20, 12.0, id=f"kafka-redis, {v}", marks=pytest.mark.slow) for v in VICTIMS),
+    ],
+    indirect=["places"],
 )
 def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
-    root, tmp_path, write_table, places, kills_each, longest_s
+    root, tmp_path, write_table, places, victim, kills, longest_s
 ):
     generator, moments, items = np.random.default_rng(7), random.Random(7), random.Random(8)
     given = encode.GivenVectors(DIM, MODALITY)
@@ -110,13 +122,13 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(event_log.open_source(events_url))
         index = stack.enter_context(store.open_store(index_url))
-        processes = [
+        processes = dict(zip(VICTIMS, [
             Revived(root, "serving.model_server", "--model_name=tfmm", f"--model_base_path={tmp_path / 'models'}",
                     f"--port={target.split(':')[1]}", "--index_wait_seconds=-1"),
             Revived(root, "serving.replicator", "--index", index_url, "--target", target),
             Revived(root, "serving.streaming", "--events", events_url, "--index", index_url),
-        ]  # fmt: skip
-        for process in processes:
+        ]))  # fmt: skip
+        for process in processes.values():
             stack.callback(process.end)
         done, stale, starts, looked_at = threading.Event(), [], [], set()  # starts: the index as each found it
 
@@ -127,7 +139,11 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
                 item = 20 + number if number % 4 else items.randrange(1, 20 + number)  # new ones, and changes
                 vectors[item] = generator.normal(size=DIM)
                 history.setdefault(item, []).append(vectors[item])
-                log.append([events.make_event(item, vector=vectors[item].tolist())])
+                payload = events.make_event(item, vector=vectors[item].tolist())
+                while True:
+                    with contextlib.suppress(confluent_kafka.KafkaException):  # the broker was away for a minute
+                        log.append([payload])  # twice is as good as once
+                        break
                 time.sleep(1 / EVENTS_PER_S)
 
         def watch():
@@ -148,18 +164,19 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
         for thread in threads:
             thread.start()
         try:
-            deadline = time.monotonic() + 240
+            deadline = time.monotonic() + WITHIN_S
             while not any_taken(log, index) or lookup(target, np.array([1])) is None:  # all three are at work
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
-            order = [process for process in [*processes, *servers] for _ in range(kills_each)]
+            killed = processes | servers
+            order = [name for name in killed for _ in range(kills) if victim in (ALL, name)]
             moments.shuffle(order)
-            for process in order:
+            for name in order:
                 time.sleep(moments.uniform(0.5, longest_s))
-                process.kill()
-                if process is processes[0]:
+                killed[name].kill()
+                if name == "server":
                     starts.append(index.embeddings(MODALITY, given.version))
-            deadline = time.monotonic() + 240
+            deadline = time.monotonic() + WITHIN_S
             while len(starts) - 1 not in looked_at:  # one before may have been killed before it answered
                 assert threads[1].is_alive() and time.monotonic() < deadline
                 time.sleep(0.2)
@@ -167,7 +184,7 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
             done.set()
             for thread in threads:
                 thread.join(60)
-        ids, deadline = np.array(sorted(vectors)), time.monotonic() + 240
+        ids, deadline = np.array(sorted(vectors)), time.monotonic() + WITHIN_S
         rows, scales = encode.quantize(np.stack([vectors[item] for item in ids.tolist()]))
         while True:
             answer = lookup(target, ids)

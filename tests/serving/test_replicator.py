@@ -1,6 +1,7 @@
 """The replicator against the model server, over real gRPC: catching up, restarts, versions, faults."""
 
 import asyncio
+import collections
 import contextlib
 import json
 import os
@@ -149,6 +150,40 @@ def test_sends_what_came_after_the_snapshot(index, tmp_path):
         assert_serves(target, index, 1)
         (lag,) = job.lag()
     assert lag == replicator.Lag(target, 1, "image", index.last_sequence("image", "v1"), 0, "following")
+
+
+def counted(method, asked):
+    """Returns a method that counts the calls of replicators' threads."""
+
+    def call(*arguments, **options):
+        asked[method.__name__] += threading.current_thread().name.startswith("replicator")
+        return method(*arguments, **options)
+
+    return call
+
+
+def test_an_idle_index_is_asked_for_its_newest_change_alone(index, tmp_path, monkeypatch):
+    """Every look at a table is round trips to Redis, of each version of each replica."""
+    export(index, tmp_path / "model" / "1")
+    asked = collections.Counter()
+    for name in ("newest_sequence", "changes", "has_encoder", "encoders"):
+        monkeypatch.setattr(item_index.ItemIndex, name, counted(getattr(item_index.ItemIndex, name), asked))
+
+    def looks(count):
+        start = asked["newest_sequence"]
+        while asked["newest_sequence"] < start + count:
+            time.sleep(0.01)
+
+    with serving(tmp_path / "model") as target, follow(index, target) as job:
+        job.wait_caught_up(60)
+        looks(5)
+        before = collections.Counter(asked)
+        looks(50)
+        assert {name: asked[name] - before[name] for name in asked if name != "newest_sequence"} == {
+            "changes": 0, "has_encoder": 0, "encoders": 0}  # fmt: skip
+        write(index, [7], time_us=9)
+        job.wait_caught_up(60)
+        assert_serves(target, index, 1)
 
 
 def test_withdrawn_items_lose_their_embedding(index, tmp_path):

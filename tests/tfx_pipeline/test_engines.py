@@ -1,14 +1,13 @@
 import dataclasses
 import os
-import socket
 
 import psutil
 import pytest
 
 pytest.importorskip("tfx", reason="TFX is not installed")
 
+from tfmm import beam, presets
 from tfmm import config as config_lib
-from tfmm import presets
 from tfmm.data import footprint
 from tfmm.features import FeatureSet
 from tfmm.marketplace import generator
@@ -25,50 +24,7 @@ def test_options_are_those_of_the_variable_and_else_of_one_process(tmp_path):
     again = environments.Environment(tmp_path, None, config_lib.RunConfig(), environment.beam)
     assert environments.Environment.from_variables(again.to_variables()) == again
     for variables in ({}, {"TFMM_BEAM": ""}):
-        assert engines.named(variables) == engines.LOCAL
-
-
-def test_what_can_be_used_passes():
-    engines.verify(engines.LOCAL)
-    engines.verify(["--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"])
-    image = "--sdk_container_image=registry.example/tfmm:1"
-    place = ["--project=p", "--region=r", "--temp_location=gs://bucket/tmp"]
-    engines.verify(["--runner=DataflowRunner", *place, image])
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("flink", "each word must begin with --.*these do not: flink"),
-        ("--direct_num_workers=2", "--runner must be named"),
-        ("--runner=DirectRunner", "not as DirectRunner"),
-        ("--runner=NoSuchRunner", "--runner=NoSuchRunner cannot be used"),
-        ("--runner=FnApiRunner --direct_num_workers=2", "--direct_num_workers=2 needs --direct_running_mode=multi_pro"),
-        ("--runner=FnApiRunner --direct_running_mode=fast", "direct_running_mode: invalid choice: 'fast'"),
-        ("--runner=PortableRunner", "--job_endpoint=HOST:PORT is not given.*make flink-up"),
-        ("--runner=DataflowRunner", "(?s)--project is not.*--region is not.*--temp_location is not.*sdk_container_im"),
-    ],
-)
-def test_what_is_wrong_is_said_at_once_with_what_was_received(options, said):
-    with pytest.raises(ValueError, match=said) as caught:
-        engines.verify(options.split())
-    assert f"Received: {options}" in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["Direct", "direct", "directrunner", "Prism", "SwitchingDirectRunner", "my.Runner"])
-def test_runner_that_is_not_known_here_is_refused_however_it_is_spelled(name):
-    with pytest.raises(ValueError, match=r"not as DirectRunner|it must be one of FnApiRunner, .*DataflowRunner"):
-        engines.verify([f"--runner={name}"])
-
-
-@pytest.mark.parametrize("name, said", [
-    ("flink", "--job_endpoint=HOST:PORT is not given"), ("FLINKRUNNER", "--job_endpoint=HOST:PORT is not given"),
-    ("portable", "--job_endpoint=HOST:PORT is not given"), ("Dataflow", "--project is not given"),
-    ("fnapirunner", "needs --direct_running_mode=multi_processing"),
-])  # fmt: skip
-def test_runner_is_asked_for_what_it_needs_however_it_is_spelled(name, said):
-    with pytest.raises(ValueError, match=said):
-        engines.verify([f"--runner={name}", "--direct_num_workers=2"])
+        assert beam.named(variables) == beam.LOCAL
 
 
 DATAFLOW = ["--runner=dataflow", "--project=p", "--region=r", "--temp_location=gs://b/tmp", "--sdk_container_image=i"]
@@ -86,7 +42,7 @@ def test_dataflow_needs_folders_that_its_workers_see(tmp_path):
     places = [mount / "work", "gs://b/tables", tmp_path / "tables"]
     with pytest.raises(ValueError, match=rf"\(TFMM_MOUNT={mount}\): {tmp_path}/tables\. "):
         engines.verify_places(DATAFLOW, places, str(mount))
-    engines.verify_places(engines.LOCAL, places, "")
+    engines.verify_places(beam.LOCAL, places, "")
 
 
 def test_dag_that_runs_elsewhere_holds_nothing_of_this_machine(tmp_path, monkeypatch):
@@ -97,9 +53,9 @@ def test_dag_that_runs_elsewhere_holds_nothing_of_this_machine(tmp_path, monkeyp
     server.write_text("")
     server.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(engines, "_answers", lambda where: pytest.fail(f"{where} was asked"))
+    monkeypatch.setattr(beam, "_answers", lambda where: pytest.fail(f"{where} was asked"))
     monkeypatch.setattr(engines, "machine_memory", lambda: (1, 1))
-    for options in (away, engines.LOCAL):
+    for options in (away, beam.LOCAL):
         environment = environments.Environment(tmp_path / "work", tmp_path / "tables", presets.small(), options)
         made = pipeline.create_pipeline(environment, is_here=False)
         for node in made.components:
@@ -108,23 +64,13 @@ def test_dag_that_runs_elsewhere_holds_nothing_of_this_machine(tmp_path, monkeyp
         pipeline.create_pipeline(environment)
 
 
-def test_job_server_and_workers_that_do_not_answer_are_both_named():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        options = ["--runner=PortableRunner", f"--job_endpoint={address}", "--environment_type=EXTERNAL"]
-        said = f"(?s)--job_endpoint={address}: Beam's job server does not.*--environment_config={address}: the pool of"
-        with pytest.raises(ValueError, match=said):
-            engines.verify([*options, f"--environment_config={address}"])
-
-
 def test_memory_of_a_join_is_said_before_work_and_refused_only_beyond_the_machine(monkeypatch):
     monkeypatch.setattr(footprint, "num_rows", lambda data_dir, feature_set: 1_000_000)
     least, most = footprint.bytes_of(1_000_000, FEATURES)
     assert 3.7e9 < least < 3.9e9 and 6.3e9 < most < 6.5e9  # 3.8 to 6.4 kB a row were measured
     said = []
 
-    def require(total, available, options=engines.LOCAL):
+    def require(total, available, options=beam.LOCAL):
         said.clear()
         monkeypatch.setattr(engines, "machine_memory", lambda: (total, available))
         engines.require_memory(options, "tables", FEATURES, said.append)
@@ -140,9 +86,9 @@ def test_memory_of_a_join_is_said_before_work_and_refused_only_beyond_the_machin
 
 def test_memory_of_a_join_is_that_of_the_rows_which_are_joined(monkeypatch):
     monkeypatch.setattr(engines, "machine_memory", lambda: (10**9, 10**9))
-    engines.require_memory(engines.LOCAL, "tables", FEATURES, pytest.fail, 100_000)
+    engines.require_memory(beam.LOCAL, "tables", FEATURES, pytest.fail, 100_000)
     with pytest.raises(ValueError, match="1,000,000 impressions"):
-        engines.require_memory(engines.LOCAL, "tables", FEATURES, pytest.fail, 1_000_000)
+        engines.require_memory(beam.LOCAL, "tables", FEATURES, pytest.fail, 1_000_000)
 
 
 def test_memory_of_the_machine_is_at_most_that_of_the_container(monkeypatch, tmp_path):

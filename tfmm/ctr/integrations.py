@@ -125,9 +125,13 @@ class MAKE(Integration):
     """
 
     is_zero_without_target = True
+    fine_tune = False  # True: what was pre-trained goes on learning with the click model
 
-    def __init__(self, make: MAKEConfig, knowledge_scale: float = 0.1, name: str | None = None) -> None:
+    def __init__(
+        self, make: MAKEConfig, knowledge_scale: float = 0.1, fine_tune: bool = False, name: str | None = None
+    ) -> None:
         super().__init__(name=name)
+        self.fine_tune = fine_tune
         self.block = make_model.build_block(make, name or "make")
         self.knowledge_scale = knowledge_scale
 

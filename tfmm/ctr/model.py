@@ -258,8 +258,11 @@ class CTRModel(keras.Model):
 
     def make_blocks(self) -> list[tuple[str, MAKEBlock]]:
         """Returns the blocks of MAKE and of its subclasses, each with its `make.model.block_name`."""
+        return [(name, layer.block) for name, layer in self._makes()]
+
+    def _makes(self) -> list[tuple[str, integrations.MAKE]]:
         return [
-            (make_model.block_name(modality, sequence.name), layer.block)
+            (make_model.block_name(modality, sequence.name), layer)
             for modality in self.dims
             for sequence in self.feature_set.sequences
             for layer in self.integrations_of(modality, sequence)
@@ -299,9 +302,9 @@ class CTRModel(keras.Model):
             block.set_weights(extractor.blocks[name].get_weights())
 
     def freeze_make(self, is_frozen: bool = True) -> None:
-        """Keeps MAKE's weights as they are in training (section 4.3), or lets them train with the rest."""
-        for _, block in self.make_blocks():
-            block.trainable = not is_frozen
+        """Keeps MAKE's weights as they are in training (section 4.3), but those to fine-tune; or lets all train."""
+        for _, layer in self._makes():
+            layer.block.trainable = layer.fine_tune or not is_frozen
 
 
 def hidden_name(hidden: typing.Collection[str]) -> str:

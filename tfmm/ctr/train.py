@@ -63,8 +63,8 @@ def train(
         modalities: whose vectors the model uses; () is the ID-only twin, which reads neither snapshot nor MAKE.
         methods: how it uses them.
         snapshot_dir: the index snapshot with the vectors of `modalities`.
-        make_dir: pre-trained MAKE blocks, which stay frozen. None, or blocks trained for 0 epochs: MAKE is
-            trained jointly with the rest.
+        make_dir: pre-trained MAKE blocks, which stay frozen, but for methods with the setting `fine_tune`. None, or
+            blocks trained for 0 epochs: MAKE is trained jointly with the rest.
         make_config: the shape of MAKE blocks where `make_dir` is None.
         training: on what devices, and how exactly.
         checkpoint_dir: where to keep the state, `segments` times per epoch, to go on from after a stop.

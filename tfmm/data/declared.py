@@ -18,7 +18,8 @@ from tfmm.data.schema import Column, Table
 from tfmm.declared_values import MAX_NUMBER
 from tfmm.features import ACTIONS, AGE, KEYS, LABEL, PADDING, Feature, FeatureSet, Label
 from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
-from tfmm.modalities import MAX_DIM, UNDECLARED, ModalitySet
+from tfmm.modalities import UNDECLARED, ModalitySet
+from tfmm.scl_config import MAX_DIM
 
 USERS = Table(
     "users",

@@ -20,6 +20,7 @@ from tfmm.features import FeatureSet
 from tfmm.modalities import UNDECLARED, Modality, ModalitySet
 
 SPLITS = ("train", "heldout")
+CATEGORY = "category"  # column of items
 MIN_PAIRS = 2  # per split: pre-training needs another pair to tell from
 GROUP_BYTES = 2**29  # of distinct contents in one row group, about; Parquet's own limit is 2 GiB
 MIN_GROUP_ROWS = 8_192
@@ -83,7 +84,7 @@ def build_pairs(
         return {}
     feature_set = feature_set or FeatureSet()
     tables = declared.tables(feature_set, modality_set)
-    columns = ["item_id", *dict.fromkeys(modality.content for modality in wanted)]
+    columns = list(dict.fromkeys(["item_id", *(modality.content for modality in wanted), CATEGORY]))
     data_config = data_config or DataConfig()
     logs = _logs(data_dir, data_config, tables)
     items = as_known.read_table(data_dir, "items", data_config.time_zone, columns, tables, before=logs.before)
@@ -107,9 +108,16 @@ def build_pairs(
             sources,
             items[modality.content],
             item_ids,
+            _categories(items[CATEGORY]),
         )
         for modality in wanted
     }
+
+
+def _categories(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Returns the items' categories as texts; None where none has one, or many."""
+    is_told = column.null_count < len(column) and not pa.types.is_nested(column.type)
+    return column.cast(pa.string()) if is_told else None
 
 
 def is_heldout(item_ids: np.ndarray, config: PairsConfig) -> np.ndarray:
@@ -226,6 +234,7 @@ def _write_first(
     sources: typing.Iterable[tuple[str, typing.Callable[[], _Links], typing.Callable[[], scarcity.LogCounts]]],
     contents: pa.ChunkedArray,
     item_ids: np.ndarray,
+    categories: pa.ChunkedArray | None,
 ) -> dict[str, typing.Any]:
     """Writes the pairs of the first source that gives enough for a modality; returns the manifest."""
     best: dict[str, int] = dict.fromkeys(SPLITS, 0)
@@ -241,7 +250,7 @@ def _write_first(
         splits = _split(drawn, config, item_ids, from_items=source != "search")
         counts = {split: len(rows.query) for split, rows in splits.items()}
         if min(counts.values()) >= MIN_PAIRS:
-            _write(folder, splits, queries, contents, item_ids)
+            _write(folder, splits, queries, contents, item_ids, categories)
             log, items = count_log(), len(np.unique(item_ids[splits["heldout"].positive]))
             facts: dict[str, typing.Any] = {
                 **counts,
@@ -315,6 +324,7 @@ def _write(
     queries: pa.ChunkedArray,
     contents: pa.ChunkedArray,
     item_ids: np.ndarray,
+    categories: pa.ChunkedArray | None,
 ) -> None:
     folder = folder.absolute()  # pyarrow takes other relative names for URIs
     folder.mkdir(parents=True, exist_ok=True)
@@ -326,14 +336,22 @@ def _write(
             _Links(*(values[start : start + group_rows] for values in links))
             for start in range(0, len(links.query), group_rows)
         )
-        tables = (_table(group, queries, contents, item_ids) for group in groups)
+        said = categories if split == SPLITS[1] else None  # by which accuracies are told
+        tables = (_table(group, queries, contents, item_ids, said) for group in groups)
         first = next(tables)
         with pq.ParquetWriter(folder / f"{split}.parquet", first.schema) as writer:
             for table in itertools.chain([first], tables):
                 writer.write_table(table, row_group_size=group_rows)
 
 
-def _table(links: _Links, queries: pa.ChunkedArray, contents: pa.ChunkedArray, item_ids: np.ndarray) -> pa.Table:
+def _table(
+    links: _Links,
+    queries: pa.ChunkedArray,
+    contents: pa.ChunkedArray,
+    item_ids: np.ndarray,
+    categories: pa.ChunkedArray | None,
+) -> pa.Table:
+    said = {} if categories is None else {f"positive_{CATEGORY}": _dictionary(categories, links.positive)}
     return pa.table(
         {
             "query": _dictionary(queries, links.query),
@@ -342,6 +360,7 @@ def _table(links: _Links, queries: pa.ChunkedArray, contents: pa.ChunkedArray, i
             "negative": _dictionary(contents, links.negative),
             "negative_item_id": pa.array(item_ids).take(pa.array(links.negative, mask=links.negative < 0)),
             "query_id": links.query_id,
+            **said,
         }
     )
 

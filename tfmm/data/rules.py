@@ -13,8 +13,8 @@ import tensorflow as tf
 from tfmm.data import instants, schema
 from tfmm.features import ACTIONS, Label
 from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
-from tfmm.modalities import SCLConfig
 from tfmm.pretrain.picture_header import num_pixels
+from tfmm.scl_config import SCLConfig
 
 Array: typing.TypeAlias = pa.Array | pa.ChunkedArray
 UNKNOWN_ITEM = "must be in the items table"

@@ -28,6 +28,13 @@ ENCODE_CHUNK = 256
 MAX_ROWS, MAX_ITEMS = 100_000, 20_000  # of a large log whole users are drawn: the fresh encoder must read their items
 FROM_MANIFEST = (
     *(f"acc_at_{n}{part}" for n in ACCURACY_AT for part in ("", "_untrained", "_chance", "_interval", "_gain")),
+    *(f"{name}{part}" for name in ("alignment", "uniformity") for part in ("", "_untrained")),
+    "siblings",
+    *(f"acc_at_1_siblings{part}" for part in ("", "_untrained", "_chance")),
+    "categories",
+    "validation_pairs",
+    "kept",
+    "exported",
     "train_pairs",
     "heldout_pairs",
     "heldout_items",

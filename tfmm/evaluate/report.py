@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from tfmm import artifacts, metrics, saved_model
 from tfmm.evaluate import differences, in_service, missing
 from tfmm.evaluate import slices as slices_lib
+from tfmm.evaluate import tiers as tiers_lib
 from tfmm.features import FeatureSet
 from tfmm.training import examples as examples_lib
 from tfmm.training.labels import metric_weights, weights_of
@@ -67,9 +68,10 @@ def evaluate(
         The report, see `compare`, with `encoders` and `training`; with `slices` (see `slices.report`); with
         `differences` from the baseline and the model in service, paired, overall, on new items and, where
         `snapshot_dir` is given, on items without any vector (see `differences.report`); with `hidden`: the scores with
-        the target's vectors hidden (see `missing.hidden_report`); with `missing` where `snapshot_dir` is given (see
-        `missing.missing_report`); and, where there is a model in service, with `in_service`: the rows of the index that
-        it took, and why it is `left_out` where it cannot score these rows.
+        the target's vectors hidden (see `missing.hidden_report`); with `missing` and `tiers` where
+        `snapshot_dir` is given (see `missing.missing_report`, `tiers.report`); and, where there is a model in service,
+        with `in_service`: the rows of the index that it took, and why it is `left_out` where it cannot score these
+        rows.
     Raises:
         FileNotFoundError: no example file matches a pattern.
         ValueError: `baseline` is not among the models, or a SavedModel lacks `serve_examples`.
@@ -102,6 +104,7 @@ def evaluate(
     slices = {differences.ALL: np.ones(len(label), bool), differences.NEW_ITEMS: counts == 0}
     if snapshot_dir is not None:
         lacks = missing.lacking(snapshot_dir, rows["item_id"])
+        report["tiers"] = tiers_lib.report(eval_files, feature_set, snapshot_dir, len(label))
         report["missing"] = missing.missing_report(lacks, scores, label, user, weights)
         slices[differences.WITHOUT_VECTORS] = np.all(list(lacks.values()), axis=0)
     references = (baseline, in_service.NAME)

@@ -145,6 +145,7 @@ def describe(modality: str, facts: Facts) -> list[str]:
     lines = [f"{modality} encoder: {in_words.plan_text(facts)}"] if "distinct_positives" in facts else []
     if "acc_at_1" in facts:
         lines.append(f"{modality} encoder: {in_words.accuracy_text(facts)}")
+        lines += [f"{modality} encoder: {line}" for line in in_words.looking_lines(facts)]
     probe = facts.get("probe")
     if probe is not None and probe["gauc"] is None:
         lines.append(f"{modality} probe: no user has both a click and a non-click with embeddings.")

@@ -47,17 +47,21 @@ class Basis(typing.NamedTuple):
     workspace: Workspace
     chosen: typing.Mapping[str, typing.Any] = {}
 
-    def click_cell(self, row: str, run: RunConfig, vectors: str | None = SCL, **more: typing.Any) -> Cell:
+    def click_cell(
+        self, row: str, run: RunConfig, vectors: str | None = SCL, is_served: bool = False, **more: typing.Any
+    ) -> Cell:
         """Returns the cell of a click model, tuned where it was; of ids alone where `vectors` is None.
 
-        What was not tuned takes the settings of simtier+make, the nearest that was.
+        What was not tuned takes the settings of simtier+make, the nearest that was. Where it `is_served`, it is
+        exported and its answers are timed.
         """
         tuned = override(run, self.chosen.get(row if vectors is not None else ID, self.chosen.get(BOTH, ())))
 
         def make(workspace: Workspace) -> Facts:
             snapshot = None if vectors is None else workspace.vectors(tuned, vectors)
             folder = workspace.click_model(tuned, snapshot, **more)
-            return {**read_facts(folder), "folder": str(folder)}
+            served = {"serving_ms": workspace.serving_ms(tuned, folder, snapshot)} if is_served else {}
+            return {**read_facts(folder), **served, "folder": str(folder)}
 
         return Cell(row, run.seed, make)
 

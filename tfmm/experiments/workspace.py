@@ -17,6 +17,9 @@ from tfmm.config import RunConfig, SCLConfig
 from tfmm.ctr import integrations
 from tfmm.ctr import model as model_lib
 from tfmm.ctr import train as ctr_train
+from tfmm.data import declared
+from tfmm.experiments import serving_time
+from tfmm.export import saved_model
 from tfmm.index import item_vectors, snapshot
 from tfmm.index.encode import quantize
 from tfmm.modalities import CHECKPOINTS
@@ -185,6 +188,26 @@ class Workspace:
 
         settings = self._read_by("multimodal_model" if vectors else "id_model", run), more
         return self.made("click_model", settings, parents, write)
+
+    def serving_ms(self, run: RunConfig, model: pathlib.Path, vectors: pathlib.Path | None) -> float:
+        """Returns what `serving_time.rank_ms` finds of a click model that is exported with its vectors and loaded.
+
+        Args:
+            run: the settings.
+            model: what `click_model` returned.
+            vectors: its snapshot.
+        """
+        vocabulary = self.examples(run) / examples.VOCABULARY
+
+        def write(folder: pathlib.Path) -> None:
+            version = folder / "1"
+            id_types = declared.id_types(self.data_dir, run.feature_set)
+            saved_model.export(model / "model", vocabulary, vectors, id_types, run.export, version)
+            (folder / FACTS).write_text(json.dumps({"serving_ms": serving_time.rank_ms(version)}) + "\n")
+            shutil.rmtree(version)
+
+        parents = [folder for folder in (model, vectors) if folder is not None]
+        return read_facts(self.made("serving", config.to_dict(run.export), parents, write))["serving_ms"]
 
     def held_out(
         self, run: RunConfig, tables: typing.Mapping[str, item_vectors.ItemVectors] | None = None

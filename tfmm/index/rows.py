@@ -7,7 +7,7 @@ import typing
 
 import numpy as np
 
-from tfmm.modalities import MAX_DIM as MAX_DIM
+from tfmm.scl_config import MAX_DIM as MAX_DIM
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -26,8 +26,8 @@ FIRST_ITEM_ID, FIRST_USER_ID, FIRST_SEARCH_ID = 1_000_001, 500_001, 9_000_001
 _HOUR_US, _DAY_US = 3_600_000_000, 86_400_000_000
 _PAST_DAYS = 60  # of searches, clicks and purchases before the week
 _PAST_CLICKS = 25  # mean, per user
-_POOL = 64  # candidates per user and day
-_NEW_IN_POOL = 28  # those among them that entered the catalog within 24 hours
+POOL = 64  # candidates per user and day
+NEW_IN_POOL = 28  # those among them that entered the catalog within 24 hours
 _SHOWN = ("user_id", "item_id", "timestamp", "label")  # of an impression; the rest is truth
 _SHOWN_RICH = ("device", "position")
 
@@ -53,9 +53,7 @@ def generate(config: MarketplaceConfig, output_dir: str | pathlib.Path) -> dict[
     """
     folder = pathlib.Path(output_dir).absolute()  # pyarrow takes other relative names for URIs
     (folder / "truth").mkdir(parents=True, exist_ok=True)
-    rng_catalog, rng_taste, rng_past, rng_week, rng_pictures, rng_missing, rng_rich = map(
-        np.random.default_rng, np.random.SeedSequence(config.seed).spawn(7)
-    )
+    rng_catalog, rng_taste, rng_past, rng_week, rng_pictures, rng_missing, rng_rich = _generators(config)
     catalog = _draw_catalog(config, rng_catalog)
     taste = shoppers.draw_taste(config.num_users, rng_taste)
     plan = None
@@ -92,6 +90,16 @@ def generate(config: MarketplaceConfig, output_dir: str | pathlib.Path) -> dict[
     )
 
 
+def draw_shoppers(config: MarketplaceConfig) -> tuple[shoppers.Taste, shoppers.Traits]:
+    """Draws again what users of `generate` like, by `FIRST_USER_ID`, and what items are, by `FIRST_ITEM_ID`."""
+    rng_catalog, rng_taste, *_ = _generators(config)
+    return shoppers.draw_taste(config.num_users, rng_taste), _draw_catalog(config, rng_catalog).traits
+
+
+def _generators(config: MarketplaceConfig) -> list[np.random.Generator]:
+    return [np.random.default_rng(part) for part in np.random.SeedSequence(config.seed).spawn(7)]
+
+
 def draw_new_item(config: MarketplaceConfig, number: int, created_at_us: int) -> dict[str, typing.Any]:
     """Draws an item that the catalog of `generate` does not hold, as an event would bring it.
 
@@ -102,8 +110,7 @@ def draw_new_item(config: MarketplaceConfig, number: int, created_at_us: int) ->
     Returns:
         item_id, title, image (PNG bytes), category and created_at (us); of a rich one also brand, price and tags.
     """
-    rng = np.random.default_rng((config.seed, 1, number))
-    look, words = _draw_items(1, rng)
+    rng, look, words = _draw_new(config, number)
     offset = config.num_items + config.num_days * config.new_items_per_day + number
     item = {
         "item_id": FIRST_ITEM_ID + offset,
@@ -116,6 +123,19 @@ def draw_new_item(config: MarketplaceConfig, number: int, created_at_us: int) ->
         return item
     columns = pa.table(planted.draw(0, len(drawing.SHAPES), words.brand, rng).items())
     return {**item, **columns.to_pylist()[0]}
+
+
+def traits_of_new_item(config: MarketplaceConfig, number: int) -> shoppers.Traits:
+    """Returns what shoppers see of `draw_new_item`'s item, as arrays of one; its popularity is drawn as of others."""
+    _, look, words = _draw_new(config, number)
+    return _traits(look, words, np.random.default_rng((config.seed, 2, number)))
+
+
+def _draw_new(
+    config: MarketplaceConfig, number: int
+) -> tuple[np.random.Generator, drawing.Look, wording.Wording]:
+    rng = np.random.default_rng((config.seed, 1, number))
+    return rng, *_draw_items(1, rng)
 
 
 def encode_png(pictures: np.ndarray) -> list[bytes]:
@@ -153,10 +173,12 @@ def _draw_catalog(config: MarketplaceConfig, rng: np.random.Generator) -> _Catal
         WEEK_START_US - rng.integers((_PAST_DAYS + 1) * _DAY_US, 150 * _DAY_US, n),
         WEEK_START_US + day * _DAY_US + rng.integers(0, _DAY_US, n),
     )
-    traits = shoppers.Traits(
-        look.shape, look.palette, look.pattern, words.style, words.material, rng.standard_normal(n)
-    )
-    return _Catalog(look, words, traits, created_at, day)
+    return _Catalog(look, words, _traits(look, words, rng), created_at, day)
+
+
+def _traits(look: drawing.Look, words: wording.Wording, rng: np.random.Generator) -> shoppers.Traits:
+    popularity = rng.standard_normal(len(look.shape))
+    return shoppers.Traits(look.shape, look.palette, look.pattern, words.style, words.material, popularity)
 
 
 def _search(
@@ -249,9 +271,9 @@ def _run_week(
     for day in range(config.num_days):
         start = WEEK_START_US + day * _DAY_US + rng.integers(6 * _HOUR_US, 23 * _HOUR_US, config.num_users)
         old = np.flatnonzero(catalog.day < day)
-        pool = old[shoppers.draw_pool(catalog.traits.popularity[old], config.num_users, _POOL, rng)]
+        pool = old[shoppers.draw_pool(catalog.traits.popularity[old], config.num_users, POOL, rng)]
         recent = _recent(catalog.created_at, start, rng)
-        pool[:, :_NEW_IN_POOL] = np.where(recent >= 0, recent, pool[:, :_NEW_IN_POOL])
+        pool[:, :NEW_IN_POOL] = np.where(recent >= 0, recent, pool[:, :NEW_IN_POOL])
         most = min(3 * config.impressions_per_user_day, pool.shape[1])
         shown = shoppers.show(taste, catalog.traits, pool, most, rng)
         counts = np.minimum(rng.poisson(config.impressions_per_user_day, config.num_users), most)
@@ -301,10 +323,10 @@ def _run_week(
 
 
 def _recent(created_at: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draws items of the 24 hours before each time; int64 [n, _NEW_IN_POOL], -1 where there are none."""
+    """Draws items of the 24 hours before each time; int64 [n, NEW_IN_POOL], -1 where there are none."""
     order = np.argsort(created_at, kind="stable")
     first, last = (np.searchsorted(created_at[order], bound) for bound in (times - _DAY_US, times))
-    places = first[:, None] + rng.integers(0, np.maximum(last - first, 1)[:, None], (len(times), _NEW_IN_POOL))
+    places = first[:, None] + rng.integers(0, np.maximum(last - first, 1)[:, None], (len(times), NEW_IN_POOL))
     found = order[np.minimum(places, len(order) - 1)]
     return np.where((last > first)[:, None], found, -1)
 

@@ -1,5 +1,6 @@
 """Metrics of encoders and click models (section 6.1.4): exact, and honest about what they leave out."""
 
+from tfmm.metrics.alignment import alignment, uniformity
 from tfmm.metrics.auc import AUC, auc
 from tfmm.metrics.binned_auc import BinnedAUC
 from tfmm.metrics.confidence import MIN_GROUPS, Interval, mean_interval, user_bootstrap
@@ -28,6 +29,7 @@ __all__ = [
     "NormalizedEntropy",
     "TopNAccuracy",
     "UserAUC",
+    "alignment",
     "auc",
     "calibration",
     "compare_groups",
@@ -39,6 +41,7 @@ __all__ = [
     "normalized_entropy",
     "positive_ranks",
     "top_n_accuracy",
+    "uniformity",
     "user_aucs",
     "user_bootstrap",
 ]

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import typing
 
 import keras
-import tensorflow as tf
 
-from tfmm import extras
 from tfmm.config import SCLConfig
-from tfmm.modalities import BACKBONES, KERAS_FILE
+from tfmm.modalities import KERAS_FILE
 from tfmm.pretrain import weights_file
 from tfmm.pretrain.encoder import unit
+from tfmm.pretrain.keras_cv_import import load_keras_cv
 from tfmm.pretrain.normalization import GlobalBatchNormalization
 from tfmm.pretrain.picture_encoder import PictureEncoder
+from tfmm.scl_config import BACKBONES
 from tfmm.training import replicas
 
 Channels = tuple[float, ...]
-
-
-def load_keras_cv() -> typing.Any:
-    """Returns keras-cv, on Keras 3: it takes what `tf.keras` is when it is imported, and TFX makes that Keras 2."""
-    before = tf.keras
-    tf.keras = importlib.import_module("keras._tf_keras.keras")
-    try:
-        return extras.require("keras_cv", "vision")
-    finally:
-        tf.keras = before
 
 
 @dataclasses.dataclass(frozen=True)

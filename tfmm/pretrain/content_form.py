@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import unicodedata
 
-from tfmm.modalities import SCLConfig
 from tfmm.pretrain import picture_header
+from tfmm.scl_config import SCLConfig
 
 NFKC_CASEFOLD = "nfkc-casefold"
 _INVISIBLE = dict.fromkeys((0x00AD, 0x2060, 0xFE0E, 0xFE0F, 0xFEFF))  # soft hyphen, joiner, selectors, byte order mark

@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 
 from tfmm.losses import InfoNCE, TripletLoss
-from tfmm.modalities import PAPER_BANK
 from tfmm.pretrain.memory_bank import MemoryBank
+from tfmm.scl_config import PAPER_BANK
 from tfmm.training import precision, replicas
 
 Features = tuple[tf.Tensor, ...]

@@ -16,6 +16,7 @@ from tfmm import own_classes, saved_model
 from tfmm.config import SCLConfig
 from tfmm.pretrain import images
 from tfmm.pretrain.content_form import ContentForm
+from tfmm.scl_config import TRAINING_ALONE
 
 Features = tuple[tf.Tensor, ...]
 
@@ -60,7 +61,7 @@ class Encoder(tf.Module):
         return prepared
 
     def augment(self, features: Features, seed: tf.Tensor) -> Features:
-        """Returns the features, varied at random as seed int [2] says."""
+        """Returns the features, varied at random as seed int [2] and the config say; called where it is augmented."""
         raise NotImplementedError
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="content")])
@@ -78,7 +79,7 @@ class Encoder(tf.Module):
 
     def settings_of_vectors(self) -> dict[str, typing.Any]:
         """Returns the settings that change a vector; of a user's own encoder all, and its source."""
-        settings, encoder = config_lib.to_dict(self.config), self.config.encoder
+        settings, encoder = vector_settings(self.config), self.config.encoder
         if own_classes.is_own(encoder):
             return {**settings, "source": own_classes.source_digest([encoder])}
         names = ("modality", "dim", "image_size", "width", "text_buckets", *(("encoder",) if encoder else ()))
@@ -98,6 +99,11 @@ class Encoder(tf.Module):
     def export(self, output_dir: str | os.PathLike[str]) -> None:
         """Writes a SavedModel: `serving_default` from `content` string [B] to `vector` float32 [B, D]."""
         saved_model.save(self, {"serving_default": self.encode}, output_dir)
+
+
+def vector_settings(config: SCLConfig) -> dict[str, typing.Any]:
+    """Returns the settings that an encoder of a user's own may read to make a vector: all but of training alone."""
+    return {name: value for name, value in config_lib.to_dict(config).items() if name not in TRAINING_ALONE}
 
 
 def unit(vectors: typing.Any) -> typing.Any:

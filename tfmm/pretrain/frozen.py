@@ -17,12 +17,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfmm import artifacts, own_classes, saved_model
-from tfmm.config import SCLConfig, to_dict
+from tfmm.config import SCLConfig
 from tfmm.index import encode
-from tfmm.modalities import MAX_DIM
 from tfmm.pretrain import own_encoders
 from tfmm.pretrain.content_form import ContentForm
+from tfmm.pretrain.encoder import vector_settings
 from tfmm.pretrain.encoders import make_encoder
+from tfmm.scl_config import MAX_DIM
 
 _PROBE = [b"probe"]
 
@@ -129,7 +130,7 @@ def _version(encoder: FrozenEncoder, dim: int, config: SCLConfig) -> str:
                 f"does not begin with {encode.GIVEN!r}, as versions of ready vectors do. Received: {said!r}."
             )
         return said
-    digest = hashlib.sha256(json.dumps([to_dict(config), dim], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([vector_settings(config), dim], sort_keys=True).encode())
     digest.update(own_classes.source_digest([config.encoder]).encode())
     for variable in _variables(encoder):
         digest.update(np.ascontiguousarray(variable.numpy()).tobytes())

@@ -13,6 +13,7 @@ def encoder_lines(manifest: Facts) -> list[str]:
     if manifest.get("frozen"):
         return [f"{modality}: {manifest['config']['encoder']} as it is, {manifest['dim']} values."]
     lines = [f"{modality}: {plan_text(manifest)}. {accuracy_text(manifest)}."]
+    lines += [f"{modality}: {line}" for line in looking_lines(manifest)]
     if unusable := manifest["unusable_contents"]:
         lines.append(f"{modality}: left out: {unusable:,} contents that cannot be decoded")
     return lines + [f"Warning: {warning}" for warning in manifest["warnings"]]
@@ -56,6 +57,34 @@ def accuracy_text(facts: Facts) -> str:
     parts = [_accuracy(facts, name, title) for name, title in (("acc_at_1", "Acc@1"), ("acc_at_5", "Acc@5"))]
     counts = f"over {facts['heldout_pairs']:,} held-out pairs of {facts['heldout_items']:,} items"
     return ", ".join([*parts, counts])
+
+
+def looking_lines(facts: Facts) -> list[str]:
+    """Returns what `looking.look` saw of an encoder in words, the categories of most pairs first; none of an older one.
+
+    >>> looking_lines({"alignment": 0.31, "alignment_untrained": 0.9, "uniformity": -2.5, "uniformity_untrained": -1.0,
+    ...                "siblings": 9, "acc_at_1_siblings": 0.6, "acc_at_1_siblings_untrained": 0.4,
+    ...                "acc_at_1_siblings_chance": 0.1, "categories": {"7": {"acc_at_1": 0.5, "pairs": 40}}})
+    ['alignment 0.310 (untrained 0.900), uniformity -2.500 (untrained -1.000);
+      among 9 siblings that are nearly the same Acc@1 0.600 (untrained 0.400, chance 0.100)',
+     'Acc@1 by category: 7 0.500 (40 pairs)']
+    """
+    lines, parts = [], []
+    if facts.get("uniformity") is not None:
+        parts.append(", ".join(_with_untrained(facts, name) for name in ("alignment", "uniformity")))
+    if facts.get("siblings"):
+        title = f"among {facts['siblings']} siblings that are nearly the same"
+        parts.append(f"{title} {_accuracy(facts, 'acc_at_1_siblings', 'Acc@1')}")
+    if parts:
+        lines.append("; ".join(parts))
+    if categories := facts.get("categories"):
+        shown = (f"{name} {of['acc_at_1']:.3f} ({of['pairs']:,} pairs)" for name, of in categories.items())
+        lines.append(f"Acc@1 by category: {', '.join(shown)}")
+    return lines
+
+
+def _with_untrained(facts: Facts, name: str) -> str:
+    return f"{name} {facts[name]:.3f} (untrained {facts[f'{name}_untrained']:.3f})"
 
 
 def _accuracy(facts: Facts, name: str, title: str) -> str:

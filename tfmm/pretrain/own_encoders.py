@@ -7,8 +7,9 @@ import typing
 
 from tfmm import extras, own_classes
 from tfmm.config import SCLConfig
-from tfmm.modalities import BACKBONES, Modality
+from tfmm.modalities import Modality
 from tfmm.pretrain import weights_file
+from tfmm.scl_config import BACKBONES
 
 _TRAINED, _FROZEN = ("prepare", "build_model"), ("encode",)  # methods of encoders
 
@@ -49,7 +50,7 @@ def file_digests(modalities: typing.Iterable[Modality]) -> list[str]:
 def _file_faults(modality: Modality) -> typing.Iterator[str]:
     if modality.is_file and not pathlib.Path(modality.encoder).is_file():
         yield f"`encoder` must be a Keras model's file that exists, not {modality.encoder!r}"
-    if modality.encoder in BACKBONES:
+    if modality.encoder in BACKBONES or (modality.is_trained and modality.scl_config().by_keras_cv):
         try:
             extras.verify("vision", "keras_cv")
         except extras.MissingExtraError as error:

@@ -18,6 +18,7 @@ NONE = -1  # no hard negative
 PREPARE_CHUNK = 512
 MAX_PREPARED_BYTES = 2 * 2**30  # beyond that contents are prepared batch by batch, again in every epoch
 COLUMNS = ("query", "positive", "negative")
+CATEGORY = "positive_category"  # of pairs that say one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class PairTable:
         positive: int64 [n].
         negative: int64 [n], -1 where the pair has no hard negative.
         item_ids: int64 [n], fingerprint of the positive's item id.
+        categories: object [n], text of the positive's category, None where it has none; None: no pair says one.
     """
 
     contents: list[bytes]
@@ -37,6 +39,7 @@ class PairTable:
     positive: np.ndarray
     negative: np.ndarray
     item_ids: np.ndarray
+    categories: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.query)
@@ -47,20 +50,19 @@ class PairTable:
 
     def without(self, unusable: np.ndarray) -> PairTable:
         """Leaves out pairs whose query or positive is `unusable`, bool [contents], and such negatives."""
-        kept = ~(unusable[self.query] | unusable[self.positive])
         negative = np.where((self.negative != NONE) & unusable[self.negative], NONE, self.negative)
-        return dataclasses.replace(
-            self,
-            query=self.query[kept],
-            positive=self.positive[kept],
-            negative=negative[kept],
-            item_ids=self.item_ids[kept],
-        )
+        kept = ~(unusable[self.query] | unusable[self.positive])
+        return dataclasses.replace(self, negative=negative).only(kept)
+
+    def only(self, kept: np.ndarray) -> PairTable:
+        """Leaves the pairs that `kept`, bool [n], says; their contents keep their rows."""
+        names = ["query", "positive", "negative", "item_ids", *([] if self.categories is None else ["categories"])]
+        return dataclasses.replace(self, **{name: getattr(self, name)[kept] for name in names})
 
 
 def read_pairs(path: pathlib.Path) -> PairTable:
     """Reads a Parquet file of pairs: query, positive, negative (binary or string, negative nullable),
-    positive_item_id.
+    positive_item_id, and perhaps positive_category.
 
     Raises:
         ValueError: a column is missing, or a query, positive or item id is null.
@@ -89,7 +91,9 @@ def read_pairs(path: pathlib.Path) -> PairTable:
     row_of = np.append(distinct.indices.to_numpy().astype(np.int64), NONE)
     query, positive, negative = row_of[np.concatenate(places)].reshape(len(COLUMNS), len(table))
     item_ids = table["positive_item_id"].to_numpy().astype(np.int64)
-    return PairTable(distinct.dictionary.to_pylist(), query, positive, negative, item_ids)
+    said = table[CATEGORY].to_pylist() if CATEGORY in table.column_names else None
+    categories = None if said is None else np.array([None if one is None else str(one) for one in said], object)
+    return PairTable(distinct.dictionary.to_pylist(), query, positive, negative, item_ids, categories)
 
 
 class ContentTable:

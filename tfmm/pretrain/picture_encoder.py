@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfmm.pretrain import images
+from tfmm.pretrain import augmentation, images
 from tfmm.pretrain.encoder import Encoder, Features
 
 
@@ -25,4 +25,5 @@ class PictureEncoder(Encoder):
         return (tf.cast(prepared[0], tf.float32) / 255.0,)
 
     def augment(self, features: Features, seed: tf.Tensor) -> Features:
-        return (images.augment_images(features[0], seed),)
+        pixels = images.augment_images(features[0], seed) if self.config.augment else features[0]
+        return (augmentation.vary(pixels, seed, self.config) if self.config.by_keras_cv else pixels,)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from tfmm.config import SCLConfig
-from tfmm.modalities import PAPER
+from tfmm.scl_config import PAPER
 
 LONE = 1.5  # positives per query: up to here most pairs have a query to which nothing else is known to fit
 
@@ -39,7 +39,12 @@ class Plan:
     @property
     def steps(self) -> int:
         """The steps of all epochs."""
-        return self.epochs * (self.pairs_per_epoch // self.batch_size)
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The steps of one epoch."""
+        return self.pairs_per_epoch // self.batch_size
 
 
 def make_plan(

@@ -16,6 +16,8 @@ class HashedTextEncoder(Encoder):
         return ContentForm(NFKC_CASEFOLD, self.config.max_pixels)
 
     def augment(self, features: Features, seed: tf.Tensor) -> Features:
+        if not self.config.augment:
+            return features
         tokens, weights = features
         kept = tf.random.stateless_uniform(tf.shape(weights), seed) >= self.config.token_dropout
         return tokens, weights * tf.cast(kept, tf.float32)

@@ -92,7 +92,7 @@ def curves(histories: typing.Mapping[str, typing.Sequence[typing.Mapping[str, fl
         for run, history in histories.items()
         if len(history) > 1
         for name in history[0]
-        if name not in ("epoch", "segment", "seconds", "steps")
+        if name not in ("epoch", "segment", "seconds", "step", "steps")
     ]
     if not panels:
         return ""
@@ -116,6 +116,7 @@ def write_report(
     galleries: typing.Mapping[str, list],
     curves_svg: str,
     verdict: typing.Mapping[str, typing.Any],
+    sheets: typing.Mapping[str, list] | None = None,
 ) -> None:
     """Writes the report, one self-contained file.
 
@@ -125,6 +126,7 @@ def write_report(
         galleries: per modality, `gallery`'s result.
         curves_svg: `curves`' result.
         verdict: the gate's, with `passed` and `reasons`.
+        sheets: per modality, `contact_sheet.make`'s result of its encoder; None: nothing is shown.
     """
     jinja2 = extras.require("jinja2", "pipeline")
     template = (pathlib.Path(__file__).parent / "report.html.j2").read_text()
@@ -133,6 +135,7 @@ def write_report(
         environment.from_string(template).render(
             summary=summary,
             galleries=galleries,
+            sheets=sheets or {},
             curves=curves_svg,
             verdict=verdict,
             describe=wording.describe,

@@ -69,6 +69,7 @@ def serve_and_stream(
                 "The streaming job",
                 [
                     "serving.streaming",
+                    "--runner=FnApiRunner",  # whatever TFMM_BEAM says
                     "--events",
                     str(events_path),
                     "--index",

@@ -40,15 +40,16 @@ def terminate_as_interrupt() -> typing.Iterator[None]:
 
 
 class Child:
-    """A Python module that runs as a process of its own, in its own process group, with its output in a log file.
+    """A Python module, or a program, that runs as a process of its own and in its own process group, with a log file.
 
     Args:
         name: how messages call it.
-        arguments: what follows `python -m`.
+        arguments: what follows `program`.
         log_path: file that takes its standard output and error.
         variables: environment variables beside the parent's.
         ready_file: JSON file that the process writes once it is ready; removed before the start.
         shared: descriptors that the process gets, under the same numbers.
+        program: what is run.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Child:
         variables: typing.Mapping[str, str] | None = None,
         ready_file: pathlib.Path | None = None,
         shared: typing.Sequence[int] = (),
+        program: typing.Sequence[str] = (sys.executable, "-m"),
     ) -> None:
         self.name = name
         self._log_path = log_path
@@ -68,7 +70,7 @@ class Child:
             ready_file.unlink(missing_ok=True)
         with log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [*program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -86,11 +88,18 @@ class Child:
 
     def check(self) -> None:
         """Raises ChildProcessError with the end of its log if the process has failed."""
-        code = self.process.poll()
-        if code:
-            tail = self._log_path.read_text(errors="replace").splitlines()[-15:]
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            raise ChildProcessError(f"{self.name} {how}. The end of {self._log_path}:\n" + "\n".join(tail))
+        if code := self.process.poll():
+            raise self._ended(code)
+
+    def require_running(self) -> None:
+        """Raises ChildProcessError as `check` does, also where the process has ended without a failure."""
+        if (code := self.process.poll()) is not None:
+            raise self._ended(code)
+
+    def _ended(self, code: int) -> ChildProcessError:
+        tail = self._log_path.read_text(errors="replace").splitlines()[-15:]
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return ChildProcessError(f"{self.name} {how}. The end of {self._log_path}:\n" + "\n".join(tail))
 
     def wait_ready(self, timeout_s: float = 300.0) -> dict[str, typing.Any]:
         """Waits for the ready file and returns what it says.
@@ -101,11 +110,17 @@ class Child:
         """
         if self._ready_file is None:
             raise ValueError(f"{self.name} has no `ready_file` to wait for. Give one to its constructor.")
+        ready_file = self._ready_file
+        self.wait_until(lambda: ready_file.exists() and bool(ready_file.read_text()), timeout_s)
+        return json.loads(ready_file.read_text())
+
+    def wait_until(self, is_ready: typing.Callable[[], bool], timeout_s: float = 300.0) -> None:
+        """Waits until a call says that the process is ready; raises as `wait_ready` does."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             self.check()
-            if self._ready_file.exists() and (text := self._ready_file.read_text()):
-                return json.loads(text)
+            if is_ready():
+                return
             time.sleep(0.02)
         raise TimeoutError(f"{self.name} was not ready within {timeout_s:.0f} s. See {self._log_path}.")
 

@@ -24,24 +24,38 @@ def busiest_user(data: pathlib.Path, feature_set: FeatureSet, time_zone: str) ->
         feature_set: what a request brings.
         time_zone: of times that name none, see `DataConfig`.
     """
+    return busiest_users(data, feature_set, time_zone, 1)[0]
+
+
+def busiest_users(data: pathlib.Path, feature_set: FeatureSet, time_zone: str, count: int) -> list[Values]:
+    """Returns the user sides of `count` users, or as many as there are, those with most behaviors first."""
     behaviors = _behaviors(data, feature_set, time_zone)
-    counts = behaviors["user_id"].value_counts()
-    user = counts.field("values")[int(np.argmax(counts.field("counts").to_numpy()))]
-    own = behaviors.filter(pc.equal(behaviors["user_id"], user)).sort_by("timestamp")
+    counted = behaviors["user_id"].value_counts()
+    order = np.argsort(-counted.field("counts").to_numpy(), kind="stable")[:count]
     items = _by_id(_read(data, "items", feature_set, time_zone), "item_id")
-    rows = {name: _newest_row(data, name, user, feature_set, time_zone) for name in ("users", "impressions")}
-    result: Values = {"user_id": user.as_py()}
-    for column in feature_set.served:
-        if column.sequence is not None:
-            result[column.name] = _ride(column, column.sequence, own, items)
-        elif column.side == "user" and column.name != "user_id":
-            result[column.name] = _value(rows[column.feature.table], column.feature)
-    return result
+    tables = {name: _table_of_users(data, name, feature_set, time_zone) for name in ("users", "impressions")}
+    found = []
+    for user in counted.field("values").take(pa.array(order)):
+        own = behaviors.filter(pc.equal(behaviors["user_id"], user)).sort_by("timestamp")
+        rows = {name: _newest_row(table, user) for name, table in tables.items()}
+        result: Values = {"user_id": user.as_py()}
+        for column in feature_set.served:
+            if column.sequence is not None:
+                result[column.name] = _ride(column, column.sequence, own, items)
+            elif column.side == "user" and column.name != "user_id":
+                result[column.name] = _value(rows[column.feature.table], column.feature)
+        found.append(result)
+    return found
 
 
 def first_items(data: pathlib.Path, feature_set: FeatureSet, count: int, time_zone: str) -> Values:
     """Returns the candidate side of a request: the catalog's first items."""
     return candidates_of(feature_set, _read(data, "items", feature_set, time_zone).slice(0, count).to_pylist())
+
+
+def catalog(data: pathlib.Path, feature_set: FeatureSet, time_zone: str) -> dict[typing.Any, Values]:
+    """Returns the catalog's rows by item id, as `candidates_of` takes them."""
+    return _by_id(_read(data, "items", feature_set, time_zone), "item_id")
 
 
 def candidates_of(feature_set: FeatureSet, items: typing.Sequence[typing.Mapping[str, typing.Any]]) -> Values:
@@ -80,13 +94,17 @@ def _behaviors(data: pathlib.Path, feature_set: FeatureSet, time_zone: str) -> p
     return shown.filter(pc.equal(shown[label], 1))
 
 
-def _newest_row(
-    data: pathlib.Path, name: str, user: typing.Any, feature_set: FeatureSet, time_zone: str
-) -> Values:
+def _table_of_users(data: pathlib.Path, name: str, feature_set: FeatureSet, time_zone: str) -> pa.Table | None:
+    """Returns a table that has features of users, or of requests; None: there are none in it."""
     tables = declared.tables(feature_set)
     if not feature_set.of_table(name) or not schema.has_table(data, name, tables):
+        return None
+    return _read(data, name, feature_set, time_zone)
+
+
+def _newest_row(table: pa.Table | None, user: typing.Any) -> Values:
+    if table is None:
         return {}
-    table = _read(data, name, feature_set, time_zone)
     own = table.filter(pc.equal(table["user_id"], user))
     if "timestamp" in own.column_names:
         own = own.sort_by("timestamp")

@@ -17,6 +17,7 @@ from tfmm import dead_letters, folder_lock
 from tfmm.ctr import integrations
 from tfmm.data import as_known, checks, declared, layout, schema, unread
 from tfmm.evaluate import in_service, wording
+from tfmm.pretrain import contact_sheet
 from tfmm.quickstart import html_report, live, processes, stage_lines, terminal
 from tfmm.stages import folders
 from tfmm.training import progress
@@ -181,7 +182,10 @@ def _write_report(
         "ID-only": pathlib.Path(outputs["IDTrainer.model"]) / folders.TRAINED / "history.json",
         summary["methods"]: pathlib.Path(outputs["MultimodalTrainer.model"]) / folders.TRAINED / "history.json",
     }
-    for place in sorted(pathlib.Path(outputs["SCLTrainer.encoders"]).glob("*/history.json")):
+    encoders = pathlib.Path(outputs["SCLTrainer.encoders"])
+    for place in sorted(encoders.glob("*/history.json")):
         places[f"SCL {place.parent.name}"] = place
     histories = {name: json.loads(place.read_text()) for name, place in places.items() if place.exists()}
-    html_report.write_report(path, summary, galleries, html_report.curves(histories), verdict)
+    found = sorted(encoders.glob(f"*/{contact_sheet.FILE}"))
+    sheets = {place.parent.name: json.loads(place.read_text()) for place in found}
+    html_report.write_report(path, summary, galleries, html_report.curves(histories), verdict, sheets)

@@ -100,7 +100,7 @@ class Cluster:
         self._jar = class_path(jars or self.folder / "lib")
         shutil.rmtree(self.logs, ignore_errors=True)
         self._processes.forget()
-        for name in ("logs", "conf", "tmp", "artifacts"):
+        for name in ("logs", "conf", "tmp", "artifacts", "checkpoints"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         rpc, rest, pool = started.free_ports(3)
         (self.folder / "conf" / CONF).write_text(self._settings(rpc, rest))
@@ -118,7 +118,7 @@ class Cluster:
             raise
         options = ["--runner=PortableRunner", f"--job_endpoint={HOST}:{self._job_port()}"]
         options += ["--environment_type=EXTERNAL", f"--environment_config={HOST}:{pool}"]
-        options += [f"--parallelism={sum(slots)}"]
+        options += [f"--parallelism={sum(slots)}", f"--flink_master={HOST}:{rest}"]
         self._options.write_text(" ".join(options) + "\n")
 
     def start_task_manager(self, number: int, slots: int) -> None:
@@ -166,7 +166,10 @@ class Cluster:
             # All tasks of a dead task manager count as one failure here; with a fixed delay each counts for itself.
             "restart-strategy.type": "exponential-delay", "restart-strategy.exponential-delay.initial-backoff": "2 s",
             "restart-strategy.exponential-delay.max-backoff": "10 s", "slot.request.timeout": 120000,
+            "resourcemanager.standalone.start-up-time": 2 * 10**10,  # ms, the most; then missing slots fail at once
             "restart-strategy.exponential-delay.attempts-before-reset-backoff": 10,
+            "restart-strategy.exponential-delay.reset-backoff-threshold": "30 s",  # at work so long, it is well
+            "state.checkpoints.dir": (self.folder / "checkpoints").as_uri(),
             "taskmanager.network.sort-shuffle.min-buffers": SHUFFLE_BUFFERS,
             "heartbeat.interval": 3000, "heartbeat.timeout": 60000,
         }  # fmt: skip

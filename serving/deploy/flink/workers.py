@@ -9,6 +9,7 @@ output in a pipe that nobody reads, so that one which prints much stands still.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import signal
 import subprocess
@@ -28,8 +29,8 @@ CACHE_BYTES = 100 << 20  # of side inputs, in each worker; Beam's own containers
 class Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
     """What task managers call to start a worker.
 
-    A worker ends when its task manager hangs up. It is not stopped by its id: each task manager counts its own workers
-    from 1, so that a call to stop one could hit that of another.
+    A worker ends at once when its task manager hangs up, whatever it is at. It is not stopped by its id: each task
+    manager counts its own workers from 1, so that a call to stop one could hit that of another.
     """
 
     def __init__(self, log_dir: pathlib.Path):
@@ -75,7 +76,14 @@ def main() -> None:
     if kind == "pool":
         serve(int(first), pathlib.Path(second))
     else:
-        sdk_worker.SdkHarness(first, worker_id=second, state_cache_size=CACHE_BYTES).run()
+        try:
+            sdk_worker.SdkHarness(first, worker_id=second, state_cache_size=CACHE_BYTES).run()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)  # threads that still work, work for nobody
 
 
 if __name__ == "__main__":

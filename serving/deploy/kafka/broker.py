@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import logging
 import os
 import pathlib
 import signal
@@ -29,8 +30,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 FOLDER = HERE.parents[2] / ".cache" / "kafka"
 HOST = started.HOST
 NAME = "broker"
-UP_WITHIN_S, DOWN_WITHIN_S = 60.0, 20.0
+UP_WITHIN_S, DOWN_WITHIN_S = 180.0, 20.0
 HEAP_MB = 512
+_log = logging.getLogger(__name__)
 
 
 class Broker:
@@ -51,24 +53,41 @@ class Broker:
     def address(self) -> str:
         return self._address.read_text().strip()
 
-    def up(self, jars: pathlib.Path | None = None) -> None:
-        """Starts the broker, with the topics that it had; returns once it answers.
+    @property
+    def is_up(self) -> bool:
+        """Whether something listens at its address."""
+        return started.answers(int(self.address.rpartition(":")[2]))
+
+    def command(self, jars: pathlib.Path | None = None) -> list[str]:
+        """Makes ready what is not, and returns the command that is the broker, with the topics that it had.
 
         Args:
             jars: a folder that has them; None: `lib` of this one, where Maven puts them once.
         Raises:
-            RuntimeError: it is up already, cannot be started here, or did not come up.
+            RuntimeError: it cannot be started here.
         """
-        if self._process.running:
-            raise RuntimeError(f"A broker is up at {self.address}. Take it down first: make kafka-down")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._jars = jars or self._jars
         fetch_jars(self._jars)
         if not self._settings.exists():
             self._format()
-        self._process.start(NAME, self._java("kafka.Kafka", str(self._settings)), self._log, self.folder)
+        elif self.is_up:  # by somebody else's doing, since it was down
+            self._choose_ports()
+        return self._java("kafka.Kafka", str(self._settings))
+
+    def up(self, jars: pathlib.Path | None = None) -> None:
+        """Starts the broker; returns once it answers.
+
+        Args:
+            jars: as `command` takes them.
+        Raises:
+            RuntimeError: it is up already, cannot be started here, or did not come up.
+        """
+        if self._process.running:
+            raise RuntimeError(f"A broker is up at {self.address}. Take it down first: make kafka-down")
+        self._process.start(NAME, self.command(jars), self._log, self.folder)
         end = time.monotonic() + UP_WITHIN_S
-        while not started.answers(int(self.address.rpartition(":")[2])):
+        while not self.is_up:
             if not self._process.running or time.monotonic() > end:
                 self.down()
                 last = "\n".join(self._log.read_text(errors="replace").splitlines()[-5:])
@@ -88,8 +107,8 @@ class Broker:
     def _java(self, main: str, *words: str) -> list[str]:
         return ["java", f"-Xmx{HEAP_MB}m", "-cp", f"{self._jars}/*", main, *words]
 
-    def _format(self) -> None:
-        """Chooses ports and makes the broker's store."""
+    def _choose_ports(self) -> None:
+        """Writes down settings with free ports."""
         port, control = started.free_ports(2)
         self._address.write_text(f"{HOST}:{port}\n")
         settings = {
@@ -102,6 +121,10 @@ class Broker:
             "auto.create.topics.enable": "false",
         }  # fmt: skip
         self._settings.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+
+    def _format(self) -> None:
+        """Makes the broker's store."""
+        self._choose_ports()
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         tool = self._java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(self._settings))
         done = subprocess.run(tool, capture_output=True, text=True, check=False)
@@ -123,6 +146,13 @@ def fetch_jars(folder: pathlib.Path) -> None:
     (folder / "complete").touch()
 
 
+def topics(address: str) -> set[str]:
+    """Returns the names of the topics that there are."""
+    from confluent_kafka.admin import AdminClient
+
+    return set(AdminClient({"bootstrap.servers": address}, logger=_log).list_topics(timeout=30).topics)
+
+
 def make_topic(address: str, name: str, partitions: int) -> None:
     """Makes a topic.
 
@@ -132,7 +162,7 @@ def make_topic(address: str, name: str, partitions: int) -> None:
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient, NewTopic
 
-    admin = AdminClient({"bootstrap.servers": address})
+    admin = AdminClient({"bootstrap.servers": address}, logger=_log)
     try:
         admin.create_topics([NewTopic(name, partitions, 1)], operation_timeout=30)[name].result()
     except KafkaException as error:

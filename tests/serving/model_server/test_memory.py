@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
@@ -83,5 +84,6 @@ def test_memory_comes_back_after_each_of_many_swaps_and_no_request_fails(root, t
         process.terminate()
         process.wait(60)
     assert answers and not failed
-    assert 0.05 * memory[0] < WEIGHTS_MB, memory  # else a version that stays would not be seen
-    assert max(memory[-3:]) <= 1.05 * memory[0], memory
+    first, last = statistics.median(memory[:3]), statistics.median(memory[-3:])  # at times one is read half empty
+    assert 0.05 * first < WEIGHTS_MB, memory  # else a version that stays would not be seen
+    assert last <= 1.05 * first, memory

@@ -58,7 +58,7 @@ def running_job(tmp_path):
 
         def job():
             try:
-                pipeline.run(events_url, encoders_dir, index_path, ready, bundle_s=0.5, **options)
+                pipeline.run(events_url, encoders_dir, index_path, ready, **{"bundle_s": 0.5, **options})
             except Exception as error:
                 failures.append(error)
 
@@ -66,7 +66,7 @@ def running_job(tmp_path):
         thread = threading.Thread(target=job)
         thread.start()
         try:
-            _wait_for(lambda: ready.exists() or failures)
+            _wait_for(lambda: ready.exists() or failures, timeout_s=600)
             yield thread
         finally:
             pipeline.stop_requested.set()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.streaming import event_log, events, pipeline
+from serving.streaming import event_log, events, reading
 from tfmm import fingerprints
 from tfmm.index import store
 
@@ -163,10 +163,10 @@ def test_shares_take_each_log_once(tmp_path):
     for number in range(7):
         (tmp_path / f"{number}.jsonl").write_bytes(b"{}\n")
     source = event_log.open_source(f"folder://{tmp_path}")
-    taken = [part.name for number in range(3) for part in pipeline.Share("", number, 3).parts(source)]
+    taken = [part.name for number in range(3) for part in reading.Share(number, 3).of(source.parts())]
     assert sorted(taken) == [part.name for part in source.parts()]
     one = event_log.open_source(tmp_path / "events.sqlite")
-    assert [len(pipeline.Share("", number, 3).parts(one)) for number in range(3)].count(1) == 1
+    assert [len(reading.Share(number, 3).of([one])) for number in range(3)].count(1) == 1
     one.close()
 
 

@@ -107,7 +107,7 @@ def test_subclass_of_make_has_the_settings_of_both_and_the_run_s_make(shop, team
     model = build(shop, [Method(f"{team}:Louder", {"volume": 3.0, "knowledge_scale": 0.5})])
     (layer,) = model.integrations_of("image", shop.features.sequences[0])
     assert (layer.volume, layer.knowledge_scale, layer.block.units) == (3.0, 0.5, (16, 8, 4))
-    with pytest.raises(ValueError, match=r"has the settings \['volume', 'knowledge_scale'\]\. Received: \['loudness"):
+    with pytest.raises(ValueError, match=r"has the settings \['volume', 'knowledge_scale', 'fine_tune'\].*loudness"):
         build(shop, [Method(f"{team}:Louder", {"loudness": 3.0})])
 
 

@@ -130,7 +130,7 @@ def test_all_faults_of_methods_and_model_are_said_at_once(team):
     assert len(lines) == 7
     for line, words in zip(lines, (
         "simtier: `num_tiers`",
-        "The method 'make' has the settings ['knowledge_scale']. Received: ['speed']",
+        "The method 'make' has the settings ['knowledge_scale', 'fine_tune']. Received: ['speed']",
         "A method must be one of simtier, make, vector",
         "The method 'no_such_module:Recency' must name an importable class",
         f"The method '{team}:Stranger' must be a subclass of tfmm.ctr.integrations.Integration",

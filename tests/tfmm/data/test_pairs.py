@@ -51,6 +51,23 @@ def test_a_search_pairs_its_query_with_what_was_bought(tables, tmp_path, at, ids
     assert image["positive"].startswith(b"image ")
 
 
+def test_held_out_pairs_name_the_category_of_what_was_bought(tables, tmp_path, at):
+    made = shop(at, list(range(1, 41)))
+    for item in made["items"]:
+        item["category"] = item["item_id"] % 3 or None
+    pairs.build_pairs(tables(**made), HALF, tmp_path / "pairs")
+    splits = read(tmp_path / "pairs")
+    assert "positive_category" not in splits["train"][0]
+    item_of = dict(zip(schema.fingerprints(schema.read_table(tmp_path, "items")["item_id"]).tolist(), range(1, 41)))
+    for pair in splits["heldout"]:
+        number = item_of[pair["positive_item_id"]] % 3
+        assert pair["positive_category"] == (str(number) if number else None)
+    found = pair_table.read_pairs(tmp_path / "pairs" / "text" / "heldout.parquet")
+    assert found.categories.tolist() == [pair["positive_category"] for pair in splits["heldout"]]
+    kept = found.without(np.arange(len(found.contents)) == found.query[0])
+    assert len(kept.categories) == len(kept) == len(found) - 1
+
+
 def test_no_held_out_positive_is_trained_on(tables, tmp_path, at):
     pairs.build_pairs(tables(**shop(at, list(range(1, 41)))), HALF, tmp_path / "pairs")
     splits = read(tmp_path / "pairs")

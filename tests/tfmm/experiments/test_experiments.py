@@ -13,14 +13,18 @@ from click.testing import CliRunner
 
 from tfmm import cli, cli_experiments, presets
 from tfmm.assignments import override
-from tfmm.config import Method
-from tfmm.experiments import catalog, content_baselines, image_text, tuning
-from tfmm.experiments.experiment import Basis, Found, Result, with_encoders
+from tfmm.config import MAKEConfig, Method
+from tfmm.ctr import integrations
+from tfmm.ctr import model as model_lib
+from tfmm.experiments import catalog, click_models, content_baselines, image_text, tuning
+from tfmm.experiments.experiment import BOTH, ID, Basis, Found, Result, with_encoders
 from tfmm.experiments.workspace import MADE, RANDOM, SCL, UNTRAINED, Workspace
 from tfmm.features import Feature
 from tfmm.index import snapshot
+from tfmm.make import model as make_model
 from tfmm.marketplace import generator
 from tfmm.modalities import Modality
+from tfmm.vectors import Vectors
 
 SETTINGS = [
     "marketplace.num_items=60", "marketplace.new_items_per_day=4", "marketplace.num_users=60", "marketplace.num_days=2",
@@ -75,6 +79,49 @@ def test_a_figure_is_made_with_page_and_json_and_what_was_made_is_not_made_again
     again = artifacts_of(output)
     assert set(again) == set(made)
     assert [folder for folder in made if again[folder] != made[folder]] == [gone]
+
+
+def test_serving_is_timed_once_a_model_and_leaves_no_copy(run, workspace, monkeypatch):
+    cells = {cell.row: cell for cell in click_models._table3_cells(Basis(run, workspace))}
+    facts = cells[ID].make(workspace)
+    assert facts["serving_ms"] > 0.01
+    (made,) = (workspace.folder / "serving").iterdir()
+    assert sorted(path.name for path in made.iterdir()) == ["facts.json", MADE]
+    monkeypatch.setattr(click_models.serving_time, "rank_ms", None)
+    assert cells[ID].make(workspace)["serving_ms"] == facts["serving_ms"]
+    found = Found(run, workspace)
+    found.facts = {ID: [facts]}
+    result = click_models._table3(found)
+    assert result.columns["serving ms"] == "serving_ms" and result.rows[0]["serving_ms"] == facts["serving_ms"]
+    assert any("of the exported SavedModel in a session" in note for note in result.notes)
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_make_and_a_projection_learn_with_the_click_model(run, workspace):
+    """Beside a frozen MAKE, which stays as it was pre-trained."""
+    cells = {cell.row: cell for cell in click_models._figure6c_cells(Basis(run, workspace))}
+    is_tuned = {f"1 epochs, {click_models.FINE_TUNED}": True, f"1 epochs, {click_models.PROJECTED}": False}
+    both = click_models.with_methods(run, click_models.METHODS[BOTH])
+    extractor = make_model.load_model(workspace.make_block(both, workspace.vectors(run)))
+    for row, tuned in is_tuned.items():
+        model = model_lib.load_model(pathlib.Path(cells[row].make(workspace)["folder"]) / "model")
+        for name, block in model.make_blocks():
+            before = extractor.blocks[name].get_weights()
+            moved = max(np.abs(a - b).max() for a, b in zip(before, block.get_weights(), strict=True))
+            assert (moved > 1e-4) == tuned, row
+    gains = {row: 0.01 * n for n, row in enumerate(cells) if row != ID}
+    rows = [{"name": ID}, *({"name": row, "gauc_gain": gain} for row, gain in gains.items())]
+    line, bars = click_models._figures6c(rows)
+    assert [epochs for epochs, _ in line.series[BOTH]] == list(click_models.MAKE_EPOCHS)
+    assert [name for name, _ in bars.series[BOTH]] == ["0 epochs: trained jointly", "1 epochs", *is_tuned]
+
+
+def test_the_projection_is_of_a_vector_and_missing_is_zero():
+    layer = integrations.build(click_models.PROJECTION, MAKEConfig(), 4, "projection")
+    rows = np.array([[2, 0, 0, 0], [0, 9, 0, 0]], np.int8)
+    found = layer._project(Vectors(rows, np.array([0.5, 1 / 9], np.float32), np.array([True, False]))).numpy()
+    np.testing.assert_allclose(found[0], 2.0 * layer.matrix.kernel.numpy()[0], rtol=1e-6)  # sqrt(4) long
+    assert not found[1].any()
 
 
 def test_another_setting_or_other_data_is_made_anew(run, output, data, workspace, tmp_path):

@@ -13,9 +13,10 @@ import tensorflow as tf
 
 from tfmm import runs, saved_model
 from tfmm.config import RunConfig, SCLConfig, from_dict, to_dict
-from tfmm.modalities import BACKBONES, Modality
+from tfmm.modalities import Modality
 from tfmm.pretrain import backbones, train, weights_file
 from tfmm.pretrain.encoders import make_encoder
+from tfmm.scl_config import BACKBONES
 
 RESNET = SCLConfig(modality="photo", encoder="resnet18_v2", image_size=32, dim=8)
 

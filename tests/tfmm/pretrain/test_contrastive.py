@@ -9,9 +9,9 @@ import tensorflow as tf
 
 from tfmm.config import SCLConfig
 from tfmm.metrics import top_n_accuracy
-from tfmm.modalities import PAPER_BANK
 from tfmm.pretrain.contrastive import ContrastiveLearner
 from tfmm.pretrain.plan import make_plan
+from tfmm.scl_config import PAPER_BANK
 
 
 def make_model(dim=6):

@@ -9,7 +9,7 @@ from tfmm.config import SCLConfig
 from tfmm.pretrain.pair_table import NONE, read_pairs
 from tfmm.pretrain.train import fit
 
-PIXELS_ACC_AT_1 = 0.49  # 16 x 16, mean taken away, cosine; `pixel_accuracy` of benchmarks/scl_quality.py
+PIXELS_ACC_AT_1 = 0.49  # 16 x 16, mean taken away, cosine; `pixels` of benchmarks/emoji_vendors.py
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,16 @@ def test_siblings_stand_on_one_side(shared_data):
     heldout = emoji_vendors.heldout_bases(bases)
     assert len(heldout) / len(bases) == pytest.approx(0.3, abs=0.02)
     forms = [{emoji_vendors.sibling_form(base) for base in side} for side in (heldout, bases - heldout)]
+    assert not forms[0] & forms[1]
+
+
+def test_settings_are_chosen_on_bases_that_no_figure_is_of(shared_data):
+    items = pq.read_table(shared_data / "emoji_vendors" / "items.parquet", columns=["base_item_id"])
+    bases = set(items["base_item_id"].to_pylist())
+    heldout = emoji_vendors.heldout_bases(bases)
+    validation = emoji_vendors.heldout_bases(bases - heldout, emoji_vendors.VALIDATION_SEED)
+    assert not validation & heldout and len(validation) / len(bases - heldout) == pytest.approx(0.3, abs=0.02)
+    forms = [{emoji_vendors.sibling_form(base) for base in side} for side in (validation, bases - heldout - validation)]
     assert not forms[0] & forms[1]
 
 

@@ -15,6 +15,16 @@ def test_neighbors_are_the_most_similar_others():
     np.testing.assert_allclose(similarity[0], [9 / np.sqrt(82), 0.0], atol=1e-6)
 
 
+PHOTO = {"image": "QUJD"}
+SHEET = [
+    {
+        "query": {"text": "<u> mug"},
+        "positive": PHOTO,
+        "negative": {"text": "cup"},
+        "rank": 2,
+        "found": [{"text": "cup", "similarity": 0.75, "is_hit": False}, {**PHOTO, "similarity": 0.5, "is_hit": True}],
+    }
+]
 SLICE = {"click_rate": 0.2, "mean_score": 0.21, "auc": 0.55, "bias": 0.05}
 
 
@@ -70,6 +80,7 @@ def test_report_is_one_escaped_file(tmp_path):
         {"text": html_report.gallery(_snapshot(), "text", items)},
         svg,
         {"passed": False, "reasons": ["AUC is 0.5"], "warnings": ["<i> nothing"], "checks": ["AUC is 0.5"]},
+        {"photo": SHEET},
     )
     text = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;red" in text and "<b>red" not in text
@@ -81,6 +92,9 @@ def test_report_is_one_escaped_file(tmp_path):
     assert "The model in service took 4 text rows" in text
     assert "not used: users.parquet" in text and "1,800</td><td>not JSON: &lt; (not_json)" in text
     assert "data:image/png;base64,iVBORw" in text
+    assert "What the photo encoder finds" in text and text.count("data:image/jpeg;base64,QUJD") == 2
+    assert "&lt;u&gt; mug" in text and "bought, found at 2" in text and text.count("hard negative</div>") == 1
+    assert text.count('card hit"') == 1 and "0.50 hit" in text
     assert "refused the multimodal model: AUC is 0.5" in text
     assert "hidden from the model: all" in text and "missing in the index: text" in text
     assert "missing in the index: all" not in text and text.count("0.2100") == 3

@@ -1,0 +1,61 @@
+"""How long does the client take to import where nothing else is installed?
+
+The wheel of tfmm-client is built, installed by pip into an empty environment, and imported in fresh processes. The bar:
+the median import takes less than a second, and nothing of TensorFlow or Keras is there.
+"""
+
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+
+import recording
+
+REPEATS = 11
+ROOT = recording.RESULTS.parents[1]
+TIMED = """
+import time
+start, of_processor = time.perf_counter(), time.process_time()
+import tfmm_client
+print(time.perf_counter() - start, time.process_time() - of_processor)
+"""
+
+
+def install(folder: pathlib.Path) -> pathlib.Path:
+    """Returns the Python of an environment that has the client alone."""
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"),
+                    str(ROOT / "requirements" / "client")], check=True, capture_output=True)  # fmt: skip
+    (wheel,) = (folder / "dist").glob("*.whl")
+    venv.create(folder / "alone", with_pip=True)
+    python = folder / "alone" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+    return python
+
+
+def main() -> None:
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        python = install(pathlib.Path(folder))
+
+        def timed():
+            done = subprocess.run([python, "-c", TIMED], cwd=folder, env=environment, check=True, capture_output=True)
+            return [float(word) for word in done.stdout.split()]
+
+        timed()
+        seconds, of_processor = zip(*(timed() for _ in range(REPEATS)))
+        listed = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], check=True, capture_output=True)
+    packages = listed.stdout.decode().lower().split()
+    found = [name for name in packages if name.startswith(("tensorflow", "keras", "tfmm="))]
+    recording.write("client_alone", "How long does the client take to import where nothing else is installed?",
+                    {"seconds": recording.spread(list(seconds)), "bar": 1.0, "packages": packages,
+                     "processor_seconds": recording.spread(list(of_processor))})  # fmt: skip
+    if statistics.median(seconds) >= 1.0 or found:
+        raise SystemExit(f"the client must import in less than a second, without TensorFlow; found {found}")
+
+
+if __name__ == "__main__":
+    main()

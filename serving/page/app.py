@@ -1,0 +1,60 @@
+"""The page as an ASGI application: `/` for people, `/data.json` for programs and for the page itself."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import secrets
+import typing
+
+import jinja2
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from serving.page.document import Document
+
+DATA, PICTURE = "/data.json", "/picture"
+_KINDS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}  # of pictures, by how they begin
+_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+
+
+def application(
+    document: typing.Callable[[], Document], picture: typing.Callable[[str], bytes | None] = lambda item: None
+) -> Starlette:
+    """Returns the application.
+
+    Args:
+        document: returns what is shown.
+        picture: returns an item's picture by its id as a section named it; None: it has none.
+    """
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((pathlib.Path(__file__).parent / "page.html.j2").read_text("utf-8"))
+
+    async def page(request: Request) -> Response:
+        nonce = secrets.token_urlsafe(16)  # no script but the page's own runs, and nothing is loaded from elsewhere
+        policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self'; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        html = template.render(**document(), nonce=nonce, data_path=DATA)
+        return HTMLResponse(html, headers={**_HEADERS, "content-security-policy": policy})
+
+    async def data(request: Request) -> Response:
+        body = json.dumps(document(), allow_nan=False, ensure_ascii=False)
+        return Response(body, media_type="application/json", headers=_HEADERS)
+
+    async def one_picture(request: Request) -> Response:
+        content = picture(request.path_params["item"]) or b""
+        kind = next((kind for start, kind in _KINDS.items() if content.startswith(start)), None)
+        if kind is None:
+            return Response(status_code=404, headers=_HEADERS)
+        return Response(content, media_type=kind, headers={**_HEADERS, "cache-control": "private, max-age=60"})
+
+    async def icon(request: Request) -> Response:
+        return Response(status_code=204)  # browsers ask for it
+
+    return Starlette(routes=[
+        Route("/", page), Route(DATA, data), Route(f"{PICTURE}/{{item}}", one_picture), Route("/favicon.ico", icon),
+    ])  # fmt: skip
