@@ -25,6 +25,7 @@ def load(name):
 
 
 public = load("public")
+ROOTS = sorted({module.partition(".")[0] for module in public.entries()})
 DEFINITIONS = [
     pytest.param(module, name, node, id=f"{module}.{name}")
     for module, entry in public.entries().items()
@@ -90,7 +91,7 @@ def test_public_name_is_described(module, name, node):
 
 
 def names_in(code):
-    """The names of tfmm and serving that a piece of code uses, in full."""
+    """The names of this project that a piece of code uses, in full."""
     tree, known, used = ast.parse(code), {}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
@@ -101,7 +102,7 @@ def names_in(code):
             used.add(known[node.id])
         elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in known:
             used.add(f"{known[ast.unparse(node.value)]}.{node.attr}")
-    return {name for name in used if name.split(".")[0] in ("tfmm", "serving")}
+    return {name for name in used if name.partition(".")[0] in ROOTS}
 
 
 def code_of(guide):
@@ -122,6 +123,6 @@ def test_names_that_a_guide_imports_are_in_the_reference(guide):
 @pytest.mark.parametrize("guide", GUIDES)
 def test_names_that_a_guide_speaks_of_are_in_the_reference(guide):
     prose = re.sub(r"^```.*?^```$", "", (ROOT / guide).read_text("utf-8"), flags=re.M | re.S)
-    spoken = set(re.findall(r"`((?:tfmm|serving)\.[\w.]+)[`(]", prose))
+    spoken = set(re.findall(rf"`((?:{'|'.join(ROOTS)})\.[\w.]+)[`(]", prose))
     packages = {module.rpartition(".")[0] for module in public.entries()}
     assert not [name for name in sorted(spoken - packages) if public.full_name(name) is None]
