@@ -99,7 +99,7 @@ class Caller:
         replica: Replica,
         deadline: Deadline,
     ) -> Flow[Arrays]:
-        """Sends a request of `rank` or `pre_rank`, again where what it takes has changed since the replica was asked."""
+        """Sends a request of `rank` or `pre_rank`, again where what it takes has changed since it was asked."""
         known = replica.inputs.get((version, asked))
         inputs = known or (yield from self._find_inputs(replica, version, way, deadline, asked))
         while True:
