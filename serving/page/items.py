@@ -103,7 +103,8 @@ class Items:
             Watch("items of", shown, self._ask, EVERY_S), Watch("neighbors in", shown, self._compare, EVERY_S),
         ]  # fmt: skip
         if scorer is not None:
-            self.watches.append(Watch("scores at", scorer.shown, functools.partial(self._score, scorer), EVERY_S))
+            score = functools.partial(self._score, scorer)
+            self.watches.append(Watch("scores at", scorer.shown, score, EVERY_S, rest=1.0))  # it mostly waits
 
     def picture(self, item: str) -> bytes | None:
         """Returns the picture of an item, by its id in the index as text."""

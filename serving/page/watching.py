@@ -13,7 +13,7 @@ from serving.page import cells, counters
 
 KEEP_S = 60.0  # of a process's samples: the window of percentiles
 TREND_S, TREND_POINTS = 600, 60  # of a line: its seconds and its points
-_REST, _MAX_REST_S = 20.0, 60.0  # times as long as it took to ask, until it is asked again; and at most
+REST, _MAX_REST_S = 20.0, 60.0  # times as long as it took to ask, until it is asked again; and at most
 _PATIENCE_S = 10.0  # until who has not answered yet is said not to answer; or three times as long as it took before
 _TIMEOUT_S = 2.0  # of a request for metrics
 T = typing.TypeVar("T")
@@ -27,16 +27,17 @@ class Watch(threading.Thread, typing.Generic[T]):
         shown: what it is called on the page, without passwords.
         ask: asks; what it raises is why there is no answer.
         every_s: at least so long between two answers.
+        rest: and so many times as long as the answer took.
 
     Attributes:
         value: the newest answer; None before the first.
     """
 
-    def __init__(self, kind: str, shown: str, ask: typing.Callable[[], T], every_s: float) -> None:
+    def __init__(self, kind: str, shown: str, ask: typing.Callable[[], T], every_s: float, rest: float = REST) -> None:
         super().__init__(name=f"page {kind} {shown}", daemon=True)
         self.kind, self.shown = kind, shown
         self.value: T | None = None
-        self._ask, self._every_s = ask, every_s
+        self._ask, self._every_s, self._rest = ask, every_s, rest
         self._silent_since: float | None = time.time()
         self._why: str | None = None  # why the last question had no answer
         self._has_answered = False
@@ -47,7 +48,7 @@ class Watch(threading.Thread, typing.Generic[T]):
     def run(self) -> None:
         while not self._ended.is_set():
             took_s = self.ask()
-            self._ended.wait(max(self._every_s, min(_REST * took_s, _MAX_REST_S)))
+            self._ended.wait(max(self._every_s, min(self._rest * took_s, _MAX_REST_S)))
 
     def ask(self) -> float:
         """Asks once; returns the seconds that it took."""

@@ -2,10 +2,13 @@
 
 import json
 import pathlib
+import re
 import time
 
+import httpx
 import numpy as np
 import pytest
+from prometheus_client import parser
 
 from serving.streaming import event_log
 from tfmm.ctr import state as state_lib
@@ -27,6 +30,17 @@ def wait_for(condition, trainer, timeout_s=400):
         time.sleep(0.1)
 
 
+def metrics_of(trainer):
+    """What a trainer tells Prometheus, by name and the labels' values."""
+    (port,) = re.findall(r"metrics on 127\.0\.0\.1:(\d+)", trainer.said())
+    families = parser.text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
 @pytest.fixture(scope="module")
 def first_rows(models):
     return state_lib.read_manifest(models / "models/multimodal/Format-State")["training"]["rows"]
@@ -42,10 +56,15 @@ def test_what_is_served_is_trained_judged_and_pushed(nearline_shop, models, firs
     log.append(payloads(nearline_shop.records(100, REQUESTS)))
     trainer = start_trainer(
         tmp_path / "work", "--log", log.path, "--window-seconds", "5", "--slice-rows", "320", "--checkpoint-seconds",
-        "1", "--slice-minutes", "100000",
+        "1", "--slice-minutes", "100000", "--metrics-port", "0",
     )  # fmt: skip
     wait_for(lambda: trainer.rows() == first_rows + REQUESTS * SHOWN, trainer)
     wait_for(lambda: "is pushed as" in trainer.said(), trainer)
+    told = metrics_of(trainer)
+    assert told["tfmm_nearline_slice",] >= told["tfmm_nearline_slice_passed",] == 1
+    assert told["tfmm_nearline_slice_rows",] == 320 and told["tfmm_nearline_slice_judged_seconds",] > time.time() - 900
+    for metric in ("auc", "gauc", "logloss", "calibration"):
+        assert told["tfmm_nearline_slice_metric", metric, "multimodal"] > 0
     trainer.stop()
     facts, folder = trainer.facts()
     (version,) = [path for path in (tmp_path / "work" / "versions").iterdir() if path.name.isdigit()]

@@ -42,15 +42,21 @@ def picture(shade):
     return content.getvalue()
 
 
-def write_model(folder):
-    """Writes a version of a click model with vectors of `ITEMS`, weights drawn; and the index that it was made of."""
-    preprocessing.write(
-        folder / "vocabulary", {"user_id": np.arange(1, 9), "item_id": ITEMS, "category": np.arange(1, 4)}, {}
-    )
-    with store.open_store(folder / "items.sqlite") as index:
+def write_index(path):
+    """Writes an index with vectors of `ITEMS`."""
+    with store.open_store(path) as index:
         rows, scales = encode.quantize(np.random.default_rng(0).normal(size=(len(ITEMS), DIM)))
         index.write(GIVEN.modality, GIVEN.version, ITEMS, rows, scales, [1] * len(ITEMS))
         index.keep_id_types(TYPES)
+
+
+def write_model(folder):
+    """Writes a version of a click model, weights drawn, and the index that it was made of."""
+    preprocessing.write(
+        folder / "vocabulary", {"user_id": np.arange(1, 9), "item_id": ITEMS, "category": np.arange(1, 4)}, {}
+    )
+    write_index(folder / "items.sqlite")
+    with store.open_store(folder / "items.sqlite") as index:
         snapshot.write_snapshot(index, folder / "snapshot")
     keras.utils.set_random_seed(0)
     make = config_lib.MAKEConfig(attention_units=(4,), units=(8, 4, 4))
@@ -136,6 +142,13 @@ def a_trainer():
     join.counts.update(requests=12, shown=10)
     told.show(join, {"log": 40})
     return told.registry
+
+
+@pytest.fixture
+def index_path(tmp_path):
+    """An index of a test's own, see `write_index`."""
+    write_index(tmp_path / "items.sqlite")
+    return tmp_path / "items.sqlite"
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """What is served beside what was judged."""
 
 import json
-import shutil
 import time
 
 import numpy as np
@@ -63,9 +62,9 @@ def section(told):
 
 
 @pytest.fixture
-def served_tiers(model_dir):
+def served_tiers(index_path):
     """The tiers of one request's candidates."""
-    with store.open_store(model_dir / "items.sqlite") as index:
+    with store.open_store(index_path) as index:
         entry = index.active_encoders()["vector"]
         known = index.snapshot({"vector": entry.encoder_version})["vector"].rows
         places = {int(item): place for place, item in enumerate(known.ids)}
@@ -79,14 +78,13 @@ def served_tiers(model_dir):
 
 
 def test_requests_like_those_of_the_evaluation_show_no_drift_and_others_do(
-    tmp_path, evaluation, model_dir, served_tiers
+    tmp_path, evaluation, index_path, served_tiers
 ):
     encoder, own = served_tiers
     write_report(evaluation, own.counts.tolist())
     like, other = np.linspace(0.1, 0.3, 10).tolist(), [0.9] * 10
     write_log(tmp_path / "log", [record(n, like, {"vector": encoder}) for n in range(4)])
-    shutil.copy(model_dir / "items.sqlite", tmp_path / "items.sqlite")
-    told = settings.Settings({}, str(tmp_path / "items.sqlite"), evaluation_dir=evaluation, served_dir=tmp_path / "log")
+    told = settings.Settings({}, str(index_path), evaluation_dir=evaluation, served_dir=tmp_path / "log")
     scores, of_tiers = section(told)["tables"]
     judged, newest = scores["rows"]
     assert [judged[name]["text"] for name in ("rows", "score", "clicks", "calibration")] == [
