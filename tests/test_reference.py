@@ -46,7 +46,8 @@ def signature(node):
         return {argument.arg for argument in every} - {"self", "cls"} | ({"**"} if node.args.kwarg else set())
     own = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name in ("__init__", "call")]
     fields = {n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
-    return set().union(fields, *(signature(n) for n in own))
+    inherited = {"**"} if node.bases and "__init__" not in [function.name for function in own] else set()
+    return set().union(fields, inherited, *(signature(function) for function in own))
 
 
 def documented(text):

@@ -9,6 +9,7 @@ import re
 import typing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+SOURCES = (ROOT, ROOT / "serving" / "client_package")  # that hold packages
 REFERENCE = "reference.md"
 ENTRY = re.compile(r"^- `([\w.]+)`(?: \((`\w+`(?:, `\w+`)*)\))?$", re.M)
 
@@ -41,7 +42,8 @@ def entries() -> dict[str, Entry]:
 
 def module_file(module: str) -> pathlib.Path:
     """Returns the source file of a module or package."""
-    path = ROOT / module.replace(".", "/")
+    places = [folder / module.replace(".", "/") for folder in SOURCES]
+    path = next(place for place in places if place.is_dir() or place.with_suffix(".py").exists())
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
