@@ -97,6 +97,14 @@ def test_all_away_is_said_after_all_tries(make_client, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_wrong_request_is_said_so_where_a_replica_is_away(make_client, servers, way):
+    with make_client(AWAY, servers[0]) as client:
+        for _ in range(2):  # whoever is first
+            with pytest.raises(ValueError, match=r"`candidates` must have .*Received: \['color'"):
+                getattr(client, way)(USER, {**ITEMS, "color": ["red", "blue"]})
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_call_lands_where_its_features_are_taken(make_client, servers, way):
     with make_client(servers[0], servers[2]) as client:
         for _ in range(3):
