@@ -98,6 +98,10 @@ class RankingClient(Caller):
     ) -> Arrays:
         """Calls a signature of one of the servers over gRPC.
 
+        A signature that reads is tried again as `rank` is. `upsert_items`, which writes, is sent once, and by a client
+        of one server alone: each server has its own tables, so that an upsert must reach each. Where it fails with
+        `Unavailable` or `DeadlineExceeded`, it may have been applied; sent again as it was, it changes nothing more.
+
         Args:
             inputs: arrays by name, of the signature's dtypes.
             signature: its name.
@@ -107,6 +111,7 @@ class RankingClient(Caller):
         Returns:
             The outputs by name.
         Raises:
+            ValueError: an upsert, and the client has several servers.
             PredictError: the server refuses, or does not answer in time; its kinds say which.
         """
         return self._run(self._predict(inputs, signature, version, outputs, self._grpc, timeout_s))
