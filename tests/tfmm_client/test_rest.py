@@ -78,7 +78,7 @@ def kind(request):
     ids=["status", "dtype", "version", "signatures", "no outputs", "no score", "ragged"],
 )
 def test_answer_of_another_server_is_a_server_error(kind, answers):
-    with answering(**answers) as url, pytest.raises(ServerError, match="^200: no answer of TensorFlow Serving's REST"):
+    with answering(**answers) as url, pytest.raises(ServerError, match=r"^200: no answer of TensorFlow Serving's REST"):
         rank(kind, url)
 
 

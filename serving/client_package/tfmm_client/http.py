@@ -15,10 +15,17 @@ from tfmm_client.steps import Send
 
 
 def settings(access: access_lib.Access, urls: typing.Iterable[str | None]) -> dict[str, typing.Any]:
-    """Returns the arguments of an HTTP client; a redirect is not followed: no such server redirects."""
-    has_tls = any((url or "").startswith("https:") for url in urls)
+    """Returns the arguments of an HTTP client.
+
+    A redirect is not followed: no such server redirects. What the environment names as a proxy is asked for other
+    machines' addresses alone: to this machine's, it would be sent the token in the clear.
+    """
+    urls = [url for url in urls if url is not None]
+    hosts = {httpx.URL(url).host for url in urls}
+    direct = {f"all://{f'[{host}]' if ':' in host else host}": None for host in hosts if access_lib.is_local(host)}
+    has_tls = any(url.startswith("https:") for url in urls)
     verify: ssl.SSLContext | bool = access.context() if has_tls else False
-    return {"verify": verify, "follow_redirects": False, "headers": dict(access.metadata())}
+    return {"verify": verify, "follow_redirects": False, "headers": dict(access.metadata()), "mounts": direct}
 
 
 def arguments(step: Send, connect_s: float) -> dict[str, typing.Any]:
