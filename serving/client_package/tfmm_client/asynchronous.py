@@ -126,11 +126,4 @@ class AsyncRankingClient(Caller):
     async def _send(self, step: Send) -> typing.Any:
         if step.replica.url is None:
             raise ValueError("`rest_url` must be given for calls over REST.")
-        sent = self._http.request(**http.arguments(step, self._connect_s))
-        try:
-            response = await asyncio.wait_for(sent, step.timeout_s)
-        except httpx.HTTPError as error:
-            raise http.failure(error, step.timeout_s > self._connect_s) from error
-        except asyncio.TimeoutError as error:
-            raise errors.of("DEADLINE_EXCEEDED", f"No whole answer within {step.timeout_s:.3g} s.") from error
-        return http.parsed(response.status_code, response.content)
+        return await http.send(self._http, step, self._connect_s)

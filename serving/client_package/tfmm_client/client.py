@@ -6,7 +6,6 @@ import time
 import typing
 
 import grpc
-import httpx
 import numpy as np
 
 from tfmm_client import errors, http, messages
@@ -49,7 +48,7 @@ class RankingClient(Caller):
             for one, channel in self._channels.items()
             for method in messages.METHODS
         }
-        self._http = httpx.Client(**http.settings(self._access, [one.url for one in self._turns.replicas]))
+        self._http = http.Sender(**http.settings(self._access, [one.url for one in self._turns.replicas]))
 
     def rank(
         self, user: User, candidates: Candidates, *, version: Version = None, timeout_s: float | None = None
@@ -173,9 +172,4 @@ class RankingClient(Caller):
     def _send(self, step: Send) -> typing.Any:
         if step.replica.url is None:
             raise ValueError("`rest_url` must be given for calls over REST.")
-        try:
-            with self._http.stream(**http.arguments(step, self._connect_s)) as response:
-                status, body = response.status_code, http.read(response, step.timeout_s)
-        except httpx.HTTPError as error:
-            raise http.failure(error, step.timeout_s > self._connect_s) from error
-        return http.parsed(status, body)
+        return self._http.send(step, self._connect_s)
