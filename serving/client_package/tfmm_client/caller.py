@@ -20,6 +20,7 @@ User = typing.Mapping[str, Value]
 Candidates = typing.Mapping[str, typing.Iterable[Value]]
 Ask = typing.Callable[[Replica, Deadline], Flow[T]]
 
+SILENT_S = 3.0
 CHANNEL_OPTIONS: list[tuple[str, typing.Any]] = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -27,6 +28,10 @@ CHANNEL_OPTIONS: list[tuple[str, typing.Any]] = [
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5000),
+    # A machine that is gone without a word, whose kernel takes no more: the connection ends after this time without an
+    # acknowledgment (TCP_USER_TIMEOUT, which gRPC sets with keepalive). Pings come as seldom as any server permits.
+    ("grpc.keepalive_timeout_ms", round(1e3 * SILENT_S)),
+    ("grpc.keepalive_time_ms", 300_000),
 ]
 DEFAULT_RETRY = Retry()
 UPSERT = "upsert_items"  # the signature that writes
