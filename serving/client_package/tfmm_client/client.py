@@ -154,6 +154,8 @@ class RankingClient(Caller):
                     step = flow.send(found)
         except StopIteration as done:
             return done.value
+        finally:
+            flow.close()  # where a step fails otherwise, or is interrupted: what the flow holds is given back
 
     def _take(self, step: Step) -> typing.Any:
         if isinstance(step, Call):
