@@ -22,10 +22,10 @@ def settings(access: access_lib.Access, urls: typing.Iterable[str | None]) -> di
     A redirect is not followed: no such server redirects. What the environment names as a proxy is asked for other
     machines' addresses alone: to this machine's, it would be sent the token in the clear.
     """
-    urls = [url for url in urls if url is not None]
-    hosts = {httpx.URL(url).host for url in urls}
+    given = [url for url in urls if url is not None]
+    hosts = {httpx.URL(url).host for url in given}
     direct = {f"all://{f'[{host}]' if ':' in host else host}": None for host in hosts if access_lib.is_local(host)}
-    has_tls = any(url.startswith("https:") for url in urls)
+    has_tls = any(url.startswith("https:") for url in given)
     verify: ssl.SSLContext | bool = access.context() if has_tls else False
     return {"verify": verify, "follow_redirects": False, "headers": dict(access.metadata()), "mounts": direct}
 
