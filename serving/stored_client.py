@@ -101,11 +101,18 @@ class StoredRankingClient(RankingClient):
         return answer.outputs
 
     def _model(self, replica: Replica, version: Version, refresh_s: float, deadline: Deadline) -> Flow[_Model]:
-        with self._learning[replica]:
+        lock, known = self._learning[replica], self._models.get((replica, version))
+        is_usable = known is not None and refresh_s > 0  # while another call asks for it anew
+        while not lock.acquire(timeout=0 if is_usable else deadline.left_s()):
+            if known is not None and is_usable:
+                return known
+        try:
             known = self._models.get((replica, version))
             if known is None or time.monotonic() - known.known_at >= refresh_s:
                 known = self._models[replica, version] = yield from self._learn(replica, version, deadline)
             return known
+        finally:
+            lock.release()
 
     def _learn(self, replica: Replica, version: Version, deadline: Deadline) -> Flow[_Model]:
         found_at = time.monotonic()

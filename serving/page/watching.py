@@ -9,6 +9,7 @@ import typing
 
 import httpx
 
+from serving.channel import is_local
 from serving.page import cells, counters
 
 KEEP_S = 60.0  # of a process's samples: the window of percentiles
@@ -104,7 +105,8 @@ def process(kind: str, address: str, every_s: float) -> Watch[counters.Counters]
         address: host:port of its metrics, or their URL.
         every_s: seconds between two looks.
     """
-    taken, client, url = counters.Counters(KEEP_S), httpx.Client(timeout=_TIMEOUT_S), metrics_url(address)
+    taken, url = counters.Counters(KEEP_S), metrics_url(address)
+    client = httpx.Client(timeout=_TIMEOUT_S, trust_env=not is_local(httpx.URL(url).host))  # no proxy on this machine
 
     def ask() -> counters.Counters:
         response = client.get(url)

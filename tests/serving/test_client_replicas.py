@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 import tfmm_client
-from tfmm_client import AsyncRankingClient, RankingClient, Retry
+from tfmm.export import signatures
+from tfmm_client import AsyncRankingClient, RankingClient, Retry, caller
 
 USER, ITEMS = {"user_id": 1}, {"item_id": [3, 4]}
 AWAY = ("127.0.0.1:1", "http://127.0.0.1:1")  # nothing listens there
@@ -97,6 +98,14 @@ def test_all_away_is_said_after_all_tries(make_client, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_wrong_request_is_said_so_where_a_replica_is_away(make_client, servers, way):
+    with make_client(AWAY, servers[0]) as client:
+        for _ in range(2):  # whoever is first
+            with pytest.raises(ValueError, match=r"`candidates` must have .*Received: \['color'"):
+                getattr(client, way)(USER, {**ITEMS, "color": ["red", "blue"]})
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_call_lands_where_its_features_are_taken(make_client, servers, way):
     with make_client(servers[0], servers[2]) as client:
         for _ in range(3):
@@ -113,7 +122,7 @@ def kinds(client):
         ("version", tfmm_client.NotFound, {"inputs": wrong, "signature": "rank", "version": 9}),
         ("inputs", tfmm_client.InvalidRequest, {"inputs": wrong, "signature": "rank"}),
         ("signature", tfmm_client.InvalidRequest, {"inputs": wrong, "signature": "unknown"}),
-        ("token", tfmm_client.Unauthenticated, {"inputs": wrong, "signature": "upsert_items"}),
+        ("token", tfmm_client.Unauthenticated, {"inputs": wrong, "signature": signatures.UPSERT}),
         ("deadline", tfmm_client.DeadlineExceeded,
          {"inputs": {"steps": np.int32(10**5)}, "signature": "slow", "timeout_s": 0.02}),
     ):  # fmt: skip
@@ -132,12 +141,15 @@ def test_errors_are_one_tree_over_grpc_and_rest(make_client, servers):
         assert client.versions(timeout_s=30) == [1]
 
 
-def test_wrong_token_is_said_at_once(make_client, servers):
-    """It would be as wrong at another replica."""
-    with make_client(*servers[:2], access=tfmm_client.Access(TOKEN + "x")) as client:
+def test_upsert_is_named_as_the_export_names_it():
+    assert caller.UPSERT == signatures.UPSERT
+
+
+def test_wrong_token_is_said(make_client, servers):
+    with make_client(servers[0], access=tfmm_client.Access(TOKEN + "x")) as client:
         for call in (client.predict, client.predict_rest):
             with pytest.raises(tfmm_client.Unauthenticated, match=r"need the server's token.*another token\.$"):
-                call({"item_ids": np.array([1])}, "upsert_items")
+                call({"item_ids": np.array([1])}, signatures.UPSERT)
 
 
 @pytest.mark.parametrize(

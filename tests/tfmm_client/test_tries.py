@@ -55,15 +55,22 @@ def test_what_another_may_have_is_asked_of_each_once(error):
     assert asked(tries(3), error, error) == [("a", 0.0), ("b", 0.0)]
     with pytest.raises(type(error), match=r"said \(3 tries, 3 replicas\)"):
         asked(tries(3), error, error, error)
-    found = asked(tries(2), AWAY, error)  # the one that was away is asked again, the other is not
-    assert [target for target, _ in found] == ["a", "b"]
 
 
-def test_those_that_do_not_have_it_are_left_out_of_the_next_round():
-    one = tries(3)
-    asked(one, AWAY, ELSEWHERE[0], AWAY)
-    assert [target for target, _ in asked(one, AWAY)] == ["a"]
-    assert one.next().target == "c"
+@pytest.mark.parametrize("error", [*ELSEWHERE, errors.of("INVALID_ARGUMENT", "said"), ValueError("said")], ids=repr)
+@pytest.mark.parametrize("away", [AWAY, errors.of("DEADLINE_EXCEEDED", "hangs")], ids=["away", "hangs"])
+def test_refusal_counts_where_the_others_are_away(error, away):
+    """No further round: each that can be reached has refused."""
+    with pytest.raises(type(error), match=r"said( \(2 tries, 2 replicas\))?$"):
+        asked(tries(2, may_differ=True), error, away)
+    if away is AWAY:
+        with pytest.raises(type(error), match=r"said( \(3 tries, 3 replicas\))?$"):
+            asked(tries(3, may_differ=True), away, error, away)
+
+
+def test_first_refusal_is_the_call_s():
+    with pytest.raises(errors.NotFound, match=r"^NOT_FOUND: said \(3 tries, 3 replicas\)$"):
+        asked(tries(3), ELSEWHERE[1], ELSEWHERE[0], AWAY)
 
 
 def test_no_wait_is_longer_than_the_deadline():

@@ -95,6 +95,8 @@ class Access:
             OSError: a file of certificates cannot be read.
         """
         self.verify(target)
+        if _is_local_target(target):  # else a proxy that the environment names would have the token, in the clear
+            options = [*options, ("grpc.enable_http_proxy", 0)]
         if not self._has_tls:
             return api.insecure_channel(target, options)
         files = [self.ca_file, self.key_file, self.cert_file]

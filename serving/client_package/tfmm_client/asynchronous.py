@@ -108,6 +108,8 @@ class AsyncRankingClient(Caller):
                     step = flow.send(found)
         except StopIteration as done:
             return done.value
+        finally:
+            flow.close()  # where a step fails otherwise, or is interrupted: what the flow holds is given back
 
     async def _take(self, step: Step) -> typing.Any:
         if isinstance(step, Call):
@@ -133,11 +135,4 @@ class AsyncRankingClient(Caller):
     async def _send(self, step: Send) -> typing.Any:
         if step.replica.url is None:
             raise ValueError("`rest_url` must be given for calls over REST.")
-        sent = self._http.request(**http.arguments(step, self._connect_s))
-        try:
-            response = await asyncio.wait_for(sent, step.timeout_s)
-        except httpx.HTTPError as error:
-            raise http.failure(error, step.timeout_s > self._connect_s) from error
-        except asyncio.TimeoutError as error:
-            raise errors.of("DEADLINE_EXCEEDED", f"No whole answer within {step.timeout_s:.3g} s.") from error
-        return http.parsed(response.status_code, response.content)
+        return await http.send(self._http, step, self._connect_s)

@@ -20,6 +20,7 @@ User = typing.Mapping[str, Value]
 Candidates = typing.Mapping[str, typing.Iterable[Value]]
 Ask = typing.Callable[[Replica, Deadline], Flow[T]]
 
+SILENT_S = 3.0
 CHANNEL_OPTIONS: list[tuple[str, typing.Any]] = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -27,8 +28,13 @@ CHANNEL_OPTIONS: list[tuple[str, typing.Any]] = [
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5000),
+    # A machine that is gone without a word, whose kernel takes no more: the connection ends after this time without an
+    # acknowledgment (TCP_USER_TIMEOUT, which gRPC sets with keepalive). Pings come as seldom as any server permits.
+    ("grpc.keepalive_timeout_ms", round(1e3 * SILENT_S)),
+    ("grpc.keepalive_time_ms", 300_000),
 ]
 DEFAULT_RETRY = Retry()
+UPSERT = "upsert_items"  # the signature that writes
 CONNECT_S = 2.0  # for a connection to stand, where there are other servers to ask
 
 
@@ -62,10 +68,12 @@ class Caller:
         connects = [("grpc.min_reconnect_backoff_ms", round(1e3 * self._connect_s))]  # which is what a try has, too
         return self._access.open(target, CHANNEL_OPTIONS + connects, api)
 
-    def _over_replicas(self, ask: Ask[T], timeout_s: float | None, *, may_differ: bool = False) -> Flow[T]:
-        """Asks one replica after another until one answers, or no try is left."""
+    def _over_replicas(
+        self, ask: Ask[T], timeout_s: float | None, *, may_differ: bool = False, retry: Retry | None = None
+    ) -> Flow[T]:
+        """Asks one replica after another until one answers, or no try is left; `retry`: the client's."""
         deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
-        tries = replicas.Tries(self._turns.next(), deadline, self._retry, may_differ=may_differ)
+        tries = replicas.Tries(self._turns.next(), deadline, retry or self._retry, may_differ=may_differ)
         while True:
             try:
                 return (yield from ask(tries.next(), deadline))
@@ -136,7 +144,15 @@ class Caller:
             answer = yield from way.predict(replica, signature, inputs, version, deadline, outputs)
             return answer.outputs
 
-        return self._over_replicas(ask, timeout_s)
+        if signature != UPSERT:
+            return self._over_replicas(ask, timeout_s)
+        targets = [one.target or one.url or "" for one in self._turns.replicas]
+        if len(targets) > 1 or "," in targets[0]:
+            raise ValueError(
+                f"{UPSERT!r} must be sent to one server, since each has its own tables: name one target in a client of "
+                f"its own for each server. Received: {', '.join(targets)}."
+            )
+        return self._over_replicas(ask, timeout_s, retry=Retry(rounds=1))
 
     def _versions(self, timeout_s: float | None) -> Flow[list[int]]:
         return self._over_replicas(self._grpc.versions, timeout_s)

@@ -6,7 +6,6 @@ import time
 import typing
 
 import grpc
-import httpx
 import numpy as np
 
 from tfmm_client import errors, http, messages
@@ -50,7 +49,7 @@ class RankingClient(Caller):
             for one, channel in self._channels.items()
             for method in messages.METHODS
         }
-        self._http = httpx.Client(**http.settings(self._access, [one.url for one in self._turns.replicas]))
+        self._http = http.Sender(**http.settings(self._access, [one.url for one in self._turns.replicas]))
 
     def rank(
         self, user: User, candidates: Candidates, *, version: Version = None, timeout_s: float | None = None
@@ -114,6 +113,10 @@ class RankingClient(Caller):
     ) -> Arrays:
         """Calls a signature of one of the servers over gRPC.
 
+        A signature that reads is tried again as `rank` is. `upsert_items`, which writes, is sent once, and by a client
+        of one server alone: each server has its own tables, so that an upsert must reach each. Where it fails with
+        `Unavailable` or `DeadlineExceeded`, it may have been applied; sent again as it was, it changes nothing more.
+
         Args:
             inputs: arrays by name, of the signature's dtypes.
             signature: its name.
@@ -123,6 +126,7 @@ class RankingClient(Caller):
         Returns:
             The outputs by name.
         Raises:
+            ValueError: an upsert, and the client has several servers.
             PredictError: the server refuses, or does not answer in time; its kinds say which.
         """
         return self._run(self._predict(inputs, signature, version, outputs, self._grpc, timeout_s))
@@ -166,6 +170,8 @@ class RankingClient(Caller):
                     step = flow.send(found)
         except StopIteration as done:
             return done.value
+        finally:
+            flow.close()  # where a step fails otherwise, or is interrupted: what the flow holds is given back
 
     def _take(self, step: Step) -> typing.Any:
         if isinstance(step, Call):
@@ -184,9 +190,4 @@ class RankingClient(Caller):
     def _send(self, step: Send) -> typing.Any:
         if step.replica.url is None:
             raise ValueError("`rest_url` must be given for calls over REST.")
-        try:
-            with self._http.stream(**http.arguments(step, self._connect_s)) as response:
-                status, body = response.status_code, http.read(response, step.timeout_s)
-        except httpx.HTTPError as error:
-            raise http.failure(error, step.timeout_s > self._connect_s) from error
-        return http.parsed(status, body)
+        return self._http.send(step, self._connect_s)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import json
 import ssl
-import time
+import threading
 import typing
 
 import httpx
@@ -15,10 +17,17 @@ from tfmm_client.steps import Send
 
 
 def settings(access: access_lib.Access, urls: typing.Iterable[str | None]) -> dict[str, typing.Any]:
-    """Returns the arguments of an HTTP client; a redirect is not followed: no such server redirects."""
-    has_tls = any((url or "").startswith("https:") for url in urls)
+    """Returns the arguments of an HTTP client.
+
+    A redirect is not followed: no such server redirects. What the environment names as a proxy is asked for other
+    machines' addresses alone: to this machine's, it would be sent the token in the clear.
+    """
+    given = [url for url in urls if url is not None]
+    hosts = {httpx.URL(url).host for url in given}
+    direct = {f"all://{f'[{host}]' if ':' in host else host}": None for host in hosts if access_lib.is_local(host)}
+    has_tls = any(url.startswith("https:") for url in given)
     verify: ssl.SSLContext | bool = access.context() if has_tls else False
-    return {"verify": verify, "follow_redirects": False, "headers": dict(access.metadata())}
+    return {"verify": verify, "follow_redirects": False, "headers": dict(access.metadata()), "mounts": direct}
 
 
 def arguments(step: Send, connect_s: float) -> dict[str, typing.Any]:
@@ -32,18 +41,69 @@ def arguments(step: Send, connect_s: float) -> dict[str, typing.Any]:
     }
 
 
-def read(response: httpx.Response, timeout_s: float) -> bytes:
-    """Returns an answer's body.
+async def send(client: httpx.AsyncClient, step: Send, connect_s: float) -> typing.Any:
+    """Sends a request; returns its answer's JSON.
 
     Raises:
-        DeadlineExceeded: it comes too slowly.
+        PredictError: it is another than OK, or not whole in time, however slowly it comes.
     """
-    end, parts = time.monotonic() + timeout_s, []
-    for part in response.iter_bytes():
-        parts.append(part)
-        if time.monotonic() > end:
-            raise errors.of("DEADLINE_EXCEEDED", f"No whole answer within {timeout_s:.3g} s.")
-    return b"".join(parts)
+    sent = client.request(**arguments(step, connect_s))
+    try:
+        response = await asyncio.wait_for(sent, step.timeout_s)
+    except httpx.HTTPError as error:
+        raise failure(error, step.timeout_s > connect_s) from error
+    except asyncio.TimeoutError as error:
+        raise errors.of("DEADLINE_EXCEEDED", f"No whole answer within {step.timeout_s:.3g} s.") from error
+    return parsed(response.status_code, response.content)
+
+
+class Sender:
+    """Sends for callers with threads, over connections that are kept, from a thread that starts with the first request.
+
+    A socket that blocks can be given a time for each read, but none for all; so that an answer which drips ends with
+    its deadline, requests are tasks of an event loop, which are cancelled.
+    """
+
+    def __init__(self, **settings: typing.Any):
+        self._client = httpx.AsyncClient(**settings)
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_closed = False
+
+    def send(self, step: Send, connect_s: float) -> typing.Any:
+        """As the function of this name."""
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("The client is closed.")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="tfmm_client REST", daemon=True)
+                self._thread.start()
+            task = asyncio.run_coroutine_threadsafe(send(self._client, step, connect_s), self._loop)
+        try:
+            return task.result()
+        except concurrent.futures.CancelledError as error:
+            raise RuntimeError("The client was closed while it sent.") from error
+        finally:
+            task.cancel()  # where the caller is interrupted
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed, loop = True, self._loop
+            self._loop = None
+        if loop is not None:
+            asyncio.run_coroutine_threadsafe(self._end(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
+            loop.close()
+
+    async def _end(self) -> None:
+        """Ends what is being sent, and the connections."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.aclose()
 
 
 def parsed(status: int, body: bytes) -> typing.Any:

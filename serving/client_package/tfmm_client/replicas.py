@@ -107,8 +107,10 @@ class Deadline:
 class Tries:
     """The tries of one call.
 
-    A replica that is away is asked again in the next round, after a wait; one that has too much to do, or does not have
-    what is asked for, is not asked again, but the others are, at once. What else goes wrong ends the call.
+    While all are away, all are asked again in the next round, after a wait. One that has too much to do, does not have
+    what is asked for, or refuses it where another may take it, leaves the call to the others, at once; where none of
+    them answers, its refusal, the first, is the call's: one that is away says nothing of the request. What else goes
+    wrong ends the call.
 
     Args:
         replicas: in the order in which they are asked.
@@ -124,6 +126,7 @@ class Tries:
         self._deadline, self._retry = deadline, retry
         self._others = (errors.ResourceExhausted, errors.NotFound, *([ValueError] if may_differ else ()))
         self._rounds, self._count, self._asked = 1, 0, len(replicas)
+        self._refusal: Exception | None = None  # the first
 
     def next(self) -> Replica:
         self._count += 1
@@ -133,19 +136,25 @@ class Tries:
         """Returns the seconds until the next try, after one that failed.
 
         Raises:
-            Exception: `error`, where no try is left.
+            Exception: where no try is left: the first refusal, or else `error`.
         """
         asked = self._left.pop(0)
         if isinstance(error, (errors.Unavailable, errors.DeadlineExceeded)):
             asked.failed_at = time.monotonic()
         if isinstance(error, errors.Unavailable):
             self._away.append(asked)
-        elif not isinstance(error, self._others):
+        elif isinstance(error, self._others):
+            self._refusal = self._refusal or error
+        elif self._refusal is None or not isinstance(error, errors.DeadlineExceeded):
             raise error
+        else:  # it hangs
+            raise self._last(self._refusal)
         if self._left:
             return 0.0
+        if self._refusal is not None:  # by each that can be reached
+            raise self._last(self._refusal)
         wait_s = self._retry.wait_s(self._rounds)
-        if not self._away or self._rounds == self._retry.rounds or wait_s >= self._deadline.left_s():
+        if self._rounds == self._retry.rounds or wait_s >= self._deadline.left_s():
             raise self._last(error)
         self._left, self._away = self._away, []
         self._rounds += 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import typing
 
 import numpy as np
 
+from tfmm_client import errors, messages, tensors, versions
 from tfmm_client import inputs as inputs_lib
-from tfmm_client import messages, tensors, versions
 from tfmm_client.inputs import RANK, Inputs
 from tfmm_client.replicas import Deadline, Replica
 from tfmm_client.steps import Call, Flow, Send
@@ -109,11 +110,13 @@ class Rest:
         self, replica: Replica, version: Version, deadline: Deadline, asked: str = RANK
     ) -> Flow[tuple[int, Inputs]]:
         answer = yield Send(replica, self._path(version, "/metadata"), None, deadline.left_s())
-        found = {
-            name: {key: _tensor_info(one) for key, one in signature["inputs"].items()}
-            for name, signature in answer["metadata"]["signature_def"]["signature_def"].items()
-        }
-        return int(answer["model_spec"]["version"]), inputs_lib.of_signatures(found, asked)
+        with _understood(answer):
+            found = {
+                name: {key: _tensor_info(one) for key, one in signature["inputs"].items()}
+                for name, signature in answer["metadata"]["signature_def"]["signature_def"].items()
+            }
+            number = int(answer["model_spec"]["version"])
+        return number, inputs_lib.of_signatures(found, asked)
 
     def predict(
         self,
@@ -128,12 +131,23 @@ class Rest:
         columns = {name: tensors.plain(np.asarray(value)) for name, value in inputs.items()}
         body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
         answer = yield Send(replica, self._path(version, ":predict"), body, deadline.left_s())
-        found = answer["outputs"]
-        named = found if isinstance(found, dict) else {"output": found}
-        return Answer({name: np.asarray(value) for name, value in named.items()}, None)
+        with _understood(answer):
+            found = answer["outputs"]
+            named = found if isinstance(found, dict) else {"output": found}
+            arrays = {name: np.asarray(value) for name, value in named.items()}
+            return Answer({name: arrays[name] for name in outputs or arrays}, None)
 
     def _path(self, version: Version, call: str) -> str:
         return f"/v1/models/{self._model_name}{versions.path(version)}{call}"
+
+
+@contextlib.contextmanager
+def _understood(answer: typing.Any) -> typing.Iterator[None]:
+    """Raises ServerError where an answer is none of such a server's, such as a proxy's own."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise errors.ServerError("200", f"no answer of TensorFlow Serving's REST API: {str(answer)[:200]}") from error
 
 
 def _tensor_info(described: typing.Mapping[str, typing.Any]) -> tuple[int, list[int]]:
