@@ -108,3 +108,22 @@ def test_lines_have_as_many_points_as_they_promise():
     assert len(found["value"]) == watching.TREND_POINTS
     assert found["value"][-1] == pytest.approx(last - 4.5, rel=1e-3)  # the mean of its ten seconds
     assert trends.add("b", None)["text"] == "no values yet"
+
+
+def test_samples_may_be_read_while_others_come():
+    own, end, faults = counters.Counters(1e9), threading.Event(), []
+
+    def read():
+        try:
+            while not end.is_set():
+                own.over_s(1e9)
+        except RuntimeError as fault:
+            faults.append(fault)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for moment in range(20_000):
+        own.add(float(moment), {})
+    end.set()
+    reader.join(60)
+    assert not faults
