@@ -45,8 +45,8 @@ def application(
         body = json.dumps(document(), allow_nan=False, ensure_ascii=False)
         return Response(body, media_type="application/json", headers=_HEADERS)
 
-    async def one_picture(request: Request) -> Response:
-        content = picture(request.path_params["item"]) or b""
+    def one_picture(request: Request) -> Response:
+        content = picture(request.path_params["item"]) or b""  # in a thread: it may read a table
         kind = next((kind for start, kind in _KINDS.items() if content.startswith(start)), None)
         if kind is None:
             return Response(status_code=404, headers=_HEADERS)
