@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from serving.page import cells
 from serving.page.scores import Scorer, Scores
-from serving.page.watching import Watch
+from serving.page.watching import FIRST_LOOK_S, Watch
 from tfmm import registered
 from tfmm.data import as_known, schema
 from tfmm.fingerprints import fingerprint
@@ -101,7 +101,8 @@ class Items:
         self._scores: dict[int, tuple[tuple[int, float], Scores]] = {}  # and the change and the user that they are of
         shown = registered.without_password(index_url)
         self.watches: list[Watch[typing.Any]] = [
-            Watch("items of", shown, self._ask, EVERY_S), Watch("neighbors in", shown, self._compare, EVERY_S),
+            Watch("items of", shown, self._ask, EVERY_S, FIRST_LOOK_S),
+            Watch("neighbors in", shown, self._compare, EVERY_S, FIRST_LOOK_S),
         ]  # fmt: skip
         if scorer is not None:
             self.watches.append(Watch("scores at", scorer.shown, functools.partial(self._score, scorer), EVERY_S))

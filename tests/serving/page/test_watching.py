@@ -29,6 +29,16 @@ def test_a_question_that_hangs_is_said_and_stands_in_nobodys_way(monkeypatch):
     assert not watch.notes and watch.value is True
 
 
+def test_a_first_look_that_reads_much_is_given_its_time(monkeypatch):
+    monkeypatch.setattr(watching, "_PATIENCE_S", 0.0)
+    notes = []
+    watch = watching.Watch("log", "folder", lambda: notes.append(watch.notes), 1.0, watching.FIRST_LOOK_S)
+    watch.ask()
+    monkeypatch.setattr(watch, "_took_s", 0.0)
+    watch.ask()
+    assert not notes[0] and "silent" in notes[1][0]["text"]
+
+
 def test_what_fails_inside_the_page_is_said_and_the_numbers_before_stay(caplog):
     faults = []
 
