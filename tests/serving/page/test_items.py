@@ -1,5 +1,6 @@
 """The last items while what tells of them is away, or slow."""
 
+import asyncio
 import queue
 import threading
 from concurrent import futures
@@ -90,3 +91,22 @@ def test_a_picture_that_takes_long_holds_up_no_other_answer():
             assert slow.result(60).status_code == 200
             servers[0].should_exit = True
             server.join(60)
+
+
+@pytest.mark.parametrize(
+    ("host", "asked", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:8600", 200), ("127.0.0.1", "localhost:8600", 200), ("::1", "[::1]:8600", 200),
+        ("127.0.0.1", "rebound.example:8600", 400), ("localhost", "rebound.example", 400),
+        ("0.0.0.0", "shop.example", 200),
+    ],
+)  # fmt: skip
+def test_a_page_of_this_machine_answers_to_no_other_name(host, asked, status):
+    application = app.application(lambda: {"told": 1}, host=host)
+
+    async def ask():
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("/data.json", headers={"host": asked})
+
+    assert asyncio.run(ask()).status_code == status
