@@ -67,6 +67,20 @@ def test_make_target_exists(arguments):
     assert {word for word in arguments if "=" not in word} <= set(targets)
 
 
+def test_paths_of_a_quickstart_are_those_that_it_makes(tmp_path):
+    from tfx_pipeline import environments, published
+
+    made = environments.Environment.from_variables({"TFMM_WORKDIR": str(tmp_path)})
+    places = {str(one.relative_to(tmp_path)) for one in (made.index_path, made.encoders_dir, made.serving_dir)}
+    named = {
+        (document, path)
+        for document, line in shell_lines()
+        for path in re.findall(r"(?<![\w/])quickstart/([\w./-]+)", line)
+    }
+    assert named
+    assert not [one for one in sorted(named) if one[1] not in places | set(published.OUTPUTS)]
+
+
 @pytest.mark.parametrize("arguments", commands("tfx"))
 def test_tfx_command_exists(arguments):
     from tfx.tools.cli.cli_main import cli_group

@@ -59,5 +59,5 @@ def page(
     addresses = {"server": servers, "stream": streams, "replicator": replicators, "trainer": trainers}
     board, picture = settings.open_board(settings.Settings(addresses, **others))
     with board:
-        application = app.application(lambda: board.document, picture)
+        application = app.application(lambda: board.document, picture, host)
         serve.run(application, host, port, ssl, lambda url: click.echo(f"The page: {url}"))

@@ -9,26 +9,35 @@ import typing
 
 import jinja2
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from serving import channel
 from serving.page.document import Document
 
 DATA, PICTURE = "/data.json", "/picture"
 _KINDS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}  # of pictures, by how they begin
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "[")  # the last is how an older Starlette reads that before it
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
 def application(
-    document: typing.Callable[[], Document], picture: typing.Callable[[str], bytes | None] = lambda item: None
+    document: typing.Callable[[], Document],
+    picture: typing.Callable[[str], bytes | None] = lambda item: None,
+    host: str = "127.0.0.1",
 ) -> Starlette:
     """Returns the application.
 
     Args:
         document: returns what is shown.
         picture: returns an item's picture by its id as a section named it; None: it has none.
+        host: the address that is bound. One of this machine alone answers to its own names, so that no page of another
+            name reads it in a browser here (DNS rebinding); one on a network has names that are not known.
     """
+    hosts = (host, *_LOOPBACK) if channel.is_local(host) else ("*",)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((pathlib.Path(__file__).parent / "page.html.j2").read_text("utf-8"))
 
@@ -45,8 +54,8 @@ def application(
         body = json.dumps(document(), allow_nan=False, ensure_ascii=False)
         return Response(body, media_type="application/json", headers=_HEADERS)
 
-    async def one_picture(request: Request) -> Response:
-        content = picture(request.path_params["item"]) or b""
+    def one_picture(request: Request) -> Response:
+        content = picture(request.path_params["item"]) or b""  # in a thread: it may read a table
         kind = next((kind for start, kind in _KINDS.items() if content.startswith(start)), None)
         if kind is None:
             return Response(status_code=404, headers=_HEADERS)
@@ -57,4 +66,4 @@ def application(
 
     return Starlette(routes=[
         Route("/", page), Route(DATA, data), Route(f"{PICTURE}/{{item}}", one_picture), Route("/favicon.ico", icon),
-    ])  # fmt: skip
+    ], middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)])  # fmt: skip

@@ -93,10 +93,8 @@ class Counters:
         return {labels: [quantile(counts, q) for q in wanted] for labels, counts in buckets.items()}
 
     def _within(self, window_s: float) -> list[tuple[float, Samples]]:
-        if not self._taken:
-            return []
-        newest = self._taken[-1][0]
-        return [taken for taken in self._taken if newest - taken[0] <= window_s]
+        taken = list(self._taken)  # at once: another thread adds
+        return [one for one in taken if taken[-1][0] - one[0] <= window_s]
 
 
 def quantile(counts: typing.Mapping[float, float], wanted: float) -> float | None:

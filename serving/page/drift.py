@@ -6,13 +6,14 @@ import contextlib
 import functools
 import json
 import pathlib
+import time
 import typing
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from serving.page import cells
-from serving.page.watching import Watch
+from serving.page.watching import FIRST_LOOK_S, Watch
 from tfmm import drift
 from tfmm.config import RunConfig
 from tfmm.data import served
@@ -27,8 +28,10 @@ from tfmm.vectors import Vectors
 
 REQUESTS = 200  # of the log's newest that are looked at
 NUM_BINS = 10  # of scores, each with as many of the evaluation's rows
+CLICKED_S = 86_400.0  # before the last label window that has ended: of its requests clicks are counted
 EVERY_S = 10.0
 TRAINING = "evaluation"
+_REPORT, _PREDICTIONS = "report.json", "predictions.parquet"
 
 
 class Reference(typing.NamedTuple):
@@ -71,10 +74,11 @@ class Drift:
     ) -> None:
         self._evaluation_dir, self._served_dir, self._run = evaluation_dir, served_dir, run
         self._index_url, self._clicked_dir, self._window_s = index_url, clicked_dir, window_s
-        self.watch = Watch("log", str(served_dir), self._ask, EVERY_S)
+        self._reference: tuple[list[int], Reference] | None = None  # and when its files were written, in ns
+        self.watch = Watch("log", str(served_dir), self._ask, EVERY_S, FIRST_LOOK_S)
 
     def _ask(self) -> Found:
-        reference = read_reference(self._evaluation_dir)
+        reference = self._judged()
         records = newest_records(self._served_dir, REQUESTS)
         scores: dict[live.Version, list[float]] = {}
         for record in records:
@@ -82,9 +86,19 @@ class Drift:
         shown: dict[live.Version, live.Slice] = {}
         if self._clicked_dir is not None:
             label = self._run.feature_set.label.column
-            shown, _ = live.slices(self._served_dir, self._clicked_dir, label=label, window_s=self._window_s)
+            shown, _ = live.slices(
+                self._served_dir, self._clicked_dir, label=label, window_s=self._window_s,
+                since=time.time() - self._window_s - CLICKED_S,
+            )  # fmt: skip
         by_version = {version: np.array(values) for version, values in scores.items()}
         return Found(reference, by_version, self._tiers(records), shown)
+
+    def _judged(self) -> Reference:
+        """Returns the evaluation's, read again where it was written anew."""
+        written = [(self._evaluation_dir / name).stat().st_mtime_ns for name in (_REPORT, _PREDICTIONS)]
+        if self._reference is None or self._reference[0] != written:
+            self._reference = written, read_reference(self._evaluation_dir)
+        return self._reference[1]
 
     def _tiers(self, records: typing.Sequence[served.Served]) -> dict[str, tiers.Tiers]:
         """Returns the tiers of requests' candidates, by the vectors that the index has now of the encoders served."""
@@ -174,9 +188,9 @@ def read_reference(folder: pathlib.Path) -> Reference:
     Raises:
         FileNotFoundError: there is none.
     """
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / _REPORT).read_text())
     name = f"score_{MULTIMODAL}"
-    rows = pq.read_table(folder / "predictions.parquet", columns=[name, LABEL])
+    rows = pq.read_table(folder / _PREDICTIONS, columns=[name, LABEL])
     return Reference(rows[name].to_numpy().astype(float), rows[LABEL].to_numpy(), report.get("tiers", {}))
 
 

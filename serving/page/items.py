@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from serving.page import cells
 from serving.page.scores import Scorer, Scores
-from serving.page.watching import Watch
+from serving.page.watching import FIRST_LOOK_S, Watch
 from tfmm import registered
 from tfmm.data import as_known, schema
 from tfmm.fingerprints import fingerprint
@@ -89,6 +89,7 @@ class Items:
     ) -> None:
         self._url, self._events_url, self._data_dir, self._scorer = index_url, events_url, data_dir, scorer
         self._catalog: Catalog | None = None
+        self._opening = threading.Lock()  # of the catalog, which may take long
         self._met: collections.OrderedDict[int, Content] = collections.OrderedDict()
         self._lock = threading.Lock()  # of what is met: pictures are asked for by the page's readers
         self._positions: dict[str, int] = {}
@@ -100,7 +101,8 @@ class Items:
         self._scores: dict[int, tuple[tuple[int, float], Scores]] = {}  # and the change and the user that they are of
         shown = registered.without_password(index_url)
         self.watches: list[Watch[typing.Any]] = [
-            Watch("items of", shown, self._ask, EVERY_S), Watch("neighbors in", shown, self._compare, EVERY_S),
+            Watch("items of", shown, self._ask, EVERY_S, FIRST_LOOK_S),
+            Watch("neighbors in", shown, self._compare, EVERY_S, FIRST_LOOK_S),
         ]  # fmt: skip
         if scorer is not None:
             score = functools.partial(self._score, scorer)
@@ -137,18 +139,16 @@ class Items:
 
     def _ask(self) -> list[dict[str, typing.Any]]:
         with store.open_store(self._url, create=False) as index:
-            found = self._follow(index)
+            self._follow(index)
             self._read_events(index)
-        latest = sorted(found, key=lambda item: -found[item][0])[:COUNT]
-        self._newest = {item: found[item] for item in latest}
-        return [self._row(item) for item in latest]
+        return [self._row(item) for item in self._newest]
 
-    def _follow(self, index: store.IndexStore) -> dict[int, tuple[int, int]]:
-        """Returns the items of before, and of the active encoders' newest changes; what lies between is passed over."""
-        result, newest = dict(self._newest), index.newest_sequence()
+    def _follow(self, index: store.IndexStore) -> None:
+        """Adds items of the active encoders' newest changes, the newest first; what lies between is passed over."""
+        result, followed, newest = dict(self._newest), dict(self._followed), index.newest_sequence()
         for modality, entry in index.active_encoders().items():
             key = modality, entry.encoder_version
-            after = max(self._followed.get(key, 0), newest - 16 * COUNT, 0)
+            after = max(followed.get(key, 0), newest - 16 * COUNT, 0)
             while len(found := index.changes(*key, after)):
                 columns = found.ids, found.scales, found.sequences, found.event_times_us
                 for item, scale, sequence, time_us in zip(*(column.tolist() for column in columns)):
@@ -157,8 +157,9 @@ class Items:
                     else:
                         result.pop(item, None)
                 after = int(found.sequences[-1])
-            self._followed[key] = after
-        return result
+            followed[key] = after
+        latest = sorted(result, key=lambda item: -result[item][0])[:COUNT]
+        self._newest, self._followed = {item: result[item] for item in latest}, followed  # both, or none
 
     def _read_events(self, index: store.IndexStore) -> None:
         """Remembers titles and pictures of the newest events."""
@@ -176,11 +177,11 @@ class Items:
                 position = index.position(part.name)
                 self._positions[part.name] = max(0, position - _BEHIND) if position < _IN_TURN else position
             while batch := part.read(self._positions[part.name], _BEHIND):
-                self._positions[part.name] = batch[-1].offset
                 payloads = [event.payload for event in batch]
                 for payload, parsed in zip(payloads, events.parse_events(payloads, index.id_types())):
                     if isinstance(parsed, events.NewItem) and not parsed.is_withdrawn:
                         self._remember(parsed.item, json.loads(payload.decode("utf-8-sig"))["item_id"])
+                self._positions[part.name] = batch[-1].offset
 
     def _remember(self, item: typing.Any, item_id: int | str) -> None:
         title, image = item.contents.get("text"), item.contents.get("image")
@@ -198,7 +199,7 @@ class Items:
     def _content(self, item: int) -> Content | None:
         if (met := self._met.get(item)) is not None or self._data_dir is None:
             return met
-        with self._lock:
+        with self._opening:
             if self._catalog is None:
                 self._catalog = Catalog(self._data_dir)
         if (found := self._catalog(item)) is not None:

@@ -16,6 +16,7 @@ KEEP_S = 60.0  # of a process's samples: the window of percentiles
 TREND_S, TREND_POINTS = 600, 60  # of a line: its seconds and its points
 REST, _MAX_REST_S = 20.0, 60.0  # times as long as it took to ask, until it is asked again; and at most
 _PATIENCE_S = 10.0  # until who has not answered yet is said not to answer; or three times as long as it took before
+FIRST_LOOK_S = 300.0  # the same of a first look that reads whole tables, before it is known how long it takes
 _TIMEOUT_S = 2.0  # of a request for metrics
 T = typing.TypeVar("T")
 
@@ -29,16 +30,25 @@ class Watch(threading.Thread, typing.Generic[T]):
         ask: asks; what it raises is why there is no answer.
         every_s: at least so long between two answers.
         rest: and so many times as long as the answer took.
+        first_s: how long the first answer may take, before it is said that there is none; None: as any.
 
     Attributes:
         value: the newest answer; None before the first.
     """
 
-    def __init__(self, kind: str, shown: str, ask: typing.Callable[[], T], every_s: float, rest: float = REST) -> None:
+    def __init__(
+        self,
+        kind: str,
+        shown: str,
+        ask: typing.Callable[[], T],
+        every_s: float,
+        rest: float = REST,
+        first_s: float | None = None,
+    ) -> None:
         super().__init__(name=f"page {kind} {shown}", daemon=True)
         self.kind, self.shown = kind, shown
         self.value: T | None = None
-        self._ask, self._every_s, self._rest = ask, every_s, rest
+        self._ask, self._every_s, self._rest, self._first_s = ask, every_s, rest, first_s
         self._silent_since: float | None = time.time()
         self._why: str | None = None  # why the last question had no answer
         self._has_answered = False
@@ -73,7 +83,8 @@ class Watch(threading.Thread, typing.Generic[T]):
 
     def _hangs(self) -> bool:
         asked_at = self._asked_at
-        return asked_at is not None and time.time() - asked_at > max(_PATIENCE_S, 3.0 * self._took_s)
+        patience_s = max(_PATIENCE_S, 3.0 * self._took_s, 0.0 if self._has_answered else self._first_s or 0.0)
+        return asked_at is not None and time.time() - asked_at > patience_s
 
     @property
     def notes(self) -> list[cells.Cell]:

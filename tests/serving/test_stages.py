@@ -93,7 +93,7 @@ def test_both_heads_of_one_client_take_their_own_inputs(client):
 def test_a_model_without_the_head_says_how_to_get_one(folder, serving_at, tmp_path):
     (tmp_path / "1").symlink_to(folder / "tfmm" / "1")
     with serving_at(tmp_path, "tfmm") as addresses, RankingClient(addresses["grpc"], timeout_s=120) as client:
-        with pytest.raises(ValueError, match=r"made by `tfmm train --head pre-ranking`\. Received: .*rank"):
+        with pytest.raises(ValueError, match=r"`tfmm train --head pre-ranking` makes it\. Received: .*rank"):
             client.pre_rank(USER, {"item_id": ITEMS})
 
 

@@ -96,6 +96,8 @@ class Spread:
         folder: gets the partitions.
         letters: get what cannot be used, once.
         takes_samples: whether records of a sample are used; training refuses them.
+        since: seconds since 1970; files that were written before are not read, since requests and events of later times
+            are in none of them. An event whose request was not read is then passed over.
     Attributes:
         read: how many records and events there were.
         early: shown items whose window has not ended, of the last call of `rows`.
@@ -111,10 +113,14 @@ class Spread:
         letters: Letters,
         *,
         takes_samples: bool = False,
+        since: float = 0.0,
     ):
-        self._takes_samples = takes_samples
+        self._takes_samples, self._is_whole = takes_samples, since <= 0
         self._labels, self._folder, self._letters = labels, folder, letters
-        found = {REQUESTS: served.files(log), EVENTS: served.files(events)}
+        found = {
+            name: [path for path in served.files(place) if path.stat().st_mtime >= since]
+            for name, place in ((REQUESTS, log), (EVENTS, events))
+        }
         total = sum(path.stat().st_size for paths in found.values() for path in paths)
         self._num_parts = max(1, round(4 * total / PARTITION_BYTES))  # Parquet is smaller than its rows
         self.read = {name: self._spread(name, paths) for name, paths in found.items()}
@@ -178,7 +184,7 @@ class Spread:
         for record in newest.values():
             if shown := self._shown(record, by_request.pop(record.request_id, [])):
                 yield record, shown
-        for events in by_request.values():
+        for events in by_request.values() if self._is_whole else ():
             for event in events:
                 self._reject(event, "`request_id` must be of a request that was logged")
         self._has_told |= number == self._num_parts - 1

@@ -77,7 +77,8 @@ def slices(
     found: dict[Version, list[tuple[typing.Any, float, int]]] = collections.defaultdict(list)
     requests: collections.Counter[Version] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
-        spread = served_rows.Spread(log, events, labels, pathlib.Path(folder), letters, takes_samples=True)
+        place = pathlib.Path(folder)
+        spread = served_rows.Spread(log, events, labels, place, letters, takes_samples=True, since=since)
         for number in range(spread.num_parts):
             for record, shown in spread.rows(number):
                 if record.time >= since:

@@ -226,12 +226,13 @@ def data(page_of):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A Chromium of this machine, driven by Playwright."""
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("chromium is not on this machine")
+    """A Chromium of this machine, or else Playwright's own, driven by Playwright."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     with sync_api.sync_playwright() as driver:
+        own = driver.chromium.executable_path  # where `playwright install` puts it
+        path = shutil.which("chromium") or shutil.which("google-chrome") or own
+        if not pathlib.Path(path).exists():
+            pytest.skip("chromium is not on this machine")
         browser = driver.chromium.launch(executable_path=path)
         yield browser
         browser.close()

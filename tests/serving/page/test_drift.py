@@ -1,6 +1,8 @@
 """What is served beside what was judged."""
 
 import json
+import os
+import shutil
 import time
 
 import numpy as np
@@ -8,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from serving.page import settings
+from serving.page import drift, settings
 from tfmm import presets
 from tfmm.data import served
 from tfmm.evaluate import tiers
@@ -120,6 +122,34 @@ def test_clicks_of_what_was_shown_stand_beside_the_scores(tmp_path, evaluation):
     *_, live = scores["rows"]
     assert live["rows"]["value"] == 80 and live["clicks"]["value"] == pytest.approx(0.1)
     assert live["calibration"]["value"] == pytest.approx(2.5)
+
+
+def test_clicks_are_counted_of_files_of_the_last_day_and_an_evaluation_is_read_once(tmp_path, evaluation, monkeypatch):
+    write_report(evaluation, [1] * tiers.NUM_TIERS)
+    write_log(tmp_path / "log", [record(n, [0.25] * 10) for n in range(8)])
+    old = tmp_path / "log" / "0.jsonl"
+    old.write_bytes(served.to_json(record(0, [0.25] * 10, request_id="old", time=time.time() - 200_000)) + b"\n")
+    os.utime(old, (time.time() - 200_000,) * 2)
+    (tmp_path / "clicks").mkdir()
+    clicked = [{"request_id": f"r{n}", "item_id": ITEMS[0], "label": True, "time": time.time() - 50} for n in range(8)]
+    (tmp_path / "clicks" / "all.jsonl").write_text("".join(json.dumps(one) + "\n" for one in clicked))
+    told = settings.Settings(
+        {}, evaluation_dir=evaluation, served_dir=tmp_path / "log", clicked_dir=tmp_path / "clicks", window_s=20.0
+    )
+    read, kept, references = [], served.payloads, []
+    monkeypatch.setattr(served, "payloads", lambda path: read.append(path) or kept(path))
+    monkeypatch.setattr(drift, "newest_records", lambda folder, count: [])
+    own_reference = drift.read_reference
+    monkeypatch.setattr(drift, "read_reference", lambda folder: references.append(folder) or own_reference(folder))
+    board, _ = settings.open_board(told)
+    (watch,) = [one for one in board._watches if one.kind == "log"]
+    watch.ask()
+    watch.ask()
+    assert not watch.notes and watch.value.live["tfmm", 7].requests == 8
+    assert old not in read and len(references) == 1
+    write_report(evaluation, [2] * tiers.NUM_TIERS)
+    watch.ask()
+    assert watch.value.reference.tiers["vector"]["counts"][0] == 2
 
 
 def test_what_is_not_there_is_said(tmp_path, evaluation):

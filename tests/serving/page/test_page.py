@@ -85,18 +85,20 @@ def test_page_opens_in_a_browser_and_refreshes_itself(system, page_of, chromium,
 
 
 def test_what_the_server_renders_is_what_the_browser_makes_of_the_document(page_of, chromium):
-    page = chromium.new_page()
-    page.goto(page_of)
-    first = page.evaluate("document.querySelector('main').innerHTML")
-    document_of = page.evaluate("fetch('/data.json').then(answer => answer.json())")
-    page.evaluate("found => { document.querySelector('main').replaceChildren(); show(found) }", document_of)
-    made = page.evaluate("document.querySelector('main').innerHTML")
-    page.close()
-
     def shape(html):  # numbers move between the two
         html = re.sub(r">\s+|\s+<", lambda found: found.group().strip(), html)
         return re.sub(r'd="[^"]*"|aria-label="[^"]*"|<span[^>]*>[^<]*</span>', "", html)
 
+    page = chromium.new_page()
+    for _ in range(10):  # and rows and notes, now and then
+        page.goto(page_of)
+        first = page.evaluate("document.querySelector('main').innerHTML")
+        document_of = page.evaluate("fetch('/data.json').then(answer => answer.json())")
+        page.evaluate("found => { document.querySelector('main').replaceChildren(); show(found) }", document_of)
+        made = page.evaluate("document.querySelector('main').innerHTML")
+        if shape(first) == shape(made):
+            break
+    page.close()
     assert shape(first) == shape(made)
 
 
@@ -108,7 +110,7 @@ def test_page_says_what_does_not_answer_and_since_when(tmp_path, chromium, servi
         page = chromium.new_page()
         page.on("console", lambda message: said.append(message.text))
         assert page.goto(url).status == 200
-        page.wait_for_function("document.querySelectorAll('p.bad').length >= 7", timeout=60_000)
+        page.wait_for_function("() => document.querySelectorAll('p.bad').length >= 7", timeout=60_000)
         text = page.inner_text("main")
         page.close()
     for kind in document.KINDS:

@@ -29,6 +29,16 @@ def test_a_question_that_hangs_is_said_and_stands_in_nobodys_way(monkeypatch):
     assert not watch.notes and watch.value is True
 
 
+def test_a_first_look_that_reads_much_is_given_its_time(monkeypatch):
+    monkeypatch.setattr(watching, "_PATIENCE_S", 0.0)
+    notes = []
+    watch = watching.Watch("log", "folder", lambda: notes.append(watch.notes), 1.0, watching.FIRST_LOOK_S)
+    watch.ask()
+    monkeypatch.setattr(watch, "_took_s", 0.0)
+    watch.ask()
+    assert not notes[0] and "silent" in notes[1][0]["text"]
+
+
 def test_what_fails_inside_the_page_is_said_and_the_numbers_before_stay(caplog):
     faults = []
 
@@ -108,3 +118,22 @@ def test_lines_have_as_many_points_as_they_promise():
     assert len(found["value"]) == watching.TREND_POINTS
     assert found["value"][-1] == pytest.approx(last - 4.5, rel=1e-3)  # the mean of its ten seconds
     assert trends.add("b", None)["text"] == "no values yet"
+
+
+def test_samples_may_be_read_while_others_come():
+    own, end, faults = counters.Counters(1e9), threading.Event(), []
+
+    def read():
+        try:
+            while not end.is_set():
+                own.over_s(1e9)
+        except RuntimeError as fault:
+            faults.append(fault)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for moment in range(20_000):
+        own.add(float(moment), {})
+    end.set()
+    reader.join(60)
+    assert not faults
