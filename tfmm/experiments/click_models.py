@@ -73,9 +73,9 @@ def _table3_cells(basis: Basis) -> list[Cell]:
     cells = [served(ID, run, None)]
     cells += [served(name, with_methods(run, methods)) for name, methods in (METHODS | BEYOND).items()]
     both = with_methods(run, METHODS[BOTH])
-    if lengths := [one.length for one in run.feature_set.sequences]:
-        searched = (Method("behavior_search", {"num_selected": max(1, max(lengths) // 2)}), *both.methods)
-        cells.append(served(SEARCH, dataclasses.replace(run, methods=searched)))
+    half = max(1, max(one.length for one in run.feature_set.sequences) // 2)
+    searched = (Method("behavior_search", {"num_selected": half}), *both.methods)
+    cells.append(served(SEARCH, dataclasses.replace(run, methods=searched)))
     kinds = BY_VECTORS if basis.workspace.learned(run) else {f"{BOTH} on random vectors": RANDOM}
     return cells + [basis.click_cell(name, both, kind) for name, kind in kinds.items()]
 
