@@ -12,7 +12,7 @@ import re
 import typing
 
 from tfmm.features import STORED
-from tfmm.scl_config import BACKBONES, BY_FILE, LEARNED, TRANSFORMER, SCLConfig
+from tfmm.scl_config import BACKBONES, BY_FILE, LEARNED, OF_PICTURES, TRANSFORMER, SCLConfig
 
 READY = "vector"  # no encoder: the column holds vectors
 OWN = "content"  # kind of the column of an own encoder
@@ -28,7 +28,7 @@ KINDS = (*dict.fromkeys(_KINDS.values()), OWN)
 NOTHING, ALL = "nothing", "all"  # what reports call the rows as they are, and those without vectors of any modality
 PAIRS, CHECKPOINTS, DEAD_LETTERS = "pairs", "checkpoints", "dead_letter"  # folders that stand beside modalities' own
 RESERVED = (NOTHING, ALL, PAIRS, CHECKPOINTS, DEAD_LETTERS, STORED)
-_PICTURES = ("max_pixels", "crop", "color_jitter", "flip")
+_PICTURES = ("max_pixels", *OF_PICTURES)
 _READ = {  # settings that one kind of encoder reads, and others do not
     "image": ("image_size", *_PICTURES, "width", "stages", "head_channels"),
     "text": ("text_buckets", "token_dropout"),

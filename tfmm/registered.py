@@ -8,6 +8,7 @@ import typing
 import urllib.parse
 
 SQLITE = "sqlite:///"  # before the path of a file
+FOLDER = "folder://"  # before the path of a folder
 
 
 def sqlite_path(url: str | os.PathLike[str]) -> str:
@@ -17,6 +18,21 @@ def sqlite_path(url: str | os.PathLike[str]) -> str:
     ('/data/items.sqlite', 'items.sqlite')
     """
     return os.fspath(url).removeprefix(SQLITE)
+
+
+def absolute(url: str | os.PathLike[str]) -> str:
+    """Returns a path, or the URL of a file or folder, that names the same from every folder; others as they are.
+
+    >>> absolute("/data/items.sqlite"), absolute("folder:///logs"), absolute("redis://host:6379/0")
+    ('/data/items.sqlite', 'folder:///logs', 'redis://host:6379/0')
+    """
+    text = os.fspath(url)
+    if "://" not in text:
+        return os.path.abspath(text)
+    for prefix in (SQLITE, FOLDER):
+        if text.startswith(prefix):
+            return prefix + os.path.abspath(text.removeprefix(prefix))
+    return text
 
 
 def without_password(url: str | os.PathLike[str]) -> str:

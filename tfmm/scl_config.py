@@ -15,8 +15,9 @@ OURS, PAPER = "ours", "paper"  # memory banks
 PAPER_BANK: dict[str, typing.Any] = {"memory_bank_size": 196_800, "in_batch_negatives": False, "momentum": 0.999}
 LAST, BEST = KEPT = ("last", "best")  # weights that a training leaves
 QUERIES, POSITIVES, BOTH = SIDES = ("queries", "positives", "both")  # of pairs
+OF_PICTURES = ("crop", "color_jitter", "flip")  # that vary pictures in training
 # Settings of training alone: weights may follow from them, but no encoder reads them to make a vector.
-TRAINING_ALONE = ("evaluate_every", "validation_fraction", "exported", "augmented", "crop", "color_jitter", "flip")
+TRAINING_ALONE = ("evaluate_every", "validation_fraction", "exported", "augmented", *OF_PICTURES)
 
 
 def require(holds: bool, rule: str, value: object) -> None:
@@ -138,6 +139,13 @@ class SCLConfig:
         require(self.warm_up_steps >= 0, "`warm_up_steps` must not be negative.", self.warm_up_steps)
         require(self.augmented in SIDES, f"`augmented` must be one of {', '.join(SIDES)}.", self.augmented)
         require(0.0 < self.crop <= 1.0, "`crop` must lie in (0, 1]; 1 leaves pictures whole.", self.crop)
+        of_texts = (self.encoder or self.modality) in (LEARNED[1], TRANSFORMER)
+        require(
+            not (of_texts and self.by_keras_cv),
+            f"{', '.join(f'`{name}`' for name in OF_PICTURES)} vary pictures, and must be left out for an encoder of "
+            "texts; `augment` varies those, by `token_dropout`.",
+            {name: getattr(self, name) for name in OF_PICTURES},
+        )
         require(self.evaluate_every >= 0, "`evaluate_every` must not be negative.", self.evaluate_every)
         require(self.exported in KEPT, f"`exported` must be one of {', '.join(KEPT)}.", self.exported)
         require(

@@ -42,7 +42,7 @@ class ScoreWatch(threading.Thread):
         self._waiting: collections.deque[tuple[Values, float]] = collections.deque()
         self._stop_requested = threading.Event()
         self.delays: list[tuple[float, float]] = []  # when a wait ended, monotonic, and its seconds
-        self.lost = 0
+        self.lost, self.fault = 0, ""  # the fault that ended the watch, if one did
 
     @property
     def waiting(self) -> int:
@@ -74,13 +74,17 @@ class ScoreWatch(threading.Thread):
                 self._look()
             except client_lib.PredictError as error:
                 _log.warning("new items cannot be scored, and are tried again: %s", error)
+            except Exception as error:  # whoever shows the delays ends on it
+                self.fault = repr(error)
+                _log.exception("scores of new items")
+                return
 
     def _look(self) -> None:
         some = [self._waiting.popleft() for _ in range(min(len(self._waiting), _AT_ONCE))]
         try:  # by the signature whose requests no log takes
             logits = self._client.predict(self._rows([candidate for candidate, _ in some]), POINTWISE)["logit"]
         except BaseException:
-            self._waiting.extendleft(reversed(some))
+            self._waiting.extend(some)
             raise
         now = time.monotonic()
         is_known = np.abs(logits[: len(some)] - logits[len(some) :]) > _MIN_CHANGE
@@ -92,7 +96,7 @@ class ScoreWatch(threading.Thread):
                 self.lost += 1
             else:
                 left.append(one)
-        self._waiting.extendleft(reversed(left))
+        self._waiting.extend(left)  # behind those that were not looked at yet, whose turn it is
 
     def _rows(self, candidates: typing.Sequence[Values]) -> dict[str, np.ndarray]:
         """Returns the tensors of items and then of their twins, a row each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import time
 import typing
 import urllib.request
@@ -25,7 +26,7 @@ Samples = dict[str, list[float]]
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """One second of it; None: not known yet, or not now."""
+    """One second of it; None: not known yet. What a process does not answer now is as it was last."""
 
     events_per_s: float
     delay_p50_s: float | None  # from an event to a changed score, over the last minute
@@ -92,26 +93,25 @@ class Meter:
 
     def __init__(self, up: Running, traffic: Traffic, client: client_lib.RankingClient):
         self._up, self._traffic, self._client = up, traffic, client
-        self._before = (time.monotonic(), 0.0, 0)  # when, events that the stream took, requests
+        self._last: dict[int, Samples] = {}  # by port, of the last time that it answered
+        self._taken = (time.monotonic(), 0.0, 0.0)  # when, events that the stream took, and how many a second
+        self._sent = (time.monotonic(), 0)  # when, requests
 
     def read(self) -> Figures:
         now, ports, counts = time.monotonic(), self._up.ports, self._traffic.counts
-        stream, server, trainer = (
-            samples(port) for port in (ports.stream_metrics, ports.server_metrics, ports.trainer_metrics)
-        )
-        taken, then = sum(stream.get("tfmm_stream_events_total", [])), self._before
-        self._before, elapsed = (now, taken, counts.requests), now - then[0]
+        server, trainer = (self._samples(port) for port in (ports.server_metrics, ports.trainer_metrics))
+        (then, before), self._sent = self._sent, (now, counts.requests)
         delays = self._traffic.watch.since(now - OVER_S)
         p50, p99 = np.percentile(delays, [50, 99]).tolist() if len(delays) else (None, None)
         judged = candidates.last_verdict(self._up.trainer_dir)
         return Figures(
-            events_per_s=max(0.0, taken - then[1]) / elapsed,
+            events_per_s=self._events_per_s(now),
             delay_p50_s=p50,
             delay_p99_s=p99,
             waiting=self._traffic.watch.waiting,
             lost=self._traffic.watch.lost,
             lag_rows=max(server.get("tfmm_replica_lag_rows", []), default=None),
-            requests_per_s=(counts.requests - then[2]) / elapsed,
+            requests_per_s=(counts.requests - before) / (now - then),
             failed=counts.failed,
             impressions=next(iter(trainer.get("tfmm_nearline_waiting_impressions", [])), None),
             trained=next(iter(trainer.get("tfmm_nearline_rows_total", [])), None),
@@ -119,6 +119,20 @@ class Meter:
             candidate=judged[0] if judged else None,
             verdict=in_words(judged[1]) if judged else "",
         )
+
+    def _samples(self, port: int) -> Samples:
+        """Returns what a process says, or said last."""
+        if found := samples(port):
+            self._last[port] = found
+        return self._last.get(port, {})
+
+    def _events_per_s(self, now: float) -> float:
+        """Returns the rate since the stream answered before; where it does not now, that of then."""
+        if found := samples(self._up.ports.stream_metrics):
+            then, before, _ = self._taken
+            taken = sum(found.get("tfmm_stream_events_total", []))
+            self._taken = (now, taken, max(0.0, taken - before) / (now - then))
+        return self._taken[2]
 
     def _version(self) -> int | None:
         try:
@@ -140,7 +154,7 @@ def samples(port: int) -> Samples:
     try:
         with urllib.request.urlopen(f"http://{started.HOST}:{port}/metrics", timeout=_TIMEOUT_S) as answer:
             text = answer.read().decode()
-    except OSError:
+    except (OSError, http.client.HTTPException):  # perhaps cut off in the middle
         return {}
     found: Samples = {}
     for family in parser.text_string_to_metric_families(text):

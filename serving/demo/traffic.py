@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import json
 import logging
+import math
 import pathlib
 import threading
 import time
@@ -31,6 +32,7 @@ from tfmm.quickstart import requests
 USERS = 300  # those with most behaviors
 BEST, OTHERS = 7, 3  # of a ranking that are shown
 CLICK_WITHIN_S = 2.0
+_CLICKS_PER_S = 20.0  # looks for clicks that are due
 _STOP_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -83,11 +85,16 @@ class Traffic:
         self._sent = [c.name for c in self._features.served if c.side == "item" and c.name not in looked_up]
         self._client = logging_client.LoggingClient(target, log=None)
         self.watch = ScoreWatch(self._client, self._features, self._users[0])
-        self.counts, self.fault = Counts(), ""
+        self.counts, self._fault = Counts(), ""
         self._stop = threading.Event()
         self._to_come: list[tuple[float, bytes]] = []  # heap of clicks by when they happen
-        work = ((events_per_s, self._send_item), (requests_per_s, self._visit))
+        work = ((events_per_s, self._send_item), (requests_per_s, self._visit), (_CLICKS_PER_S, self._send_clicks))
         self._threads = [threading.Thread(target=self._repeat, args=one, daemon=True) for one in work if one[0]]
+
+    @property
+    def fault(self) -> str:
+        """What went wrong in a thread, the watch's too; empty: nothing."""
+        return self._fault or self.watch.fault
 
     def __enter__(self) -> Traffic:
         for thread in (*self._threads, self.watch):
@@ -98,6 +105,9 @@ class Traffic:
         self._stop.set()
         for thread in self._threads:
             thread.join(_STOP_S)
+        last = threading.Thread(target=self._send_last, daemon=True)  # a broker that is gone holds nobody up
+        last.start()
+        last.join(_STOP_S)
         self.watch.stop()
         self._client.close()
 
@@ -110,7 +120,7 @@ class Traffic:
                 self.counts.failed += 1
                 _log.warning("a request failed: %s", error)
             except Exception as error:  # of the log, whose broker is perhaps gone
-                self.fault = repr(error)
+                self._fault = repr(error)
                 _log.exception("traffic")
             due = max(due + 1.0 / per_s, time.monotonic() - 1.0)  # what is late is made up for, a second of it
 
@@ -143,16 +153,39 @@ class Traffic:
             shown = [pool[place] for place in [*order[:BEST].tolist(), *others.tolist()]]
             clicks = self._visits.clicks(user["user_id"], shown)
             after_s = self._rng.uniform(0.5, CLICK_WITHIN_S, len(shown)).tolist()
-        said = []
+        said, clicked = [], []
         for item, is_clicked, later_s in zip(shown, clicks, after_s):
             event = {"request_id": request_id, "item_id": item}
             said.append(json.dumps({**event, "time": now, served.SHOWN: True}).encode())
             if is_clicked:
                 click = {**event, "time": now + later_s, self._features.label.column: True}
-                heapq.heappush(self._to_come, (now + later_s, json.dumps(click).encode()))
-        while self._to_come and self._to_come[0][0] <= time.time():
-            said.append(heapq.heappop(self._to_come)[1])
+                clicked.append((now + later_s, json.dumps(click).encode()))
         self._labels.append(said)
+        with self._lock:
+            for one in clicked:
+                heapq.heappush(self._to_come, one)
         self.counts.requests += 1
         self.counts.shown += len(shown)
         self.counts.clicked += sum(clicks)
+
+    def _send_last(self) -> None:
+        """Sends the clicks that are left: what was clicked is no negative because the traffic ends."""
+        try:
+            self._send_clicks(math.inf)
+        except Exception:  # of the log, whose broker is perhaps gone
+            _log.exception("clicks that were to come are lost")
+
+    def _send_clicks(self, until: float | None = None) -> None:
+        """Sends the clicks up to a time, that of now, whatever the server does; those that no log took come again."""
+        until, due = time.time() if until is None else until, []
+        with self._lock:
+            while self._to_come and self._to_come[0][0] <= until:
+                due.append(heapq.heappop(self._to_come))
+        try:
+            if due:
+                self._labels.append([click for _, click in due])
+        except BaseException:
+            with self._lock:
+                for one in due:
+                    heapq.heappush(self._to_come, one)
+            raise

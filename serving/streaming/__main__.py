@@ -41,7 +41,9 @@ def main(arguments: typing.Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--dead-letters", help="source of events that gets dead letters too, such as a topic")
     parser.add_argument(
-        "--readers", type=int, help="that share a source's partitions (default: the engine's --parallelism)"
+        "--readers",
+        type=int,
+        help="that share a source's partitions (default: the engine's --parallelism; in this process one)",
     )
     metrics.add_options(parser)
     logs.add_options(parser)

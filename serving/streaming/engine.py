@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import os
 import threading
+import time
 import typing
 
 import apache_beam as beam
@@ -14,6 +16,7 @@ from apache_beam.runners.runner import PipelineState
 
 from serving.streaming import flink_jobs
 from tfmm import beam as beam_lib
+from tfmm import registered
 
 IN_HERE = ("--streaming", *beam_lib.LOCAL)
 ON_FLINK = (
@@ -23,6 +26,8 @@ ON_FLINK = (
 )
 _BUNDLE_IN_HERE_S, _BUNDLE_OUTSIDE_S = 60.0, 0.1
 _LOOK_S, _CANCEL_WITHIN_S = 0.2, 60.0
+_APPEAR_S = 15.0  # until Flink lists a job that was handed over
+_SETTLE_S = 2.0  # until it lists one that a killed process handed over last
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +74,26 @@ class Engine:
         """Seconds until a bundle ends, where nothing else is said."""
         return _BUNDLE_OUTSIDE_S if self.is_outside else _BUNDLE_IN_HERE_S
 
+    def place(self, url: str | os.PathLike[str]) -> str:
+        """Returns a path or URL for the job's steps: absolute outside, where workers have folders of their own."""
+        return registered.absolute(url) if self.is_outside else os.fspath(url)
+
+    def num_readers(self, wanted: int | None) -> int:
+        """Returns how many readers share a source's logs: as many as are wanted, else as work at once.
+
+        Raises:
+            ValueError: fewer than one; or several in here, where they take turns, each for a whole bundle.
+        """
+        if wanted is not None and wanted < 1:
+            raise ValueError(f"`readers` must be at least 1. Received: {wanted}.")
+        if wanted is not None and wanted > 1 and not self.is_outside:
+            raise ValueError(
+                f"`readers` must be 1 in this process, where one reads all logs: others would wait for "
+                f"{_BUNDLE_IN_HERE_S:.0f} s each. Received: {wanted}. Leave it out, or name an engine outside among "
+                "Beam's options, such as Flink."
+            )
+        return wanted or self.parallelism
+
     def run(self, make: typing.Callable[[beam.Pipeline], object], key: str, stop: threading.Event) -> None:
         """Runs a job to its end. One outside is cancelled when `stop` is set; what it has not read stays in its source.
 
@@ -86,7 +111,10 @@ class Engine:
         name = self._name or f"tfmm-stream-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         if self.is_outside and self._master is not None:
             jobs, words = flink_jobs.FlinkJobs(self._master, name), [*words, f"--job_name={name}"]
-            if count := jobs.cancel(_CANCEL_WITHIN_S):
+            count = jobs.cancel(_CANCEL_WITHIN_S)
+            if stop.wait(_SETTLE_S):
+                return
+            if count := count + jobs.cancel(_CANCEL_WITHIN_S):
                 _log.warning("cancelled %d jobs of the name %s, which an earlier process left on Flink", count, name)
         pipeline = beam.Pipeline(options=PipelineOptions(words))
         make(pipeline)
@@ -96,6 +124,26 @@ class Engine:
                 if jobs is None:
                     result.cancel()
                 else:
-                    jobs.cancel(_CANCEL_WITHIN_S)
+                    end(jobs, result)
                 return
         result.wait_until_finish()
+
+
+def end(jobs: flink_jobs.FlinkJobs, result: typing.Any) -> None:
+    """Cancels the jobs of a run, also one that was handed over but now, which Flink does not list at once.
+
+    Args:
+        jobs: of Flink.
+        result: of Beam's run.
+    Raises:
+        OSError, RuntimeError: as `FlinkJobs.cancel`.
+    """
+    latest = time.monotonic() + _APPEAR_S
+    while not jobs.cancel(_CANCEL_WITHIN_S):
+        if PipelineState.is_terminal(result.state):
+            return
+        if time.monotonic() > latest:
+            _log.error("Flink lists no job within %.0f s: look whether one starts later, and cancel it", _APPEAR_S)
+            return
+        time.sleep(_LOOK_S)
+    jobs.cancel(_CANCEL_WITHIN_S)  # one more that came meanwhile

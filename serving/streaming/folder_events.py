@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serving.streaming import event_log, events
+from tfmm import registered
 from tfmm.data import served
 
-SCHEME = "folder://"
+SCHEME = registered.FOLDER
 SUFFIXES = served.SUFFIXES
 _ID = ".tfmm_events"  # file in the folder, by which the index knows it wherever it is mounted
 _BATCH = 256  # rows that are decoded together

@@ -13,6 +13,7 @@ import typing
 import urllib.parse
 
 from serving.streaming import event_log
+from tfmm import registered
 
 FILE_BYTES = 1 << 26
 _READ = 1000  # records
@@ -26,7 +27,8 @@ def copy(url: str | os.PathLike[str], folder: str | os.PathLike[str], say: typin
     """Copies the records that a log has now and the folder has not; returns their number.
 
     A file's name says which records it has, so a copy that was killed goes on behind the last whole file, and none is
-    there twice. Memory holds one read, whatever the log's length. Two copies into one folder must not run together.
+    there twice. Memory holds what a file does: records of `FILE_BYTES` and a read more, whatever the log's length. Two
+    copies into one folder must not run together.
 
     Args:
         url: see `event_log.open_source`.
@@ -34,10 +36,17 @@ def copy(url: str | os.PathLike[str], folder: str | os.PathLike[str], say: typin
         say: gets a line per part.
     Raises:
         ValueError: the log is a folder already; an unknown scheme, or one's own rules.
+        FileNotFoundError: no file is where the path says; none is made.
         ConnectionError: a log with parts has none, as when no broker answers.
     """
     if event_log.source_class(url).__name__ == "EventFolder" or pathlib.Path(url).is_dir():
         raise ValueError(f"{os.fspath(url)} is a folder, which training reads as it is: nothing to copy.")
+    path = registered.sqlite_path(url)
+    if "://" not in path and not pathlib.Path(path).is_file():
+        raise FileNotFoundError(
+            f"A log must be a SQLite file that exists, or the URL of another one, such as kafka://host:port/topic. "
+            f"Received: {path}, where there is none. Correct the path."
+        )
     place = pathlib.Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     for left in place.glob(".*.jsonl"):  # of a copy that was killed
@@ -97,16 +106,19 @@ def _batches(part: typing.Any, after: int) -> typing.Iterator[list[event_log.Eve
     """Yields what a file takes, up to where the log ended when this began, or to where it gives no more."""
     end = part.end() if hasattr(part, "end") else None
     waiting: list[event_log.Event] = []
+    size_bytes = 0
     silent_since = time.monotonic()
     while end is None or after < end:
         found = part.read(after, _READ)
         if fault := getattr(part, "fault", None):
             raise fault
         if found:
-            waiting, after, silent_since = [*waiting, *found], found[-1].offset, time.monotonic()
-            if sum(len(event.payload) for event in waiting) >= FILE_BYTES:
+            waiting.extend(found)
+            size_bytes += sum(len(event.payload) for event in found)
+            after, silent_since = found[-1].offset, time.monotonic()
+            if size_bytes >= FILE_BYTES:
                 yield waiting
-                waiting = []
+                waiting, size_bytes = [], 0
         elif end is None:
             break
         elif time.monotonic() - silent_since > _SILENT_S:  # markers of transactions, or a broker that went away

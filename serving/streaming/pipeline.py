@@ -109,15 +109,16 @@ def run(
         bundle_s: seconds until a bundle ends, for which an engine's checkpoints wait; None: as suits the engine.
         pipeline_args: Beam's options; none that name a runner: see `engine.Engine`.
         letters_url: a log that gets dead letters too, as JSON (`letters.to_json`); None: the index alone has them.
-        readers: that share the source's logs; None: as many as the engine works at once.
+        readers: that share the source's logs; None: as many as the engine works at once. In this process one.
     Raises:
         ValueError: the folder holds no encoder, and the index no vectors that items brought themselves.
-            Or Beam's options cannot be used.
+            Or Beam's options cannot be used, or several readers are wanted in this process.
         Exception: the index or an encoder fails on any event. One event alone ends nothing: it becomes a dead letter.
     """
     chosen = engine.Engine(pipeline_args)
+    num_readers = chosen.num_readers(readers)
     folders = [encoders_dir] if isinstance(encoders_dir, (str, os.PathLike)) else encoders_dir or ()
-    encoder_dirs = [found for folder in folders if (found := find_encoders(folder))]
+    encoder_dirs = [found for folder in folders if (found := find_encoders(chosen.place(folder)))]
     with store.open_store(index) as opened:
         if not encoder_dirs and not given_dims(opened):
             raise ValueError(
@@ -126,21 +127,21 @@ def run(
                 "the folder that pre-training wrote; a quickstart leaves it at "
                 "<workdir>/pipeline/SCLTrainer/encoders/<N>."
             )
-    events = os.fspath(events_url)
+    events = chosen.place(events_url)
     event_log.source_class(events)  # an unknown scheme ends it here, and not in a worker
     if letters_url is not None and not hasattr(event_log.source_class(letters_url), "append"):
         raise ValueError(f"Dead letters need a log that takes them. Received: {letters_url}, which has no `append`.")
-    url, ready = str(index), None if ready_file is None else str(ready_file)
+    url, ready = chosen.place(index), None if ready_file is None else chosen.place(ready_file)
+    letters_log = None if letters_url is None else chosen.place(letters_url)
     bundle_s = chosen.bundle_s if bundle_s is None else bundle_s
-    readers = readers or chosen.parallelism
 
     def make(pipeline: beam.Pipeline) -> None:
         _ = (
             pipeline
-            | "Numbers" >> beam.Create(range(readers))
+            | "Numbers" >> beam.Create(range(num_readers))
             | "Shares" >> beam.ParDo(reading.Shares(stays=chosen.is_outside)).with_output_types(tuple[int, None])
-            | "Read" >> beam.ParDo(reading.ReadEvents(events, readers, url, poll_s, bundle_s, ready))
-            | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, url, letters_url))
+            | "Read" >> beam.ParDo(reading.ReadEvents(events, num_readers, url, poll_s, bundle_s, ready))
+            | "Embed" >> beam.ParDo(EmbedEvents(encoder_dirs, url, letters_log))
         )
 
     chosen.run(make, f"{url} {events}", stop_requested)

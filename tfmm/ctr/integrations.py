@@ -128,9 +128,14 @@ class MAKE(Integration):
     fine_tune = False  # True: what was pre-trained goes on learning with the click model
 
     def __init__(
-        self, make: MAKEConfig, knowledge_scale: float = 0.1, fine_tune: bool = False, name: str | None = None
+        self, make: MAKEConfig, knowledge_scale: float = 0.1, name: str | None = None, fine_tune: bool = False
     ) -> None:
         super().__init__(name=name)
+        if not isinstance(fine_tune, bool):
+            raise ValueError(
+                f"`fine_tune` must be true or false: whether MAKE goes on learning with the click model. Received: "
+                f"{fine_tune!r}."
+            )
         self.fine_tune = fine_tune
         self.block = make_model.build_block(make, name or "make")
         self.knowledge_scale = knowledge_scale

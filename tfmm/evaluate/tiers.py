@@ -76,6 +76,8 @@ def report(
 ) -> dict[str, dict[str, typing.Any]]:
     """Returns the tiers of examples by modality, as `Tiers.to_dict`, over all sequences; of `ROWS` rows at most.
 
+    Empty where no sequence is declared: there is no pair then.
+
     Args:
         files: of the examples.
         feature_set: what they hold.
@@ -84,6 +86,8 @@ def report(
         seed: of the rows drawn.
     """
     names = [sequence.item_ids for sequence in feature_set.sequences]
+    if not names:
+        return {}
     rows = np.arange(num_rows)
     if num_rows > ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(num_rows, ROWS, replace=False))

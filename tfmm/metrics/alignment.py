@@ -42,9 +42,11 @@ def uniformity(vectors: npt.ArrayLike, temperature: float = 2.0) -> float:
 
     Args:
         vectors: float [n, D], a row per item, of any length; rows of zeros are left out.
-        temperature: t.
+        temperature: t, above 0; however large, since sums are of logarithms.
     Returns:
         NaN where there are fewer than two rows.
+    Raises:
+        ValueError: another shape or temperature.
 
     >>> round(uniformity([[1.0, 0.0], [-5.0, 0.0]]), 6)  # -2 x 4
     -8.0
@@ -52,16 +54,20 @@ def uniformity(vectors: npt.ArrayLike, temperature: float = 2.0) -> float:
     rows = np.asarray(vectors, np.float64)
     if rows.ndim != 2:
         raise ValueError(f"`vectors` must be [n, D], a row per item. Received: shape {rows.shape}.")
+    if not 0.0 < temperature < np.inf:
+        raise ValueError(f"`temperature` must be a number above 0; the paper's is 2. Received: {temperature}.")
     rows = _unit(rows[rows.any(axis=1)])
-    count, total = len(rows), 0.0
+    count, total, peak = len(rows), 0.0, -np.inf
     if count < 2:
         return float("nan")
     for start in range(0, count, CHUNK):
         squared = np.maximum(2.0 - 2.0 * (rows[start : start + CHUNK] @ rows.T), 0.0)
-        affinity = np.exp(-temperature * squared)
-        affinity[np.arange(len(affinity)), np.arange(start, start + len(affinity))] = 0.0
-        total += float(affinity.sum())
-    return float(np.log(total / (count * (count - 1))))
+        logs = -temperature * squared
+        logs[np.arange(len(logs)), np.arange(start, start + len(logs))] = -np.inf
+        highest = max(peak, float(logs.max()))  # so that the largest term is 1, and not all are lost
+        total = total * float(np.exp(peak - highest)) + float(np.exp(logs - highest).sum())
+        peak = highest
+    return float(peak + np.log(total / (count * (count - 1))))
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

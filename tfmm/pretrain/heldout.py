@@ -91,6 +91,8 @@ def load(encoder: Encoder, path: pathlib.Path) -> tuple[PairTable, ContentTable,
 def keep_back(pairs: PairTable, fraction: float, seed: int) -> tuple[PairTable, PairTable]:
     """Splits training pairs by positive item: no item that is kept back takes part in training, as query or otherwise.
 
+    Nor does another item of the same content; its pairs are on neither side.
+
     Args:
         pairs: those to train on.
         fraction: of their items, drawn by a seeded hash whatever the pairs hold.
@@ -105,7 +107,9 @@ def keep_back(pairs: PairTable, fraction: float, seed: int) -> tuple[PairTable, 
     contents = np.zeros(len(pairs.contents), bool)
     contents[pairs.positive[is_back]] = True
     negative = np.where((pairs.negative != NONE) & contents[pairs.negative], NONE, pairs.negative)
-    left = dataclasses.replace(pairs, negative=negative).only(~is_back & ~contents[pairs.query])
+    left = dataclasses.replace(pairs, negative=negative).only(
+        ~(is_back | contents[pairs.query] | contents[pairs.positive])
+    )
     back = pairs.only(is_back)
     if min(len(left), len(back)) < MIN_PAIRS:
         raise ValueError(

@@ -12,7 +12,7 @@ from tfmm.pretrain import accuracy
 from tfmm.pretrain.heldout import Heldout, Vectors
 
 NUM_SIBLINGS = 9  # other candidates that are nearly the same
-MAX_UNIFORM = 4_096  # items whose pairs are compared, the first by id: of hashed ids a draw at random
+MAX_UNIFORM = 4_096  # items whose pairs are compared, drawn of all: integer ids are in the order of their making
 MAX_CATEGORIES = 20  # told one by one, those of the most pairs
 REST = "the rest"
 _CHUNK = 1024
@@ -36,10 +36,13 @@ def look(heldout: Heldout, vectors: Vectors, untrained: Vectors, ranks: np.ndarr
     """
     ids = heldout.pairs.item_ids
     _, first = np.unique(ids, return_index=True)
+    drawn = first
+    if len(first) > MAX_UNIFORM:
+        drawn = np.random.default_rng(0).permutation(first)[:MAX_UNIFORM]
     facts: Facts = {}
     for suffix, found in (("", vectors), ("_untrained", untrained)):
         facts[f"alignment{suffix}"] = _told(alignment(*found))
-        facts[f"uniformity{suffix}"] = _told(uniformity(found.positives[first[:MAX_UNIFORM]]))
+        facts[f"uniformity{suffix}"] = _told(uniformity(found.positives[drawn]))
     facts["siblings"] = count = min(NUM_SIBLINGS, len(first) - 1)
     if count:
         near = siblings(untrained.positives, ids, count)

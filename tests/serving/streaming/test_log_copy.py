@@ -77,3 +77,28 @@ def test_every_partition_of_a_topic_is_copied_once(kafka, make_topic, tmp_path):
     assert log_copy.copy(url, tmp_path / "copy", print) == 40
     assert log_copy.copy(url, tmp_path / "copy", print) == 0
     assert collections.Counter(numbers(tmp_path / "copy")) == collections.Counter(range(140))
+
+
+@pytest.mark.parametrize("prefix", ["", "sqlite:///"])
+def test_a_mistyped_path_is_an_error_and_makes_no_log(tmp_path, prefix):
+    with pytest.raises(FileNotFoundError, match=r"must be a SQLite file that exists, or the URL.*typo\.sqlite, where"):
+        log_copy.copy(f"{prefix}{tmp_path / 'typo.sqlite'}", tmp_path / "copy", print)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_bytes_of_a_file_are_counted_once_each(monkeypatch):
+    """However many reads a file takes: counting anew at each read takes time by their square."""
+    monkeypatch.setattr(log_copy, "_READ", 1)
+    asked = collections.Counter()
+
+    class Payload(bytes):
+        def __len__(self):
+            asked["len"] += 1
+            return super().__len__()
+
+    class Log:
+        def read(self, after, limit):
+            return [event_log.Event(after + 1, Payload(b"{}"))] if after < 50 else []
+
+    assert [len(batch) for batch in log_copy._batches(Log(), 0)] == [50]
+    assert asked["len"] == 50

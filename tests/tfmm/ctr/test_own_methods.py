@@ -1,6 +1,7 @@
 """Methods of a user's own that share a class's name, or derive from one of ours."""
 
 import dataclasses
+import inspect
 import sys
 
 import keras
@@ -109,6 +110,16 @@ def test_subclass_of_make_has_the_settings_of_both_and_the_run_s_make(shop, team
     assert (layer.volume, layer.knowledge_scale, layer.block.units) == (3.0, 0.5, (16, 8, 4))
     with pytest.raises(ValueError, match=r"has the settings \['volume', 'knowledge_scale', 'fine_tune'\].*loudness"):
         build(shop, [Method(f"{team}:Louder", {"loudness": 3.0})])
+
+
+@pytest.mark.parametrize("value", ["false", 1, None])
+def test_fine_tune_is_true_or_false_and_no_word(shop, value):
+    with pytest.raises(ValueError, match=r"`fine_tune` must be true or false.*Received: "):
+        build(shop, [Method("make", {"fine_tune": value})])
+
+
+def test_settings_of_make_that_came_later_stand_last():
+    assert [*inspect.signature(integrations.MAKE).parameters] == ["make", "knowledge_scale", "name", "fine_tune"]
 
 
 @pytest.mark.parametrize(("name", "lacking"), [("Nameless", "name"), ("Makeless", "make")])

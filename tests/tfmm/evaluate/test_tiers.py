@@ -5,6 +5,7 @@ import pytest
 
 from tfmm import drift
 from tfmm.evaluate import tiers
+from tfmm.features import FeatureSet
 from tfmm.index import snapshot
 from tfmm.training import examples
 
@@ -61,3 +62,8 @@ def test_divergence_of_histograms_is_jensen_and_shannons():
     wanted = entropy(mixed) - (entropy(shares) + entropy(other_shares)) / 2
     assert drift.of_counts(counts, others) == pytest.approx(wanted, abs=1e-12)
     assert drift.of_shares(0.2, 0.7) == pytest.approx(drift.of_counts([2, 8], [7, 3]), abs=1e-12)
+
+
+def test_a_run_without_sequences_has_no_tiers(shop):
+    features = FeatureSet(sequences=())
+    assert tiers.report(examples.example_files(shop.eval), features, shop.snapshot, 10) == {}

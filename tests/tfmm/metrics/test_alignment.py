@@ -55,3 +55,18 @@ def test_other_shapes_are_refused():
         module_function(np.ones((2, 3)), np.ones((2, 4)))
     with pytest.raises(ValueError, match=r"`vectors` must be \[n, D\]"):
         uniformity(np.ones(3))
+
+
+@pytest.mark.parametrize("chunk", [2, 1024])
+def test_a_large_temperature_underflows_to_no_infinity(monkeypatch, chunk):
+    import importlib
+
+    monkeypatch.setattr(importlib.import_module("tfmm.metrics.alignment"), "CHUNK", chunk)
+    rows = np.eye(5)  # all pairs are a squared distance of 2 apart
+    assert uniformity(rows, temperature=1000.0) == pytest.approx(-2000.0, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(ValueError, match="`temperature` must be a number above 0; the paper"):
+        uniformity(np.eye(3), temperature)

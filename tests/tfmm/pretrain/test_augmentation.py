@@ -142,3 +142,10 @@ def test_without_keras_cv_it_is_said_before_any_work(tmp_path, monkeypatch):
 def test_texts_have_no_colors():
     (fault,) = Modality("text", "text", settings={"flip": True}).faults()
     assert "hold no flip" in fault
+
+
+@pytest.mark.parametrize("of", [{"modality": "text"}, {"modality": "caption", "encoder": "text_transformer"}])
+@pytest.mark.parametrize("settings", [{"crop": 0.5}, {"color_jitter": 0.1}, {"flip": True}])
+def test_settings_of_pictures_are_refused_for_texts(of, settings):
+    with pytest.raises(ValueError, match=r"`crop`, `color_jitter`, `flip` vary pictures, and must be left out"):
+        SCLConfig(**of, **settings)

@@ -11,7 +11,7 @@ from tfmm.config import SCLConfig
 from tfmm.modalities import Modality
 from tfmm.pretrain import accuracy, best, evaluations, heldout
 from tfmm.pretrain.encoders import make_encoder
-from tfmm.pretrain.pair_table import NONE, ContentTable, read_pairs
+from tfmm.pretrain.pair_table import NONE, ContentTable, PairTable, read_pairs
 from tfmm.pretrain.train import batches, epoch_batches, fit, train
 
 TEXT = SCLConfig(modality="text", text_buckets=512, dim=16, batch_size=10, epochs=3, memory_bank_size=25,
@@ -76,6 +76,17 @@ def test_no_item_that_is_kept_back_takes_part_in_training(text_pairs):
     assert set(other.item_ids) != set(left.item_ids)
     with pytest.raises(ValueError, match=r"`validation_fraction` must leave at least two pairs.*makes"):
         heldout.keep_back(pairs, 0.001, seed=0)
+
+
+def test_a_content_that_is_kept_back_is_in_no_training_pair_of_another_item(text_pairs):
+    """Each content is that of two items, of which the draw often keeps back one alone."""
+    pairs = read_pairs(text_pairs / "train.parquet")
+    twins = dataclasses.replace(pairs, item_ids=pairs.item_ids + 1)
+    names = ("query", "positive", "negative", "item_ids")
+    both = [np.concatenate([getattr(pairs, name), getattr(twins, name)]) for name in names]
+    left, back = heldout.keep_back(PairTable(pairs.contents, *both), 0.25, seed=0)
+    assert len(left) > 2 and len(back) > 2
+    assert not set(left.positive) & set(back.positive)
 
 
 def test_the_best_is_chosen_by_what_is_kept_back_and_not_by_what_is_reported(text_pairs, monkeypatch):

@@ -16,6 +16,7 @@ from tfmm.metrics import alignment, uniformity
 from tfmm.pretrain import contact_sheet, in_words, looking
 from tfmm.pretrain.encoders import make_encoder
 from tfmm.pretrain.heldout import Heldout, Vectors
+from tfmm.pretrain.pair_table import PairTable
 from tfmm.pretrain.train import fit, train
 
 TEXT = SCLConfig(modality="text", text_buckets=512, dim=16, batch_size=10, epochs=2)
@@ -126,3 +127,15 @@ def test_a_sheet_cuts_texts_and_tells_other_contents_by_their_size(text_pairs, t
     assert cards[0] == {"text": "x" * 199 + "…"} and cards[1] == {"text": "200 bytes"}
     rows = contact_sheet.make(heldout, heldout.vectors(), heldout.ranks(), seed=0)
     assert len({json.dumps(row["positive"]) for row in rows}) == contact_sheet.NUM_ROWS
+
+
+def test_uniformity_is_of_items_drawn_of_all_and_not_of_the_smallest_ids(monkeypatch):
+    """Items of small ids lie in one place, the others at right angles to each other."""
+    monkeypatch.setattr(looking, "MAX_UNIFORM", 8)
+    rows = np.concatenate([np.repeat(np.eye(25)[:1], 8, axis=0), np.eye(25)[1:]]).astype(np.float32)
+    pairs = PairTable([], *(np.zeros(len(rows), np.int64) for _ in range(3)), item_ids=np.arange(len(rows)))
+    held = Heldout.__new__(Heldout)
+    held.pairs = pairs
+    vectors = Vectors(rows, rows)
+    told = [looking.look(held, vectors, vectors, np.ones(len(rows), np.int64))["uniformity"] for _ in range(2)]
+    assert told[0] == told[1] < uniformity(rows[:8]) - 1.0
