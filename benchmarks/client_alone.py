@@ -24,6 +24,10 @@ print(time.perf_counter() - start, time.process_time() - of_processor)
 """
 
 
+ENVIRONMENT = {name: value for name, value in os.environ.items()
+               if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}  # fmt: skip
+
+
 def install(folder: pathlib.Path) -> pathlib.Path:
     """Returns the Python of an environment that has the client alone."""
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"),
@@ -31,23 +35,22 @@ def install(folder: pathlib.Path) -> pathlib.Path:
     (wheel,) = (folder / "dist").glob("*.whl")
     venv.create(folder / "alone", with_pip=True)
     python = folder / "alone" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True, env=ENVIRONMENT)
     return python
 
 
 def main() -> None:
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         python = install(pathlib.Path(folder))
 
         def timed():
-            done = subprocess.run([python, "-c", TIMED], cwd=folder, env=environment, check=True, capture_output=True)
+            done = subprocess.run([python, "-c", TIMED], cwd=folder, env=ENVIRONMENT, check=True, capture_output=True)
             return [float(word) for word in done.stdout.split()]
 
         timed()
         seconds, of_processor = zip(*(timed() for _ in range(REPEATS)))
-        listed = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], check=True, capture_output=True)
+        command = [python, "-m", "pip", "list", "--format=freeze"]
+        listed = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
     packages = listed.stdout.decode().lower().split()
     found = [name for name in packages if name.startswith(("tensorflow", "keras", "tfmm="))]
     recording.write("client_alone", "How long does the client take to import where nothing else is installed?",

@@ -61,17 +61,18 @@ def wait_until_served(client, index, version):
 def test_an_upsert_is_seen_by_the_next_request_and_lives_in_one_version(push, tf_serving_at):
     model = push(1)
     rows, scales = encode.quantize(np.ones((1, DIM)))
+    first = time.time_ns() // 1000  # after all that the index has
     upsert = {"modality": np.array(b"image"), "item_ids": np.array([77]), "rows": rows, "scales": scales,
-              "sequences": np.array([1000]), "encoder_version": np.array(b"v1")}  # fmt: skip
+              "sequences": np.array([first]), "encoder_version": np.array(b"v1")}  # fmt: skip
     with tf_serving_at(model) as server, RankingClient(server["grpc"], server["rest"], timeout_s=60) as client:
         assert not client.predict({"item_ids": np.array([77])})["mask"].any()
         assert client.predict(upsert, "upsert_items", version=1)["statuses"].tolist() == [0]
         found = client.predict({"item_ids": np.array([77])})
         assert found["mask"].all() and found["rows"].tolist() == rows.tolist()
-        assert client.predict({}, "index_status")["watermark"].tolist() == [1000]
-        later = upsert | {"item_ids": np.array([78]), "sequences": np.array([1001])}
+        assert client.predict({}, "index_status")["watermark"].tolist() == [first]
+        later = upsert | {"item_ids": np.array([78]), "sequences": np.array([first + 1])}
         assert client.predict_rest(later, "upsert_items", version=1)["output"].tolist() == [0]
-        other = upsert | {"encoder_version": np.array(b"v2"), "sequences": np.array([1002])}
+        other = upsert | {"encoder_version": np.array(b"v2"), "sequences": np.array([first + 2])}
         assert client.predict(other, "upsert_items", version=1)["statuses"].tolist() == [3]
 
 
