@@ -75,7 +75,7 @@ class Drift:
         self._evaluation_dir, self._served_dir, self._run = evaluation_dir, served_dir, run
         self._index_url, self._clicked_dir, self._window_s = index_url, clicked_dir, window_s
         self._reference: tuple[list[int], Reference] | None = None  # and when its files were written, in ns
-        self.watch = Watch("log", str(served_dir), self._ask, EVERY_S, FIRST_LOOK_S)
+        self.watch = Watch("log", str(served_dir), self._ask, EVERY_S, first_s=FIRST_LOOK_S)
 
     def _ask(self) -> Found:
         reference = self._judged()

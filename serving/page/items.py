@@ -101,8 +101,8 @@ class Items:
         self._scores: dict[int, tuple[tuple[int, float], Scores]] = {}  # and the change and the user that they are of
         shown = registered.without_password(index_url)
         self.watches: list[Watch[typing.Any]] = [
-            Watch("items of", shown, self._ask, EVERY_S, FIRST_LOOK_S),
-            Watch("neighbors in", shown, self._compare, EVERY_S, FIRST_LOOK_S),
+            Watch("items of", shown, self._ask, EVERY_S, first_s=FIRST_LOOK_S),
+            Watch("neighbors in", shown, self._compare, EVERY_S, first_s=FIRST_LOOK_S),
         ]  # fmt: skip
         if scorer is not None:
             score = functools.partial(self._score, scorer)

@@ -32,7 +32,7 @@ def test_a_question_that_hangs_is_said_and_stands_in_nobodys_way(monkeypatch):
 def test_a_first_look_that_reads_much_is_given_its_time(monkeypatch):
     monkeypatch.setattr(watching, "_PATIENCE_S", 0.0)
     notes = []
-    watch = watching.Watch("log", "folder", lambda: notes.append(watch.notes), 1.0, watching.FIRST_LOOK_S)
+    watch = watching.Watch("log", "folder", lambda: notes.append(watch.notes), 1.0, first_s=watching.FIRST_LOOK_S)
     watch.ask()
     monkeypatch.setattr(watch, "_took_s", 0.0)
     watch.ask()
