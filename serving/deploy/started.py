@@ -97,12 +97,16 @@ class Processes:
 
 
 def started_at(pid: int) -> int | None:
-    """Returns when a process began, in ticks since the machine's start; None: it has ended."""
+    """Returns when a process began, in ticks since the machine's start; None: it has ended, with all of its threads.
+
+    The first thread of a process that was killed may be gone a moment before those that still hold its ports.
+    """
     try:
         state, *rest = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        has_ended = state == "Z" and len(os.listdir(f"/proc/{pid}/task")) == 1
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if state == "Z" else int(rest[18])  # field 22, of which the state is the third
+    return None if has_ended else int(rest[18])  # field 22, of which the state is the third
 
 
 def is_running(pid: int, start: int) -> bool:

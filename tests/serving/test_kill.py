@@ -33,19 +33,22 @@ def free_port():
 class Revived:
     """A process that is started anew whenever it was killed."""
 
-    def __init__(self, root, *command):
-        self._root, self._command = root, command
+    def __init__(self, root, log, *command):
+        self._root, self._log, self._command = root, log, command
         self.process = self._start()
 
     def _start(self):
         environment = {**os.environ, "PYTHONPATH": str(self._root), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        return subprocess.Popen(
-            [sys.executable, "-m", *self._command], cwd=self._root, env=environment, stderr=subprocess.DEVNULL
-        )
+        with self._log.open("ab") as log:
+            return subprocess.Popen([sys.executable, "-m", *self._command], cwd=self._root, env=environment, stderr=log)
+
+    def check(self):
+        """Fails where it ended by itself, with its last words."""
+        assert self.process.poll() is None, self._log.read_text(errors="replace")[-3000:]
 
     def kill(self):
         """Kills it, and starts it anew."""
-        assert self.process.poll() is None, f"{self._command[0]} ended by itself"
+        self.check()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.process = self._start()
@@ -123,13 +126,21 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
         log = stack.enter_context(event_log.open_source(events_url))
         index = stack.enter_context(store.open_store(index_url))
         processes = dict(zip(VICTIMS, [
-            Revived(root, "serving.model_server", "--model_name=tfmm", f"--model_base_path={tmp_path / 'models'}",
-                    f"--port={target.split(':')[1]}", "--index_wait_seconds=-1"),
-            Revived(root, "serving.replicator", "--index", index_url, "--target", target),
-            Revived(root, "serving.streaming", "--events", events_url, "--index", index_url),
+            Revived(root, tmp_path / "server.log", "serving.model_server", "--model_name=tfmm",
+                    f"--model_base_path={tmp_path / 'models'}", f"--port={target.split(':')[1]}",
+                    "--index_wait_seconds=-1"),
+            Revived(root, tmp_path / "replicator.log", "serving.replicator", "--index", index_url, "--target", target),
+            Revived(root, tmp_path / "stream.log", "serving.streaming", "--events", events_url, "--index", index_url),
         ]))  # fmt: skip
         for process in processes.values():
             stack.callback(process.end)
+
+        def wait(deadline):
+            for process in processes.values():
+                process.check()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
         done, stale, starts, looked_at = threading.Event(), [], [], set()  # starts: the index as each found it
 
         def append():
@@ -166,8 +177,7 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
         try:
             deadline = time.monotonic() + WITHIN_S
             while not any_taken(log, index) or lookup(target, np.array([1])) is None:  # all three are at work
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+                wait(deadline)
             killed = processes | servers
             order = [name for name in killed for _ in range(kills) if victim in (ALL, name)]
             moments.shuffle(order)
@@ -178,8 +188,8 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
                     starts.append(index.embeddings(MODALITY, given.version))
             deadline = time.monotonic() + WITHIN_S
             while len(starts) - 1 not in looked_at:  # one before may have been killed before it answered
-                assert threads[1].is_alive() and time.monotonic() < deadline
-                time.sleep(0.2)
+                assert threads[1].is_alive()
+                wait(deadline)
         finally:
             done.set()
             for thread in threads:
@@ -190,8 +200,7 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
             answer = lookup(target, ids)
             if answer is not None and answer["mask"].all() and np.array_equal(answer["rows"], rows):
                 break
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+            wait(deadline)
         wanted = index.embeddings(MODALITY, given.version)
     assert wanted.ids.tolist() == ids.tolist()  # 0 lost
     np.testing.assert_array_equal(wanted.rows, rows)  # 0 wrong

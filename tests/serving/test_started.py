@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import platform
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -50,6 +52,29 @@ def test_process_that_has_the_id_of_one_that_ended_is_left_alone(tmp_path, stran
         one.kill(name) if script is cluster.Cluster else one.kill()
         one.down()
         assert stranger.poll() is None and not (tmp_path / file).exists()
+
+
+FIRST_THREAD_ENDS = """
+import ctypes, socket, threading, time
+server = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=time.sleep, args=(600,)).start()
+print(server.getsockname()[1], flush=True)
+ctypes.CDLL(None).syscall(60, 0)  # exit, of this thread alone
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of a system call differs")
+def test_process_runs_until_its_last_thread_has_ended(tmp_path):
+    ours = started.Processes(tmp_path / "processes.json")
+    ours.start("one", [sys.executable, "-c", FIRST_THREAD_ENDS], tmp_path / "log", tmp_path)
+    stat, end = pathlib.Path(f"/proc/{ours.ids['one']}/stat"), time.monotonic() + 60
+    while ") Z" not in stat.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    port = int((tmp_path / "log").read_text())
+    assert started.answers(port) and ours.running == ours.ids
+    ours.end(within_s=0.0)
+    assert not started.answers(port)
 
 
 def test_killed_writer_leaves_the_file_whole(tmp_path, monkeypatch):
