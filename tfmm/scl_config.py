@@ -42,6 +42,7 @@ class SCLConfig:
     width: int = 16  # channels of the first stage; image only
     stages: int = 3  # of the ResNet, each of twice the channels at half the size; image only
     head_channels: int = 32  # of its last convolution; image only
+    oriented_gradients: bool = False  # edges and colors of 8 x 8 parts of a picture beside the net's; image only
     text_buckets: int = 16_384  # hashed words and character n-grams; texts only
     text_words: int = 32  # W, the first of a text; text_transformer only
     text_layers: int = 2  # of the Transformer

@@ -13,18 +13,22 @@ from tfmm.config import SCLConfig
 from tfmm.pretrain import backbones, own_encoders, texts
 from tfmm.pretrain.encoder import Encoder, Features, unit
 from tfmm.pretrain.normalization import GlobalBatchNormalization
+from tfmm.pretrain.oriented_gradients import OrientedGradients
 from tfmm.pretrain.picture_encoder import PictureEncoder
 from tfmm.pretrain.text_encoder import HashedTextEncoder
 from tfmm.pretrain.text_transformer import TextTransformer
 
 __all__ = ["KINDS", "Encoder", "Features", "ImageEncoder", "TextEncoder", "make_encoder"]
 
+CELLS = 8  # a side, at least, that `oriented_gradients` parts a picture into
+
 
 class ImageEncoder(PictureEncoder):
     """A small pre-activation ResNet with a flat head: where in the picture something is counts.
 
     `stages` of one basic block each, of `width`, 2 `width`, 4 `width` ... channels; then 1x1 convolution to
-    `head_channels`, flatten, dense to D.
+    `head_channels`, flatten, dense to D. With `oriented_gradients` the dense layer also reads, of `CELLS` by `CELLS`
+    parts of the picture, which way their edges run and how their colors differ from the picture's mean.
     """
 
     def build_model(self) -> keras.Model:
@@ -48,10 +52,14 @@ class ImageEncoder(PictureEncoder):
             y = activate(x)
             shortcut = x if x.shape[-1] == channels and strides == 1 else conv(y, channels, 1, strides)
             x = keras.layers.Add()([shortcut, conv(activate(conv(y, channels, 3, strides)), channels, 3)])
-        x = activate(conv(activate(x), self.config.head_channels, 1))
-        x = keras.layers.Dense(self.config.dim, kernel_initializer=keras.initializers.GlorotUniform(next(seeds)))(
-            keras.layers.Flatten()(x)
-        )
+        x = keras.layers.Flatten()(activate(conv(activate(x), self.config.head_channels, 1)))
+        if self.config.oriented_gradients:
+            cell = size // CELLS
+            colors = keras.layers.AveragePooling2D(cell)(pixels)
+            colors = colors - ops.mean(colors, axis=(1, 2, 3), keepdims=True)
+            parts = [GlobalBatchNormalization(momentum=0.9)(part) for part in (OrientedGradients(cell)(pixels), colors)]
+            x = keras.layers.Concatenate()([x, *map(keras.layers.Flatten(), parts)])
+        x = keras.layers.Dense(self.config.dim, kernel_initializer=keras.initializers.GlorotUniform(next(seeds)))(x)
         return keras.Model([pixels], unit(x), name="image_encoder")
 
 
