@@ -31,8 +31,8 @@ RESERVED = (NOTHING, ALL, PAIRS, CHECKPOINTS, DEAD_LETTERS, STORED)
 _PICTURES = ("max_pixels", *OF_PICTURES)
 _READ = {  # settings that one kind of encoder reads, and others do not
     "image": ("image_size", *_PICTURES, "width", "stages", "head_channels", "oriented_gradients"),
-    "text": ("text_buckets", "token_dropout"),
-    TRANSFORMER: ("text_buckets", "token_dropout", "text_words", "text_layers", "text_heads"),
+    "text": ("text_buckets", "text_ngrams", "token_dropout"),
+    TRANSFORMER: ("text_buckets", "text_ngrams", "token_dropout", "text_words", "text_layers", "text_heads"),
     KERAS_FILE: (*_PICTURES, *BY_FILE),
     **dict.fromkeys(BACKBONES, ("image_size", *_PICTURES, "weights")),
 }

@@ -9,6 +9,7 @@ LEARNED = ("image", "text")  # the encoders of our own
 MAX_DIM = 1040  # of vectors: a dot of two int8 rows is a whole number below 2**24, so exact in float32, up to here
 BACKBONES = {"resnet18_v2": 1, "resnet50_v2": 1, "vit_b16": 16, "clip_vit_b16": 16}  # what divides their image_size
 TRANSFORMER = "text_transformer"
+CHARACTER_NGRAMS = (3, 4)  # lengths
 BY_FILE = ("pixel_mean", "pixel_std")
 OURS, PAPER = "ours", "paper"  # memory banks
 # The paper's: every negative is a key of the momentum encoder.
@@ -44,6 +45,7 @@ class SCLConfig:
     head_channels: int = 32  # of its last convolution; image only
     oriented_gradients: bool = False  # edges and colors of 8 x 8 parts of a picture beside the net's; image only
     text_buckets: int = 16_384  # hashed words and character n-grams; texts only
+    text_ngrams: tuple[int, ...] = CHARACTER_NGRAMS  # lengths of the n-grams inside words; texts only
     text_words: int = 32  # W, the first of a text; text_transformer only
     text_layers: int = 2  # of the Transformer
     text_heads: int = 4  # of its attention, which divide `dim`
@@ -156,6 +158,12 @@ class SCLConfig:
         )
         for name in ("final_learning_rate", "token_dropout", "color_jitter", "validation_fraction"):
             require(0.0 <= getattr(self, name) < 1.0, f"`{name}` must lie in [0, 1).", getattr(self, name))
+        lengths = self.text_ngrams
+        require(
+            len(set(lengths)) == len(lengths) and all(isinstance(one, int) and 1 <= one <= 8 for one in lengths),
+            "`text_ngrams` must be different lengths of 1..8 characters.",
+            lengths,
+        )
         counts = ("batch_size", "epochs", "max_pairs_seen", "max_pixels", "width", "stages", "head_channels")
         for name in (*counts, "accumulate", "text_buckets", "text_words", "text_layers", "text_heads"):
             require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))

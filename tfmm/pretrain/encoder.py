@@ -16,7 +16,7 @@ from tfmm import own_classes, saved_model
 from tfmm.config import SCLConfig
 from tfmm.pretrain import images
 from tfmm.pretrain.content_form import ContentForm
-from tfmm.scl_config import TRAINING_ALONE
+from tfmm.scl_config import CHARACTER_NGRAMS, TRAINING_ALONE
 
 Features = tuple[tf.Tensor, ...]
 
@@ -83,7 +83,7 @@ class Encoder(tf.Module):
         if own_classes.is_own(encoder):
             return {**settings, "source": own_classes.source_digest([encoder])}
         names = ("modality", "dim", "image_size", "width", "text_buckets", *(("encoder",) if encoder else ()))
-        return {name: settings[name] for name in names}
+        return {name: settings[name] for name in (*names, *not_as_ever(self.config))}
 
     def version(self) -> str:
         """Returns 16 hex digits that change with any weight, setting or reading of contents that changes a vector.
@@ -104,6 +104,11 @@ class Encoder(tf.Module):
 def vector_settings(config: SCLConfig) -> dict[str, typing.Any]:
     """Returns the settings that an encoder of a user's own may read to make a vector: all but of training alone."""
     return {name: value for name, value in config_lib.to_dict(config).items() if name not in TRAINING_ALONE}
+
+
+def not_as_ever(config: SCLConfig) -> tuple[str, ...]:
+    """Returns settings that came later and change a vector: where they are the default, versions stay as they were."""
+    return ("text_ngrams",) if config.text_ngrams != CHARACTER_NGRAMS else ()
 
 
 def unit(vectors: typing.Any) -> typing.Any:

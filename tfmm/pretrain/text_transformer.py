@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfmm.pretrain import texts
-from tfmm.pretrain.encoder import Features, unit
+from tfmm.pretrain.encoder import Features, not_as_ever, unit
 from tfmm.pretrain.text_encoder import HashedTextEncoder
 
 _WIDER = 4  # of a block's hidden layer, times D
@@ -54,8 +54,10 @@ class TextTransformer(HashedTextEncoder):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:
-        tokens, weights = texts.hash_words(contents, self.config.text_buckets, self.config.text_words)
+        config = self.config
+        tokens, weights = texts.hash_words(contents, config.text_buckets, config.text_words, config.text_ngrams)
         return (tokens, weights), tf.reduce_any(tokens > 0, axis=[1, 2])
 
     def settings_of_vectors(self) -> dict[str, typing.Any]:
-        return {name: getattr(self.config, name) for name in ("text_buckets", "text_words", "text_heads")}
+        named = ("text_buckets", "text_words", "text_heads", *not_as_ever(self.config))
+        return {name: getattr(self.config, name) for name in named}

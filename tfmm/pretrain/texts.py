@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import typing
+
 import tensorflow as tf
+
+from tfmm.scl_config import CHARACTER_NGRAMS
 
 MAX_TOKENS = 256
 TOKENS_PER_WORD = 16  # the word and its first character n-grams, by `hash_words`
-CHARACTER_NGRAMS = (3, 4)
 WORD_PAIR_WEIGHT = 0.5
 
 
-def hash_texts(contents: tf.Tensor, buckets: int) -> tuple[tf.Tensor, tf.Tensor]:
+def hash_texts(
+    contents: tf.Tensor, buckets: int, ngrams: typing.Sequence[int] = CHARACTER_NGRAMS
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Hashes texts to weighted tokens, in a graph, on raw UTF-8.
 
     Letters are lowered; all but letters, digits, marks and pictographs separates words; each Chinese or
@@ -19,10 +24,11 @@ def hash_texts(contents: tf.Tensor, buckets: int) -> tuple[tf.Tensor, tf.Tensor]
     Args:
         contents: string [B], UTF-8.
         buckets: int, number of hash buckets.
+        ngrams: int lengths of character n-grams.
     Returns:
         tokens int32 [B, T] in 1..buckets, 0 where padded, T at most 256 (words first, then pairs of
-        neighbors, then the 3- and 4-grams inside words); weights float32 [B, T]: 1 for a word, 0.5 for a
-        pair, 1 / sqrt(n) for each of the n n-grams of one length of a word, 0 for padding.
+        neighbors, then the n-grams inside words, length by length); weights float32 [B, T]: 1 for a word,
+        0.5 for a pair, 1 / sqrt(n) for each of the n n-grams of one length of a word, 0 for padding.
 
     >>> tokens, weights = hash_texts(tf.constant(["Red mug", ""]), 1000)
     >>> tokens.shape, [float(w) for w in weights[0, :3]], float(tf.reduce_sum(weights[1]))
@@ -32,16 +38,16 @@ def hash_texts(contents: tf.Tensor, buckets: int) -> tuple[tf.Tensor, tf.Tensor]
     pairs = tf.strings.ngrams(words, 2, separator=" ")
     tokens = [tf.strings.join(["w:", words]), tf.strings.join(["p:", pairs])]
     weights = [tf.ones_like(words, tf.float32), WORD_PAIR_WEIGHT * tf.ones_like(pairs, tf.float32)]
-    for length in CHARACTER_NGRAMS:
-        ngrams = tf.strings.ngrams(characters, length, separator="")
-        per_word = tf.cast(ngrams.row_lengths(axis=2), tf.float32)  # ragged [B, words]
+    for length in ngrams:
+        found = tf.strings.ngrams(characters, length, separator="")
+        per_word = tf.cast(found.row_lengths(axis=2), tf.float32)  # ragged [B, words]
         shares = tf.math.rsqrt(tf.maximum(per_word, 1.0))
         # Not tf.repeat or value_rowids, which hold words x the longest word's n-grams: of two long texts gigabytes.
-        splits = ngrams.values.row_splits
+        splits = found.values.row_splits
         word_of = tf.searchsorted(splits, tf.range(splits[-1]), side="right") - 1
         flat_shares = tf.gather(shares.flat_values, word_of)
-        tokens.append(ngrams.merge_dims(1, 2))
-        weights.append(tf.RaggedTensor.from_row_splits(flat_shares, ngrams.merge_dims(1, 2).row_splits))
+        tokens.append(found.merge_dims(1, 2))
+        weights.append(tf.RaggedTensor.from_row_splits(flat_shares, found.merge_dims(1, 2).row_splits))
     hashed = tf.ragged.map_flat_values(
         lambda t: tf.strings.to_hash_bucket_fast(t, buckets) + 1, tf.concat(tokens, axis=1)
     )
@@ -49,15 +55,18 @@ def hash_texts(contents: tf.Tensor, buckets: int) -> tuple[tf.Tensor, tf.Tensor]
     return ids, tf.concat(weights, axis=1).to_tensor(0.0)[:, :MAX_TOKENS]
 
 
-def hash_words(contents: tf.Tensor, buckets: int, words: int) -> tuple[tf.Tensor, tf.Tensor]:
+def hash_words(
+    contents: tf.Tensor, buckets: int, words: int, ngrams: typing.Sequence[int] = CHARACTER_NGRAMS
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Hashes texts word by word, by the same tokens as `hash_texts` but for the pairs.
 
     Args:
         contents: string [B], UTF-8.
         buckets: int, number of hash buckets.
         words: int W; later ones are left out.
+        ngrams: int lengths of character n-grams.
     Returns:
-        tokens int32 [B, W, 16] in 1..buckets, 0 where padded: each word, then its 3- and 4-grams, of a long word the
+        tokens int32 [B, W, 16] in 1..buckets, 0 where padded: each word, then its n-grams, of a long word the
         first; weights float32 [B, W, 16]: 1 for a word, 1 / sqrt(n) for each of the n n-grams of one length.
 
     >>> tokens, weights = hash_words(tf.constant(["Red mug", ""]), 1000, 4)
@@ -69,11 +78,11 @@ def hash_words(contents: tf.Tensor, buckets: int, words: int) -> tuple[tf.Tensor
     characters = all_characters[:, :words, :TOKENS_PER_WORD]
     flat = tf.strings.join(["w:", first])[:, :, None]
     tokens, weights = [flat], [tf.ones_like(flat, tf.float32)]
-    for length in CHARACTER_NGRAMS:
-        ngrams = tf.strings.ngrams(characters, length, separator="")  # ragged [B, words, n-grams]
-        count = tf.maximum(tf.cast(ngrams.row_lengths(axis=2), tf.float32), 1.0)
-        tokens.append(ngrams)
-        weights.append(tf.ones_like(ngrams, tf.float32) * tf.math.rsqrt(count)[:, :, None])
+    for length in ngrams:
+        found = tf.strings.ngrams(characters, length, separator="")  # ragged [B, words, n-grams]
+        count = tf.maximum(tf.cast(found.row_lengths(axis=2), tf.float32), 1.0)
+        tokens.append(found)
+        weights.append(tf.ones_like(found, tf.float32) * tf.math.rsqrt(count)[:, :, None])
     hashed = tf.ragged.map_flat_values(
         lambda t: tf.strings.to_hash_bucket_fast(t, buckets) + 1, tf.concat(tokens, axis=2)
     )

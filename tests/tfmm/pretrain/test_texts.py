@@ -1,9 +1,12 @@
 """Text hashing in the graph, on raw UTF-8."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from tfmm.pretrain.texts import MAX_TOKENS, hash_texts
+from tfmm.config import SCLConfig
+from tfmm.pretrain.encoders import make_encoder
+from tfmm.pretrain.texts import MAX_TOKENS, hash_texts, hash_words
 
 BUCKETS = 2**20
 
@@ -28,6 +31,25 @@ def test_weights_by_hand():
     tokens, weights = hash_texts(tf.constant(["abc"]), BUCKETS)
     np.testing.assert_allclose(weights[0], [1.0] + [3**-0.5] * 3 + [2**-0.5] * 2, rtol=1e-6)
     assert len(set(tokens.numpy()[0].tolist())) == 6
+
+
+def test_lengths_of_ngrams_are_those_that_are_named():
+    tokens, weights = hash_texts(tf.constant(["abc"]), BUCKETS, (2,))
+    np.testing.assert_allclose(weights[0], [1.0] + [4**-0.5] * 4, rtol=1e-6)  # <a ab bc c>
+    assert tokens.shape == (1, 5) and hash_texts(tf.constant(["abc"]), BUCKETS, ())[0].shape == (1, 1)
+    plain, longer = (make_encoder(SCLConfig(modality="text", dim=4, text_ngrams=n)) for n in ((3, 4), (2, 3)))
+    assert plain.prepare(tf.constant(["abc"]))[0][0].shape == (1, 6)
+    assert longer.prepare(tf.constant(["abc"]))[0][0].shape == (1, 8)
+    assert plain.version() != longer.version()  # of equal weights
+    assert "text_ngrams" not in plain.settings_of_vectors()  # whose version is that of before
+    words, _ = hash_words(tf.constant(["abc"]), BUCKETS, 2, (2,))
+    assert (words.numpy()[0, 0] > 0).sum() == 5 and set(words.numpy()[0, 0, :5]) == set(tokens.numpy()[0])
+
+
+@pytest.mark.parametrize("lengths", [(0,), (3, 3), (9,), (2.5,)])
+def test_lengths_of_ngrams_that_cannot_be(lengths):
+    with pytest.raises(ValueError, match=r"`text_ngrams` must be different lengths of 1\.\.8"):
+        SCLConfig(modality="text", text_ngrams=lengths)
 
 
 def test_words_of_languages_without_spaces_share_tokens():
