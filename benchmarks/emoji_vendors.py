@@ -30,8 +30,13 @@ from tfmm.pretrain.encoders import make_encoder
 from tfmm.pretrain.heldout import Heldout
 from tfmm.pretrain.train import fit
 
-IMAGE = SCLConfig(image_size=32, width=24, dim=128, epochs=60, memory_bank_size=0, augment=True)
-TEXT = SCLConfig(modality="text", dim=128, learning_rate=4e-3)
+IMAGE = SCLConfig(
+    image_size=32, width=16, dim=256, epochs=16, memory_bank_size=0, augment=True, triplet_weight=0.0,
+    oriented_gradients=True,
+)  # fmt: skip
+TEXT = SCLConfig(
+    modality="text", dim=256, batch_size=256, learning_rate=3e-3, temperature=0.25, text_ngrams=(2, 3, 4)
+)  # fmt: skip
 MAX_SECONDS = 240.0  # a seed, on two cores
 TRAIN_SHARE = 0.7
 SPLIT_SEED, VALIDATION_SEED = 1234, 4321
