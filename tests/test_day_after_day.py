@@ -15,6 +15,7 @@ from tfmm import config as config_lib
 from tfmm.assignments import override
 from tfmm.config import MarketplaceConfig
 from tfmm.ctr import state as state_lib
+from tfmm.export import saved_model
 from tfmm.features import FeatureSet
 from tfmm.marketplace import day_by_day, generator
 from tfmm.stages import continued, run_file
@@ -45,6 +46,8 @@ def shop(tmp_path_factory, run_commands):
             + (f" --continue-from models-{day - 1}" if day else ""),
         ]
         if day == 0:
+            commands.append("train --data tables --snapshot snapshot-0 --output models-0 --head pre-ranking"
+                            " --set pre_ranking.epochs=1")
             commands.insert(0, f"pretrain --data tables --output encoders{RUN}")
         said[day] = run_commands(folder, *commands)
     return folder, said
@@ -95,6 +98,19 @@ def test_each_model_names_its_parent_its_encoders_and_its_make(shop):
     for day in range(DAYS):  # what is served says so, too
         served = json.loads((folder / f"models-{day}/multimodal/Format-Serving/assets.extra/manifest.json").read_text())
         assert served["training"] == facts[day]
+
+
+def test_a_model_that_goes_on_keeps_the_pre_ranking_head_and_says_who_taught_it(shop):
+    folder, _ = shop
+    ids = [artifacts.read_manifest(folder / f"models-{day}/multimodal/Format-TFMM")["id"] for day in range(DAYS)]
+    for day in range(DAYS):
+        version = folder / f"models-{day}/multimodal/Format-Serving"
+        manifest = saved_model.read_manifest(version)
+        assert "pre_rank" in manifest["signatures"] and manifest["parents"][0] == ids[day]
+        assert manifest["pre_ranking_teacher"] == ids[0]
+        assert bool(saved_model.head_lines(version, None)) == (day > 0)
+    twin = folder / "models-1/id/Format-Serving"
+    assert "pre_rank" not in saved_model.read_manifest(twin)["signatures"]
 
 
 def test_vocabularies_and_tables_only_grow(shop):

@@ -145,9 +145,10 @@ class Trainer:
         self._slice = [rows["slice"]] if "slice" in rows else []
         self._unserved = rows.get("unserved", {"time_us": np.zeros(0, np.int64), "number": np.zeros(0, np.int64)})
         order = {
-            "index_url": settings.index_url, "serving_dir": str(settings.serving_dir), "encoder_versions": encoders,
-            "id_types": id_types, "keep_versions": settings.keep_versions, "server": settings.server,
-            "model_name": settings.model_name, "log_format": settings.log_format,
+            "model_dir": str(settings.model_dir), "index_url": settings.index_url,
+            "serving_dir": str(settings.serving_dir), "encoder_versions": encoders, "id_types": id_types,
+            "keep_versions": settings.keep_versions, "server": settings.server, "model_name": settings.model_name,
+            "log_format": settings.log_format,
         }  # fmt: skip
         self._candidates = Candidates(self._work_dir / FOLDER, run, order)
         self._letters = LetterLog(settings.letters_url)

@@ -17,8 +17,11 @@ import typing
 
 import numpy as np
 
-from tfmm.data import served_rows
+from tfmm.data import declared, served_rows
 from tfmm.data.served_examples import LABEL_WINDOW_S
+from tfmm.evaluate import slices as slices_lib
+from tfmm.features import FeatureSet
+from tfmm.fingerprints import fingerprint
 from tfmm.labels import LABEL
 from tfmm.metrics import confidence
 
@@ -35,6 +38,8 @@ class Slice:
         requests, rows, clicks, users: how many; a row is an item that was shown.
         mean_score: to be held against clicks / rows.
         metrics: with their interval over users; without those that the rows do not have, such as of one class.
+        first_day: the same of items that were shown in the first 24 hours of their `created_at`; None where there are
+            none, or no catalog was named.
     """
 
     requests: int
@@ -43,6 +48,18 @@ class Slice:
     users: int
     mean_score: float
     metrics: dict[str, confidence.Interval]
+    first_day: Slice | None = None
+
+
+class _Row(typing.NamedTuple):
+    """An item that was shown, and what became of it."""
+
+    user: str
+    score: float
+    label: int
+    item: int | str
+    request_id: str
+    time_s: float  # of the request
 
 
 class Difference(typing.NamedTuple):
@@ -61,6 +78,8 @@ def slices(
     window_s: float = LABEL_WINDOW_S,
     since: float = 0.0,
     until: float | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    time_zone: str = "UTC",
 ) -> tuple[dict[Version, Slice], list[str]]:
     """Returns what each version served, and what was left out, a line each.
 
@@ -71,10 +90,14 @@ def slices(
         window_s: seconds after an item was shown in which a click counts.
         since: seconds since 1970, of the first request that counts.
         until: seconds since 1970, by which a row's window must have ended; None: now.
+        data_dir: the tables, of which the catalog tells when an item was new; None: `first_day` is not told.
+        time_zone: of times in the tables that have none.
+    Raises:
+        ValueError: the catalog does not tell `created_at`.
     """
     labels = served_rows.Labels(label, window_s, time.time() if until is None else until)
     letters = served_rows.Letters(None)
-    found: dict[Version, list[tuple[typing.Any, float, int]]] = collections.defaultdict(list)
+    found: dict[Version, list[_Row]] = collections.defaultdict(list)
     requests: collections.Counter[Version] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
@@ -85,11 +108,21 @@ def slices(
                     version = record.model, record.version
                     requests[version] += 1
                     user = str(record.features.get("user_id"))
-                    found[version] += [(user, record.scores[one.place], one.label) for one in shown]
+                    found[version] += [
+                        _Row(user, record.scores[one.place], one.label, record.items[one.place],
+                             record.request_id, record.time)
+                        for one in shown
+                    ]
     said = [f"left out: {one}" for one in sorted(letters.found.values(), key=lambda one: -one.count)]
     if spread.early:
         said.append(f"labels: {spread.early:,} items that were shown are not known yet: their window has not ended")
-    return {version: _slice(rows, requests[version]) for version, rows in sorted(found.items())}, said
+    result = {version: _slice(rows, requests[version]) for version, rows in sorted(found.items())}
+    if data_dir is not None:
+        for version, one in result.items():
+            young = _first_day(found[version], data_dir, time_zone)
+            first_day = _slice(young, len({row.request_id for row in young})) if young else None
+            result[version] = dataclasses.replace(one, first_day=first_day)
+    return result, said
 
 
 def difference(one: Slice, other: Slice, metric: str) -> Difference | None:
@@ -102,8 +135,17 @@ def difference(one: Slice, other: Slice, metric: str) -> Difference | None:
     return Difference(value, value - half, value + half)
 
 
-def _slice(rows: typing.Sequence[tuple[typing.Any, float, int]], requests: int) -> Slice:
-    users, scores, labels = (np.array(values) for values in zip(*rows))
+def _first_day(rows: typing.Sequence[_Row], data_dir: str | os.PathLike[str], time_zone: str) -> list[_Row]:
+    items = fingerprint([row.item for row in rows])
+    shown_us = np.array([round(row.time_s * 1e6) for row in rows], np.int64)
+    ages = slices_lib.by_age(items, shown_us, data_dir, declared.tables(FeatureSet()), time_zone)
+    if not ages:
+        raise ValueError(f"{data_dir} must tell in `created_at` of items when they were new. Received: no such column.")
+    return [rows[place] for place in np.flatnonzero(ages.get(slices_lib.YOUNG, []))]
+
+
+def _slice(rows: typing.Sequence[_Row], requests: int) -> Slice:
+    users, scores, labels = (np.array(values) for values in list(zip(*rows))[:3])
     metrics = {}
     for name in METRICS:
         try:

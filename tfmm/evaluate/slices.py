@@ -18,6 +18,7 @@ from tfmm.training import examples as examples_lib
 from tfmm.training.labels import weights_of
 
 AGE, HISTORY = "item_age", "history"  # by name of what is sliced; the others are features
+YOUNG = "< 24 h"  # of ages
 DAY_US = 86_400_000_000
 MAX_VALUES = 8  # of a feature: the most frequent ones; the others are one slice
 REPLICATES = 200  # draws of users for an interval
@@ -62,7 +63,7 @@ def masks(files: typing.Sequence[str], feature_set: FeatureSet, sliced: Sliced) 
     found: Masks = {}
     if data_dir is not None:
         rows = examples_lib.read_columns(files, feature_set, ("item_id", "timestamp"))
-        if ages := _by_age(rows["item_id"], rows["timestamp"], data_dir, tables, time_zone):
+        if ages := by_age(rows["item_id"], rows["timestamp"], data_dir, tables, time_zone):
             found[AGE] = ages
     found[HISTORY] = _by_length(_history_lengths(files, feature_set))
     for name in names:
@@ -133,9 +134,20 @@ def _of_rows(
     return {"rows": int(mask.sum()), "clicks": clicks, "models": models}
 
 
-def _by_age(
+def by_age(
     items: np.ndarray, shown_us: np.ndarray, data_dir: Folder, tables: schema.Tables, time_zone: str
 ) -> dict[str, np.ndarray]:
+    """Returns which rows show an item in its first 24 hours in the catalog, `YOUNG`, later, and of unknown age.
+
+    Args:
+        items: int64 [n], fingerprints.
+        shown_us: int64 [n], microseconds since 1970.
+        data_dir: the tables.
+        tables: what they hold.
+        time_zone: of times without one.
+    Returns:
+        bool [n] per slice that has rows; {} where the catalog has no `created_at`.
+    """
     parts = schema.table_parts(os.fspath(data_dir), "items", tables)
     if not all("created_at" in part.schema.names for part in parts):
         return {}
@@ -147,7 +159,7 @@ def _by_age(
     at = np.where(known, created[order][places], instants.NULL)
     known, age = at != instants.NULL, shown_us - np.where(at == instants.NULL, 0, at)
     young = known & (age < DAY_US)
-    return _not_empty({"< 24 h": young, ">= 24 h": known & ~young, "unknown": ~known})
+    return _not_empty({YOUNG: young, ">= 24 h": known & ~young, "unknown": ~known})
 
 
 def _history_lengths(files: typing.Sequence[str], feature_set: FeatureSet) -> np.ndarray:

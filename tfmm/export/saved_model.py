@@ -19,6 +19,8 @@ from tfmm.index import graph_table, item_features, snapshot
 KIND = "saved_model"
 EXTRA = "assets.extra"  # TF Serving leaves this folder alone
 PRE_RANKING = "pre_ranking"  # of a manifest: the settings of the head that `pre_rank` asks; absent without
+TEACHER = "pre_ranking_teacher"  # of a manifest: id of the ranking model that taught the head; absent without
+HEAD = "pre_ranking"  # folder of `EXTRA`: the head as it was trained, for the models that go on from this one
 ROOM = 1.25  # of the snapshot's size, where the configured capacity is smaller
 
 Path = str | pathlib.Path
@@ -39,6 +41,7 @@ def export(
     The folder appears at once when it is complete, so that a server that watches its parent never sees a part.
     A snapshot larger than `config.index_capacity` gets a table with a quarter more room than it needs. Item features
     that the snapshot holds are looked up where a request leaves them out; those that it lacks are named in the log.
+    A head lies beside in `assets.extra/pre_ranking`, as it was trained, see `head_of`.
 
     Args:
         model_dir: the click model, see `ctr.train.train`.
@@ -47,7 +50,8 @@ def export(
         id_types: "int64" or "string" per feature of ids: what callers send.
         config: capacity, buckets and whether XLA compiles the scoring core.
         output_dir: the version folder, such as `models/tfmm/17`; an earlier export there is replaced.
-        pre_ranking_dir: the model's light head, see `ctr.distillation.train`; None: without `pre_rank`.
+        pre_ranking_dir: the light head of the model or of the one that it goes on from, see `ctr.distillation.train`;
+            None: without `pre_rank`.
     Returns:
         The manifest, which lies in `assets.extra/manifest.json`.
     Raises:
@@ -67,6 +71,11 @@ def export(
     with artifacts.under_construction(target) as building:
         saved_model_lib.save(module, functions, building)
         (building / EXTRA).mkdir(exist_ok=True)
+        of_head: dict[str, typing.Any] = {}
+        if head is not None and pre_ranking_dir is not None:
+            shutil.copytree(pre_ranking_dir, building / EXTRA / HEAD)
+            teacher = artifacts.read_manifest(pre_ranking_dir)["parents"][0]
+            of_head = {PRE_RANKING: config_lib.to_dict(head.settings), TEACHER: teacher}
         num_warmup = warmup.write(
             building / EXTRA / warmup.FILE, model.feature_set, id_types, config, looked_up,
             () if head is None else head.settings.candidate_buckets,
@@ -83,7 +92,7 @@ def export(
             warmup_requests=num_warmup,
             index={name: _facts(table) for name, table in tables.items()},
             item_features=None if features is None else {"names": list(looked_up), **_facts(features.table)},
-            **({} if head is None else {PRE_RANKING: config_lib.to_dict(head.settings)}),
+            **of_head,
         )
         if target.exists():
             shutil.rmtree(target)
@@ -109,12 +118,45 @@ def read_manifest(version_dir: Path) -> dict[str, typing.Any]:
     return artifacts.read_manifest(pathlib.Path(version_dir) / EXTRA, KIND)
 
 
+def head_of(version_dir: Path) -> pathlib.Path | None:
+    """Returns the folder of an exported version's pre-ranking head, as it was trained; None where it has none."""
+    folder = pathlib.Path(version_dir) / EXTRA / HEAD
+    return folder if (folder / artifacts.MANIFEST).is_file() else None
+
+
+def head_lines(version_dir: Path, in_service_dir: Path | None) -> list[str]:
+    """Returns what to know of `pre_rank` before a version takes the place of the one in service; []: nothing.
+
+    Args:
+        version_dir: the new version.
+        in_service_dir: None where there is none.
+    """
+    manifest = _manifest_if_any(version_dir)
+    if PRE_RANKING in manifest:
+        if manifest.get(TEACHER) in (None, manifest["parents"][0]):
+            return []
+        return [
+            f"`pre_rank` keeps the head of the models before, which ranking model {manifest[TEACHER]} taught: an "
+            f"earlier one than {manifest['parents'][0]}"
+        ]
+    if in_service_dir is None or PRE_RANKING not in _manifest_if_any(in_service_dir):
+        return []
+    return [
+        f"Version {pathlib.Path(in_service_dir).name} in service answers `pre_rank`, and this model has no head, so "
+        "that its callers would fail: a head stays with the models that go on from its own, and one that began anew "
+        "needs its own, by `tfmm train --head pre-ranking`"
+    ]
+
+
 def training_of(version_dir: Path) -> dict[str, typing.Any] | None:
     """Returns through what a version was trained, see `ctr.lineage`; None where it does not say so."""
-    if not (pathlib.Path(version_dir) / EXTRA / artifacts.MANIFEST).is_file():
-        return None
-    trained: dict[str, typing.Any] | None = read_manifest(version_dir).get("training")
+    trained: dict[str, typing.Any] | None = _manifest_if_any(version_dir).get("training")
     return trained
+
+
+def _manifest_if_any(version_dir: Path) -> dict[str, typing.Any]:
+    is_said = (pathlib.Path(version_dir) / EXTRA / artifacts.MANIFEST).is_file()
+    return read_manifest(version_dir) if is_said else {}
 
 
 def _preprocessor(vocabulary_dir: Path, model: model_lib.CTRModel) -> preprocessing.Preprocessor:

@@ -47,7 +47,7 @@ def train_click_model(
         checkpoint_dir: where a stopped run goes on from.
         vectors: None for the ID-only twin.
         progress: called with the steps done.
-        parent_dir: the state of the model that it goes on from; None: from scratch.
+        parent_dir: the state of the model that it goes on from, whose pre-ranking head it keeps; None: from scratch.
         span: what the join found of the data.
     Returns:
         The trained model's manifest.
@@ -70,6 +70,7 @@ def train_click_model(
         span=span,
         progress=progress,
     )
+    head = saved_model.head_of(pathlib.Path(parent_dir).parent / SERVING) if parent_dir is not None else None
     devices.by_chief(
         run.training,
         lambda: saved_model.export(
@@ -79,6 +80,7 @@ def train_click_model(
             declared.id_types(data_dir, run.feature_set),
             run.export,
             folder / SERVING,
+            head,
         ),
     )
     return manifest

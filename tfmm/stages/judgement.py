@@ -38,7 +38,8 @@ def judge(
             multimodal one is held against absolute bars and the model in service alone.
         patterns: examples as the join made them, train and eval.
         output_dir: gets `report.json`, `predictions.parquet` and `verdict.json`, which names what was judged.
-        say: is told the verdict with its reasons and warnings, then what was found of each model and encoder.
+        say: is told the verdict with its reasons and warnings, what becomes of `pre_rank`, then what was found of each
+            model and encoder.
         in_service_dir: the SavedModel in service, where there is one.
         index_url: the item index that servers follow, a path or a URL: the model in service sees it as it stands.
         snapshot_dir: probe its vectors.
@@ -78,6 +79,7 @@ def judge(
     verdict = gate.decide(judged, run.gate, candidate=MULTIMODAL, baseline=baseline, min_recall=bar)
     said = {**dataclasses.asdict(verdict), JUDGED: artifacts.digest(models[MULTIMODAL])}
     (pathlib.Path(output_dir) / VERDICT).write_text(json.dumps(said, indent=2) + "\n")
-    for line in [*wording.verdict_lines(said), *wording.report_lines(judged)]:
+    head_lines = saved_model.head_lines(models[MULTIMODAL], in_service_dir)
+    for line in [*wording.verdict_lines(said), *head_lines, *wording.report_lines(judged)]:
         say(line)
     return judged, verdict

@@ -17,13 +17,15 @@ from serving.streaming import event_log
 from tfmm import preprocessing, presets
 from tfmm.config import CTRConfig, ExportConfig, GateConfig, MAKEConfig
 from tfmm.ctr import model as model_lib
+from tfmm.ctr import pre_ranking
 from tfmm.ctr import state as state_lib
 from tfmm.ctr.continuing import continue_over
 from tfmm.export import saved_model
 from tfmm.features import LABEL
 from tfmm.index import encode, item_features, item_index, item_vectors, live_vectors, snapshot
+from tfmm.pre_ranking import PreRankingConfig
 from tfmm.stages import run_file
-from tfmm.stages.folders import MULTIMODAL, SERVING, STATE, TRAINED
+from tfmm.stages.folders import MULTIMODAL, PRE_RANKING, SERVING, STATE, TRAINED
 from tfmm.training import sources
 
 START_S = 1_709_596_800.0
@@ -39,6 +41,8 @@ RUN = dataclasses.replace(
     gate=GateConfig(0.0, 0.0, 9.0, max_loss_to_service=1.0, max_logloss_rise=9.0, max_calibration_rise=9.0,
                     max_hidden_bias=9.0),
 )  # fmt: skip
+
+HEAD = PreRankingConfig(num_tiers=4, dim=4, units=(4,), candidate_buckets=(8,))
 
 
 class Shop:
@@ -85,7 +89,10 @@ def nearline_shop():
 
 @pytest.fixture(scope="session")
 def models(nearline_shop, tmp_path_factory):
-    """A folder as `tfmm train` leaves it, of a model trained over 100 requests, with an index beside it; read-only."""
+    """A folder as `tfmm train` leaves it, of a model trained over 100 requests, with an index beside it; read-only.
+
+    The model has a pre-ranking head, its weights drawn.
+    """
     folder = tmp_path_factory.mktemp("nearline")
     shop, features = nearline_shop, RUN.feature_set
     with item_index.ItemIndex(folder / "index.sqlite") as index:
@@ -126,9 +133,11 @@ def models(nearline_shop, tmp_path_factory):
     place = folder / "models" / MULTIMODAL
     state_lib.save(state, place / STATE, folder / "vocabulary", training=training, seen={})
     model_lib.save_model(model, place / TRAINED, training=training)
-    saved_model.export(
-        place / TRAINED, folder / "vocabulary", folder / "snapshot", ID_TYPES, RUN.export, place / SERVING
-    )
+    head, head_dir = pre_ranking.PreRankingModel(HEAD, model), folder / "models" / PRE_RANKING / TRAINED
+    head.build()
+    pre_ranking.save_model(head, head_dir, [place / TRAINED])
+    parts = place / TRAINED, folder / "vocabulary", folder / "snapshot"
+    saved_model.export(*parts, ID_TYPES, RUN.export, place / SERVING, head_dir)
     run_file.write(RUN, folder / "models")
     return folder
 

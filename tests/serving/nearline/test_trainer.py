@@ -11,8 +11,10 @@ import pytest
 from prometheus_client import parser
 
 from serving.streaming import event_log
+from tfmm import artifacts
 from tfmm.ctr import state as state_lib
 from tfmm.export import saved_model
+from tfmm.saved_model import load_session
 from tfmm.training import checkpoint
 
 REQUESTS, SHOWN = 200, 4
@@ -50,6 +52,21 @@ def variables(folder: pathlib.Path):
     return checkpoint.read(folder / "state" / "variables")[0]
 
 
+def assert_pre_rank_is_kept(version, models, trainer):
+    """The pushed version answers it with the head of the model before, on its own tables, and says so."""
+    manifest, folder = saved_model.read_manifest(version), models / "models"
+    teacher = artifacts.read_manifest(folder / "multimodal/Format-TFMM")["id"]
+    assert manifest["pre_ranking_teacher"] == teacher != manifest["parents"][0]
+    assert f"`pre_rank` keeps the head of the models before, which ranking model {teacher} taught" in trainer.said()
+    ids, user = [1001, 1002, 1050], {"user_id": [1], "behavior_item_ids": [[1003]], "behavior_categories": [[1]]}
+    request, found = {**user, "item_id": ids, "category": [1, 2, 3]}, []
+    for place in (version, folder / "multimodal/Format-Serving"):
+        with load_session(place) as model:
+            found.append(model("pre_rank", request)["logit"])
+    np.testing.assert_allclose(*found, atol=1.0)  # the head is the same, and embeddings moved a little
+    assert np.isfinite(found[0]).all() and (found[0] != found[1]).any()
+
+
 @pytest.mark.timeout(900)
 def test_what_is_served_is_trained_judged_and_pushed(nearline_shop, models, first_rows, start_trainer, tmp_path):
     log = event_log.SQLiteEventLog(tmp_path / "served.sqlite")
@@ -71,6 +88,7 @@ def test_what_is_served_is_trained_judged_and_pushed(nearline_shop, models, firs
     trained = saved_model.read_manifest(version)["training"]
     origin = state_lib.read_manifest(models / "models/multimodal/Format-State")
     assert trained["parent"] == origin["id"] and trained["rows"] == first_rows + 320
+    assert_pre_rank_is_kept(version, models, trainer)
     assert facts["join"]["counts"]["requests"] == facts["join"]["counts"]["shown"] == REQUESTS
     before, after = checkpoint.read(models / "models/multimodal/Format-State/variables")[0], variables(folder)
     names = origin["names"]["model"]

@@ -4,6 +4,8 @@ import json
 
 import click.testing
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tfmm import cli, metrics
@@ -63,3 +65,32 @@ def test_the_command_tells_them_and_what_is_not_known(log):
     assert "over the version before" in told.output and "left out: 1 of events" in told.output
     none = click.testing.CliRunner().invoke(cli.main, [*flags, "--label-window", "1e9"])
     assert "No item that was shown is known yet." in none.output and "6,000 items" in none.output
+
+
+def test_items_in_their_first_day_are_told_apart(log, tmp_path):
+    folder, truth = log
+    days_old = [30] * 7 + [0] * 3  # the last three of the catalog are new
+    pq.write_table(pa.table({
+        "item_id": ITEMS, "title": ["a"] * len(ITEMS), "category": [1] * len(ITEMS),
+        "created_at": pa.array([round((START - 86_400 * days - 60) * 1e6) for days in days_old], pa.timestamp("us")),
+    }), tmp_path / "items.parquet")  # fmt: skip
+    found, _ = live.slices(folder / "log", folder / "events", label="bought", data_dir=tmp_path)
+    for version, rows in truth.items():
+        young = [row for number, row in enumerate(rows) if number % len(ITEMS) >= 7]
+        one = found["tfmm", version].first_day
+        assert (one.requests, one.rows) == (len(rows) // len(ITEMS), len(young))
+        assert one.clicks == sum(clicked for _, _, clicked in young)
+        assert one.mean_score == pytest.approx(np.mean([score for _, score, _ in young]))
+    flags = ["live", "--served", str(folder / "log"), "--events", str(folder / "events"), "--label", "bought"]
+    told = click.testing.CliRunner().invoke(cli.main, [*flags, "--data", str(tmp_path)])
+    assert told.exit_code == 0, told.output
+    assert told.output.count("  items in their first day: ") == 2
+    assert "  items in their first day: 600 items shown to 40 users" in told.output
+    assert "first day" not in click.testing.CliRunner().invoke(cli.main, flags).output
+
+
+def test_a_catalog_that_does_not_tell_when_items_were_new_is_refused(log, tmp_path):
+    folder, _ = log
+    pq.write_table(pa.table({"item_id": ITEMS, "title": ["a"] * len(ITEMS)}), tmp_path / "items.parquet")
+    with pytest.raises(ValueError, match="must tell in `created_at` of items when they were new"):
+        live.slices(folder / "log", folder / "events", label="bought", data_dir=tmp_path)

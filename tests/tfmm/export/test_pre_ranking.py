@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import json
 
 import numpy as np
 import pytest
@@ -138,6 +139,25 @@ def test_every_signature_answers_the_infra_check(road):
 def test_the_manifest_says_what_the_head_is(road):
     assert road.manifest[export_lib.PRE_RANKING]["candidate_buckets"] == [8, 64]
     assert artifacts.read_manifest(road.head_dir)["id"] in road.manifest["parents"]
+    assert road.manifest[export_lib.TEACHER] == artifacts.read_manifest(road.model_dir)["id"]
+
+
+def test_the_head_lies_beside_as_it_was_trained_for_the_models_that_go_on(road, multimodal):
+    assert artifacts.digest(export_lib.head_of(road.version_dir)) == artifacts.digest(road.head_dir)
+    assert export_lib.head_of(multimodal.version_dir) is None
+
+
+def test_before_a_push_is_said_what_becomes_of_pre_rank(road, multimodal, tmp_path):
+    assert export_lib.head_lines(road.version_dir, road.version_dir) == []
+    assert export_lib.head_lines(multimodal.version_dir, multimodal.version_dir) == []
+    assert export_lib.head_lines(multimodal.version_dir, None) == export_lib.head_lines(tmp_path, tmp_path) == []
+    (lost,) = export_lib.head_lines(multimodal.version_dir, road.version_dir)
+    assert lost.startswith("Version 1 in service answers `pre_rank`, and this model has no head")
+    older = {**road.manifest, export_lib.TEACHER: "of-old"}
+    (tmp_path / export_lib.EXTRA).mkdir()
+    (tmp_path / export_lib.EXTRA / artifacts.MANIFEST).write_text(json.dumps(older))
+    (kept,) = export_lib.head_lines(tmp_path, road.version_dir)
+    assert "which ranking model of-old taught: an earlier one than" in kept
 
 
 def test_a_request_of_another_length_is_refused_by_name(served):
