@@ -50,6 +50,18 @@ def test_a_pool_has_new_items_once_there_are_some_and_none_twice(visited):
     assert set(new) <= found and found - set(new) <= set(known)
 
 
+def test_a_pool_of_another_size_takes_its_share_of_the_newest_of_which_old_ones_make_room():
+    old = [generator.FIRST_ITEM_ID, generator.FIRST_ITEM_ID + 1]
+    visited = visits.Visits(TINY, np.random.default_rng(0), size=16, recent=2, newest=old)
+    share = 16 * generator.NEW_IN_POOL // generator.POOL
+    counts = [sum(item in old for item in visited.pool()) for _ in range(20)]
+    assert max(len(visited.pool()) for _ in range(20)) <= 16 and min(counts) > 0 and share == 7
+    new = [generator.draw_new_item(TINY, number, 1)["item_id"] for number in range(2)]
+    for number, item in enumerate(new):
+        visited.add(item, number)
+    assert set(visited._recent) == set(new)
+
+
 def test_clicks_are_as_frequent_as_the_planted_model_says(visited):
     """Of one shopper, the item that suits best, the one that suits least, and a new one."""
     taste, traits = generator.draw_shoppers(TINY)
