@@ -50,16 +50,16 @@ def test_a_pool_has_new_items_once_there_are_some_and_none_twice(visited):
     assert set(new) <= found and found - set(new) <= set(known)
 
 
-def test_a_pool_of_another_size_takes_its_share_of_the_newest_of_which_old_ones_make_room():
-    old = [generator.FIRST_ITEM_ID, generator.FIRST_ITEM_ID + 1]
-    visited = visits.Visits(TINY, np.random.default_rng(0), size=16, recent=2, newest=old)
-    share = 16 * generator.NEW_IN_POOL // generator.POOL
-    counts = [sum(item in old for item in visited.pool()) for _ in range(20)]
-    assert max(len(visited.pool()) for _ in range(20)) <= 16 and min(counts) > 0 and share == 7
-    new = [generator.draw_new_item(TINY, number, 1)["item_id"] for number in range(2)]
-    for number, item in enumerate(new):
+def test_a_pool_has_the_newest_of_the_catalog_until_new_items_take_their_place():
+    old = {generator.FIRST_ITEM_ID, generator.FIRST_ITEM_ID + 1}
+    visited = visits.Visits(TINY, np.random.default_rng(0), size=32, recent=2, newest=sorted(old))
+    pools = [set(visited.pool()) for _ in range(100)]
+    assert all(len(pool) <= 32 and pool & old for pool in pools)  # 14 of 32 are drawn of those two
+    new = {generator.draw_new_item(TINY, number, 1)["item_id"] for number in range(2)}
+    for number, item in enumerate(sorted(new)):
         visited.add(item, number)
-    assert set(visited._recent) == set(new)
+    pools = [set(visited.pool()) for _ in range(100)]
+    assert all(pool & new for pool in pools) and not all(pool & old for pool in pools)
 
 
 def test_clicks_are_as_frequent_as_the_planted_model_says(visited):
