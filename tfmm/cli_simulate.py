@@ -32,6 +32,8 @@ def simulate(
     from serving.simulation import settings as settings_lib
     from serving.simulation.run import Simulation
 
+    if json_path is not None and not json_path.absolute().parent.is_dir():
+        raise ValueError(f"`--json` must name a file in a folder that is there. Received: {json_path}.")
     settings = settings_lib.Settings(days, visits_per_day, slots, candidates, push_hours, seed)
     trained = trained_in(workdir.resolve())
     run = settings_lib.verify(trained)

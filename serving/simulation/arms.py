@@ -106,6 +106,7 @@ class Arm:
         world: users, items and visits.
         rules: of slots and slices.
         running: gets the server and the trainer.
+        ports: for gRPC, REST, and the trainer's metrics.
 
     Attributes:
         shown: all impressions.
@@ -121,6 +122,7 @@ class Arm:
         world: World,
         rules: Rules,
         running: Processes,
+        ports: typing.Sequence[int],
     ):
         self.name, self._features, self._rules = name, run.feature_set, rules
         self._world, self._running = world, running
@@ -130,38 +132,33 @@ class Arm:
         self.shown: list[Shown] = []
         self.verdicts: list[dict[str, typing.Any]] = []
         self._version = 0
-        ports = started.free_ports(3)
-        self.target = f"{started.HOST}:{ports[0]}"
-        self._start(model_dir, index_url, ports)
-        self._labels = running.stack.enter_context(event_log.SQLiteEventLog(self._folder / "labels.sqlite"))
-        self._client = logging_client.LoggingClient(self.target, model_name=name, log=None)
-        running.stack.callback(self._client.close)
-        self._replica = Replica(self.target, name)
-        running.stack.callback(self._replica.close)
-
-    def _start(self, model_dir: pathlib.Path, index_url: str, ports: list[int]) -> None:
+        grpc_port, rest_port, self._trainer_port = ports
+        self._target = f"{started.HOST}:{grpc_port}"
         versions, served_log = self._folder / "versions", f"sqlite:///{self._folder / 'served.sqlite'}"
+        labels, ready_file = self._folder / "labels.sqlite", self._folder / "server.json"
         shutil.copytree(model_dir / SERVING, versions / "1")
-        self._server = self._running.start(
-            f"{self.name} server", "tfmm.cli", "serve", f"--model_name={self.name}", f"--model_base_path={versions}",
-            f"--port={ports[0]}", f"--rest_api_port={ports[1]}", f"--ready_file={self._folder / 'server.json'}",
-            f"--served_log={served_log}", *(["--index", index_url] if self._has_tables else []),
-            ready_file=self._folder / "server.json",
+        self._server = running.start(
+            f"{name} server", "tfmm.cli", "serve", f"--model_name={name}", f"--model_base_path={versions}",
+            f"--port={grpc_port}", f"--rest_api_port={rest_port}", f"--ready_file={ready_file}",
+            f"--served_log={served_log}", *(["--index", index_url] if self._has_tables else []), ready_file=ready_file,
         )  # fmt: skip
-        trainer = self._running.start(
-            f"{self.name} trainer", "tfmm.cli", "nearline", "--log", served_log, "--log",
-            f"sqlite:///{self._folder / 'labels.sqlite'}", "--models", model_dir, "--index", index_url, "--workdir",
-            self._folder / "nearline", "--output", versions, f"--server={self.target}", f"--model-name={self.name}",
-            f"--window-seconds={WINDOW_S}", f"--lateness-seconds={LATENESS_S}",
-            f"--slice-rows={self._rules.slice_rows}", f"--judged-rows={self._rules.judged_rows}",
-            f"--slice-minutes={_FOREVER}", f"--block-seconds={_FOREVER}", f"--metrics-port={ports[2]}",
+        self._trainer = running.start(
+            f"{name} trainer", "tfmm.cli", "nearline", "--log", served_log, "--log", f"sqlite:///{labels}", "--models",
+            model_dir, "--index", index_url, "--workdir", self._folder / "nearline", "--output", versions,
+            f"--server={self._target}", f"--model-name={name}", f"--window-seconds={WINDOW_S}",
+            f"--lateness-seconds={LATENESS_S}", f"--slice-rows={rules.slice_rows}",
+            f"--judged-rows={rules.judged_rows}", f"--slice-minutes={_FOREVER}", f"--block-seconds={_FOREVER}",
+            f"--metrics-port={self._trainer_port}",
         )  # fmt: skip
-        self._is_ready = lambda: started.answers(ports[2])
-        self._trainer = trainer
+        self._labels = running.stack.enter_context(event_log.SQLiteEventLog(labels))
+        self._client = logging_client.LoggingClient(self._target, model_name=name, log=None)
+        running.stack.callback(self._client.close)
+        self._replica = Replica(self._target, name)
+        running.stack.callback(self._replica.close)
 
     def wait_ready(self) -> None:
         self._server.wait_ready()
-        self._trainer.wait_until(self._is_ready)
+        self._trainer.wait_until(lambda: started.answers(self._trainer_port))
 
     def has_index(self, index: store.IndexStore) -> bool:
         """Returns whether the version in service has all that the index has; of ids alone, always."""

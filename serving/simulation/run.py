@@ -20,6 +20,7 @@ from rich import console as rich_console
 from serving import client as client_lib
 from serving.demo import figures
 from serving.demo.trained import Trained
+from serving.deploy import started
 from serving.simulation import outcome
 from serving.simulation.arms import Arm, Processes
 from serving.simulation.settings import Settings
@@ -34,6 +35,7 @@ from tfmm.stages.folders import ID, MULTIMODAL
 
 FOLDER, RESULT = "simulation", "simulation.json"
 INTERRUPTED = 130  # exit code
+_PORTS = 3  # of an arm
 
 
 class Simulation:
@@ -95,9 +97,10 @@ class Simulation:
                 "stream", "serving.streaming", "--events", log.path, "--index", index.url, "--encoders",
                 self._trained.encoders, "--ready-file", ready_file, ready_file=ready_file,
             )  # fmt: skip
+            ports = started.free_ports(_PORTS * len(self._models))
             arms = [
-                Arm(name, model, index.url, self._run, world, self._rules, running)
-                for name, model in self._models.items()
+                Arm(name, model, index.url, self._run, world, self._rules, running, ports[_PORTS * n :][:_PORTS])
+                for n, (name, model) in enumerate(self._models.items())
             ]
             stream.wait_ready()
             for arm in arms:

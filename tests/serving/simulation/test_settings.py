@@ -72,6 +72,11 @@ def test_without_a_model_the_command_says_how_one_is_made_and_writes_nothing(tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_place_for_results_that_is_not_there_is_refused_before_the_week(tmp_path):
+    result = CliRunner().invoke(cli.main, ["simulate", str(tmp_path), "--json", str(tmp_path / "no" / "found.json")])
+    assert result.exit_code == 1 and "`--json` must name a file in a folder that is there" in result.output
+
+
 def test_settings_that_cannot_be_are_refused_all_at_once():
     said = r"`days` must be at least 1, not 0\n- `seed` must not be negative, not -1\n- `candidates` must be at least"
     with pytest.raises(ValueError, match=said):
