@@ -77,13 +77,12 @@ class Processes(typing.NamedTuple):
         if self.is_over.is_set():
             raise RuntimeError("The simulation was ended.")
 
-    def start(self, name: str, *arguments: object, ready_file: pathlib.Path | None = None) -> processes.Child:
+    def start(self, name: str, *arguments: object) -> None:
         """Starts a module that ends before those that were started before it."""
         log = self.folder / "logs" / f"{name.replace(' ', '_')}.log"
-        child = processes.Child(name, [str(one) for one in arguments], log, ready_file=ready_file)
+        child = processes.Child(name, [str(one) for one in arguments], log)
         self.stack.callback(child.stop, _STOP_S)
         self.children.append(child)
-        return child
 
     def wait(self, what: str, is_done: typing.Callable[[], bool]) -> None:
         """Waits for something; raises as `check` does, and TimeoutError where it is late."""
@@ -135,14 +134,14 @@ class Arm:
         grpc_port, rest_port, self._trainer_port = ports
         self._target = f"{started.HOST}:{grpc_port}"
         versions, served_log = self._folder / "versions", f"sqlite:///{self._folder / 'served.sqlite'}"
-        labels, ready_file = self._folder / "labels.sqlite", self._folder / "server.json"
+        labels, self._ready_file = self._folder / "labels.sqlite", self._folder / "server.json"
         shutil.copytree(model_dir / SERVING, versions / "1")
-        self._server = running.start(
+        running.start(
             f"{name} server", "tfmm.cli", "serve", f"--model_name={name}", f"--model_base_path={versions}",
-            f"--port={grpc_port}", f"--rest_api_port={rest_port}", f"--ready_file={ready_file}",
-            f"--served_log={served_log}", *(["--index", index_url] if self._has_tables else []), ready_file=ready_file,
+            f"--port={grpc_port}", f"--rest_api_port={rest_port}", f"--ready_file={self._ready_file}",
+            f"--served_log={served_log}", *(["--index", index_url] if self._has_tables else []),
         )  # fmt: skip
-        self._trainer = running.start(
+        running.start(
             f"{name} trainer", "tfmm.cli", "nearline", "--log", served_log, "--log", f"sqlite:///{labels}", "--models",
             model_dir, "--index", index_url, "--workdir", self._folder / "nearline", "--output", versions,
             f"--server={self._target}", f"--model-name={name}", f"--window-seconds={WINDOW_S}",
@@ -156,9 +155,10 @@ class Arm:
         self._replica = Replica(self._target, name)
         running.stack.callback(self._replica.close)
 
-    def wait_ready(self) -> None:
-        self._server.wait_ready()
-        self._trainer.wait_until(lambda: started.answers(self._trainer_port))
+    @property
+    def is_ready(self) -> bool:
+        """Whether server and trainer are at work."""
+        return self._ready_file.exists() and started.answers(self._trainer_port)
 
     def has_index(self, index: store.IndexStore) -> bool:
         """Returns whether the version in service has all that the index has; of ids alone, always."""

@@ -93,18 +93,16 @@ class Simulation:
                 copying.copy(source, index)
             log = stack.enter_context(event_log.SQLiteEventLog(self._folder / "events.sqlite"))
             ready_file = self._folder / "stream.json"
-            stream = running.start(
+            running.start(
                 "stream", "serving.streaming", "--events", log.path, "--index", index.url, "--encoders",
-                self._trained.encoders, "--ready-file", ready_file, ready_file=ready_file,
+                self._trained.encoders, "--ready-file", ready_file,
             )  # fmt: skip
             ports = started.free_ports(_PORTS * len(self._models))
             arms = [
                 Arm(name, model, index.url, self._run, world, self._rules, running, ports[_PORTS * n :][:_PORTS])
                 for n, (name, model) in enumerate(self._models.items())
             ]
-            stream.wait_ready()
-            for arm in arms:
-                arm.wait_ready()
+            running.wait("The start", lambda: ready_file.exists() and all(arm.is_ready for arm in arms))
             self._say("up: the stream, and of each arm a server and a near-line trainer")
             self._live(world, arms, ItemArrival(self._run, world, log, index, arms, running), running)
         return self._write(world, arms)
