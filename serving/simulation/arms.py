@@ -160,6 +160,12 @@ class Arm:
         """Whether server and trainer are at work."""
         return self._ready_file.exists() and started.answers(self._trainer_port)
 
+    def _serves(self, version: int) -> bool:
+        try:
+            return self._replica.versions().get(version, False)
+        except grpc.RpcError:  # the server is busy
+            return False
+
     def has_index(self, index: store.IndexStore) -> bool:
         """Returns whether the version in service has all that the index has; of ids alone, always."""
         if not self._has_tables:
@@ -220,8 +226,8 @@ class Arm:
         self._running.wait(f"The verdict of period {number} of {self.name}", is_judged)
         verdict = typing.cast(tuple[int, dict[str, typing.Any]], candidates.last_verdict(folder))[1]
         if verdict["passed"]:
-            if verdict["served_at"] is None:
-                raise RuntimeError(f"{verdict['version']} was pushed and is not in service. See {self._folder.parent}.")
+            version = int(pathlib.Path(verdict["version"]).name)
+            self._running.wait(f"Loading {verdict['version']}", lambda: self._serves(version))
             self._version = number
         self.verdicts.append(verdict)
         return verdict
