@@ -33,7 +33,7 @@ from tfmm.stages.folders import SERVING
 WINDOW_S, LATENESS_S = 3.0, 1.0  # of wall time, in which what was shown is told with its clicks
 _FOREVER = 1_000_000  # seconds, or minutes: rows alone end blocks and slices
 _STOP_S = 30.0  # for a process to end by itself
-_STEP_S = 600.0  # for what is waited for, at most
+_STEP_S = 1800.0  # for what is waited for, at most
 _POLL_S = 0.05
 
 
