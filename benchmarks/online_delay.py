@@ -26,7 +26,7 @@ from tfmm.index import store
 from tfmm.marketplace import generator
 from tfmm.quickstart import requests
 from tfmm.stages import run_file
-from tfmm.stages.folders import MULTIMODAL
+from tfmm.stages.folders import ID, MULTIMODAL
 
 BAR_P50_S, BAR_P99_S = 0.150, 1.0
 DRAWN = 300  # contents, which come again under other ids
@@ -144,7 +144,7 @@ def main():
         run = run_file.read(shop / "models")
         (version,) = (shop / "versions").glob("[0-9]*")
         trained = Trained(work, run, shop / "tables", shop / "items.sqlite", shop / "encoders",
-                          shop / "models" / MULTIMODAL, version)  # fmt: skip
+                          shop / "models" / MULTIMODAL, shop / "models" / ID, version)  # fmt: skip
         up = stack.enter_context(machinery.running(trained, None, print))
         client = stack.enter_context(client_lib.RankingClient(up.server, model_name=machinery.MODEL_NAME))
         user = requests.busiest_user(trained.tables, run.feature_set, run.data.time_zone)

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import sybil
 import sybil.parsers.markdown
@@ -19,6 +21,7 @@ import tensorflow as tf
 pytest.importorskip("tfx", reason="TFX is not installed")
 
 from tfmm import artifacts
+from tfmm.ctr import state
 from tfmm.export import parity, saved_model
 from tfmm.quickstart import processes
 from tfmm.stages import folders
@@ -237,6 +240,52 @@ def test_trainer_of_the_demo_has_its_candidate_judged(road, start_demo):
     demo.process.send_signal(signal.SIGINT)
     assert demo.process.wait(300) == 0
     assert re.search(r"candidate \d+ (pushed|refused: \S+)", demo.said)
+
+
+@pytest.mark.slow  # two periods of servers, trainers and verdicts take minutes
+@pytest.mark.timeout(3600)
+def test_a_simulated_day_runs_through_both_models_in_service_and_leaves_no_process(road, tmp_path):
+    workdir, found = road[0], tmp_path / "simulated.json"
+    options = "--days", "1", "--visits-per-day", "64", "--json", str(found)
+    said = run_tfmm("simulate", str(workdir), *options, cwd=tmp_path).stdout
+    assert processes_of(workdir) == []
+    result = json.loads(found.read_text())
+    assert result["simulation"] and result["label"] in said and result["in_words"] in said
+    assert result == json.loads((workdir / "simulation" / "simulation.json").read_text())
+    impressions = {
+        name: pq.read_table(workdir / "simulation" / f"{name}.parquet").to_pandas() for name in ("id", "multimodal")
+    }
+    for name, rows in impressions.items():
+        assert len(rows) == 8 * result["visits"] == 8 * 128  # two blocks of 256 rows in each of two periods
+        assert (rows.groupby("visit").slot.apply(list).map(lambda slots: slots == [*range(1, 9)])).all()
+        assert 0 < rows.is_new.sum() < len(rows) and ((rows.price >= 0.05) & (rows.price <= rows.bid)).all()
+        assert rows.clicked.mean() == pytest.approx(result["results"]["all"]["ctr"][name]["value"])
+        # The trainer went over every impression: the newest checkpoint says so.
+        before = state.read_manifest(workdir / "models" / name / folders.STATE)["training"]["rows"]
+        (facts,) = (workdir / "simulation" / name / "nearline").glob("*/checkpoints/*/facts.json")
+        assert json.loads(facts.read_text())["training"]["rows"] == before + len(rows)
+        candidates = result["candidates"][name]
+        assert len(candidates) == 2 and all(one["passed"] == (not one["reasons"]) for one in candidates)
+        assert not any("the process that judges" in reason for one in candidates for reason in one["reasons"])
+    both = pd.merge(*impressions.values(), on=["visit", "item_id"], suffixes=("", "_of_other"))
+    assert len(both) and (both.clicked == both.clicked_of_other).all() and (both.bid == both.bid_of_other).all()
+    assert (both.score != both.score_of_other).any()  # of two models
+
+
+@pytest.mark.slow  # it starts all of a simulation's processes
+@pytest.mark.timeout(3600)
+def test_a_simulation_that_is_ended_leaves_no_process(road, tmp_path):
+    log = tmp_path / "log"
+    with log.open("ab") as file:
+        command = [sys.executable, "-m", "tfmm.cli", "simulate", str(road[0])]
+        environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1]), "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+    deadline = time.monotonic() + 600
+    while "up: the stream" not in log.read_text():
+        assert time.monotonic() < deadline and process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 130 and processes_of(road[0]) == []
 
 
 def test_no_process_is_left(road):

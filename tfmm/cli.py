@@ -25,6 +25,7 @@ from tfmm import (
     cli_pipeline,
     cli_pre_ranking,
     cli_similar,
+    cli_simulate,
 )
 from tfmm.cli_options import (
     DEFAULT_RUN,
@@ -64,6 +65,7 @@ main.add_command(cli_page.page)
 main.add_command(cli_pipeline.pipeline)
 main.add_command(cli_experiments.experiments)
 main.add_command(cli_similar.similar)
+main.add_command(cli_simulate.simulate)
 
 
 @main.command(example="tfmm quickstart --workdir quickstart\ntfmm quickstart --data my_tables --workdir my_run")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+import typing
 
 import click
 
 from tfmm.cli_options import Command, ExistingFolder
+
+if typing.TYPE_CHECKING:
+    from serving.demo.trained import Trained
 
 
 @click.command(cls=Command, example="tfmm demo quickstart\ntfmm demo quickstart --seconds 60")
@@ -30,22 +34,28 @@ def demo(
     """
     from serving.demo import run as demo_run
     from serving.demo.machinery import Rules
+
+    options = demo_run.Options(seconds, events_per_s, requests_per_s, Rules(slice_rows=slice_rows))
+    raise SystemExit(demo_run.Demo(trained_in(workdir.resolve()), options).main())
+
+
+def trained_in(workdir: pathlib.Path) -> Trained:
+    """Returns where a quickstart leaves what the demo, and a simulation, stand on, whether it is there or not."""
     from serving.demo.trained import Trained
     from tfmm import config
     from tfmm.stages import run_file
     from tfx_pipeline import environments, published
 
-    workdir, run = workdir.resolve(), run_file.read(workdir)
+    run = run_file.read(workdir)
     links = {output: workdir / name for name, output in published.OUTPUTS.items()}
     place = environments.Environment(workdir, None, run or config.RunConfig())
-    trained = Trained(
+    return Trained(
         workdir,
         run,
         tables=links["Marketplace.dataset"],
         index=place.index_path,
         encoders=place.encoders_dir,
         model=links["MultimodalTrainer.model"],
+        id_model=links["IDTrainer.model"],
         version=environments.newest_version(place.serving_dir),
     )
-    options = demo_run.Options(seconds, events_per_s, requests_per_s, Rules(slice_rows=slice_rows))
-    raise SystemExit(demo_run.Demo(trained, options).main())

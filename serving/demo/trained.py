@@ -31,6 +31,7 @@ class Trained:
     index: pathlib.Path
     encoders: pathlib.Path  # of the version in service
     model: pathlib.Path  # the multimodal click model, as it was trained
+    id_model: pathlib.Path  # the click model of ids alone
     version: pathlib.Path | None  # in service
 
     @property
@@ -45,17 +46,18 @@ def verify(trained: Trained) -> None:
     Raises:
         ValueError: all that lacks, with the way out.
     """
-    if faults := [*_workdir_faults(trained), *_machine_faults()]:
+    if faults := [*workdir_faults(trained), *_machine_faults()]:
         raise ValueError("The demo cannot run so:\n- " + "\n- ".join(faults))
 
 
-def _workdir_faults(trained: Trained) -> list[str]:
+def workdir_faults(trained: Trained) -> list[str]:
+    """Returns what speaks against a workdir, with the way out."""
     again = f"`tfmm quickstart --workdir {trained.workdir}` trains it"
     if trained.run is None or trained.version is None:
         return [f"{trained.workdir} must hold a version in service. Received: none. {again}"]
     if not trained.tables.is_dir():
         return [
-            f"{trained.workdir} must be trained on the marketplace, whose shoppers click in the demo. Received: data of"
+            f"{trained.workdir} must be trained on the marketplace, whose shoppers click. Received: data of"
             " your own, whose users cannot be asked. Run a quickstart without --data in another workdir"
         ]
     needed = (trained.index, trained.encoders, trained.model / SERVING, trained.model / STATE)

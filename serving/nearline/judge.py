@@ -46,7 +46,8 @@ def judge(folder: pathlib.Path) -> dict[str, typing.Any]:
     with store.open_store(order["index_url"], create=False) as index:
         snapshot.write_snapshot(index, folder / "snapshot", order["encoder_versions"])
     vocabulary, training = model / STATE / state_lib.VOCABULARY, state_lib.read_manifest(model / STATE)["training"]
-    tables = item_vectors.load_vectors(folder / "snapshot", list(order["encoder_versions"]))
+    modalities = list(order["encoder_versions"])  # none, of a model of ids alone
+    tables = item_vectors.load_vectors(folder / "snapshot", modalities) if modalities else {}
     state = state_lib.load(model / STATE, run.ctr, vocabulary, tables)
     model_lib.save_model(state.model, model / TRAINED, [model / STATE], training=training)
     origin = pathlib.Path(order["model_dir"])

@@ -352,8 +352,6 @@ def _verify(
 ) -> None:
     """Raises a ValueError with all that speaks against going on."""
     faults, label = [], feature_set.label
-    if not encoders:
-        faults.append("the model must have vectors of items. Received: a model of ids alone")
     if lacking := [f"{name} {version}" for name, version in encoders.items() if not index.has_encoder(name, version)]:
         known = ", ".join(f"{e.modality} {e.encoder_version}" for e in index.encoders()) or "none"
         faults.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import typing
 
 import numpy as np
 
@@ -22,14 +23,24 @@ class Visits:
     Args:
         config: of the marketplace; the same one has the same shoppers.
         rng: of pools and clicks.
+        size: candidates of a pool, of which some may be drawn twice.
+        recent: how many items count as the newest.
+        newest: those among the catalog's items, the oldest first.
     """
 
-    def __init__(self, config: MarketplaceConfig, rng: np.random.Generator):
-        self._config, self._rng = config, rng
+    def __init__(
+        self,
+        config: MarketplaceConfig,
+        rng: np.random.Generator,
+        size: int = generator.POOL,
+        recent: int = RECENT,
+        newest: typing.Iterable[int] = (),
+    ):
+        self._config, self._rng, self._size = config, rng, size
         self._taste, self._traits = generator.draw_shoppers(config)
         self._old = len(self._traits.category)  # items before any new one
         self._rows: dict[int, int] = {}  # of new items, by id
-        self._recent: collections.deque[int] = collections.deque(maxlen=RECENT)
+        self._recent: collections.deque[int] = collections.deque(newest, maxlen=recent)
 
     def add(self, item_id: int, number: int) -> None:
         """Takes an item of `generator.draw_new_item`, which has this number."""
@@ -44,9 +55,9 @@ class Visits:
 
     def pool(self) -> list[int]:
         """Draws what may be shown, each item once: of the catalog, popular items more often, and of the newest."""
-        share = generator.NEW_IN_POOL if self._recent else 0
+        share = self._size * generator.NEW_IN_POOL // generator.POOL if self._recent else 0
         popularity = self._traits.popularity[: self._old]
-        old = shoppers.draw_pool(popularity, 1, generator.POOL - share, self._rng)[0] + generator.FIRST_ITEM_ID
+        old = shoppers.draw_pool(popularity, 1, self._size - share, self._rng)[0] + generator.FIRST_ITEM_ID
         recent = self._rng.choice(self._recent, share) if share else np.zeros(0, np.int64)
         return list(dict.fromkeys([*old.tolist(), *recent.tolist()]))
 

@@ -136,6 +136,34 @@ def ratio_interval(
     return _resample(_ratio(sums, sizes), len(sums), replicates, level, seed)
 
 
+def gain_interval(
+    numerators: np.ndarray,
+    denominators: np.ndarray,
+    baseline_numerators: np.ndarray,
+    baseline_denominators: np.ndarray,
+    *,
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Computes by what share a ratio of sums is above a baseline's, with its interval, drawing groups for both alike.
+
+    Args:
+        numerators, denominators, baseline_numerators, baseline_denominators: floats [groups], of the same groups.
+        replicates, level, seed: as in `user_bootstrap`.
+    Returns:
+        Interval of ratio / baseline ratio - 1, such as of the click-through rates of two models: 0.1 is 10 % more.
+
+    >>> gain_interval(np.array([3.0, 0.0]), np.ones(2), np.array([2.0, 0.0]), np.ones(2), replicates=200).value
+    0.5
+    """
+    bundles = _bundles(len(numerators), seed)
+    parts = numerators, denominators, baseline_numerators, baseline_denominators
+    won, shown, baseline_won, baseline_shown = (np.bincount(bundles, part) for part in parts)
+    ratio, baseline = _ratio(won, shown), _ratio(baseline_won, baseline_shown)
+    return _resample(lambda copies: _divide(ratio(copies), baseline(copies)) - 1.0, len(won), replicates, level, seed)
+
+
 def _ratio(numerators: np.ndarray, denominators: np.ndarray) -> Statistic:
     return lambda copies: _divide(copies @ numerators, copies @ denominators)
 

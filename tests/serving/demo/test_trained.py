@@ -25,8 +25,9 @@ def trained(tmp_path):
     shutil.copytree(version, model / folders.SERVING, dirs_exist_ok=True)
     (tmp_path / "items.sqlite").touch()
     return Trained(
-        tmp_path, RunConfig(), tmp_path / "tables", tmp_path / "items.sqlite", tmp_path / "encoders", model, version
-    )
+        tmp_path, RunConfig(), tmp_path / "tables", tmp_path / "items.sqlite", tmp_path / "encoders", model,
+        tmp_path / "models" / "id", version,
+    )  # fmt: skip
 
 
 def test_a_trained_workdir_is_taken(trained):

@@ -50,6 +50,18 @@ def test_a_pool_has_new_items_once_there_are_some_and_none_twice(visited):
     assert set(new) <= found and found - set(new) <= set(known)
 
 
+def test_a_pool_has_the_newest_of_the_catalog_until_new_items_take_their_place():
+    old = {generator.FIRST_ITEM_ID, generator.FIRST_ITEM_ID + 1}
+    visited = visits.Visits(TINY, np.random.default_rng(0), size=32, recent=2, newest=sorted(old))
+    pools = [set(visited.pool()) for _ in range(100)]
+    assert all(len(pool) <= 32 and pool & old for pool in pools)  # 14 of 32 are drawn of those two
+    new = {generator.draw_new_item(TINY, number, 1)["item_id"] for number in range(2)}
+    for number, item in enumerate(sorted(new)):
+        visited.add(item, number)
+    pools = [set(visited.pool()) for _ in range(100)]
+    assert all(pool & new for pool in pools) and not all(pool & old for pool in pools)
+
+
 def test_clicks_are_as_frequent_as_the_planted_model_says(visited):
     """Of one shopper, the item that suits best, the one that suits least, and a new one."""
     taste, traits = generator.draw_shoppers(TINY)

@@ -138,3 +138,26 @@ def test_many_users_are_drawn_in_bundles_with_an_interval_as_wide(metric, monkey
     assert bundled.value == pytest.approx(each.value, abs=1e-12)
     assert bundled.standard_error == pytest.approx(each.standard_error, rel=0.2)
     assert bundled != each and bundled.low < each.value < bundled.high
+
+
+def test_a_gain_is_that_of_copied_users_drawn_for_both_alike():
+    rng = np.random.default_rng(0)
+    shown, clicks = rng.integers(1, 30, 80), rng.integers(0, 8, 80)
+    base_shown, base_clicks = shown + rng.integers(0, 3, 80), np.maximum(clicks - rng.integers(0, 2, 80), 0)
+    columns = clicks, shown, base_clicks, base_shown
+    interval = confidence.gain_interval(*columns, replicates=40, seed=4)
+    assert interval.value == pytest.approx(clicks.sum() / shown.sum() / (base_clicks.sum() / base_shown.sum()) - 1)
+    generator, drawn = np.random.default_rng(4), []
+    for _ in range(40):
+        chosen = generator.integers(0, 80, 80)
+        a, b, c, d = (column[chosen].sum() for column in columns)
+        drawn.append((a / b) / (c / d) - 1)
+    assert [interval.low, interval.high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist())
+    apart = confidence.gain_interval(clicks, shown, *(np.roll(column, 7) for column in columns[2:]), seed=4)
+    paired = confidence.gain_interval(*columns, seed=4)
+    assert paired.high - paired.low < 0.6 * (apart.high - apart.low)  # users that click much do so in both
+
+
+def test_a_gain_over_nothing_has_no_value():
+    nothing = confidence.gain_interval(np.ones(3), np.ones(3), np.zeros(3), np.ones(3), replicates=10)
+    assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
