@@ -19,6 +19,8 @@ QUERIES, POSITIVES, BOTH = SIDES = ("queries", "positives", "both")  # of pairs
 OF_PICTURES = ("crop", "color_jitter", "flip")  # that vary pictures in training
 # Settings of training alone: weights may follow from them, but no encoder reads them to make a vector.
 TRAINING_ALONE = ("evaluate_every", "validation_fraction", "exported", "augmented", *OF_PICTURES)
+# Settings that came later and change vectors: an encoder's version names them only where they are not the default.
+LATER = ("oriented_gradients", "text_ngrams")
 
 
 def require(holds: bool, rule: str, value: object) -> None:
@@ -158,12 +160,15 @@ class SCLConfig:
         )
         for name in ("final_learning_rate", "token_dropout", "color_jitter", "validation_fraction"):
             require(0.0 <= getattr(self, name) < 1.0, f"`{name}` must lie in [0, 1).", getattr(self, name))
-        lengths = self.text_ngrams
+        lengths = self.text_ngrams  # a list, where a file says so
         require(
-            len(set(lengths)) == len(lengths) and all(isinstance(one, int) and 1 <= one <= 8 for one in lengths),
-            "`text_ngrams` must be different lengths of 1..8 characters.",
+            isinstance(lengths, (list, tuple))
+            and all(isinstance(one, int) and 1 <= one <= 8 for one in lengths)
+            and len(set(lengths)) == len(lengths),
+            "`text_ngrams` must be a list of different lengths of 1..8 characters.",
             lengths,
         )
+        object.__setattr__(self, "text_ngrams", tuple(lengths))
         counts = ("batch_size", "epochs", "max_pairs_seen", "max_pixels", "width", "stages", "head_channels")
         for name in (*counts, "accumulate", "text_buckets", "text_words", "text_layers", "text_heads"):
             require(getattr(self, name) >= 1, f"`{name}` must be at least 1.", getattr(self, name))

@@ -16,7 +16,7 @@ from tfmm import own_classes, saved_model
 from tfmm.config import SCLConfig
 from tfmm.pretrain import images
 from tfmm.pretrain.content_form import ContentForm
-from tfmm.scl_config import CHARACTER_NGRAMS, TRAINING_ALONE
+from tfmm.scl_config import LATER, TRAINING_ALONE
 
 Features = tuple[tf.Tensor, ...]
 
@@ -103,12 +103,14 @@ class Encoder(tf.Module):
 
 def vector_settings(config: SCLConfig) -> dict[str, typing.Any]:
     """Returns the settings that an encoder of a user's own may read to make a vector: all but of training alone."""
-    return {name: value for name, value in config_lib.to_dict(config).items() if name not in TRAINING_ALONE}
+    left_out = {*TRAINING_ALONE, *LATER} - {*not_as_ever(config)}
+    return {name: value for name, value in config_lib.to_dict(config).items() if name not in left_out}
 
 
 def not_as_ever(config: SCLConfig) -> tuple[str, ...]:
-    """Returns settings that came later and change a vector: where they are the default, versions stay as they were."""
-    return ("text_ngrams",) if config.text_ngrams != CHARACTER_NGRAMS else ()
+    """Returns those of `LATER` that are not the default; where all are, versions stay as they were before."""
+    default = SCLConfig()
+    return tuple(name for name in LATER if getattr(config, name) != getattr(default, name))
 
 
 def unit(vectors: typing.Any) -> typing.Any:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tfmm.config import SCLConfig
-from tfmm.pretrain import train
+from tfmm.pretrain import encoder, train
 from tfmm.pretrain.encoders import make_encoder
 
 TEAM = '''
@@ -116,6 +116,23 @@ def test_every_setting_of_an_own_encoder_counts(team, tmp_path):
     assert frozen_version(STILL, tmp_path) != frozen_version(dataclasses.replace(STILL, temperature=0.5), tmp_path)
     sound = dataclasses.replace(SOUND, temperature=0.5)
     assert make_encoder(SOUND).version() != make_encoder(sound).version()
+
+
+AS_EVER = (
+    "modality encoder frozen weights pixel_mean pixel_std dim image_size max_pixels width stages head_channels "
+    "text_buckets text_words text_layers text_heads batch_size epochs max_pairs_seen learning_rate clip_norm "
+    "accumulate warm_up_steps final_learning_rate weight_decay bank memory_bank_size memory_bank_share "
+    "lone_positive_bank momentum temperature in_batch_negatives triplet_weight triplet_margin augment "
+    "token_dropout seed"
+)
+
+
+def test_setting_that_came_later_leaves_versions_as_they_were(team):
+    """A new field belongs into `LATER` or `TRAINING_ALONE`: else the catalogs of all own encoders are embedded anew."""
+    assert " ".join(encoder.vector_settings(SOUND)) == AS_EVER
+    later = dataclasses.replace(SOUND, text_ngrams=(2, 3))
+    assert set(encoder.vector_settings(later)) == {*AS_EVER.split(), "text_ngrams"}
+    assert make_encoder(SOUND).version() != make_encoder(later).version()
 
 
 def test_checkpoint_of_another_helper_is_not_gone_on_from(team, tmp_path):

@@ -41,14 +41,16 @@ def test_lengths_of_ngrams_are_those_that_are_named():
     assert plain.prepare(tf.constant(["abc"]))[0][0].shape == (1, 6)
     assert longer.prepare(tf.constant(["abc"]))[0][0].shape == (1, 8)
     assert plain.version() != longer.version()  # of equal weights
+    listed = SCLConfig(modality="text", dim=4, text_ngrams=[3, 4])  # as a file has it
+    assert listed == plain.config and make_encoder(listed).version() == plain.version()
     assert "text_ngrams" not in plain.settings_of_vectors()  # whose version is that of before
     words, _ = hash_words(tf.constant(["abc"]), BUCKETS, 2, (2,))
     assert (words.numpy()[0, 0] > 0).sum() == 5 and set(words.numpy()[0, 0, :5]) == set(tokens.numpy()[0])
 
 
-@pytest.mark.parametrize("lengths", [(0,), (3, 3), (9,), (2.5,)])
+@pytest.mark.parametrize("lengths", [(0,), (3, 3), (9,), (2.5,), 3, "34"])
 def test_lengths_of_ngrams_that_cannot_be(lengths):
-    with pytest.raises(ValueError, match=r"`text_ngrams` must be different lengths of 1\.\.8"):
+    with pytest.raises(ValueError, match=r"`text_ngrams` must be a list of different lengths of 1\.\.8"):
         SCLConfig(modality="text", text_ngrams=lengths)
 
 
