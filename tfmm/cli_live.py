@@ -53,10 +53,15 @@ def live(
         click.echo(f"{model} version {version}: {one.requests:,} requests, {_counts(one)}")
         _show_metrics(one, older)
         if data_dir is not None and one.first_day is None:
-            click.echo("  items in their first day: none was shown")
+            click.echo(f"  items in their first day: none {'is known' if one.unknown_age else 'was shown'}")
         elif one.first_day is not None:
             click.echo(f"  items in their first day: {_counts(one.first_day)}")
             _show_metrics(one.first_day, older and older.first_day, indent="    ")
+        if one.unknown_age:
+            click.echo(
+                f"  left out of these: {one.unknown_age:,} impressions show items that the tables lack, or tell no "
+                "`created_at` of: export the tables anew"
+            )
         before[model] = one
 
 

@@ -40,6 +40,8 @@ class Slice:
         metrics: with their interval over users; without those that the rows do not have, such as of one class.
         first_day: the same of items that were shown in the first 24 hours of their `created_at`; None where there are
             none, or no catalog was named.
+        unknown_age: rows of items that the named catalog lacks, or of which it does not tell `created_at`, so that
+            `first_day` is without them.
     """
 
     requests: int
@@ -49,6 +51,7 @@ class Slice:
     mean_score: float
     metrics: dict[str, confidence.Interval]
     first_day: Slice | None = None
+    unknown_age: int = 0
 
 
 class _Row(typing.NamedTuple):
@@ -95,6 +98,7 @@ def slices(
     Raises:
         ValueError: the catalog does not tell `created_at`.
     """
+    born = None if data_dir is None else _births(data_dir, time_zone)
     labels = served_rows.Labels(label, window_s, time.time() if until is None else until)
     letters = served_rows.Letters(None)
     found: dict[Version, list[_Row]] = collections.defaultdict(list)
@@ -117,11 +121,11 @@ def slices(
     if spread.early:
         said.append(f"labels: {spread.early:,} items that were shown are not known yet: their window has not ended")
     result = {version: _slice(rows, requests[version]) for version, rows in sorted(found.items())}
-    if data_dir is not None:
+    if born is not None:
         for version, one in result.items():
-            young = _first_day(found[version], data_dir, time_zone)
+            young, unknown_age = _first_day(found[version], born)
             first_day = _slice(young, len({row.request_id for row in young})) if young else None
-            result[version] = dataclasses.replace(one, first_day=first_day)
+            result[version] = dataclasses.replace(one, first_day=first_day, unknown_age=unknown_age)
     return result, said
 
 
@@ -135,13 +139,20 @@ def difference(one: Slice, other: Slice, metric: str) -> Difference | None:
     return Difference(value, value - half, value + half)
 
 
-def _first_day(rows: typing.Sequence[_Row], data_dir: str | os.PathLike[str], time_zone: str) -> list[_Row]:
+def _births(data_dir: str | os.PathLike[str], time_zone: str) -> slices_lib.Births:
+    born = slices_lib.births(data_dir, declared.tables(FeatureSet()), time_zone)
+    if born is None:
+        raise ValueError(f"{data_dir} must tell in `created_at` of items when they were new. Received: no such column.")
+    return born
+
+
+def _first_day(rows: typing.Sequence[_Row], born: slices_lib.Births) -> tuple[list[_Row], int]:
+    """Returns the rows of items in their first day, and how many are of unknown age."""
     items = fingerprint([row.item for row in rows])
     shown_us = np.array([round(row.time_s * 1e6) for row in rows], np.int64)
-    ages = slices_lib.by_age(items, shown_us, data_dir, declared.tables(FeatureSet()), time_zone)
-    if not ages:
-        raise ValueError(f"{data_dir} must tell in `created_at` of items when they were new. Received: no such column.")
-    return [rows[place] for place in np.flatnonzero(ages.get(slices_lib.YOUNG, []))]
+    ages = slices_lib.by_age(items, shown_us, born)
+    young = [rows[place] for place in np.flatnonzero(ages.get(slices_lib.YOUNG, []))]
+    return young, int(np.sum(ages.get(slices_lib.UNKNOWN, 0)))
 
 
 def _slice(rows: typing.Sequence[_Row], requests: int) -> Slice:

@@ -18,7 +18,7 @@ from tfmm.training import examples as examples_lib
 from tfmm.training.labels import weights_of
 
 AGE, HISTORY = "item_age", "history"  # by name of what is sliced; the others are features
-YOUNG = "< 24 h"  # of ages
+YOUNG, UNKNOWN = "< 24 h", "unknown"  # of ages
 DAY_US = 86_400_000_000
 MAX_VALUES = 8  # of a feature: the most frequent ones; the others are one slice
 REPLICATES = 200  # draws of users for an interval
@@ -26,6 +26,13 @@ OTHERS, MISSING = "others", "missing"
 _PIECE = 100_000  # rows whose histories are read at once
 Masks = dict[str, dict[str, np.ndarray]]
 Folder = str | os.PathLike[str]
+
+
+class Births(typing.NamedTuple):
+    """When items were new, int64 [n] each: their fingerprints, ascending, and microseconds since 1970."""
+
+    ids: np.ndarray
+    created_us: np.ndarray  # `instants.NULL` where the catalog does not say
 
 
 class Sliced(typing.NamedTuple):
@@ -63,8 +70,8 @@ def masks(files: typing.Sequence[str], feature_set: FeatureSet, sliced: Sliced) 
     found: Masks = {}
     if data_dir is not None:
         rows = examples_lib.read_columns(files, feature_set, ("item_id", "timestamp"))
-        if ages := by_age(rows["item_id"], rows["timestamp"], data_dir, tables, time_zone):
-            found[AGE] = ages
+        if (born := births(data_dir, tables, time_zone)) is not None:
+            found[AGE] = by_age(rows["item_id"], rows["timestamp"], born)
     found[HISTORY] = _by_length(_history_lengths(files, feature_set))
     for name in names:
         values = examples_lib.read_columns(files, feature_set, (name,))[name]
@@ -134,32 +141,39 @@ def _of_rows(
     return {"rows": int(mask.sum()), "clicks": clicks, "models": models}
 
 
-def by_age(
-    items: np.ndarray, shown_us: np.ndarray, data_dir: Folder, tables: schema.Tables, time_zone: str
-) -> dict[str, np.ndarray]:
-    """Returns which rows show an item in its first 24 hours in the catalog, `YOUNG`, later, and of unknown age.
+def births(data_dir: Folder, tables: schema.Tables, time_zone: str) -> Births | None:
+    """Reads when the catalog's items were new; None where it has no `created_at`.
 
     Args:
-        items: int64 [n], fingerprints.
-        shown_us: int64 [n], microseconds since 1970.
         data_dir: the tables.
         tables: what they hold.
         time_zone: of times without one.
-    Returns:
-        bool [n] per slice that has rows; {} where the catalog has no `created_at`.
     """
     parts = schema.table_parts(os.fspath(data_dir), "items", tables)
     if not all("created_at" in part.schema.names for part in parts):
-        return {}
+        return None
     table = as_known.read_table(os.fspath(data_dir), "items", time_zone, ["item_id", "created_at"], tables)
     ids = fingerprint(table["item_id"].to_pylist())
     created = instants.to_timestamps(table["created_at"]).cast("int64").fill_null(instants.NULL).to_numpy()
     order = np.argsort(ids, kind="stable")
-    places, known = as_known.find(items, ids[order])
-    at = np.where(known, created[order][places], instants.NULL)
+    return Births(ids[order], created[order])
+
+
+def by_age(items: np.ndarray, shown_us: np.ndarray, born: Births) -> dict[str, np.ndarray]:
+    """Returns which rows show an item in its first 24 hours in the catalog, `YOUNG`, later, and of `UNKNOWN` age.
+
+    Args:
+        items: int64 [n], fingerprints.
+        shown_us: int64 [n], microseconds since 1970.
+        born: of the catalog.
+    Returns:
+        bool [n] per slice that has rows.
+    """
+    places, known = as_known.find(items, born.ids)
+    at = np.where(known, born.created_us[places], instants.NULL)
     known, age = at != instants.NULL, shown_us - np.where(at == instants.NULL, 0, at)
     young = known & (age < DAY_US)
-    return _not_empty({YOUNG: young, ">= 24 h": known & ~young, "unknown": ~known})
+    return _not_empty({YOUNG: young, ">= 24 h": known & ~young, UNKNOWN: ~known})
 
 
 def _history_lengths(files: typing.Sequence[str], feature_set: FeatureSet) -> np.ndarray:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tfmm import cli, metrics
-from tfmm.data import served
+from tfmm.data import as_known, served
 from tfmm.evaluate import live
 
 START, ITEMS = 1_700_000_000.0, list(range(100, 110))
@@ -87,10 +87,47 @@ def test_items_in_their_first_day_are_told_apart(log, tmp_path):
     assert told.output.count("  items in their first day: ") == 2
     assert "  items in their first day: 600 items shown to 40 users" in told.output
     assert "first day" not in click.testing.CliRunner().invoke(cli.main, flags).output
+    assert all(one.unknown_age == 0 for one in found.values()) and "lack" not in told.output
+
+
+def test_impressions_of_items_that_the_tables_lack_are_counted(log, tmp_path):
+    folder, _ = log
+    place = tmp_path / "items.parquet"
+    old, new = (pa.scalar(round((START - 86_400 * days - 60) * 1e6), pa.timestamp("us")) for days in (30, 0))
+    flags = ["live", "--served", str(folder / "log"), "--events", str(folder / "events"), "--label", "bought"]
+
+    def told(created):  # of the first items; the others came by event
+        pq.write_table(pa.table({
+            "item_id": ITEMS[: len(created)], "title": ["a"] * len(created), "category": [1] * len(created),
+            "created_at": pa.array([at and at.as_py() for at in created], pa.timestamp("us")),
+        }), place)  # fmt: skip
+        found, _ = live.slices(folder / "log", folder / "events", label="bought", data_dir=tmp_path)
+        result = click.testing.CliRunner().invoke(cli.main, [*flags, "--data", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+        return [found["tfmm", version].unknown_age for version in (1, 2)], result.output
+
+    left_out = "  left out of these: {} impressions show items that the tables lack, or tell no `created_at` of"
+    counts, output = told([old] * 5 + [new, None])
+    assert counts == [400 * 4, 200 * 4] and "items in their first day: 400 items shown" in output
+    assert left_out.format("1,600") in output and left_out.format("800") in output
+    counts, output = told([old] * 7)
+    assert counts == [400 * 3, 200 * 3] and output.count("items in their first day: none is known") == 2
+    assert left_out.format("1,200") in output and output.count("export the tables anew") == 2
 
 
 def test_a_catalog_that_does_not_tell_when_items_were_new_is_refused(log, tmp_path):
     folder, _ = log
     pq.write_table(pa.table({"item_id": ITEMS, "title": ["a"] * len(ITEMS)}), tmp_path / "items.parquet")
     with pytest.raises(ValueError, match="must tell in `created_at` of items when they were new"):
-        live.slices(folder / "log", folder / "events", label="bought", data_dir=tmp_path)
+        live.slices(tmp_path / "no log", folder / "events", data_dir=tmp_path)  # before it looks at the log
+
+
+def test_the_catalog_is_read_once_for_all_versions(log, tmp_path, monkeypatch):
+    folder, _ = log
+    created = pa.array([round(START * 1e6)] * len(ITEMS), pa.timestamp("us"))
+    pq.write_table(pa.table({"item_id": ITEMS, "title": ["a"] * len(ITEMS), "created_at": created}),
+                   tmp_path / "items.parquet")  # fmt: skip
+    read, read_table = [], as_known.read_table
+    monkeypatch.setattr(as_known, "read_table", lambda *given: read.append(given[1]) or read_table(*given))
+    found, _ = live.slices(folder / "log", folder / "events", label="bought", data_dir=tmp_path)
+    assert len(found) == 2 and read == ["items"]
