@@ -27,7 +27,6 @@ import grpc
 from serving import channel, logs, metrics, replica_metrics
 from serving.coverage_gate import CoverageGate
 from serving.replica import NO_INDEX, Replica, TableStatus
-from tfmm import registered
 from tfmm.index import coverage, graph_table, store
 from tfmm.index import rows as rows_lib
 
@@ -303,7 +302,6 @@ class Replicator:
         """Starts one thread per replica."""
         for follower in self._followers:
             follower.start()
-        threading.Thread(target=self._tell_coverage, name="replicator coverage", daemon=True).start()
 
     def stop(self) -> None:
         """Ends the threads after the call at hand."""
@@ -312,18 +310,6 @@ class Replicator:
             if follower.ident is not None:
                 follower.join()
         self._index.close()
-
-    def _tell_coverage(self) -> None:
-        """Says once, when a replica is followed, how many of the catalog's items have a vector."""
-        while not any(follower.state == FOLLOWING for follower in self._followers):
-            if self.stop_requested.wait(self.refresh_s):
-                return
-        try:
-            with store.open_store(self.index, create=False) as index:
-                for modality, found in coverage.of_catalog(index).items():
-                    _log.info("%s, %s: vectors of %s (%.1f %%)", self.model_name, modality, found, 100 * found.share)
-        except Exception:  # such as an index that is away: replicas are followed all the same
-            _log.exception("the coverage of %s is not known", registered.without_password(self.index))
 
     def lag(self) -> list[Lag]:
         """Returns how far each table of each loaded version is behind, now."""

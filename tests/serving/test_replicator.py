@@ -163,10 +163,10 @@ def counted(method, asked):
 
 
 def test_an_idle_index_is_asked_for_its_newest_change_alone(index, tmp_path, monkeypatch):
-    """Every look at a table is round trips to Redis, of each version of each replica."""
+    """Every look at a table is round trips to Redis, of each version of each replica; whole tables are never read."""
     export(index, tmp_path / "model" / "1")
     asked = collections.Counter()
-    for name in ("newest_sequence", "changes", "has_encoder", "encoders"):
+    for name in ("newest_sequence", "changes", "has_encoder", "encoders", "live_ids", "snapshot"):
         monkeypatch.setattr(item_index.ItemIndex, name, counted(getattr(item_index.ItemIndex, name), asked))
 
     def looks(count):
@@ -184,6 +184,7 @@ def test_an_idle_index_is_asked_for_its_newest_change_alone(index, tmp_path, mon
         write(index, [7], time_us=9)
         job.wait_caught_up(60)
         assert_serves(target, index, 1)
+    assert not asked["live_ids"] and not asked["snapshot"]  # in the process of `tfmm serve --index`
 
 
 def test_withdrawn_items_lose_their_embedding(index, tmp_path):

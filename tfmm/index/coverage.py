@@ -47,14 +47,6 @@ def of_all(index: store.IndexStore, modality: str) -> dict[str, Coverage]:
     return {version: Coverage(len(ids), count) for version, ids in own.items()}
 
 
-def of_catalog(index: store.IndexStore) -> dict[str, Coverage]:
-    """Returns by modality how many of all items in the index, with features or a vector, its active encoder has."""
-    entries = index.encoders()
-    own = {entry.modality: index.live_ids(entry.modality, entry.encoder_version) for entry in entries if entry.active}
-    count = len(functools.reduce(np.union1d, own.values(), np.zeros(0, np.int64)))
-    return {modality: Coverage(len(own[modality]), count) for modality in index.active_encoders()}
-
-
 def is_coming(index: store.IndexStore, modality: str, encoder_version: str) -> bool:
     """Returns whether an encoder is later than the active one, so that its embedding of the items is yet to be done."""
     own = [entry for entry in index.encoders() if entry.modality == modality]

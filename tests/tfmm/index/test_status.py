@@ -43,12 +43,6 @@ def test_status_tells_rows_coverage_and_age_by_encoder(filled):
     assert not coverage.is_coming(filled, "image", "v3")
 
 
-def test_coverage_of_the_catalog_counts_items_without_a_vector_of_the_modality(filled):
-    assert coverage.of_catalog(filled) == {"image": (39, 39)}
-    write(filled, "w1", range(31, 61), modality="text")  # item 40 stays withdrawn
-    assert coverage.of_catalog(filled) == {"image": (39, 59), "text": (29, 59)}
-
-
 def test_status_of_an_empty_index_has_no_rows(index):
     assert status.read(index).tables == ()
     index.register_encoder("image", "v1", 4)
