@@ -170,7 +170,8 @@ def by_age(items: np.ndarray, shown_us: np.ndarray, born: Births) -> dict[str, n
         bool [n] per slice that has rows.
     """
     places, known = as_known.find(items, born.ids)
-    at = np.where(known, born.created_us[places], instants.NULL)
+    at = np.full(len(items), instants.NULL, np.int64)
+    at[known] = born.created_us[places[known]]
     known, age = at != instants.NULL, shown_us - np.where(at == instants.NULL, 0, at)
     young = known & (age < DAY_US)
     return _not_empty({YOUNG: young, ">= 24 h": known & ~young, UNKNOWN: ~known})

@@ -98,7 +98,9 @@ def test_impressions_of_items_that_the_tables_lack_are_counted(log, tmp_path):
 
     def told(created):  # of the first items; the others came by event
         pq.write_table(pa.table({
-            "item_id": ITEMS[: len(created)], "title": ["a"] * len(created), "category": [1] * len(created),
+            "item_id": pa.array(ITEMS[: len(created)], pa.int64()),
+            "title": pa.array(["a"] * len(created), pa.string()),
+            "category": pa.array([1] * len(created), pa.int64()),
             "created_at": pa.array([at and at.as_py() for at in created], pa.timestamp("us")),
         }), place)  # fmt: skip
         found, _ = live.slices(folder / "log", folder / "events", label="bought", data_dir=tmp_path)
@@ -113,6 +115,7 @@ def test_impressions_of_items_that_the_tables_lack_are_counted(log, tmp_path):
     counts, output = told([old] * 7)
     assert counts == [400 * 3, 200 * 3] and output.count("items in their first day: none is known") == 2
     assert left_out.format("1,200") in output and output.count("export the tables anew") == 2
+    assert told([])[0] == [4000, 2000]
 
 
 def test_a_catalog_that_does_not_tell_when_items_were_new_is_refused(log, tmp_path):
