@@ -149,15 +149,19 @@ def in_words(result: typing.Mapping[str, typing.Any]) -> str:
     return f"refused: {result['reasons'][0]}{more}"
 
 
-def samples(port: int) -> Samples:
-    """Returns the values of a process's metrics by name, of all labels; none where it does not answer."""
+def page(port: int) -> str:
+    """Returns a process's page of metrics; "" where it does not answer."""
     try:
         with urllib.request.urlopen(f"http://{started.HOST}:{port}/metrics", timeout=_TIMEOUT_S) as answer:
-            text = answer.read().decode()
+            return answer.read().decode()
     except (OSError, http.client.HTTPException):  # perhaps cut off in the middle
-        return {}
+        return ""
+
+
+def samples(port: int) -> Samples:
+    """Returns the values of a process's metrics by name, of all labels; none where it does not answer."""
     found: Samples = {}
-    for family in parser.text_string_to_metric_families(text):
+    for family in parser.text_string_to_metric_families(page(port)):
         for sample in family.samples:
             found.setdefault(sample.name, []).append(sample.value)
     return found

@@ -15,8 +15,10 @@ import grpc
 import numpy as np
 
 from serving import logging_client
+from serving.demo import figures
 from serving.deploy import started
 from serving.nearline import candidates
+from serving.page import counters
 from serving.replica import Replica
 from serving.simulation.world import Visit, World
 from serving.streaming import event_log
@@ -30,11 +32,14 @@ from tfmm.marketplace import auction
 from tfmm.quickstart import processes
 from tfmm.stages.folders import SERVING
 
-WINDOW_S, LATENESS_S = 3.0, 1.0  # of wall time, in which what was shown is told with its clicks
+# Of wall time: an impression is told within the window, and its records are written so late at most.
+WINDOW_S, LATENESS_S = 3.0, 10.0
+_LOST = ("late_labels", "dead_letters")  # records that bring no row, by the trainer's metrics
 _FOREVER = 1_000_000  # seconds, or minutes: rows alone end blocks and slices
 _STOP_S = 30.0  # for a process to end by itself
 _STEP_S = 1800.0  # for what is waited for, at most
 _POLL_S = 0.05
+_LOOK_S = 0.5  # between looks at a verdict and the trainer's metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +89,14 @@ class Processes(typing.NamedTuple):
         self.stack.callback(child.stop, _STOP_S)
         self.children.append(child)
 
-    def wait(self, what: str, is_done: typing.Callable[[], bool]) -> None:
+    def wait(self, what: str, is_done: typing.Callable[[], bool], poll_s: float = _POLL_S) -> None:
         """Waits for something; raises as `check` does, and TimeoutError where it is late."""
         deadline = time.monotonic() + _STEP_S
         while not is_done():
             self.check()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what} took more than {_STEP_S:.0f} s. See {self.folder / 'logs'}.")
-            time.sleep(_POLL_S)
+            time.sleep(poll_s)
 
 
 class Arm:
@@ -187,6 +192,7 @@ class Arm:
         items = [self._world.items[item] for item in visit.pool]
         columns = {name: [item.values[name] for item in items] for name in items[0].values}
         user, request_id = self._users[visit.user_id], f"{visit.number}"
+        now = time.time()  # before the request's own, so that it is within the window however long the answer takes
         scores = self._client.rank(user, columns, request_id=request_id)
         bids = np.array([item.bid for item in items])
         places, prices = auction.second_price(scores, bids, self._rules.num_slots)
@@ -195,7 +201,7 @@ class Arm:
                 f"A visit must fill {self._rules.num_slots} slots. Received: {len(places)} items that take part. Let "
                 "more compete: --candidates."
             )
-        now, said = time.time(), []
+        said = []
         for slot, (place, price) in enumerate(zip(places.tolist(), prices.tolist()), 1):
             item, item_id, clicked = items[place], visit.pool[place], visit.clicks[place]
             is_new = visit.time_us - item.created_at_us < DAY_US
@@ -216,14 +222,17 @@ class Arm:
             number: of the period, from 1.
         Returns:
             The verdict.
+        Raises:
+            RuntimeError: an impression is lost to the trainer, so that no verdict would ever come.
         """
         folder = self._folder / "nearline"
 
         def is_judged() -> bool:
+            require_none_lost(self.name, self._trainer_port, folder)
             found = candidates.last_verdict(folder)
             return found is not None and found[0] >= number
 
-        self._running.wait(f"The verdict of period {number} of {self.name}", is_judged)
+        self._running.wait(f"The verdict of period {number} of {self.name}", is_judged, _LOOK_S)
         verdict = typing.cast(tuple[int, dict[str, typing.Any]], candidates.last_verdict(folder))[1]
         if verdict["passed"]:
             version = int(pathlib.Path(verdict["version"]).name)
@@ -231,6 +240,24 @@ class Arm:
             self._version = number
         self.verdicts.append(verdict)
         return verdict
+
+
+def require_none_lost(name: str, port: int, folder: pathlib.Path) -> None:
+    """Raises a RuntimeError where a near-line trainer has no row of some impression: its slice is never full then.
+
+    Args:
+        name: of the arm.
+        port: of the trainer's metrics.
+        folder: its workdir.
+    """
+    records = counters.read(figures.page(port)).get("tfmm_nearline_records", {})
+    kinds = {dict(labels)["kind"]: int(count) for labels, count in records.items()}
+    if lost := [f"{kinds[kind]} {kind}" for kind in _LOST if kinds.get(kind)]:
+        raise RuntimeError(
+            f"The trainer of {name} must take every impression within {WINDOW_S + LATENESS_S:.0f} s. Received: "
+            f"{', '.join(lost)}. Run it again with less beside it on this machine; reasons of dead letters stand in "
+            f"{folder / 'dead_letters'}."
+        )
 
 
 def remember(user: dict[str, typing.Any], features: FeatureSet, item: typing.Mapping[str, typing.Any]) -> None:

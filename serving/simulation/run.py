@@ -104,11 +104,20 @@ class Simulation:
             ]
             running.wait("The start", lambda: ready_file.exists() and all(arm.is_ready for arm in arms))
             self._say("up: the stream, and of each arm a server and a near-line trainer")
-            self._live(world, arms, ItemArrival(self._run, world, log, index, arms, running), running)
-        return self._write(world, arms)
+            result = self._live(world, arms, ItemArrival(self._run, world, log, index, arms, running), running)
+        if self._json_path is not None:
+            _write_json(result, self._json_path)
+        return result
 
-    def _live(self, world: World, arms: typing.Sequence[Arm], arrival: ItemArrival, running: Processes) -> None:
-        """Lives through the days: each hour new items, then visits; at the end of each period new models."""
+    def _live(
+        self, world: World, arms: typing.Sequence[Arm], arrival: ItemArrival, running: Processes
+    ) -> dict[str, typing.Any]:
+        """Lives through the days: each hour new items, then visits; at the end of each period new models.
+
+        Returns:
+            What was found, which is written after each period, so that a run that fails leaves what came before.
+        """
+        result: dict[str, typing.Any] = {}
         num_visits, num_hours = self._rules.slice_rows // self._rules.num_slots, self._settings.push_hours
         with futures.ThreadPoolExecutor(len(arms)) as pool:
             try:
@@ -121,8 +130,10 @@ class Simulation:
                         list(pool.map(Arm.serve, arms, itertools.repeat(visits)))
                     verdicts = list(pool.map(Arm.end_period, arms, itertools.repeat(period + 1)))
                     self._say_period(period, arms, verdicts)
+                    result = self._write(world, arms)
             finally:
                 running.is_over.set()  # before the pool waits for its threads
+        return result
 
     def _say_period(
         self, period: int, arms: typing.Sequence[Arm], verdicts: typing.Sequence[typing.Mapping[str, typing.Any]]
@@ -134,7 +145,7 @@ class Simulation:
         self._say(f"day {(hours - 1) // HOURS + 1}, {(hours - 1) % HOURS + 1} h | {' | '.join(said)}")
 
     def _write(self, world: World, arms: typing.Sequence[Arm]) -> dict[str, typing.Any]:
-        """Writes impressions and results, and returns the results."""
+        """Writes impressions and results of the periods so far, and returns the results."""
         impressions = {arm.name: outcome.table_of(arm.shown) for arm in arms}
         for name, found in impressions.items():
             pq.write_table(found, self._folder / f"{name}.parquet")
@@ -145,6 +156,7 @@ class Simulation:
             "in_words": outcome.in_words(results),
             "results": results,
             "settings": dataclasses.asdict(self._settings),
+            "periods": len(arms[0].verdicts),
             "visits": len({one.visit for one in arms[0].shown}),
             "marketplace": config_lib.to_dict(self._run.marketplace),
             "candidates": {
@@ -152,8 +164,7 @@ class Simulation:
             },
             "seconds": round(time.monotonic() - self._begun, 1),
         }
-        for path in filter(None, (self._folder / RESULT, self._json_path)):
-            path.write_text(json.dumps(result, indent=2) + "\n")
+        _write_json(result, self._folder / RESULT)
         return result
 
 
@@ -196,6 +207,10 @@ class ItemArrival:
         contents = {modality.name: item.row.get(modality.content) for modality in self._modalities}
         features = {feature.column: item.values[feature.name] for feature in self._stored}
         return events.make_event(item_id, contents=contents, features=features)
+
+
+def _write_json(result: typing.Mapping[str, typing.Any], path: pathlib.Path) -> None:
+    path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _empty(folder: pathlib.Path) -> None:
