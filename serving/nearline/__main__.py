@@ -13,6 +13,9 @@ import typing
 
 from serving import logs, metrics
 
+if typing.TYPE_CHECKING:
+    from tfmm.config import RunConfig
+
 
 def main(arguments: typing.Sequence[str] | None = None, command: str = "python -m serving.nearline") -> None:
     """Runs the trainer; `command` is what its help calls it."""
@@ -57,7 +60,7 @@ def main(arguments: typing.Sequence[str] | None = None, command: str = "python -
         model_name=options.model_name,
         log_format=options.log_format,
     )
-    run = runs.load(options.run) if options.run else run_file.read(settings.models_dir)
+    run = runs.load(options.run) if options.run else run_of(settings.models_dir)
     if run is None:
         raise ValueError(f"{settings.models_dir} must hold {run_file.FILE}. Received: none. Name the run: --run.")
     stop = threading.Event()
@@ -74,13 +77,24 @@ def main(arguments: typing.Sequence[str] | None = None, command: str = "python -
         trainer.run(run, settings, stop, training=run.training, on_start=served)
 
 
+def run_of(models_dir: pathlib.Path) -> RunConfig | None:
+    """Returns the run beside models, of one click model that beside all of them; None where there is none."""
+    from tfmm.stages import run_file
+    from tfmm.stages.folders import STATE
+
+    run = run_file.read(models_dir)
+    if run is None and (models_dir / STATE).is_dir():
+        return run_file.read(models_dir.resolve().parent)
+    return run
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the trainer's options to a command line."""
     add = parser.add_argument
     add("--log", action="append", required=True, help="log of served requests, of labels or of both: a path (a SQLite "
         "log or a folder), kafka://host:port/topic, redis://host:port/0?stream=key, folder:///path, or your URL;"
         " may stand again")
-    add("--models", required=True, help="as `tfmm train` wrote them: what it goes on from")
+    add("--models", required=True, help="as `tfmm train` wrote them, or one click model of them: what it goes on from")
     add("--run", help="of the models, a preset or a file (default: run.json beside them)")
     add("--index", required=True, help="item index, a path or a URL")
     add("--workdir", required=True, help="checkpoints, candidates and dead letters")

@@ -50,11 +50,9 @@ def judge(folder: pathlib.Path) -> dict[str, typing.Any]:
     tables = item_vectors.load_vectors(folder / "snapshot", modalities) if modalities else {}
     state = state_lib.load(model / STATE, run.ctr, vocabulary, tables)
     model_lib.save_model(state.model, model / TRAINED, [model / STATE], training=training)
-    origin = pathlib.Path(order["model_dir"])
     saved_model.export(
-        model / TRAINED, vocabulary, folder / "snapshot", order["id_types"], run.export, model / SERVING,
-        saved_model.head_of(origin / SERVING) if _is_origin(origin, training["parent"]) else None,
-    )  # fmt: skip
+        model / TRAINED, vocabulary, folder / "snapshot", order["id_types"], run.export, model / SERVING, order["head"]
+    )
     said: list[str] = []
     pattern, in_service = candidates.eval_pattern(folder), _in_service(versions, _loaded(order))
     report, verdict = judgement.judge(
@@ -79,15 +77,6 @@ def judge(folder: pathlib.Path) -> dict[str, typing.Any]:
     if order["server"]:
         result["served_at"] = _served_at(order["server"], order["model_name"], int(pushed.name))
     return result
-
-
-def _is_origin(model_dir: pathlib.Path, state_id: str) -> bool:
-    """Returns whether the model that training went on from still lies in its folder: a head belongs to one model."""
-    from tfmm import artifacts
-    from tfmm.stages.folders import STATE
-
-    path = model_dir / STATE / artifacts.MANIFEST
-    return path.is_file() and artifacts.read_manifest(path.parent)["id"] == state_id
 
 
 def _loaded(order: typing.Mapping[str, typing.Any]) -> dict[str, bool] | None:

@@ -7,6 +7,7 @@ import threading
 import keras
 import pytest
 
+from serving.nearline import __main__ as nearline
 from serving.nearline import candidates, judge, trainer
 from serving.streaming import event_log
 from tfmm import preprocessing
@@ -75,3 +76,12 @@ def test_vectors_that_the_index_lacks_are_still_refused(models, id_model, tmp_pa
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"must hold vectors of the model's encoders. Received: no text v9"):
         trainer.Trainer(run_file.read(id_model), settings)
+
+
+def test_one_click_model_takes_the_run_beside_all_of_them(models, tmp_path):
+    folder = models / "models"
+    assert not (folder / MULTIMODAL / run_file.FILE).exists()
+    assert nearline.run_of(folder / MULTIMODAL) == nearline.run_of(folder) == run_file.read(folder)
+    (tmp_path / "models").mkdir()
+    run_file.write(run_file.read(folder), tmp_path)
+    assert nearline.run_of(tmp_path / "models") is None  # of models that are not trained yet

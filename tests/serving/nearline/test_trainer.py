@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import time
 
 import httpx
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from prometheus_client import parser
 
+from serving.nearline.trainer import kept_head
 from serving.streaming import event_log
 from tfmm import artifacts
 from tfmm.ctr import state as state_lib
@@ -67,14 +69,33 @@ def assert_pre_rank_is_kept(version, models, trainer):
     assert np.isfinite(found[0]).all() and (found[0] != found[1]).any()
 
 
+def test_the_head_of_the_model_is_kept_and_one_trained_anew_on_it_is_taken_at_the_next_start(models, tmp_path):
+    version, kept = tmp_path / "version", tmp_path / "work" / "pre_ranking"
+    shutil.copytree(models / "models/multimodal/Format-Serving", version)
+    head = saved_model.head_of(version)
+    shutil.move(head, tmp_path / "head")
+    kept.parent.mkdir()
+    assert kept_head(version, kept) is None and not kept.exists()  # the model never had one
+    shutil.move(tmp_path / "head", head)
+    for text in ("first", "second"):
+        (head / "said").write_text(text)
+        assert kept_head(version, kept) == str(kept) and artifacts.digest(kept) == artifacts.digest(head)
+    shutil.rmtree(version)  # its folder is written at this moment
+    assert kept_head(version, kept) == str(kept) and (kept / "said").read_text() == "second"
+    assert list(kept.parent.iterdir()) == [kept]
+
+
 @pytest.mark.timeout(900)
 def test_what_is_served_is_trained_judged_and_pushed(nearline_shop, models, first_rows, start_trainer, tmp_path):
     log = event_log.SQLiteEventLog(tmp_path / "served.sqlite")
     log.append(payloads(nearline_shop.records(100, REQUESTS)))
+    shutil.copytree(models / "models", tmp_path / "models")
     trainer = start_trainer(
         tmp_path / "work", "--log", log.path, "--window-seconds", "5", "--slice-rows", "320", "--checkpoint-seconds",
-        "1", "--slice-minutes", "100000", "--metrics-port", "0",
+        "1", "--slice-minutes", "100000", "--metrics-port", "0", "--models", str(tmp_path / "models"),
     )  # fmt: skip
+    wait_for(lambda: "ready" in trainer.said(), trainer)
+    shutil.rmtree(tmp_path / "models")  # as where it is trained anew: candidates keep the head
     wait_for(lambda: trainer.rows() == first_rows + REQUESTS * SHOWN, trainer)
     wait_for(lambda: "is pushed as" in trainer.said(), trainer)
     told = metrics_of(trainer)
