@@ -265,7 +265,8 @@ def test_a_simulated_day_runs_through_both_models_in_service_and_leaves_no_proce
         (facts,) = (workdir / "simulation" / name / "nearline").glob("*/checkpoints/*/facts.json")
         assert json.loads(facts.read_text())["training"]["rows"] == before + len(rows)
         candidates = result["candidates"][name]
-        assert len(candidates) == result["periods"] == 2 and all(one["passed"] == (not one["reasons"]) for one in candidates)
+        assert len(candidates) == result["periods"] == 2
+        assert all(one["passed"] == (not one["reasons"]) for one in candidates)
         assert not any("the process that judges" in reason for one in candidates for reason in one["reasons"])
     both = pd.merge(*impressions.values(), on=["visit", "item_id"], suffixes=("", "_of_other"))
     assert len(both) and (both.clicked == both.clicked_of_other).all() and (both.bid == both.bid_of_other).all()
