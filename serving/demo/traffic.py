@@ -128,10 +128,7 @@ class Traffic:
         number, self._number = self._number, self._number + 1
         item = generator.draw_new_item(self._run.marketplace, number, time.time_ns() // 1000)
         candidate = {name: values[0] for name, values in requests.candidates_of(self._features, [item]).items()}
-        features = {feature.column: candidate[feature.name] for feature in self._features.stored}
-        modalities = self._run.modality_set.known
-        contents = {modality.name: item.get(modality.content) for modality in modalities}
-        event = events.make_event(item["item_id"], contents=contents, features=features)
+        event = events.event_of_row(self._run, item, candidate)
         self.watch.add(candidate, time.monotonic())
         self._items.append([event])
         with self._lock:

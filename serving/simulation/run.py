@@ -184,8 +184,8 @@ class ItemArrival:
         self, run: RunConfig, world: World, log: event_log.SQLiteEventLog, index: store.IndexStore,
         arms: typing.Sequence[Arm], running: Processes,
     ):  # fmt: skip
-        self._stored, self._modalities = run.feature_set.stored, run.modality_set.known
-        self._world, self._log, self._index, self._arms, self._running = world, log, index, arms, running
+        self._run, self._world, self._log, self._index = run, world, log, index
+        self._arms, self._running = arms, running
 
     def bring(self, hour: int) -> None:
         """Brings the items of an hour.
@@ -193,7 +193,8 @@ class ItemArrival:
         Raises:
             RuntimeError: the stream refused one.
         """
-        payloads = [self._event(item_id) for item_id in self._world.arrive(hour)]
+        arrived = [self._world.items[item_id] for item_id in self._world.arrive(hour)]
+        payloads = [events.event_of_row(self._run, item.row, item.values) for item in arrived]
         if not payloads:
             return
         last = self._log.append(payloads)
@@ -201,12 +202,6 @@ class ItemArrival:
         if letters := self._index.dead_letters(self._log.name):
             raise RuntimeError(f"The stream must take every new item. Received: {letters[0].reason}")
         self._running.wait("The servers' index", lambda: all(arm.has_index(self._index) for arm in self._arms))
-
-    def _event(self, item_id: int) -> bytes:
-        item = self._world.items[item_id]
-        contents = {modality.name: item.row.get(modality.content) for modality in self._modalities}
-        features = {feature.column: item.values[feature.name] for feature in self._stored}
-        return events.make_event(item_id, contents=contents, features=features)
 
 
 def _write_json(result: typing.Mapping[str, typing.Any], path: pathlib.Path) -> None:

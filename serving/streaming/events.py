@@ -13,6 +13,7 @@ import time
 import typing
 
 from tfmm import features, fingerprints
+from tfmm.config import RunConfig
 from tfmm.index import encode, store
 from tfmm.index import rows as rows_lib
 from tfmm.modalities import DEFAULT, event_field
@@ -83,6 +84,21 @@ def make_event(
         "withdrawn": withdrawn or None,
     }
     return json.dumps({name: value for name, value in event.items() if value is not None}).encode()
+
+
+def event_of_row(
+    run: RunConfig, row: typing.Mapping[str, typing.Any], values: typing.Mapping[str, typing.Any]
+) -> bytes:
+    """Returns the event of a row of the catalog, with what the run's modalities and stored features read of it.
+
+    Args:
+        run: the declaration.
+        row: by column of the catalog, `item_id` among them.
+        values: by feature, as requests have them.
+    """
+    contents = {modality.name: row.get(modality.content) for modality in run.modality_set.known}
+    stored = {feature.column: values[feature.name] for feature in run.feature_set.stored}
+    return make_event(row["item_id"], contents=contents, features=stored)
 
 
 def _no_nan(value: typing.Any) -> typing.Any:
