@@ -156,7 +156,8 @@ def counted(method, asked):
     """Returns a method that counts the calls of replicators' threads."""
 
     def call(*arguments, **options):
-        asked[method.__name__] += threading.current_thread().name.startswith("replicator")
+        if threading.current_thread().name.startswith("replicator"):
+            asked[method.__name__] += 1
         return method(*arguments, **options)
 
     return call
@@ -179,8 +180,7 @@ def test_an_idle_index_is_asked_for_its_newest_change_alone(index, tmp_path, mon
         looks(5)
         before = collections.Counter(asked)
         looks(50)
-        assert {name: asked[name] - before[name] for name in asked if name != "newest_sequence"} == {
-            "changes": 0, "has_encoder": 0, "encoders": 0}  # fmt: skip
+        assert set(asked - before) == {"newest_sequence"}
         write(index, [7], time_us=9)
         job.wait_caught_up(60)
         assert_serves(target, index, 1)
