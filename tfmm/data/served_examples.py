@@ -168,9 +168,12 @@ class _Usable:
                 lacking.append(column.name)
             elif column.side == "item" and len(_as_list(told)) != len(record.items):
                 uneven.append(column.name)
-            wrong += [] if _is_of_kind(told, column) else [column.name]
+            depth = len(column.shape) + (column.side == "item")  # a value of each candidate
+            wrong += [] if _is_of_kind(told, column, depth) else [column.name]
         for column in self._features.columns:
-            if not column.is_served and not all(_is_of_kind(_told(record, one, column), column) for one in shown):
+            if not column.is_served and not all(
+                _is_of_kind(_told(record, one, column), column, len(column.shape)) for one in shown
+            ):
                 wrong.append(column.feature.column)
         for sequence in self._features.sequences:
             lengths = {len(_as_list(record.features.get(name))) for name in sequence.columns}
@@ -185,10 +188,10 @@ class _Usable:
         return not reason
 
 
-def _is_of_kind(told: typing.Any, column: Column) -> bool:
-    """Returns whether values, a list of them or lists, are of a column's kind, or missing."""
+def _is_of_kind(told: typing.Any, column: Column, depth: int) -> bool:
+    """Returns whether a value, or lists of them `depth` deep at most, are of a column's kind, or missing."""
     if isinstance(told, list):
-        return all(_is_of_kind(one, column) for one in told)
+        return depth > 0 and all(_is_of_kind(one, column, depth - 1) for one in told)
     if column.feature.kind in ("id", "ids"):
         return told is None or isinstance(told, str) or (isinstance(told, int) and not isinstance(told, bool))
     return told is None or isinstance(told, (int, float) if column.is_float else int)

@@ -163,16 +163,18 @@ def test_what_cannot_be_used_is_a_dead_letter_and_takes_nothing_along(write_log)
         served.to_json(dataclasses.replace(a_record(30, 1.7e9, [1]), sample_rate=0.5)),
         a_record(31, 1.7e9, [1], behavior_categories=[1]), a_record(32, 1.7e9, [1], user_id=2.5),
     ]  # fmt: skip
+    bad.append(a_record(40, 1.7e9, [1], user_id=[7]))  # a list for a value, here and below
+    bad.append(dataclasses.replace(a_record(41, 1.7e9, [1]), item_features={"category": [[9]]}))
     bad.append(dataclasses.replace(a_record(33, 1.7e9, [1]), features={"user_id": 7}))
-    wrong = [shown(99, 1, 1.7e9), shown(0, 777, 1.7e9), b"{", shown(31, 1, 1.7e9), shown(32, 1, 1.7e9),
-             shown(33, 1, 1.7e9), {"request_id": "r0", "item_id": 100, "time": 1.7e9}, shown(0, 100, -1),
+    wrong = [shown(99, 1, 1.7e9), shown(0, 777, 1.7e9), b"{", *(shown(n, 1, 1.7e9) for n in (31, 32, 33, 40, 41)),
+             {"request_id": "r0", "item_id": 100, "time": 1.7e9}, shown(0, 100, -1),
              {"request_id": "r0", "item_id": 100, "time": 1.7e9, "shown": False}]  # fmt: skip
     found, said = write_log(records + bad, events + wrong)
     assert len(found["label"]) == 10
     text = "\n".join(said)
     for part in (
         "not JSON", "must be an object of JSON, not list", "`model` must be a name", "a sample is for inspection",
-        "as long as the ids beside them, not behavior", "of the kinds that the run declares, not user_id",
+        "as long as the ids beside them, not behavior", "3 of served: `features` must be of the kinds that",
         "lacks behavior_item_ids, behavior_categories", "of a request that was logged",
         "among the items of its request", "`shown` or `label` must be there", "seconds since 1970",
     ):  # fmt: skip
