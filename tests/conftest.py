@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import random
 import shutil
 import socket
 import subprocess
 import sys
+import time
 import typing
 import urllib.parse
 
@@ -45,18 +47,46 @@ def install_entry_point(tmp_path, monkeypatch):
     return install
 
 
+def free_port() -> int:
+    """A port that nobody listens on, and that the kernel gives to no connection while its server is down.
+
+    Linux takes the ports of connections from 32768 upwards.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
 class RedisServer:
     """A Redis of a test's own, which keeps what it was told across kill -9."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = 0
         self.process: subprocess.Popen | None = None
 
+    def start_anew(self, *options: str) -> None:
+        """Takes a port that nobody has, and returns once the server answers."""
+        end = time.monotonic() + 300
+        while time.monotonic() < end:
+            self.port = free_port()
+            self.start(*options)
+            while self.process.poll() is None and time.monotonic() < end:
+                if "Ready to accept connections" in (self._folder / "log").read_text():
+                    return
+                time.sleep(0.01)
+        self.kill()
+        raise TimeoutError((self._folder / "log").read_text()[-2000:])
+
     def start(self, *options: str) -> None:
-        self.process = subprocess.Popen(redis.command(self.port, self._folder, *options), stdout=subprocess.DEVNULL)
+        """Starts it on its port, and does not wait for it."""
+        with (self._folder / "log").open("a") as log:
+            self.process = subprocess.Popen(redis.command(self.port, self._folder, *options), stdout=log)
 
     def kill(self) -> None:
         self.process.kill()
@@ -76,7 +106,7 @@ def make_redis(tmp_path_factory) -> typing.Iterator[typing.Callable[..., RedisSe
     def make(*options: str) -> RedisServer:
         server = RedisServer(tmp_path_factory.mktemp("redis"))
         servers.append(server)
-        server.start(*options)
+        server.start_anew(*options)
         return server
 
     yield make

@@ -67,7 +67,7 @@ def instants(folder):
     return np.sort(pq.read_table(folder / "tables" / "impressions")["timestamp"].cast("int64").to_numpy())
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_each_model_trains_on_what_came_after_its_parent_and_nothing_twice(shop):
     folder, _ = shop
     at, after, trained = instants(folder), np.iinfo(np.int64).min, 0

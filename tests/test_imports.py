@@ -140,7 +140,7 @@ def test_layers_losses_and_metrics_do_not_import_tensorflow_at_once():
 def loaded_by(statement):
     """The top-level modules that a statement loads in a fresh process."""
     code = f"{statement}\nimport sys\nprint('\\n'.join({{n.split('.')[0] for n in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 

@@ -71,6 +71,6 @@ def test_unknown_module_is_not_explained():
 )
 def test_package_without_its_extra_names_the_pip_line(package, module, extra, root):
     code = f"import sys; sys.modules[{module!r}] = None; import {package}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=300)
     assert done.returncode == 1
     assert f'`{module}` is not installed. Run: pip install "tfmm[{extra}]"' in done.stderr

@@ -20,7 +20,7 @@ def proxy(monkeypatch):
             while True:
                 connection = server.accept()[0]
                 with connection:
-                    connection.settimeout(10)
+                    connection.settimeout(120)
                     if not (first := connection.recv(1000)):
                         return
                     seen.append(first)
@@ -41,14 +41,14 @@ def proxy(monkeypatch):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 @pytest.mark.parametrize("way", ["predict", "predict_rest"])
 def test_proxy_is_not_asked_for_this_machine(proxy, way, host):
-    with RankingClient(f"{host}:1", f"http://{host}:1", access=Access(TOKEN), timeout_s=10) as client:
+    with RankingClient(f"{host}:1", f"http://{host}:1", access=Access(TOKEN), timeout_s=120) as client:
         with pytest.raises(Unavailable, match="UNAVAILABLE"):
             getattr(client, way)({}, "rank")
     assert proxy == []
 
 
 def test_proxy_is_asked_for_other_machines(proxy):
-    with RankingClient(rest_url="http://ranker.invalid:1", timeout_s=10) as client:
+    with RankingClient(rest_url="http://ranker.invalid:1", timeout_s=120) as client:
         with pytest.raises(Unavailable, match="UNAVAILABLE"):
             client.predict_rest({}, "rank")
     assert proxy[0].startswith(b"POST http://ranker.invalid:1/")

@@ -48,7 +48,7 @@ def answering(**answers):
             thread.join()
 
 
-def rank(kind, url, timeout_s=30.0):
+def rank(kind, url, timeout_s=120.0):
     if kind is RankingClient:
         with RankingClient(rest_url=url, timeout_s=timeout_s) as client:
             return client.rank_rest({}, {"item_id": [3]})
@@ -90,7 +90,7 @@ def test_answer_of_a_model_is_taken(kind):
 
 @contextlib.contextmanager
 def dripping(head):
-    """Yields the URL of a server that sends a head, then a byte every 20 ms for 6 s, and whom it sent them all."""
+    """Yields the URL of a server that sends a head, then for two minutes a byte every 20 ms, and whom it sent all."""
     is_over, connections, whole = threading.Event(), [], []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -98,7 +98,7 @@ def dripping(head):
             with connection, contextlib.suppress(OSError):
                 connection.recv(10_000)
                 connection.sendall(head)
-                for _ in range(300):
+                for _ in range(6000):
                     if is_over.wait(0.02):
                         return
                     connection.sendall(b"x")

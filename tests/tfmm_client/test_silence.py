@@ -18,7 +18,7 @@ def test_connection_ends_where_nothing_is_acknowledged():
     server.start()
     found = []
     try:
-        with RankingClient(f"127.0.0.1:{port}", timeout_s=30) as client:
+        with RankingClient(f"127.0.0.1:{port}", timeout_s=120) as client:
             with pytest.raises(PredictError, match="UNIMPLEMENTED"):
                 client.predict({}, "rank")
             for name in os.listdir("/proc/self/fd"):

@@ -71,7 +71,7 @@ def state_of(workdir, version):
     return folder.parent / "Format-State"
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_the_second_day_goes_on_from_the_model_that_was_pushed(days):
     workdir, _ = days
     first, second = versions(workdir)

@@ -39,7 +39,7 @@ infra_check.fault(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]))
 
 
 def test_server_ends_with_a_node_that_is_killed(tmp_path, root):
-    server = write_server(tmp_path, f"echo $$ > {tmp_path}/pid\nexec sleep 600")
+    server = write_server(tmp_path, f"echo $$ > {tmp_path}/pid\nexec sleep 3600")
     node = subprocess.Popen(
         [sys.executable, "-c", ASK, str(tmp_path), str(server), str(tmp_path / "log")],
         env={**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -47,16 +47,19 @@ def test_server_ends_with_a_node_that_is_killed(tmp_path, root):
     pid = wait_for(lambda: (tmp_path / "pid").read_text().strip() if (tmp_path / "pid").exists() else "")
     node.send_signal(signal.SIGKILL)
     node.wait()
-    wait_for(lambda: not pathlib.Path(f"/proc/{pid}").exists() or is_zombie(pid))
+    wait_for(lambda: is_gone(pid))
 
 
-def is_zombie(pid):
-    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+def is_gone(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):  # it went meanwhile
+        return True
 
 
 def wait_for(condition):
-    for _ in range(600):
+    for _ in range(3000):
         if found := condition():
             return found
         time.sleep(0.1)
-    raise AssertionError("not within a minute")
+    raise AssertionError("not within five minutes")

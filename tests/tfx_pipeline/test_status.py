@@ -16,13 +16,16 @@ from tfmm import cli, folder_lock
 from tfx_pipeline import metadata, status
 
 WRITE = """
-import sys
+import itertools, select, sys
 sys.path.insert(0, sys.argv[2])
 import test_status
 writer = test_status.Writer(sys.argv[1])
 print("begun", flush=True)
-for number in range(100):
+for number in itertools.count():
+    if select.select([sys.stdin], [], [], 0)[0]:  # it was closed
+        break
     writer.node(f"run-{number}", "Trainer", test_status.protos.Execution.COMPLETE, outputs={"model": f"/m/{number}"})
+print(number)
 """
 
 
@@ -124,14 +127,16 @@ def test_folder_without_runs_is_one_line(tmp_path):
 def test_reading_goes_on_beside_a_run_and_does_not_disturb_it(tmp_path):
     path = tmp_path / "metadata.sqlite"
     command = [sys.executable, "-c", WRITE, str(path), str(__file__).rpartition("/")[0]]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as writer:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as writer:
         assert writer.stdout.readline() == "begun\n", writer.stderr.read()
-        reads = 0
-        while writer.poll() is None:
-            metadata.executions(path)
-            reads += 1
-        assert writer.returncode == 0, writer.stderr.read()
-    assert reads > 1 and len(status.read(tmp_path).runs) == 100
+        found = []
+        while len(found) < 20 or found[-1] < 100:
+            assert writer.poll() is None, writer.stderr.read()
+            found.append(len(metadata.executions(path)))
+        written, errors = writer.communicate()
+    assert writer.returncode == 0, errors
+    assert found == sorted(found) and len(status.read(tmp_path).runs) == int(written) >= found[-1]
 
 
 CRASH = """

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -111,6 +112,7 @@ def build(shop, label=None):
     model = model_lib.CTRModel(
         config_lib.CTRConfig(**SMALL), MAKE, features, sizes, {m: t.dim for m, t in tables.items()}, METHODS
     )
+    keras.utils.set_random_seed(0)
     model.build()
     files = examples_lib.example_files(shop.eval)
     columns = sources.open_source(files, shop.features, tables, preprocessor).gather(np.arange(1000))

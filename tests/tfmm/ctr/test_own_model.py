@@ -163,7 +163,7 @@ def test_settings_of_no_model_and_no_method_at_all_are_refused():
 
 def test_verification_of_the_default_loads_no_library(root):
     code = "import sys\nfrom tfmm import presets, runs\nruns.verify(presets.small())\nprint('keras' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=300)
     assert done.stdout == "False\n", done.stderr
 
 

@@ -83,7 +83,7 @@ def test_two_versions_of_one_instant_are_refused_before_any_work(encoder_dirs, t
 
 def test_version_of_a_time_that_is_none_is_a_dead_letter(encoder_dirs, tmp_path):
     """The older one stands in for it."""
-    seconds = [int(row[4].timestamp()) if row[4] else None for row in ROWS]
+    seconds = [int(row[4].replace(tzinfo=datetime.timezone.utc).timestamp()) if row[4] else None for row in ROWS]
     seconds[2], seconds[6] = seconds[2] * 1_000_000, seconds[6] * 1_000_000
     write(tmp_path / "data", [(*row[:4], second) for row, second in zip(ROWS, seconds)], "s")
     counts = embed(tmp_path / "data", encoder_dirs, tmp_path / "index.sqlite", dead_letter_dir=tmp_path / "dead")

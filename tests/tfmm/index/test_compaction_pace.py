@@ -23,13 +23,13 @@ def test_another_writer_has_its_turn_between_any_two_steps(tmp_path, monkeypatch
         def slow(opened, item_id):
             progress.append(len(written))
             in_step.set()
-            time.sleep(0.15)
+            time.sleep(0.4)
             return release(opened, item_id)
 
         def write():
             with item_index.ItemIndex(path) as own:
                 while len(progress) < STEPS:
-                    in_step.wait(10)
+                    in_step.wait(60)
                     in_step.clear()
                     own.apply(store.IndexBatch(positions={"events": len(written) + 1}))
                     written.append(len(progress))

@@ -1,4 +1,5 @@
 import dataclasses
+import datetime
 import hashlib
 
 import numpy as np
@@ -87,7 +88,8 @@ def test_the_tables_pass_the_check(small_marketplace):
 def test_new_items_enter_every_day_and_are_shown_only_then(small_marketplace):
     items = schema.read_table(small_marketplace, "items", ["item_id", "created_at"])
     created = dict(zip(items["item_id"].to_pylist(), items["created_at"].to_pylist()))
-    days = np.array([time.day for time in created.values() if time.timestamp() * 1e6 >= generator.WEEK_START_US])
+    week_start = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=generator.WEEK_START_US)
+    days = np.array([time.day for time in created.values() if time >= week_start])
     assert np.bincount(days)[4:].tolist() == [20] * 7  # the week starts on the fourth
     for name in ("impressions", "behaviors"):
         log = schema.read_table(small_marketplace, name, ["item_id", "timestamp"]).to_pydict()

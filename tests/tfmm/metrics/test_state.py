@@ -202,6 +202,7 @@ labels = (inputs[:, 0] > 0).astype(np.float32)
 functions = {"log_loss": metrics.log_loss, "normalized_entropy": metrics.normalized_entropy,
              "calibration": metrics.calibration, "binned_auc": metrics.auc}
 with strategy.scope():
+    keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.layers.Dense(1, activation="sigmoid")])
     model.compile(loss="binary_crossentropy", metrics=[
         metrics.LogLoss(), metrics.NormalizedEntropy(), metrics.Calibration(), metrics.BinnedAUC()])
@@ -224,6 +225,7 @@ def test_model_fit_reports_them():
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(64, 3)).astype(np.float32)
     labels = (inputs[:, 0] > 0).astype(np.float32)
+    keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.layers.Dense(1, activation="sigmoid")])
     model.compile(
         loss="binary_crossentropy", metrics=[metrics.BinnedAUC(), metrics.LogLoss(), metrics.Calibration()]

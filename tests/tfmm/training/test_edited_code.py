@@ -25,7 +25,7 @@ train.train(
 EDITED = "INITIAL_DEVIATION = 0.01"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 def test_training_after_an_edit_of_the_code_begins_anew_and_says_what_it_takes_up(shop, root, tmp_path):
     shutil.copytree(root / "tfmm", tmp_path / "tfmm", ignore=shutil.ignore_patterns("__pycache__"))
     output = tmp_path / "model"
