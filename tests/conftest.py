@@ -3,7 +3,6 @@
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import typing
@@ -12,6 +11,7 @@ import urllib.parse
 import hypothesis
 import pytest
 
+from serving.deploy import started
 from serving.deploy.redis import server as redis
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -50,9 +50,7 @@ class RedisServer:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        (self.port,) = started.free_ports(1)
         self.process: subprocess.Popen | None = None
 
     def start(self, *options: str) -> None:

@@ -217,6 +217,11 @@ def class_path(folder: pathlib.Path) -> pathlib.Path:
         RuntimeError: Java, its compiler or Maven is missing, or failed.
     """
     started.require_tools("Flink", "java", "javac", "mvn")
+    with started.alone(folder):
+        return _class_path(folder)
+
+
+def _class_path(folder: pathlib.Path) -> pathlib.Path:
     result, sources = folder / JAR, (HERE / "pom.xml", HERE / "Loopback.java")
     if result.exists() and all(source.stat().st_mtime <= result.stat().st_mtime for source in sources):
         return result

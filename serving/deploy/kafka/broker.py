@@ -142,8 +142,10 @@ def fetch_jars(folder: pathlib.Path) -> None:
     started.require_tools("Kafka", "java", "mvn")
     if (folder / "complete").exists():
         return
-    started.fetch_jars(HERE / "pom.xml", folder)
-    (folder / "complete").touch()
+    with started.alone(folder):
+        if not (folder / "complete").exists():
+            started.fetch_jars(HERE / "pom.xml", folder)
+            (folder / "complete").touch()
 
 
 def topics(address: str) -> set[str]:
