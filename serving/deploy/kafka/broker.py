@@ -30,7 +30,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 FOLDER = HERE.parents[2] / ".cache" / "kafka"
 HOST = started.HOST
 NAME = "broker"
-UP_WITHIN_S, DOWN_WITHIN_S = 180.0, 20.0
+UP_WITHIN_S, DOWN_WITHIN_S = 300.0, 20.0
 HEAP_MB = 512
 _log = logging.getLogger(__name__)
 
