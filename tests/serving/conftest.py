@@ -55,9 +55,19 @@ def make_topic():
         name = f"items-{uuid.uuid4()}"
         new = confluent_kafka.admin.NewTopic(name, partitions, 1, config=settings)
         admin.create_topics([new])[name].result()
+        deadline = time.monotonic() + 120
+        while not is_known(admin, name, partitions):
+            assert time.monotonic() < deadline, f"the broker does not tell of {name}"
+            time.sleep(0.05)
         return f"kafka://{of_broker.address}/{name}"
 
     return make
+
+
+def is_known(admin, name, partitions):
+    """Whether a broker tells of all partitions of a topic, which it was told to make, and who leads them."""
+    found = admin.list_topics(timeout=60).topics.get(name)
+    return found is not None and sum(one.leader >= 0 for one in found.partitions.values()) == partitions
 
 
 class HalfPlusTwo(tf.Module):
@@ -179,7 +189,8 @@ def write_counter(path):
 def running_server(base_path, name="half_plus_two", **options):
     """Serves in a thread; yields {"grpc": address, "rest": url, "metrics": url} once every model is in service."""
     base_path.mkdir(exist_ok=True)
-    ready_file = base_path / "ready.json"
+    own = tempfile.TemporaryDirectory()  # another server of the folder has a file of its own
+    ready_file = pathlib.Path(own.name) / "ready.json"
     models = options.pop("models", (ModelConfig(name, str(base_path), options.pop("latest", 1)),))
     settings = Options(
         models=models,
@@ -211,7 +222,8 @@ def running_server(base_path, name="half_plus_two", **options):
         }
     finally:
         state["loop"].call_soon_threadsafe(state["stop"].set)
-        thread.join(30)
+        thread.join(120)
+        own.cleanup()
 
 
 @contextlib.contextmanager
@@ -255,7 +267,7 @@ def config_text(model):
 
 def is_served(url, name):
     try:
-        return httpx.get(f"{url}/v1/models/{name}/metadata", timeout=10).status_code == 200
+        return httpx.get(f"{url}/v1/models/{name}/metadata", timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -281,7 +293,7 @@ def server(half_plus_two_dir):
 
 @pytest.fixture(scope="module")
 def rest(server):
-    with httpx.Client(base_url=server["rest"] + "/v1/models", timeout=30) as client:
+    with httpx.Client(base_url=server["rest"] + "/v1/models", timeout=60) as client:
         yield client
 
 
