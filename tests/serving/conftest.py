@@ -55,19 +55,27 @@ def make_topic():
         name = f"items-{uuid.uuid4()}"
         new = confluent_kafka.admin.NewTopic(name, partitions, 1, config=settings)
         admin.create_topics([new])[name].result()
-        deadline = time.monotonic() + 120
-        while not is_known(admin, name, partitions):
-            assert time.monotonic() < deadline, f"the broker does not tell of {name}"
-            time.sleep(0.05)
+        await_partitions(admin, name, partitions)
         return f"kafka://{of_broker.address}/{name}"
 
     return make
 
 
-def is_known(admin, name, partitions):
-    """Whether a broker tells of all partitions of a topic, which it was told to make, and who leads them."""
-    found = admin.list_topics(timeout=60).topics.get(name)
-    return found is not None and sum(one.leader >= 0 for one in found.partitions.values()) == partitions
+def await_partitions(admin, name, count):
+    """Waits until a broker tells of all partitions of a topic: some time after it has answered that they are made."""
+    deadline = time.monotonic() + 120
+    while True:
+        found = admin.list_topics(timeout=60).topics.get(name)
+        if found is not None and sum(one.leader >= 0 for one in found.partitions.values()) == count:
+            return
+        assert time.monotonic() < deadline, f"the broker does not tell of {name}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(name="await_partitions", scope="session")
+def _await_partitions():
+    """`await_partitions`, for tests that add some."""
+    return await_partitions
 
 
 class HalfPlusTwo(tf.Module):
@@ -189,9 +197,9 @@ def write_counter(path):
 def running_server(base_path, name="half_plus_two", **options):
     """Serves in a thread; yields {"grpc": address, "rest": url, "metrics": url} once every model is in service."""
     base_path.mkdir(exist_ok=True)
-    own = tempfile.TemporaryDirectory()  # another server of the folder has a file of its own
-    ready_file = pathlib.Path(own.name) / "ready.json"
     models = options.pop("models", (ModelConfig(name, str(base_path), options.pop("latest", 1)),))
+    own = tempfile.mkdtemp()  # another server of the folder has a file of its own
+    ready_file, state = pathlib.Path(own) / "ready.json", {}
     settings = Options(
         models=models,
         port=options.pop("port", 0),
@@ -201,7 +209,6 @@ def running_server(base_path, name="half_plus_two", **options):
         stop_grace_s=2.0,
         **options,
     )
-    state = {}
 
     async def main():
         state["loop"], state["stop"] = asyncio.get_running_loop(), asyncio.Event()
@@ -210,7 +217,7 @@ def running_server(base_path, name="half_plus_two", **options):
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 500
         while not ready_file.exists():
             assert thread.is_alive() and time.monotonic() < deadline, "the server did not get ready"
             time.sleep(0.02)
@@ -223,7 +230,7 @@ def running_server(base_path, name="half_plus_two", **options):
     finally:
         state["loop"].call_soon_threadsafe(state["stop"].set)
         thread.join(120)
-        own.cleanup()
+        shutil.rmtree(own)
 
 
 @contextlib.contextmanager
@@ -248,7 +255,7 @@ def running_tf_serving(*models, grpc=None):
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=written, stderr=written)
         try:
             url = f"http://127.0.0.1:{ports[1]}"
-            deadline = time.monotonic() + 240
+            deadline = time.monotonic() + 500
             while not all(is_served(url, one.name) for one in models):
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
                 time.sleep(0.1)

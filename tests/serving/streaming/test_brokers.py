@@ -30,7 +30,9 @@ def admin_of(broker):
     return confluent_kafka.admin.AdminClient({"bootstrap.servers": broker.address})
 
 
-def test_a_partition_that_is_added_is_read(kafka, make_topic, encoders_dir, tmp_path, running_job, wait_for):
+def test_a_partition_that_is_added_is_read(
+    kafka, make_topic, await_partitions, encoders_dir, tmp_path, running_job, wait_for
+):
     url, index_path = make_topic(kafka), tmp_path / "items.sqlite"
     topic = url.rpartition("/")[2]
     with running_job(url, encoders_dir, index_path), event_log.open_source(url) as source:
@@ -39,13 +41,13 @@ def test_a_partition_that_is_added_is_read(kafka, make_topic, encoders_dir, tmp_
             wait_for(lambda: vectors_of(index) == ids_of("ab"))
             admin = admin_of(kafka)
             admin.create_partitions([confluent_kafka.admin.NewPartitions(topic, 4)])[topic].result()
-            producer = confluent_kafka.Producer(
-                {"bootstrap.servers": kafka.address, "topic.metadata.refresh.interval.ms": 200}
-            )
+            await_partitions(admin, topic, 4)  # else a producer takes them for unknown, and gives the events up
+            producer, faults = confluent_kafka.Producer({"bootstrap.servers": kafka.address}), []
             for partition in (1, 2, 3):
                 name = f"new-{partition}"
-                producer.produce(topic, events.make_event(name, title=name), partition=partition)
-            assert producer.flush(120) == 0
+                payload = events.make_event(name, title=name)
+                producer.produce(topic, payload, partition=partition, on_delivery=lambda *told: faults.append(told[0]))
+            assert producer.flush(120) == 0 and faults == [None] * 3
             wait_for(lambda: vectors_of(index) == ids_of(["a", "b", "new-1", "new-2", "new-3"]))
 
 
