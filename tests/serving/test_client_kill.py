@@ -41,7 +41,7 @@ def victim(root, write_ranker, tmp_path_factory):
             cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stderr=log,
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 500
         while not ready.exists():
             assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.05)

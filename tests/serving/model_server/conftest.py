@@ -180,7 +180,7 @@ def process(root, folder, base_paths, *flags):
             cwd=root, env={**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"}, stderr=log,
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 500
         while not ready.exists():
             assert started.poll() is None and time.monotonic() < deadline, stderr.read_text()[-2000:]
             time.sleep(0.05)

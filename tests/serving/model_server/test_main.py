@@ -44,7 +44,7 @@ def test_serves_until_a_signal_and_leaves_nothing(root, tmp_path, half_plus_two_
         "--ready-file",
         str(ready_file),
     ) as process:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 500
         while not ready_file.exists() and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.05)
