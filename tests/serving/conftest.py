@@ -55,27 +55,10 @@ def make_topic():
         name = f"items-{uuid.uuid4()}"
         new = confluent_kafka.admin.NewTopic(name, partitions, 1, config=settings)
         admin.create_topics([new])[name].result()
-        await_partitions(admin, name, partitions)
+        broker.await_partitions(admin, name, partitions)
         return f"kafka://{of_broker.address}/{name}"
 
     return make
-
-
-def await_partitions(admin, name, count):
-    """Waits until a broker tells of all partitions of a topic: some time after it has answered that they are made."""
-    deadline = time.monotonic() + 120
-    while True:
-        found = admin.list_topics(timeout=60).topics.get(name)
-        if found is not None and sum(one.leader >= 0 for one in found.partitions.values()) == count:
-            return
-        assert time.monotonic() < deadline, f"the broker does not tell of {name}"
-        time.sleep(0.05)
-
-
-@pytest.fixture(name="await_partitions", scope="session")
-def _await_partitions():
-    """`await_partitions`, for tests that add some."""
-    return await_partitions
 
 
 class HalfPlusTwo(tf.Module):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from serving.deploy.kafka import broker as broker_lib
 from serving.streaming import event_log, events, reading
 from tfmm import fingerprints
 from tfmm.index import store
@@ -30,9 +31,7 @@ def admin_of(broker):
     return confluent_kafka.admin.AdminClient({"bootstrap.servers": broker.address})
 
 
-def test_a_partition_that_is_added_is_read(
-    kafka, make_topic, await_partitions, encoders_dir, tmp_path, running_job, wait_for
-):
+def test_a_partition_that_is_added_is_read(kafka, make_topic, encoders_dir, tmp_path, running_job, wait_for):
     url, index_path = make_topic(kafka), tmp_path / "items.sqlite"
     topic = url.rpartition("/")[2]
     with running_job(url, encoders_dir, index_path), event_log.open_source(url) as source:
@@ -41,7 +40,7 @@ def test_a_partition_that_is_added_is_read(
             wait_for(lambda: vectors_of(index) == ids_of("ab"))
             admin = admin_of(kafka)
             admin.create_partitions([confluent_kafka.admin.NewPartitions(topic, 4)])[topic].result()
-            await_partitions(admin, topic, 4)  # else a producer takes them for unknown, and gives the events up
+            broker_lib.await_partitions(admin, topic, 4)  # else a producer gives their events up
             producer, faults = confluent_kafka.Producer({"bootstrap.servers": kafka.address}), []
             for partition in (1, 2, 3):
                 name = f"new-{partition}"
