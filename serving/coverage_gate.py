@@ -45,10 +45,10 @@ class CoverageGate:
         coming = tuple(table for table in tables if coverage.is_coming(self._index, *table))
         if not coming:
             return True
+        is_looking = self._thread is not None and self._thread.is_alive()  # first: what it found is known when it ends
         if coming in self._enough:
             self._enough.remove(coming)  # what is asked later is looked at anew
             return True
-        is_looking = self._thread is not None and self._thread.is_alive()
         if not is_looking and time.monotonic() >= self._next_look.get(coming, 0.0):
             self._thread = threading.Thread(target=self._look, args=(coming,), name="coverage", daemon=True)
             self._thread.start()

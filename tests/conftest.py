@@ -2,9 +2,7 @@
 
 import os
 import pathlib
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ import urllib.parse
 import hypothesis
 import pytest
 
+from serving.deploy import started
 from serving.deploy.redis import server as redis
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -47,21 +46,6 @@ def install_entry_point(tmp_path, monkeypatch):
     return install
 
 
-def free_port() -> int:
-    """A port that nobody listens on, and that the kernel gives to no connection while its server is down.
-
-    Linux takes the ports of connections from 32768 upwards.
-    """
-    while True:
-        port = random.SystemRandom().randrange(20_000, 30_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-
-
 class RedisServer:
     """A Redis of a test's own, which keeps what it was told across kill -9."""
 
@@ -74,7 +58,7 @@ class RedisServer:
         """Takes a port that nobody has, and returns once the server answers."""
         end = time.monotonic() + 300
         while time.monotonic() < end:
-            self.port = free_port()
+            (self.port,) = started.free_ports(1)
             self.start(*options)
             while self.process.poll() is None and time.monotonic() < end:
                 if "Ready to accept connections" in (self._folder / "log").read_text():

@@ -27,7 +27,7 @@ MARKETPLACE = MarketplaceConfig(
 )
 CONFIG = DataConfig(max_behaviors=8)
 FEATURES = FeatureSet().resolved(max_behaviors=8, min_count=1)
-WITHIN_S = 480
+WITHIN_S = 1500
 SLOTS = (1, 2)
 ROWS_PER_PARTITION, ROWS_PER_GROUP = 1500, 1000  # so that there are several of both
 

@@ -6,9 +6,11 @@ An id alone is not trusted: once a process has ended the system gives its id to 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -17,6 +19,7 @@ import time
 import typing
 
 HOST = "127.0.0.1"
+_LOWEST_PORT, _CONNECTIONS = 10_000, pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class Processes:
@@ -115,12 +118,27 @@ def is_running(pid: int, start: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns ports of this machine on which nothing listens."""
+    """Returns ports of this machine on which nothing listens.
+
+    They lie below those that the system gives to connections, where it leaves some: any process that connects to
+    another could be given one of these before a server that is started, or started anew, listens on it.
+    """
+    below = int(_CONNECTIONS.read_text().split()[0]) if _CONNECTIONS.exists() else 0
+    drawn: typing.Sequence[int] = range(_LOWEST_PORT, below)
+    if len(drawn) >= 1000 * count:  # else the system draws
+        drawn = random.SystemRandom().sample(drawn, 100 * count)  # whatever seed a caller has set
+    else:
+        drawn = [0] * count
+    found: list[int] = []
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
+        for port in drawn:
+            one = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # it is taken
+                one.bind((HOST, port))
+                found.append(one.getsockname()[1])
+            if len(found) == count:
+                return found
+    raise OSError(f"{count} ports of {HOST} must be free, and {len(found)} are.")
 
 
 def answers(port: int) -> bool:
@@ -137,6 +155,15 @@ def require_tools(what: str, *tools: str) -> None:
             f"{what} needs a JDK, of Java 17 say, and Maven. Not on PATH: {', '.join(lacking)}. "
             "apt-get install default-jdk-headless maven"
         )
+
+
+@contextlib.contextmanager
+def alone(folder: pathlib.Path) -> typing.Iterator[None]:
+    """Waits until no other process makes a folder ready, and keeps others out while the block runs."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def fetch_jars(pom: pathlib.Path, folder: pathlib.Path) -> None:

@@ -55,6 +55,7 @@ def make_topic():
         name = f"items-{uuid.uuid4()}"
         new = confluent_kafka.admin.NewTopic(name, partitions, 1, config=settings)
         admin.create_topics([new])[name].result()
+        broker.await_partitions(admin, name, partitions)
         return f"kafka://{of_broker.address}/{name}"
 
     return make
@@ -179,8 +180,9 @@ def write_counter(path):
 def running_server(base_path, name="half_plus_two", **options):
     """Serves in a thread; yields {"grpc": address, "rest": url, "metrics": url} once every model is in service."""
     base_path.mkdir(exist_ok=True)
-    ready_file = base_path / "ready.json"
     models = options.pop("models", (ModelConfig(name, str(base_path), options.pop("latest", 1)),))
+    own = tempfile.mkdtemp()  # another server of the folder has a file of its own
+    ready_file, state = pathlib.Path(own) / "ready.json", {}
     settings = Options(
         models=models,
         port=options.pop("port", 0),
@@ -190,7 +192,6 @@ def running_server(base_path, name="half_plus_two", **options):
         stop_grace_s=2.0,
         **options,
     )
-    state = {}
 
     async def main():
         state["loop"], state["stop"] = asyncio.get_running_loop(), asyncio.Event()
@@ -199,7 +200,7 @@ def running_server(base_path, name="half_plus_two", **options):
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 500
         while not ready_file.exists():
             assert thread.is_alive() and time.monotonic() < deadline, "the server did not get ready"
             time.sleep(0.02)
@@ -211,7 +212,8 @@ def running_server(base_path, name="half_plus_two", **options):
         }
     finally:
         state["loop"].call_soon_threadsafe(state["stop"].set)
-        thread.join(30)
+        thread.join(120)
+        shutil.rmtree(own)
 
 
 @contextlib.contextmanager
@@ -236,7 +238,7 @@ def running_tf_serving(*models, grpc=None):
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=written, stderr=written)
         try:
             url = f"http://127.0.0.1:{ports[1]}"
-            deadline = time.monotonic() + 240
+            deadline = time.monotonic() + 500
             while not all(is_served(url, one.name) for one in models):
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
                 time.sleep(0.1)
@@ -255,7 +257,7 @@ def config_text(model):
 
 def is_served(url, name):
     try:
-        return httpx.get(f"{url}/v1/models/{name}/metadata", timeout=10).status_code == 200
+        return httpx.get(f"{url}/v1/models/{name}/metadata", timeout=60).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -281,7 +283,7 @@ def server(half_plus_two_dir):
 
 @pytest.fixture(scope="module")
 def rest(server):
-    with httpx.Client(base_url=server["rest"] + "/v1/models", timeout=30) as client:
+    with httpx.Client(base_url=server["rest"] + "/v1/models", timeout=60) as client:
         yield client
 
 

@@ -112,14 +112,14 @@ def tls(tmp_path_factory):
 
 def predict(addresses, caller):
     url = addresses["rest"].replace("http:", "https:") if caller.ca_file else addresses["rest"]
-    with client.RankingClient(addresses["grpc"], url, "m", access=caller) as connected:
+    with client.RankingClient(addresses["grpc"], url, "m", timeout_s=60, access=caller) as connected:
         by_grpc = connected.predict({"x": np.float32([1.0])})["y"].tolist()
         assert by_grpc == connected.predict_rest({"x": np.float32([1.0])})["output"].tolist()
         return by_grpc
 
 
 def upsert(addresses, caller, rest=False):
-    with client.RankingClient(addresses["grpc"], addresses["rest"], "m", access=caller) as connected:
+    with client.RankingClient(addresses["grpc"], addresses["rest"], "m", timeout_s=60, access=caller) as connected:
         call = connected.predict_rest if rest else connected.predict
         return call({"item_ids": np.array([1])}, "upsert_items")
 
@@ -129,7 +129,7 @@ def reload(addresses, base, metadata=()):
     request.config.model_config_list.config.add(name="m", base_path=str(base), model_platform="tensorflow")
     with grpc.insecure_channel(addresses["grpc"]) as opened:
         stub = model_service_pb2_grpc.ModelServiceStub(opened)
-        return stub.HandleReloadConfigRequest(request, timeout=30, metadata=metadata)
+        return stub.HandleReloadConfigRequest(request, timeout=60, metadata=metadata)
 
 
 def test_a_network_is_not_faced_by_accident(capsys, tls):
@@ -173,7 +173,7 @@ def test_upserts_and_reloads_need_the_token_and_predicts_do_not(base, serving_at
         assert upsert(addresses, caller)["statuses"].tolist() == [1]  # none of the refused ones came through
         assert upsert(addresses, caller, rest=True)["output"].tolist() == [2]
         reload(addresses, base, caller.metadata())
-        refused = Replica(addresses["grpc"], "m")
+        refused = Replica(addresses["grpc"], "m", timeout_s=60.0)
         with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):  # that it is caught up is a write as well
             refused._predict(1, "serving_default", {"x": np.float32([1])}, [(channel.CAUGHT_UP, "1")])
         refused.close()
@@ -195,7 +195,7 @@ def test_tls_on_both_ports(base, serving_at, tls):
         with pytest.raises(client.PredictError, match="UNAVAILABLE"):
             predict(addresses, channel.NO_ACCESS)
         with pytest.raises(httpx.HTTPError, match=r"disconnected|reset|EOF"):
-            httpx.get(addresses["rest"] + "/v1/models/m", timeout=10)
+            httpx.get(addresses["rest"] + "/v1/models/m", timeout=60)
         with pytest.raises(client.PredictError, match="UNAVAILABLE"):  # signed by somebody else
             predict(addresses, channel.Access(ca_file=str(tls / "caller.pem")))
 
@@ -207,7 +207,7 @@ from serving import channel, client, replicator
 
 target, url = sys.argv[1:]
 caller = channel.from_options(replicator.parser().parse_args(["--index=i", f"--target={target}", "--tls"]))
-with client.RankingClient(target, url, "m", access=caller) as connected:
+with client.RankingClient(target, url, "m", timeout_s=60, access=caller) as connected:
     by_rest = connected.predict_rest({"x": np.float32([1.0])})["output"].tolist()
     print(connected.predict({"x": np.float32([1.0])})["y"].tolist(), by_rest)
 """
@@ -222,7 +222,8 @@ def test_server_that_a_known_authority_signed_needs_no_file_of_it(base, serving_
         )  # fmt: skip
         assert done.stdout == "[2.0] [2.0]\n", done.stderr[-2000:]
         with pytest.raises(client.PredictError, match="UNAVAILABLE"):  # no public authority signed it
-            client.RankingClient(addresses["grpc"], access=channel.Access(tls=True)).predict({"x": np.float32([1.0])})
+            caller = channel.Access(tls=True)
+            client.RankingClient(addresses["grpc"], timeout_s=60, access=caller).predict({"x": np.float32([1.0])})
 
 
 def test_clients_must_have_a_certificate_where_it_is_asked(base, serving_at, tls):
@@ -234,7 +235,7 @@ def test_clients_must_have_a_certificate_where_it_is_asked(base, serving_at, tls
             predict(addresses, stranger)
         url = addresses["rest"].replace("http:", "https:") + "/v1/models/m"
         with pytest.raises(httpx.HTTPError, match=r"certificate required|reset|EOF|disconnected"):
-            httpx.get(url, verify=stranger.context(), timeout=10)
+            httpx.get(url, verify=stranger.context(), timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -329,12 +330,12 @@ def test_request_and_token_do_not_go_where_a_server_redirects(code):
         thread.start()
         try:
             url = f"http://127.0.0.1:{server.server_port}"
-            with client.RankingClient("127.0.0.1:1", url, "m", access=channel.Access(TOKEN)) as connected:
+            with client.RankingClient("127.0.0.1:1", url, "m", timeout_s=60, access=channel.Access(TOKEN)) as connected:
                 with pytest.raises(client.PredictError, match=str(code)):
                     connected.predict_rest({"x": np.float32([1.0])})
         finally:
             server.shutdown()
-            thread.join(30)
+            thread.join(60)
     assert seen == [("/v1/models/m:predict", channel.SCHEME + TOKEN)]
 
 

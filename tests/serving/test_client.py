@@ -124,12 +124,12 @@ def test_refusals_carry_code_and_reason(client, served):
         client.predict(pointwise(3) | {"category": np.array([1])})
     with pytest.raises(PredictError, match="NOT_FOUND"):
         client.predict(pointwise(1), version=9)
-    with RankingClient(served[1]["grpc"], served[1]["rest"], "other") as other:
+    with RankingClient(served[1]["grpc"], served[1]["rest"], "other", timeout_s=60) as other:
         with pytest.raises(PredictError, match="NOT_FOUND"):
             other.versions()
         with pytest.raises(PredictError, match="404"):
             other.predict_rest({})
-    with RankingClient("127.0.0.1:1", "http://127.0.0.1:1", timeout_s=1) as nowhere:
+    with RankingClient("127.0.0.1:1", "http://127.0.0.1:1", timeout_s=60) as nowhere:
         with pytest.raises(PredictError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):
             nowhere.versions()
         with pytest.raises(PredictError, match="UNAVAILABLE"):
@@ -157,12 +157,15 @@ def test_new_version_takes_over_under_load_without_a_failed_request(served, writ
 
     thread = threading.Thread(target=load)
     thread.start()
+    deadline = time.monotonic() + 400
     try:
-        write_version(base / "2", seed=1)
-        deadline = time.monotonic() + 300
-        while client.versions() != [2] and time.monotonic() < deadline:
+        while not seen and time.monotonic() < deadline:  # a score of version 1
+            assert not failures
             time.sleep(0.1)
-        time.sleep(0.2)
+        write_version(base / "2", seed=1)
+        while (client.versions() != [2] or len(seen) < 2) and time.monotonic() < deadline:
+            assert not failures
+            time.sleep(0.1)
     finally:
         done.set()
         thread.join(60)

@@ -19,8 +19,9 @@ def served(serving_at, write_ranker, tmp_path):
     """A folder with version 1, served, and a client of it."""
     base = tmp_path / "base"
     write_ranker(base / "1")
-    with serving_at(base, "tfmm") as addresses, RankingClient(addresses["grpc"], addresses["rest"]) as client:
-        yield base, client
+    with serving_at(base, "tfmm") as addresses:
+        with RankingClient(addresses["grpc"], addresses["rest"], timeout_s=60) as client:
+            yield base, client
 
 
 @pytest.fixture

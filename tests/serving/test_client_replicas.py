@@ -52,8 +52,9 @@ class Blocking:
 
 
 @pytest.fixture(params=[RankingClient, Blocking], ids=["threads", "asyncio"])
-def make_client(request):
-    """Makes a client of addresses (gRPC, REST)."""
+def make_client(request, monkeypatch):
+    """Makes a client of addresses (gRPC, REST), whose connections may take long: what is away refuses them."""
+    monkeypatch.setattr(caller, "CONNECT_S", 60.0)
 
     def make(*addresses, **settings):
         return request.param(*map(list, zip(*addresses)), **{"timeout_s": 60} | settings)
@@ -138,7 +139,7 @@ def test_errors_are_one_tree_over_grpc_and_rest(make_client, servers):
             with pytest.raises(tfmm_client.PredictError) as failed:
                 call()
             assert type(failed.value) is expected, (name, failed.value)
-        assert client.versions(timeout_s=30) == [1]
+        assert client.versions(timeout_s=60) == [1]
 
 
 def test_upsert_is_named_as_the_export_names_it():
@@ -170,7 +171,7 @@ def test_one_way_is_enough(servers):
     grpc, rest = servers[0]
     with RankingClient(grpc) as client, pytest.raises(ValueError, match="`rest_url` must be given"):
         client.rank_rest(USER, ITEMS)
-    with RankingClient(rest_url=rest) as client:
+    with RankingClient(rest_url=rest, timeout_s=60) as client:
         assert client.rank_rest(USER, ITEMS).tolist() == [3, 4]
         with pytest.raises(ValueError, match="`target` must be given"):
             client.rank(USER, ITEMS)
@@ -180,7 +181,7 @@ def test_one_way_is_enough(servers):
 
 def test_call_that_is_cancelled_ends(servers):
     async def run():
-        async with AsyncRankingClient(*servers[0]) as client:
+        async with AsyncRankingClient(*servers[0], timeout_s=60) as client:
             call = asyncio.ensure_future(client.predict({"steps": np.int32(10**5)}, "slow"))
             await asyncio.sleep(0.05)
             call.cancel()

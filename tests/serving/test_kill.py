@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
+from serving.deploy import started
 from serving.replica import Replica
 from serving.streaming import event_log, events
 from tfmm.index import encode, graph_table, snapshot, store
@@ -22,12 +22,6 @@ from tfmm.index import encode, graph_table, snapshot, store
 DIM, EVENTS_PER_S = 8, 9.0
 WITHIN_S = 900.0  # for processes to be at work, and all changes to have come
 MODALITY = "vector"
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 class Revived:
@@ -113,7 +107,7 @@ def test_kills_at_random_moments_lose_nothing_and_leave_nothing_wrong(
 ):
     generator, moments, items = np.random.default_rng(7), random.Random(7), random.Random(8)
     given = encode.GivenVectors(DIM, MODALITY)
-    (events_url, index_url, servers), target = places, f"127.0.0.1:{free_port()}"
+    (events_url, index_url, servers), target = places, f"127.0.0.1:{started.free_ports(1)[0]}"
     vectors = {item: generator.normal(size=DIM) for item in range(1, 20)}
     history = {item: [vector] for item, vector in vectors.items()}  # all that each item ever had, oldest first
     with store.open_store(index_url) as index:

@@ -62,7 +62,7 @@ def test_truncated_and_mangled_requests_leave_no_traceback(server, caplog, capfd
     with grpc.insecure_channel(server["grpc"]) as channel:
         for method in ("PredictionService/Predict", "PredictionService/Classify", "ModelService/GetModelStatus"):
             with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
-                channel.unary_unary(f"/tensorflow.serving.{method}")(b"\x0a\xff", timeout=30)
-    httpx.post(server["rest"] + "/v1/models/half_plus_two:predict", content=b"{", timeout=30)
+                channel.unary_unary(f"/tensorflow.serving.{method}")(b"\x0a\xff", timeout=60)
+    httpx.post(server["rest"] + "/v1/models/half_plus_two:predict", content=b"{", timeout=60)
     assert "Traceback" not in caplog.text + capfd.readouterr().err
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -18,7 +18,7 @@ from tfmm.data import served
 KILLED = """
 import functools, sys, time
 from serving import served_log
-log = served_log.Log("served", sys.argv[1])
+log = served_log.Log("served", sys.argv[1], rotate_s=3600.0)
 def record(number):
     return {"request_id": f"r{number}", "time": 1.0, "model": "m", "version": 1, "encoders": {"a": "b"},
             "index": {"a": 3}, "features": {"user_id": 7}, "items": [1, "x"], "scores": [0.5, 0.25]}
@@ -28,8 +28,15 @@ for number in range(2000):
 while log.counts["written"] < 2000:
     time.sleep(0.01)
 print("written", flush=True)
-time.sleep(100)
+time.sleep(600)
 """
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Logs that end have all the time that they need; tests of what they lose set their own."""
+    monkeypatch.setattr(served_log, "_STOP_S", 300.0)
+    monkeypatch.setattr(served_log, "_LAST_S", 60.0)
 
 
 def record(number):
@@ -149,7 +156,6 @@ def test_another_server_on_the_folder_leaves_a_file_that_is_being_begun(tmp_path
     monkeypatch.setattr(served_log, "_RETRY_S", 0.01)
     monkeypatch.setattr(served_log.fcntl, "flock", late)
     log = served_log.Log("served", str(tmp_path))
-    monkeypatch.setattr(served_log, "_STOP_S", 0.5)
     put(log, range(3))
     log.close()
     assert folders and ids(tmp_path) == [0, 1, 2] and not list(tmp_path.glob(".*"))
@@ -190,7 +196,7 @@ def test_a_server_ends_though_its_log_hangs(tmp_path, monkeypatch, caplog):
 
     def hanging(payloads):
         is_tried.set()
-        may_end.wait(60)
+        may_end.wait(500)
         append(payloads)
 
     log._sink.append = hanging
@@ -198,7 +204,7 @@ def test_a_server_ends_though_its_log_hangs(tmp_path, monkeypatch, caplog):
     is_tried.wait(60)
     closing = threading.Thread(target=log.close)
     closing.start()
-    closing.join(30)  # far longer than it takes
+    closing.join(60)  # far longer than it takes
     has_ended, lost = not closing.is_alive(), log.counts["lost"]
     may_end.set()
     closing.join()

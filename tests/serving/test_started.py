@@ -4,7 +4,9 @@ import json
 import os
 import pathlib
 import platform
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,9 +39,9 @@ def test_processes_that_were_written_down_are_ended_by_another_object(tmp_path):
     ours.signal("first", signal.SIGKILL)
     os.waitid(os.P_PID, ids["first"], os.WEXITED | os.WNOWAIT)
     assert ours.running == {"second": ids["second"]}
-    started.Processes(path).end(within_s=20.0)
+    started.Processes(path).end(within_s=60.0)
     assert not path.exists() and ours.running == {} and started.started_at(ids["second"]) is None
-    ours.end(within_s=20.0)  # its children are waited for
+    ours.end(within_s=60.0)  # its children are waited for
 
 
 @pytest.mark.parametrize("start", [1, None])
@@ -77,6 +79,33 @@ def test_process_runs_until_its_last_thread_has_ended(tmp_path):
     assert not started.answers(port)
 
 
+def test_free_ports_are_none_that_the_system_gives_to_connections():
+    """One of those may be taken before a server that is started, or started anew, listens."""
+    given = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if not given.exists() or int(given.read_text().split()[0]) < 30_000:
+        pytest.skip("the system leaves few others")
+    found = started.free_ports(10)
+    assert len(set(found)) == 10 and max(found) < int(given.read_text().split()[0])
+    with socket.create_server((started.HOST, found[0])):  # nothing has it
+        assert started.answers(found[0])
+
+
+def test_what_a_folder_lacks_is_made_by_one_process_at_a_time(tmp_path):
+    """Of two that fetch jars at once, one would start with what the other has written half."""
+    code = "import sys, pathlib; from serving.deploy import started\n"
+    code += "with started.alone(pathlib.Path(sys.argv[1])):\n    print('alone', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "made" / "lib")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as first:
+        assert first.stdout.readline() == b"alone\n"
+        with subprocess.Popen(command, **pipes) as second:
+            time.sleep(1.0)
+            assert not select.select([second.stdout], [], [], 0)[0]
+            first.communicate()
+            assert second.stdout.readline() == b"alone\n"
+            second.communicate()
+
+
 def test_killed_writer_leaves_the_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "processes.json"
     ours = started.Processes(path)
@@ -88,4 +117,4 @@ def test_killed_writer_leaves_the_file_whole(tmp_path, monkeypatch):
             ours.start("second", SLEEP, tmp_path / "log", tmp_path)
     assert path.read_text() == before
     ours._children[-1].kill()
-    ours.end(within_s=20.0)
+    ours.end(within_s=60.0)

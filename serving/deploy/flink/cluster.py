@@ -31,7 +31,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 FOLDER = HERE.parents[2] / ".cache" / "flink"
 HOST = started.HOST
 SLOTS = (1, 2)  # of each task manager
-UP_WITHIN_S, DOWN_WITHIN_S = 120.0, 20.0
+UP_WITHIN_S, DOWN_WITHIN_S = 300.0, 20.0
 CONF = "flink-conf.yaml"
 JAR, AGENT = "flink.jar", "Loopback"
 JOB_MANAGER, JOB_SERVER, WORKER_POOL = "job_manager", "beam_job_server", "worker_pool"
@@ -217,6 +217,11 @@ def class_path(folder: pathlib.Path) -> pathlib.Path:
         RuntimeError: Java, its compiler or Maven is missing, or failed.
     """
     started.require_tools("Flink", "java", "javac", "mvn")
+    with started.alone(folder):
+        return _class_path(folder)
+
+
+def _class_path(folder: pathlib.Path) -> pathlib.Path:
     result, sources = folder / JAR, (HERE / "pom.xml", HERE / "Loopback.java")
     if result.exists() and all(source.stat().st_mtime <= result.stat().st_mtime for source in sources):
         return result

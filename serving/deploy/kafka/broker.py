@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 import uuid
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))  # a command puts only this folder there
@@ -30,7 +31,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 FOLDER = HERE.parents[2] / ".cache" / "kafka"
 HOST = started.HOST
 NAME = "broker"
-UP_WITHIN_S, DOWN_WITHIN_S = 180.0, 20.0
+UP_WITHIN_S, DOWN_WITHIN_S = 300.0, 20.0
 HEAP_MB = 512
 _log = logging.getLogger(__name__)
 
@@ -142,8 +143,10 @@ def fetch_jars(folder: pathlib.Path) -> None:
     started.require_tools("Kafka", "java", "mvn")
     if (folder / "complete").exists():
         return
-    started.fetch_jars(HERE / "pom.xml", folder)
-    (folder / "complete").touch()
+    with started.alone(folder):
+        if not (folder / "complete").exists():
+            started.fetch_jars(HERE / "pom.xml", folder)
+            (folder / "complete").touch()
 
 
 def topics(address: str) -> set[str]:
@@ -165,8 +168,32 @@ def make_topic(address: str, name: str, partitions: int) -> None:
     admin = AdminClient({"bootstrap.servers": address}, logger=_log)
     try:
         admin.create_topics([NewTopic(name, partitions, 1)], operation_timeout=30)[name].result()
+        await_partitions(admin, name, partitions)
     except KafkaException as error:
         raise RuntimeError(f"The topic {name} could not be made: {error.args[0].str()}") from error
+
+
+def await_partitions(admin: typing.Any, name: str, count: int) -> None:
+    """Waits until a broker tells of all partitions of a topic: some time after it has answered that they are made.
+
+    Until then a topic may be said not to exist, and an event that is sent to a new partition is given up at once.
+
+    Args:
+        admin: `confluent_kafka.admin.AdminClient` of the broker.
+        name: of the topic.
+        count: of its partitions.
+    Raises:
+        RuntimeError: it does not.
+        confluent_kafka.KafkaException: no broker answers.
+    """
+    end = time.monotonic() + UP_WITHIN_S
+    while True:
+        found = admin.list_topics(timeout=60).topics.get(name)
+        if found is not None and sum(one.leader >= 0 for one in found.partitions.values()) == count:
+            return
+        if time.monotonic() > end:
+            raise RuntimeError(f"The broker does not tell of all {count} partitions of the topic {name}.")
+        time.sleep(0.05)
 
 
 def main() -> None:

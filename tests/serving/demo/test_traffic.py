@@ -37,8 +37,9 @@ def labels(tmp_path):
 
 
 @pytest.fixture
-def shoppers(labels):
+def shoppers(labels, monkeypatch):
     """A shop's traffic, without items, over a server that answers no request."""
+    monkeypatch.setattr(traffic, "_STOP_S", 60.0)
     made = traffic.Traffic.__new__(traffic.Traffic)
     made._labels, made._client = labels, Client(TimeoutError("stalls"))
     made._lock, made._stop, made._to_come, made._threads = threading.Lock(), threading.Event(), [], []

@@ -4,6 +4,7 @@ import collections
 import http.client
 import json
 import socket
+import time
 
 import grpc
 from tensorflow_serving.apis import model_service_pb2, prediction_service_pb2
@@ -20,6 +21,7 @@ PREDICT, METADATA, RELOAD = (
 )
 SERVERS_FAULTS = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"}
 TIMEOUT_S = 60.0  # until an answer counts as none
+SEND_S = 1.0  # in which a server that is asked wants to have a request
 
 
 class Caller:
@@ -48,12 +50,14 @@ class Caller:
 
     def send(self, head, body, *, is_whole):
         """Sends an HTTP request as it is; returns status and content; 0 where the server hung up."""
+        began = time.monotonic()
         if self._socket is None:
             self._socket = socket.create_connection(self.server.rest, timeout=TIMEOUT_S)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         status, content, is_json = 0, b"", False
         try:
             self._socket.sendall(head + body)
+            is_whole &= time.monotonic() - began < SEND_S  # else it may have hung up on a caller that was held up
             answer = http.client.HTTPResponse(self._socket, method=head.split(b" ", 1)[0].decode("latin-1"))
             answer.begin()
             status, content = answer.status, answer.read()

@@ -15,6 +15,8 @@ import psutil
 import pytest
 import tensorflow as tf
 
+from serving import served_log
+from tests.serving.model_server.calls import SEND_S
 from tfmm import config as config_lib
 from tfmm import preprocessing, saved_model
 from tfmm.ctr import model as model_lib
@@ -22,6 +24,15 @@ from tfmm.export import saved_model as export_lib
 from tfmm.features import DEFAULT_FEATURES, STORED, Feature, FeatureSet, Sequence
 from tfmm.fingerprints import fingerprint
 from tfmm.index import encode, item_features, item_index, snapshot
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patient_logs():
+    """Logs of servers that end have all the time that they need, on whatever disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served_log, "_STOP_S", 300.0)
+        yield
+
 
 DTYPES = ("float16", "float32", "float64", "int8", "int32", "int64", "uint16", "uint32", "uint64", "bool", "string")
 
@@ -169,7 +180,7 @@ def process(root, folder, base_paths, *flags):
             cwd=root, env={**os.environ, "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"}, stderr=log,
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 500
         while not ready.exists():
             assert started.poll() is None and time.monotonic() < deadline, stderr.read_text()[-2000:]
             time.sleep(0.05)
@@ -188,7 +199,7 @@ def fuzzed_server(root, tmp_path_factory, write_protocol_model):
     folder = tmp_path_factory.mktemp("fuzzed")
     write_protocol_model(folder / "half" / "123")
     models = {"tfmm": write_click_model(folder), "half": folder / "half"}
-    limits = ("--max_request_bytes=65536", "--max_candidates=64", "--send_timeout_seconds=1")
+    limits = ("--max_request_bytes=65536", "--max_candidates=64", f"--send_timeout_seconds={SEND_S}")
     with process(root, folder, models, *limits) as started:
         yield started
 

@@ -51,7 +51,7 @@ class Blocked:
 
     def __call__(self):
         self.calls += 1
-        assert self.go.wait(30)
+        assert self.go.wait(120)
         return self.calls
 
 

@@ -53,7 +53,7 @@ SEVERAL = {
 
 
 def test_predict_echoes_the_version(prediction):
-    response = prediction.Predict(request({"x": np.float32([1, 2])}), timeout=10)
+    response = prediction.Predict(request({"x": np.float32([1, 2])}), timeout=60)
     assert list(response.outputs["y"].float_val) == [2.5, 3.0]
     assert response.model_spec.version.value == 123
     assert response.model_spec.signature_name == "serving_default"
@@ -62,12 +62,12 @@ def test_predict_echoes_the_version(prediction):
 def test_typed_value_lists_are_read(prediction):
     proto = tensor_pb2.TensorProto(dtype=tf.float32.as_datatype_enum, float_val=[4.0])
     proto.tensor_shape.dim.add(size=3)
-    response = prediction.Predict(request({"x": proto}), timeout=10)
+    response = prediction.Predict(request({"x": proto}), timeout=60)
     assert tf.make_ndarray(response.outputs["y"]).tolist() == [4.0, 4.0, 4.0]
 
 
 def test_every_dtype_comes_back(prediction):
-    response = prediction.Predict(request(SEVERAL, "several"), timeout=10)
+    response = prediction.Predict(request(SEVERAL, "several"), timeout=60)
     outputs = {name: tf.make_ndarray(proto).tolist() for name, proto in response.outputs.items()}
     assert outputs == {
         "sum": [2.0, 3.0, 4.0],
@@ -79,7 +79,7 @@ def test_every_dtype_comes_back(prediction):
 
 
 def test_output_filter_picks(prediction):
-    response = prediction.Predict(request(SEVERAL, "several", output_filter=["n"]), timeout=10)
+    response = prediction.Predict(request(SEVERAL, "several", output_filter=["n"]), timeout=60)
     assert list(response.outputs) == ["n"]
 
 
@@ -106,23 +106,23 @@ def wrong_size():
 )
 def test_bad_requests(prediction, message, code, text):
     with pytest.raises(grpc.RpcError, match=code) as caught:
-        prediction.Predict(message, timeout=10)
+        prediction.Predict(message, timeout=60)
     assert text in caught.value.details()
 
 
 def test_status_and_metadata(prediction, models):
     status = get_model_status_pb2.GetModelStatusRequest()
     status.model_spec.name = "half_plus_two"
-    answer = models.GetModelStatus(status, timeout=10)
+    answer = models.GetModelStatus(status, timeout=60)
     assert [(v.version, v.state) for v in answer.model_version_status] == [(123, 30)]
     metadata = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
     metadata.model_spec.name = "half_plus_two"
     signatures = get_model_metadata_pb2.SignatureDefMap()
-    prediction.GetModelMetadata(metadata, timeout=10).metadata["signature_def"].Unpack(signatures)
+    prediction.GetModelMetadata(metadata, timeout=60).metadata["signature_def"].Unpack(signatures)
     assert sorted(signatures.signature_def) == ["serving_default", "several"]
     del metadata.metadata_field[:]
     with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
-        prediction.GetModelMetadata(metadata, timeout=10)
+        prediction.GetModelMetadata(metadata, timeout=60)
 
 
 def test_health(channel):
@@ -131,15 +131,15 @@ def test_health(channel):
         wrappers_pb2.StringValue.SerializeToString,
         wrappers_pb2.Int32Value.FromString,
     )
-    assert check(wrappers_pb2.StringValue(value=""), timeout=10).value == 1
+    assert check(wrappers_pb2.StringValue(value=""), timeout=60).value == 1
     with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
-        check(wrappers_pb2.StringValue(value="other"), timeout=10)
+        check(wrappers_pb2.StringValue(value="other"), timeout=60)
     watch = channel.unary_stream(
         "/grpc.health.v1.Health/Watch",
         wrappers_pb2.StringValue.SerializeToString,
         wrappers_pb2.Int32Value.FromString,
     )
-    stream = watch(wrappers_pb2.StringValue(value="PredictionService"), timeout=10)
+    stream = watch(wrappers_pb2.StringValue(value="PredictionService"), timeout=60)
     assert next(stream).value == 1
     stream.cancel()
 
@@ -158,26 +158,26 @@ def test_reload_swaps_models_and_labels_versions(tmp_path, half_plus_two_dir, wr
         }}""",
             reload.config,
         )
-        assert stub.HandleReloadConfigRequest(reload, timeout=30).status.error_code == 0
+        assert stub.HandleReloadConfigRequest(reload, timeout=60).status.error_code == 0
         labelled = request({"x": np.float32([1])})
         labelled.model_spec.version_label = "stable"
-        assert predict.Predict(labelled, timeout=10).outputs["y"].float_val[0] == 2.5
+        assert predict.Predict(labelled, timeout=60).outputs["y"].float_val[0] == 2.5
         count = request({"keys": np.array([b"a"])}, name="counter")
-        assert [predict.Predict(count, timeout=10).outputs["counts"].int64_val[0] for _ in range(2)] == [1, 2]
+        assert [predict.Predict(count, timeout=60).outputs["counts"].int64_val[0] for _ in range(2)] == [1, 2]
         with pytest.raises(grpc.RpcError, match="it failed"):
-            predict.Predict(request({"fail": True}, "boom", name="counter"), timeout=10)
+            predict.Predict(request({"fail": True}, "boom", name="counter"), timeout=60)
 
         reload.config.model_config_list.config[0].version_labels["stable"] = 9
         with pytest.raises(grpc.RpcError, match="FAILED_PRECONDITION"):
-            stub.HandleReloadConfigRequest(reload, timeout=30)
+            stub.HandleReloadConfigRequest(reload, timeout=60)
         del reload.config.model_config_list.config[0]
-        assert stub.HandleReloadConfigRequest(reload, timeout=30).status.error_code == 0
+        assert stub.HandleReloadConfigRequest(reload, timeout=60).status.error_code == 0
         with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
-            predict.Predict(labelled.__class__.FromString(request({}).SerializeToString()), timeout=10)
+            predict.Predict(labelled.__class__.FromString(request({}).SerializeToString()), timeout=60)
         reload.config.model_config_list.config[0].base_path = ""
         with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
-            stub.HandleReloadConfigRequest(reload, timeout=30)
+            stub.HandleReloadConfigRequest(reload, timeout=60)
         reload.config.model_config_list.config[0].base_path = str(tmp_path / "nowhere")
         reload.config.model_config_list.config[0].name = "other"
         with pytest.raises(grpc.RpcError, match="UNKNOWN"):
-            stub.HandleReloadConfigRequest(reload, timeout=30)
+            stub.HandleReloadConfigRequest(reload, timeout=60)

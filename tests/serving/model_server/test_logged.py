@@ -67,7 +67,8 @@ def test_every_ranking_is_logged_as_it_was_served(serving_at, click_model, tmp_p
         assert outputs == ["logit", "score"] and named == "first"
         body = {"signature_name": "rank_ids", "inputs": USER | {"item_id": ITEMS}}
         body["inputs"]["clicks_age"] = [[50.0, 1.0, 3.0]]
-        answer = httpx.post(f"{server['rest']}/v1/models/tfmm:predict", json=body, headers={REQUEST_ID: "rest"})
+        url = f"{server['rest']}/v1/models/tfmm:predict"
+        answer = httpx.post(url, json=body, headers={REQUEST_ID: "rest"}, timeout=60)
         assert answer.headers[REQUEST_ID] == "rest" and set(answer.json()["outputs"]) == {"score", "logit"}
         assert len(call(server["grpc"], request())[2]) == 32  # one that the server makes
         with pytest.raises(grpc.RpcError, match="1 to 200 printable"):
@@ -125,7 +126,7 @@ def test_a_training_log_that_is_behind_refuses_and_loses_nothing(serving_at, cli
                 answered.append(f"r{number}")
             except grpc.RpcError as error:
                 assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "takes every one" in error.details()
-        text = httpx.get(f"{server['metrics']}/metrics").text
+        text = httpx.get(f"{server['metrics']}/metrics", timeout=60).text
         assert 'tfmm_served_log_records_total{log="served",state="refused"} 3.0' in text
         is_away.clear()
     assert answered == ["r0", "r1", "r2"]
@@ -204,7 +205,7 @@ def test_a_client_logs_for_a_server_that_does_not(serving_at, click_model, tmp_p
     user = {name: values[0] for name, values in USER.items()}
     with serving_at(click_model, "tfmm", logs=Logs((logs[0],))) as server:
         for log, request_id in ((None, "by-the-server"), (logs[1], "by-the-client")):
-            with LoggingClient(server["grpc"], log=log) as client:
+            with LoggingClient(server["grpc"], log=log, timeout_s=60) as client:
                 scores = client.rank(user, {"item_id": ITEMS}, request_id=request_id)
     logs[1].close()
     (theirs,), (ours,) = (records(tmp_path / name).values() for name in ("server", "client"))
@@ -217,10 +218,11 @@ def test_a_client_that_logs_asks_for_a_version_by_its_label(serving_at, click_mo
     log = served_log.Log("served", str(tmp_path / "log"))
     models = (ModelConfig("tfmm", str(click_model), labels=(("stable", 1),)),)
     user = {name: values[0] for name, values in USER.items()}
-    with serving_at(click_model, models=models) as server, LoggingClient(server["grpc"], log=log) as client:
-        scores = client.rank(user, {"item_id": ITEMS}, version="stable", request_id="labelled")
-        with pytest.raises(PredictError, match="canary"):
-            client.rank(user, {"item_id": ITEMS}, version="canary")
+    with serving_at(click_model, models=models) as server:
+        with LoggingClient(server["grpc"], log=log, timeout_s=60) as client:
+            scores = client.rank(user, {"item_id": ITEMS}, version="stable", request_id="labelled")
+            with pytest.raises(PredictError, match="canary"):
+                client.rank(user, {"item_id": ITEMS}, version="canary")
     log.close()
     one = records(tmp_path / "log")["labelled"]
     assert one.version == 1

@@ -58,7 +58,7 @@ def named(name, **labels):
 @pytest.fixture
 def page(addresses):
     def get():
-        response = httpx.get(addresses["rest"] + PATH, timeout=30)
+        response = httpx.get(addresses["rest"] + PATH, timeout=60)
         assert response.headers["content-type"].startswith("text/plain")
         return read(response.text)
 
@@ -68,17 +68,17 @@ def page(addresses):
 def test_requests_are_counted_by_status_and_timed_by_model_and_signature(addresses, page):
     before = page()
     url = addresses["rest"] + "/v1/models/m:predict"
-    assert httpx.post(url, json={"instances": [1.0]}, timeout=30).status_code == 200
-    assert httpx.post(url, json={"instances": ["a"]}, timeout=30).status_code == 400
+    assert httpx.post(url, json={"instances": [1.0]}, timeout=60).status_code == 200
+    assert httpx.post(url, json={"instances": ["a"]}, timeout=60).status_code == 400
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "m"
     request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.float32([1])))
     with grpc.insecure_channel(addresses["grpc"]) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        stub.Predict(request, timeout=30)
+        stub.Predict(request, timeout=60)
         request.model_spec.signature_name = "none"
         with pytest.raises(grpc.RpcError, match="FAILED_PRECONDITION"):
-            stub.Predict(request, timeout=30)
+            stub.Predict(request, timeout=60)
     after = page()
 
     def grown(name, **labels):
@@ -97,7 +97,7 @@ def test_requests_are_counted_by_status_and_timed_by_model_and_signature(address
 
 def test_names_that_callers_make_up_are_no_labels(addresses, page):
     for number in range(3):
-        httpx.get(f"{addresses['rest']}/v1/models/made_up_{number}", timeout=30)
+        httpx.get(f"{addresses['rest']}/v1/models/made_up_{number}", timeout=60)
     found = page()
     assert found[named(":tensorflow:serving:request_count", model_name="", status="NOT_FOUND")] >= 3
     assert not [key for key in found if "made_up" in str(key)]
@@ -113,7 +113,7 @@ def test_versions_and_their_index_are_told(page):
 
 
 def test_metrics_have_a_port_of_their_own(addresses, page):
-    response = httpx.get(addresses["metrics"] + "/metrics", timeout=30)
+    response = httpx.get(addresses["metrics"] + "/metrics", timeout=60)
     assert "process_resident_memory_bytes" in response.text
     assert read(response.text).keys() >= {key for key in page() if key[0].startswith("tfmm_index")}
 

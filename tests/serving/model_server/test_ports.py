@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from serving.deploy import started
 from serving.model_server import server
 from serving.model_server.config import ModelConfig
 
@@ -24,9 +25,9 @@ def test_port_that_another_server_takes_meanwhile_ends_the_start(name, tmp_path,
     """Both have bound the port, which is no error; the other one listens first."""
     base, ready_file = tmp_path / "m", tmp_path / "ready.json"
     base.mkdir()
-    with bound() as other, socket.create_server(("127.0.0.1", 0)) as free:
-        port, metrics_port = other.getsockname()[1], free.getsockname()[1]
-        free.close()
+    (metrics_port,) = started.free_ports(1)
+    with bound() as other:
+        port = other.getsockname()[1]
         options = server.Options(
             (ModelConfig("m", str(base)),), port=port if name == "gRPC" else 0, metrics_port=metrics_port,
             rest_api_port=port if name == "REST" else 0, ready_file=str(ready_file), poll_wait_s=0.05, stop_grace_s=0.0,

@@ -28,6 +28,7 @@ def logged(tmp_path_factory, write_click_model):
     requests = served_log.Log("served", str(folder / "log"))
     changes = served_log.Log("changes", str(folder / "changes"), table=changes_table)
     servable, logs, ends = Servable("tfmm", 1, str(version)), Logs((requests,), changes), threading.Event()
+    written = []  # changes
 
     def write():
         draw = np.random.default_rng(0)
@@ -40,6 +41,7 @@ def logged(tmp_path_factory, write_click_model):
                     "sequences": np.arange(3) + time.time_ns() // 1000,
                     "encoder_version": np.array(table["encoder_version"].encode(), object),
                 })  # fmt: skip
+                written.append(modality)
             time.sleep(0.002)
 
     def rank(start):
@@ -50,6 +52,8 @@ def logged(tmp_path_factory, write_click_model):
                 "clicks_item_id": draw.integers(100, 140, [1, 5]), "clicks_age": np.float32([[9, np.nan, 3, 2, 1]]),
                 "item_id": draw.integers(98, 142, number % 7),
             }  # fmt: skip
+            while len(written) < number - start and writer.is_alive():  # a state of its own for each, or nearly
+                time.sleep(0.001)
             Recording(servable, logs, f"r{number}").run("rank_ids", inputs, ["score"])
 
     threads = [threading.Thread(target=rank, args=(start,)) for start in (0, REQUESTS // 2)]

@@ -117,6 +117,7 @@ def test_answers_do_not_wait_for_the_clients_ack():
         def connection_made(self, transport):
             connection = transport.get_extra_info("socket")
             accepted.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            transport.close()
 
     async def connect():
         with contextlib.closing(server_module._reserve("REST", "127.0.0.1", 0)) as listener:
@@ -126,6 +127,7 @@ def test_answers_do_not_wait_for_the_clients_ack():
             while not accepted:
                 await asyncio.sleep(0.01)
             writer.close()
+            await writer.wait_closed()
             server.close()
 
     asyncio.run(connect())

@@ -19,6 +19,7 @@ from tfmm.stages import run_file
 from tfmm.stages.folders import MULTIMODAL, SERVING, STATE, TRAINED
 
 REQUESTS, SHOWN = 80, 4
+pytestmark = pytest.mark.timeout(1800)  # the first of them trains the model that all go on from
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from tfmm.index import item_index
 from tfmm.stages import run_file
 
 REQUESTS, SHOWN = 120, 4
+pytestmark = pytest.mark.timeout(1800)  # the first of them trains the model that all go on from
 
 
 @pytest.fixture
@@ -82,7 +83,6 @@ def test_only_versions_that_it_pushed_are_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [judge.PUSHED, "1", "3", "4", "5"]
 
 
-@pytest.mark.timeout(900)
 def test_a_candidate_that_the_gate_refuses_is_not_pushed_and_training_goes_on(
     nearline_shop, models, start_trainer, tmp_path
 ):

@@ -51,7 +51,7 @@ def require_equal(found, wanted):
         np.testing.assert_array_equal(found[0][name], value, err_msg=name)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_kafka_whose_broker_goes_away_teaches_the_same_as_one_sqlite_log(
     make_broker, make_topic, records, learned, start_trainer, tmp_path
 ):
@@ -73,7 +73,7 @@ def test_kafka_whose_broker_goes_away_teaches_the_same_as_one_sqlite_log(
     broker.down()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_folder_and_redis_teach_the_same_as_one_sqlite_log(redis_server, records, learned, start_trainer, tmp_path):
     with event_log.SQLiteEventLog(tmp_path / "served.sqlite") as log:
         log.append(payloads(records))

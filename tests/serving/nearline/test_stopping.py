@@ -13,7 +13,7 @@ from serving.streaming import event_log
 from tfmm.stages import run_file
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 def test_a_trainer_that_is_stopped_while_its_index_is_away_ends_at_its_last_checkpoint(nearline_shop, models, tmp_path):
     shutil.copy(models / "index.sqlite", tmp_path / "index.sqlite")
     with event_log.SQLiteEventLog(tmp_path / "served.sqlite") as log:
@@ -36,7 +36,7 @@ def test_a_trainer_that_is_stopped_while_its_index_is_away_ends_at_its_last_chec
     thread.join(3.0)
     assert thread.is_alive()  # it waits for the index
     stop.set()
-    thread.join(60.0)
+    thread.join(120.0)
     assert not thread.is_alive() and running._checkpoints.newest() is None and running.learner.rows == before
     running.close()
     again = trainer.Trainer(

@@ -20,6 +20,7 @@ from tfmm.saved_model import load_session
 from tfmm.training import checkpoint
 
 REQUESTS, SHOWN = 200, 4
+pytestmark = pytest.mark.timeout(1800)  # the first of them trains the model that all go on from
 
 
 def payloads(records):
@@ -37,7 +38,7 @@ def wait_for(condition, trainer, timeout_s=400):
 def metrics_of(trainer):
     """What a trainer tells Prometheus, by name and the labels' values."""
     (port,) = re.findall(r"metrics on 127\.0\.0\.1:(\d+)", trainer.said())
-    families = parser.text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+    families = parser.text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text)
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in families
@@ -85,7 +86,6 @@ def test_the_head_of_the_model_is_kept_and_one_trained_anew_on_it_is_taken_at_th
     assert list(kept.parent.iterdir()) == [kept]
 
 
-@pytest.mark.timeout(900)
 def test_what_is_served_is_trained_judged_and_pushed(nearline_shop, models, first_rows, start_trainer, tmp_path):
     log = event_log.SQLiteEventLog(tmp_path / "served.sqlite")
     log.append(payloads(nearline_shop.records(100, REQUESTS)))

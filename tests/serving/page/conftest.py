@@ -19,7 +19,7 @@ from serving.client import RankingClient
 from serving.model_server import logged
 from serving.nearline import joining
 from serving.nearline import metrics as nearline_metrics
-from serving.page import app, serve, settings
+from serving.page import app, serve, settings, watching
 from serving.streaming import event_log, events, pipeline
 from serving.streaming import metrics as stream_metrics
 from tfmm import config as config_lib
@@ -76,7 +76,7 @@ def write_model(folder):
     saved_model.export(*parts, folder / "versions" / "7")
 
 
-def _wait_for(condition, told=None, timeout_s=100):
+def _wait_for(condition, told=None, timeout_s=300):
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, f"timed out: {told}"
@@ -126,7 +126,7 @@ def running_stream(log, index):
         yield
     finally:
         pipeline.stop_requested.set()
-        job.join(60)
+        job.join(300)
         pipeline.stop_requested.clear()
 
 
@@ -159,7 +159,7 @@ def model_dir(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer than its file: its threads would be beside the tests of others
 def system(model_dir, tmp_path_factory, serving_at):
     """Everything that the page watches, running."""
     folder = tmp_path_factory.mktemp("running")
@@ -184,9 +184,12 @@ def system(model_dir, tmp_path_factory, serving_at):
 
 @contextlib.contextmanager
 def _serving(**told):
-    board, picture = settings.open_board(settings.Settings(every_s=0.5, **told))
     found, servers = [], []
-    with board:
+    with pytest.MonkeyPatch.context() as patience, contextlib.ExitStack() as stack:
+        for name in ("_TIMEOUT_S", "_PATIENCE_S"):  # what answers late is no process that has gone
+            patience.setattr(watching, name, 120.0)
+        board, picture = settings.open_board(settings.Settings(every_s=0.5, **told))
+        stack.enter_context(board)
         application = app.application(lambda: board.document, picture)
         arguments = (application, "127.0.0.1", 0, None, found.append, servers.append)
         thread = threading.Thread(target=serve.run, args=arguments)
@@ -195,7 +198,7 @@ def _serving(**told):
             yield _wait_for(lambda: found and found[0])
         finally:
             servers[0].should_exit = True
-            thread.join(30)
+            thread.join(60)
 
 
 @pytest.fixture(scope="session")
@@ -204,7 +207,7 @@ def serving_page():
     return _serving
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page_of(system):
     """The running system's page: its URL."""
     system.rank()  # so that a user's request is logged
@@ -218,7 +221,7 @@ def data(page_of):
     """Returns a function that reads the page's document, its sections by name."""
 
     def read(url=page_of):
-        found = httpx.get(f"{url}data.json", timeout=30).json()
+        found = httpx.get(f"{url}data.json", timeout=60).json()
         return {**found, "sections": {one["name"]: one for one in found["sections"]}}
 
     return read
@@ -233,6 +236,6 @@ def chromium():
         path = shutil.which("chromium") or shutil.which("google-chrome") or own
         if not pathlib.Path(path).exists():
             pytest.skip("chromium is not on this machine")
-        browser = driver.chromium.launch(executable_path=path)
+        browser = driver.chromium.launch(executable_path=path, timeout=240_000)
         yield browser
         browser.close()

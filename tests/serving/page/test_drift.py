@@ -146,6 +146,7 @@ def test_clicks_are_counted_of_files_of_the_last_day_and_an_evaluation_is_read_o
     watch.ask()
     assert not watch.notes and watch.value.live["tfmm", 7].requests == 8
     assert old not in read and len(references) == 1
+    time.sleep(0.05)  # what is written within a tick of the system has one time
     write_report(evaluation, [2] * tiers.NUM_TIERS)
     watch.ask()
     assert watch.value.reference.tiers["vector"]["counts"][0] == 2

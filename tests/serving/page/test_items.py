@@ -50,7 +50,7 @@ def test_a_catalog_that_takes_long_holds_up_no_reader_of_what_is_met(index, tmp_
 
     def open_slowly(_):
         opening.set()
-        go_on.wait(60)
+        go_on.wait(300)
         return lambda item: None
 
     monkeypatch.setattr(items, "Catalog", open_slowly)
@@ -60,8 +60,8 @@ def test_a_catalog_that_takes_long_holds_up_no_reader_of_what_is_met(index, tmp_
         slow = pool.submit(own.picture, "138")
         opening.wait(60)
         try:
-            pool.submit(own._keep, 137, items.Content(137)).result(10)
-            assert pool.submit(own.picture, "139").result(10) == b"picture"
+            pool.submit(own._keep, 137, items.Content(137)).result(60)
+            assert pool.submit(own.picture, "139").result(60) == b"picture"
         finally:
             go_on.set()
         assert slow.result(60) is None
@@ -72,7 +72,7 @@ def test_a_picture_that_takes_long_holds_up_no_other_answer():
 
     def picture(_):
         asked.set()
-        go_on.wait(60)
+        go_on.wait(300)
         return b"\x89PNG\r\n\x1a\n"
 
     application = app.application(lambda: {"told": 1}, picture)
@@ -82,10 +82,10 @@ def test_a_picture_that_takes_long_holds_up_no_other_answer():
     server.start()
     url = found.get(timeout=60)
     with futures.ThreadPoolExecutor() as pool:
-        slow = pool.submit(httpx.get, f"{url}picture/1", timeout=60)
+        slow = pool.submit(httpx.get, f"{url}picture/1", timeout=400)
         asked.wait(60)
         try:
-            assert httpx.get(f"{url}data.json", timeout=10).json() == {"told": 1}
+            assert httpx.get(f"{url}data.json", timeout=60).json() == {"told": 1}
         finally:
             go_on.set()
             assert slow.result(60).status_code == 200

@@ -31,6 +31,12 @@ RUN = dataclasses.replace(presets.small(), marketplace=TINY)
 NOW_S = 1_709_596_800.0
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A process that answers is waited for; one that does not refuses."""
+    monkeypatch.setattr(figures, "_TIMEOUT_S", 60.0)
+
+
 class Idle(arms.Processes):
     """Starts nothing."""
 

@@ -33,7 +33,7 @@ def encoders_dir(tmp_path_factory):
     return root
 
 
-def _wait_for(condition, process=None, timeout_s=120):
+def _wait_for(condition, process=None, timeout_s=300):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "timed out"
@@ -70,7 +70,7 @@ def running_job(tmp_path):
             yield thread
         finally:
             pipeline.stop_requested.set()
-            thread.join(60)
+            thread.join(300)
             pipeline.stop_requested.clear()
         assert not thread.is_alive()
         if failures:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from serving.deploy.kafka import broker as broker_lib
 from serving.streaming import event_log, events, reading
 from tfmm import fingerprints
 from tfmm.index import store
@@ -39,13 +40,13 @@ def test_a_partition_that_is_added_is_read(kafka, make_topic, encoders_dir, tmp_
             wait_for(lambda: vectors_of(index) == ids_of("ab"))
             admin = admin_of(kafka)
             admin.create_partitions([confluent_kafka.admin.NewPartitions(topic, 4)])[topic].result()
-            producer = confluent_kafka.Producer(
-                {"bootstrap.servers": kafka.address, "topic.metadata.refresh.interval.ms": 200}
-            )
+            broker_lib.await_partitions(admin, topic, 4)  # else a producer gives their events up
+            producer, faults = confluent_kafka.Producer({"bootstrap.servers": kafka.address}), []
             for partition in (1, 2, 3):
                 name = f"new-{partition}"
-                producer.produce(topic, events.make_event(name, title=name), partition=partition)
-            assert producer.flush(30) == 0
+                payload = events.make_event(name, title=name)
+                producer.produce(topic, payload, partition=partition, on_delivery=lambda *told: faults.append(told[0]))
+            assert producer.flush(120) == 0 and faults == [None] * 3
             wait_for(lambda: vectors_of(index) == ids_of(["a", "b", "new-1", "new-2", "new-3"]))
 
 
@@ -74,9 +75,10 @@ def test_what_retention_deleted_is_said_and_reading_goes_on(kafka, make_topic, c
         assert done.result().low_watermark == 6
         for after, is_lost in ((3, True), (6, False), (0, False)):
             caplog.clear()
-            (part,) = source.parts()
-            end = time.monotonic() + 20
-            while not (found := part.read(after, 10)) and time.monotonic() < end:
+            (part,), found = source.parts(), []
+            end = time.monotonic() + 120
+            while len(found) < 4 and time.monotonic() < end:  # a read gives what has come by then
+                found += part.read(found[-1].offset if found else after, 10)
                 time.sleep(0.01)
             assert [event.payload for event in found] == [b"6", b"7", b"8", b"9"]
             assert ("lost: offsets 4 to 6, deleted before they were read, of kafka:" in caplog.text) == is_lost
@@ -155,7 +157,7 @@ def test_the_group_learns_how_far_the_index_is(
         append(source, "abc")
         consumer = confluent_kafka.Consumer({"bootstrap.servers": kafka.address, "group.id": "watched"})
         place = [confluent_kafka.TopicPartition(source.topic, 0)]
-        wait_for(lambda: consumer.committed(place, timeout=10)[0].offset == 3)
+        wait_for(lambda: consumer.committed(place, timeout=60)[0].offset == 3)
         consumer.close()
 
 

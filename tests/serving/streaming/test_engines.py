@@ -147,7 +147,7 @@ def test_all_events_take_effect_once_wherever_the_job_works(
             assert feed.num_bad >= len(BAD)
     if cluster is not None:
         assert not jobs_of(cluster)
-        wait_for(lambda: not workers_of(cluster), timeout_s=60)
+        wait_for(lambda: not workers_of(cluster), timeout_s=300)
 
 
 @pytest.mark.slow
@@ -224,4 +224,4 @@ def test_job_of_a_killed_process_goes_on_and_makes_way_for_the_next(
                 log.append(payloads)
                 wait_for(lambda sent=sent: taken(log, index) == sent, timeout_s=WAIT_S)
         verify(index, feed, encoders_dir)
-    wait_for(lambda: not workers_of(cluster), timeout_s=60)
+    wait_for(lambda: not workers_of(cluster), timeout_s=300)

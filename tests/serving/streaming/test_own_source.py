@@ -33,7 +33,7 @@ def test_streaming_job_reads_it_by_url_and_goes_on_behind_what_it_took(own_sourc
                     wait_for(lambda taken=count: index.position(url) == taken, job)
                 finally:
                     job.send_signal(signal.SIGTERM)
-                    said, _ = job.communicate(timeout=60)
+                    said, _ = job.communicate(timeout=120)
             assert job.returncode == 0, said
             assert f"offset {count}: 1 items" in said and said.count("offset ") == 1
         found = index.embeddings("text", "text-1").ids.tolist()

@@ -46,10 +46,10 @@ def test_events_become_embeddings_withdrawals_and_dead_letters(running, encoders
     assert reasons == {(2, "not JSON"), (3, "image"), (4, "title")}
     assert any("a poison" in reason for _, _, reason, _ in index.dead_letters())
     told = metrics.REGISTRY.get_sample_value
+    wait_for(lambda: told("tfmm_stream_watermark_seconds", {"source": log.name}) == 13e-6)  # the last, after the index
     assert told("tfmm_stream_events_total", {"source": log.name}) == 5
     for reason in ("not JSON", "image", "title"):
         assert told("tfmm_stream_dead_letters_total", {"source": log.name, "reason": reason}) == 1
-    assert told("tfmm_stream_watermark_seconds", {"source": log.name}) == 13e-6
 
     time.sleep(0.7)  # another bundle
     last = log.append([events.make_event("a", withdrawn=True, event_time_us=20),
@@ -122,12 +122,12 @@ def test_killed_job_goes_on_without_loss_or_duplicate(encoders_dir, tmp_path, ro
             if attempt < 2:
                 wait_for(lambda before=before: index.position(log.name) > before + 100, process)
                 process.kill()  # in the middle of the batch
-                assert process.wait(20) == -signal.SIGKILL
+                assert process.wait(120) == -signal.SIGKILL
                 assert before < index.position(log.name) < last
             else:
                 wait_for(lambda last=last: index.position(log.name) == last, process)
                 process.send_signal(signal.SIGTERM)
-                assert process.wait(60) == 0
+                assert process.wait(120) == 0
         finally:
             process.kill()
             process.wait()
