@@ -10,7 +10,6 @@ import argparse
 import multiprocessing
 import pathlib
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,7 @@ import time
 import numpy as np
 import recording
 
+from serving.deploy import started
 from tfmm.index import rows as rows_lib
 from tfmm.index import store
 
@@ -153,9 +153,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         results["sqlite"] = measure(f"{name}/items.sqlite", options.upserts, options.items)
         if shutil.which("redis-server"):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
+            (port,) = started.free_ports(1)
             command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--dir", name, "--save", "",
                        "--appendonly", "yes", "--appendfsync", "everysec"]  # fmt: skip
             with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:

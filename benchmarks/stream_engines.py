@@ -11,7 +11,6 @@ import contextlib
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import time
 import new_item_delay
 import recording
 
+from serving.deploy import started
 from serving.deploy.flink import cluster as flink
 from serving.deploy.kafka import broker as kafka
 from serving.streaming import event_log, events
@@ -57,9 +57,7 @@ class Watched(threading.Thread):
 
 @contextlib.contextmanager
 def redis(folder):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = started.free_ports(1)
     words = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", ""]
     words += ["--appendonly", "yes", "--appendfsync", "always"]
     with subprocess.Popen(["redis-server", *words], stdout=subprocess.DEVNULL) as process:

@@ -5,12 +5,13 @@ import pathlib
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
+
+from serving.deploy import started
 
 pytest.importorskip("tfx", reason="TFX is not installed")
 
@@ -22,14 +23,6 @@ def blocks():
     """The guide's blocks below its installation, as (language, text)."""
     guide = (ROOT / "docs" / "first_score.md").read_text("utf-8")
     return re.findall(r"^```(\w+)\n(.*?)^```", guide[guide.index("## Your logs as tables") :], re.M | re.S)
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def await_ready(log, process):
@@ -73,7 +66,7 @@ class Terminals:
 def test_the_guide_leads_from_logs_to_a_score_that_an_event_changes(tmp_path):
     path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    ports = dict(zip(("8500", "8501"), free_ports(2), strict=True))
+    ports = dict(zip(("8500", "8501"), map(str, started.free_ports(2)), strict=True))
     terminals, said = Terminals(tmp_path, environment), []
     try:
         for language, text in blocks():

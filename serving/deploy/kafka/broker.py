@@ -141,8 +141,6 @@ def fetch_jars(folder: pathlib.Path) -> None:
         RuntimeError: Java or Maven is missing, or Maven failed.
     """
     started.require_tools("Kafka", "java", "mvn")
-    if (folder / "complete").exists():
-        return
     with started.alone(folder):
         if not (folder / "complete").exists():
             started.fetch_jars(HERE / "pom.xml", folder)
