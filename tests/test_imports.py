@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # They name tfx_pipeline and serving, and only inside a function.
 MEETING_PLACES = {
-    "quickstart", "cli", "cli_data", "cli_pipeline", "cli_dead_letters", "cli_demo", "cli_index", "cli_label",
+    "quickstart", "cli_running", "cli_data", "cli_pipeline", "cli_dead_letters", "cli_demo", "cli_index", "cli_label",
     "cli_page", "cli_simulate",
 }  # fmt: skip
 HEAVY = {

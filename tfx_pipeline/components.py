@@ -9,7 +9,6 @@ postponed annotations here: TFX reads the signatures.
 import dataclasses
 import json
 import pathlib
-import typing
 
 import apache_beam as beam
 from absl import logging
@@ -19,7 +18,7 @@ from tfmm import config as config_lib
 from tfmm.features import FeatureSet
 from tfmm.stages import folders, run_file
 from tfmm.training import progress
-from tfx_pipeline import environments
+from tfx_pipeline import click_models, environments
 from tfx_pipeline.annotations import (
     BeamComponentParameter,
     InputArtifact,
@@ -39,8 +38,6 @@ Schema = tfx.types.standard_artifacts.Schema
 TransformGraph = tfx.types.standard_artifacts.TransformGraph
 ModelBlessing = tfx.types.standard_artifacts.ModelBlessing
 ModelEvaluation = tfx.types.standard_artifacts.ModelEvaluation
-
-VOCABULARY = "vocabulary"  # folder of a model's artifact
 
 
 def _run(text: str) -> config_lib.RunConfig:
@@ -200,11 +197,6 @@ def AnomalyCheck(
         raise ValueError(anomalies.in_words(stopping))
 
 
-def _patterns(examples: Examples) -> tuple[str, str]:
-    train, evaluation = (f"{examples.uri}/Split-{split}/*" for split in folders.SPLITS)
-    return train, evaluation
-
-
 @component
 def MAKETrainer(
     examples: InputArtifact[Examples],
@@ -221,7 +213,7 @@ def MAKETrainer(
     from tfmm.stages import make as make_lib
 
     own, report = json.loads(sequences), progress.jsonl(progress_path)
-    make_lib.train_make(_run(run), own, _patterns(examples), snapshot.uri, make.uri, checkpoint_dir, report)
+    make_lib.train_make(_run(run), own, click_models.patterns(examples), snapshot.uri, make.uri, checkpoint_dir, report)
     run_file.copy(run_path, make.uri)
 
 
@@ -239,8 +231,8 @@ def IDTrainer(
     model: OutputArtifact[Model],
 ):
     """Trains the ID-only twin for one epoch and exports it."""
-    places = _Places(examples, raw_examples, transform_graph, dataset, model)
-    _train(places, run, run_path, checkpoint_dir, progress_path)
+    places = click_models.Places(examples, raw_examples, transform_graph, dataset, model)
+    click_models.train(_run(run), places, run_path, checkpoint_dir, progress_path)
 
 
 @component
@@ -260,9 +252,9 @@ def MultimodalTrainer(
     model: OutputArtifact[Model],
 ):
     """Trains the click model with SimTier and MAKE for one epoch and exports it with its item index."""
-    places = _Places(examples, raw_examples, transform_graph, dataset, model)
+    places = click_models.Places(examples, raw_examples, transform_graph, dataset, model)
     vectors = json.loads(modalities), snapshot.uri, make.uri
-    _train(places, run, run_path, checkpoint_dir, progress_path, vectors)
+    click_models.train(_run(run), places, run_path, checkpoint_dir, progress_path, vectors)
 
 
 @component
@@ -280,8 +272,8 @@ def IDContinuer(
     model: OutputArtifact[Model],
 ):
     """Trains an earlier ID-only twin on, over the new span, and exports it."""
-    places = _Places(examples, raw_examples, transform_graph, dataset, model)
-    _train(places, run, run_path, checkpoint_dir, progress_path, parent=parent)
+    places = click_models.Places(examples, raw_examples, transform_graph, dataset, model)
+    click_models.train(_run(run), places, run_path, checkpoint_dir, progress_path, parent=parent)
 
 
 @component
@@ -301,52 +293,9 @@ def MultimodalContinuer(
     model: OutputArtifact[Model],
 ):
     """Trains an earlier click model on, over the new span, with its MAKE, and exports it with its item index."""
-    places = _Places(examples, raw_examples, transform_graph, dataset, model)
+    places = click_models.Places(examples, raw_examples, transform_graph, dataset, model)
     vectors = json.loads(modalities), snapshot.uri, None
-    _train(places, run, run_path, checkpoint_dir, progress_path, vectors, parent)
-
-
-class _Places(typing.NamedTuple):
-    """The artifacts that both click models are made of, and the model's."""
-
-    examples: Examples
-    raw_examples: Examples
-    transform_graph: TransformGraph
-    dataset: Dataset
-    model: Model
-
-
-def _train(
-    places: _Places,
-    run: str,
-    run_path: str,
-    checkpoint_dir: str,
-    progress_path: str,
-    vectors: tuple[typing.Any, ...] | None = None,
-    parent: Model | None = None,
-) -> None:
-    from tfmm.ctr import state as state_lib
-    from tfmm.data import spans
-    from tfmm.stages import click_model
-    from tfx_pipeline import preprocessing
-
-    config, vocabulary = _run(run), pathlib.Path(places.model.uri) / VOCABULARY
-    known = pathlib.Path(parent.uri) / folders.STATE if parent else None
-    extended = known / state_lib.VOCABULARY if known else None
-    preprocessing.collect(places.transform_graph.uri, config.feature_set, vocabulary, extended)
-    click_model.train_click_model(
-        config,
-        _patterns(places.examples),
-        vocabulary,
-        places.dataset.uri,
-        places.model.uri,
-        checkpoint_dir,
-        click_model.Vectors(*vectors) if vectors else None,
-        progress.jsonl(progress_path),
-        parent_dir=known,
-        span=spans.read(places.raw_examples.uri),
-    )
-    run_file.copy(run_path, places.model.uri)
+    click_models.train(_run(run), places, run_path, checkpoint_dir, progress_path, vectors, parent)
 
 
 @component
@@ -372,7 +321,7 @@ def ModelGate(
     _, verdict = judgement.judge(
         _run(run),
         {folders.ID: id_model.uri, folders.MULTIMODAL: multimodal_model.uri},
-        _patterns(examples),
+        click_models.patterns(examples),
         evaluation.uri,
         logging.warning,
         in_service_dir=environments.newest_version(serving_dir),

@@ -79,7 +79,7 @@ def create_pipeline(
     @functools.cache
     def _code(*modules: str, own: tuple[str, ...] = ()) -> str:
         """Returns a fingerprint of all code that modules run, the user's own classes' with it."""
-        wiring = ("tfx_pipeline.components", "tfx_pipeline.preprocessing")
+        wiring = ("tfx_pipeline.components", "tfx_pipeline.click_models", "tfx_pipeline.preprocessing")
         code = source.fingerprint(*wiring, *source.imported_modules(*modules))
         return f"{code}-{own_classes.source_digest(own)}"
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import pathlib
-import shutil
 import threading
 import time
 import typing
@@ -23,8 +22,8 @@ from serving.nearline.logs_of_records import Logs
 from serving.nearline.rows import AT, TIME, Buffer, Columns, Reader, concatenate
 from serving.streaming.events import EventError
 from serving.streaming.letters import LetterLog
-from tfmm import artifacts, full_disk
 from tfmm import config as config_lib
+from tfmm import full_disk
 from tfmm.config import RunConfig
 from tfmm.ctr import state as state_lib
 from tfmm.export import saved_model
@@ -146,7 +145,7 @@ class Trainer:
         self._slice = [rows["slice"]] if "slice" in rows else []
         self._unserved = rows.get("unserved", {"time_us": np.zeros(0, np.int64), "number": np.zeros(0, np.int64)})
         order = {
-            "head": kept_head(settings.model_dir / SERVING, self._work_dir / PRE_RANKING),
+            "head": saved_model.kept_head(settings.model_dir / SERVING, self._work_dir / PRE_RANKING),
             "index_url": settings.index_url, "serving_dir": str(settings.serving_dir), "encoder_versions": encoders,
             "id_types": id_types, "keep_versions": settings.keep_versions, "server": settings.server,
             "model_name": settings.model_name, "log_format": settings.log_format,
@@ -339,24 +338,6 @@ def push_line(number: int, result: typing.Mapping[str, typing.Any], delays: np.n
     p50, p99 = np.percentile(delays, [50, 99])
     to = "pushed" if result["served_at"] is None else "served"
     return f"{said}; {len(delays):,} impressions -> {to}: p50 {p50:.1f} s, p99 {p99:.1f} s, max {delays.max():.1f} s"
-
-
-def kept_head(version_dir: pathlib.Path, kept: pathlib.Path) -> str | None:
-    """Copies a model's pre-ranking head into the workdir, where it stays when the model's folder is made anew.
-
-    Args:
-        version_dir: the model's export.
-        kept: the copy, of this model alone; perhaps an earlier start made it.
-    Returns:
-        The copy; None: the model has no head, and had none at an earlier start.
-    """
-    head = saved_model.head_of(version_dir)
-    if head is not None and not (kept.is_dir() and artifacts.digest(kept) == artifacts.digest(head)):
-        with artifacts.under_construction(kept) as building:
-            shutil.copytree(head, building)
-            shutil.rmtree(kept, ignore_errors=True)
-            building.replace(kept)
-    return str(kept) if kept.is_dir() else None
 
 
 def _beginning(origin: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:

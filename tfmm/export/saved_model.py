@@ -124,6 +124,24 @@ def head_of(version_dir: Path) -> pathlib.Path | None:
     return folder if (folder / artifacts.MANIFEST).is_file() else None
 
 
+def kept_head(version_dir: Path, kept: pathlib.Path) -> str | None:
+    """Copies a model's pre-ranking head to a place where it stays when the model's folder is made anew.
+
+    Args:
+        version_dir: the model's export.
+        kept: the copy, of this model alone; perhaps an earlier start made it.
+    Returns:
+        The copy; None: the model has no head, and had none at an earlier start.
+    """
+    head = head_of(version_dir)
+    if head is not None and not (kept.is_dir() and artifacts.digest(kept) == artifacts.digest(head)):
+        with artifacts.under_construction(kept) as building:
+            shutil.copytree(head, building)
+            shutil.rmtree(kept, ignore_errors=True)
+            building.replace(kept)
+    return str(kept) if kept.is_dir() else None
+
+
 def head_lines(version_dir: Path, in_service_dir: Path | None) -> list[str]:
     """Returns what to know of `pre_rank` before a version takes the place of the one in service; []: nothing.
 

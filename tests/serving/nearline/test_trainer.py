@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from prometheus_client import parser
 
-from serving.nearline.trainer import kept_head
 from serving.streaming import event_log
 from tfmm import artifacts
 from tfmm.ctr import state as state_lib
@@ -76,13 +75,13 @@ def test_the_head_of_the_model_is_kept_and_one_trained_anew_on_it_is_taken_at_th
     head = saved_model.head_of(version)
     shutil.move(head, tmp_path / "head")
     kept.parent.mkdir()
-    assert kept_head(version, kept) is None and not kept.exists()  # the model never had one
+    assert saved_model.kept_head(version, kept) is None and not kept.exists()  # the model never had one
     shutil.move(tmp_path / "head", head)
     for text in ("first", "second"):
         (head / "said").write_text(text)
-        assert kept_head(version, kept) == str(kept) and artifacts.digest(kept) == artifacts.digest(head)
+        assert saved_model.kept_head(version, kept) == str(kept) and artifacts.digest(kept) == artifacts.digest(head)
     shutil.rmtree(version)  # its folder is written at this moment
-    assert kept_head(version, kept) == str(kept) and (kept / "said").read_text() == "second"
+    assert saved_model.kept_head(version, kept) == str(kept) and (kept / "said").read_text() == "second"
     assert list(kept.parent.iterdir()) == [kept]
 
 
