@@ -1,6 +1,5 @@
 """Vectors for the layers' tests."""
 
-import keras
 import numpy as np
 import pytest
 
@@ -18,12 +17,6 @@ def int8_rows(rng: np.random.Generator, *shape: int) -> tuple[np.ndarray, np.nda
     vectors = unit_rows(rng, *shape)
     rows = np.round(vectors * 127 / np.abs(vectors).max(-1, keepdims=True)).astype(np.int8)
     return rows, (1 / np.linalg.norm(rows.astype(np.float32), axis=-1)).astype(np.float32)
-
-
-@pytest.fixture(autouse=True)
-def weights_are_those_of_seed_0():
-    """How exact a comparison in float32 can be depends on the weights."""
-    keras.utils.set_random_seed(0)
 
 
 @pytest.fixture
