@@ -12,9 +12,11 @@ from tfmm.modalities import Modality
 from tfmm.scl_config import SCLConfig
 from tfmm.scl_config import require as _require
 
+_ANY = "serving_value"  # of a feature: a value of whatever type its kind has, or null
+
 
 def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
-    """Applies `stage.field=value` assignments, each checked against the dataclass.
+    """Applies `stage.field=value` assignments, each checked against its dataclass; the run is checked once, with all.
 
     Args:
         config: the run to change.
@@ -29,6 +31,7 @@ def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
     >>> override(RunConfig(), ["make.epochs=6"]).make.epochs
     6
     """
+    changed: dict[str, typing.Any] = {}
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
         stage_name, _, rest = path.strip().partition(".")
@@ -36,7 +39,7 @@ def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
         _require(bool(separator and stage_name and field_name), "An override must read stage.field=value.", assignment)
         stages = {field.name for field in dataclasses.fields(config)} - {"seed"}
         _require(stage_name in stages, f"The stage must be one of {sorted(stages)}.", stage_name)
-        stage = getattr(config, stage_name)
+        stage = changed.get(stage_name, getattr(config, stage_name))
         if isinstance(stage, tuple):
             _require(bool(name), f"An override of `{stage_name}` must read {stage_name}.name.field=value.", path)
             known = [part.name for part in stage]
@@ -45,8 +48,8 @@ def override(config: RunConfig, assignments: typing.Iterable[str]) -> RunConfig:
         else:
             _require(not name, "An override must read stage.field=value.", assignment)
             stage = _replace(stage, field_name, text, path)
-        config = dataclasses.replace(config, **{stage_name: stage})
-    return config
+        changed[stage_name] = stage
+    return dataclasses.replace(config, **changed)
 
 
 def _replace(stage: typing.Any, field_name: str, text: str, path: str) -> typing.Any:
@@ -57,7 +60,8 @@ def _replace(stage: typing.Any, field_name: str, text: str, path: str) -> typing
     is_read = not (isinstance(stage, SCLConfig) and modalities_lib.unread(stage.modality, [field_name]))
     _require(is_read, f"`{path}` must be a setting that the encoder reads.", field_name)
     current = getattr(stage, field_name)
-    value = _json(text) if current is None else _parse(text.strip(), type(current), path)
+    is_any = current is None or field_name == _ANY
+    value = _json(text) if is_any else _parse(text.strip(), type(current), path)
     return dataclasses.replace(stage, **{field_name: value})
 
 

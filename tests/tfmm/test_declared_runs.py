@@ -10,6 +10,7 @@ import pytest
 from tfmm import cli_options, config, presets, runs
 from tfmm.assignments import override
 from tfmm.config import Method, RunConfig
+from tfmm.features import DEFAULT_FEATURES, Feature
 from tfmm.modalities import Modality
 
 HEAD = "import dataclasses\n\nfrom tfmm import presets\n\n\n"
@@ -105,6 +106,25 @@ def test_override_reaches_a_method_by_its_dotted_name():
         override(run, ["methods.mod:Class.scale=2.5"])
     with pytest.raises(ValueError, match=r"must read methods\.name\.field=value"):
         override(run, ["methods.simtier=2.5"])
+
+
+def test_overrides_of_one_command_hold_together():
+    """What two features share is changed in both, though neither change alone could stand."""
+    sharing = (Feature("brand", "item", dim=8), Feature("liked", "user", vocabulary="brand", dim=8))
+    run = RunConfig(features=(*DEFAULT_FEATURES, *sharing))
+    changed = override(run, ["features.brand.dim=16", "features.liked.dim=16", "features.liked.dim=4",
+                             "features.brand.dim=4"])  # fmt: skip
+    assert [changed.feature_set[name].dim for name in ("brand", "liked")] == [4, 4]
+    with pytest.raises(ValueError, match="share 'brand', so `dim`"):
+        override(run, ["features.brand.dim=16"])
+
+
+def test_a_value_for_serving_may_be_of_another_type_or_none():
+    run = RunConfig(features=(*DEFAULT_FEATURES, Feature("position", "context", "number", serving_value=1)))
+    for text, value in (("2.5", 2.5), ("null", None), ("3", 3)):
+        assert override(run, [f"features.position.serving_value={text}"]).feature_set["position"].serving_value == value
+    with pytest.raises(ValueError, match="`serving_value` must be a finite number"):
+        override(run, ["features.position.serving_value=first"])
 
 
 @pytest.mark.parametrize(("text", "words"), [
