@@ -275,12 +275,13 @@ class RunConfig:
         for name in ("image", "text"):
             modality = getattr(self, name).modality
             _require(modality == name, f"`{name}.modality` must be {name!r}.", modality)
-        names = [method.name for method in self.methods]
-        _require(len(set(names)) == len(names), "`methods` must name each method once.", names)
         if found := list(self._faults()):
             raise ValueError("\n- ".join(found))
 
     def _faults(self) -> typing.Iterator[str]:
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            yield f"`methods` must name each method once. Received: {names}."
         is_whole = True
         for part in ("feature_set", "modality_set"):
             try:

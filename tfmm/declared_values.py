@@ -16,6 +16,7 @@ RESERVED = ("timestamp", LABEL, SAMPLE_WEIGHT, NEGATIVE_RATE, "split", "examples
             "encoder_version", "self")  # fmt: skip
 NAME_RULE = "lower case letters, digits and _"
 COLUMN_RULE = f"{NAME_RULE}, no word of Python, and none of {', '.join(RESERVED)}"
+MAX_TABLE_BYTES = 16 * 2**30  # of a declared embedding table: it lies in memory, thrice in training
 MAX_NUMBER = 1e30  # in size: what is larger, such as an infinity or C's largest float, is missing, as NaN is
 SERVING_RULES = {  # what a `serving_value` must be, by kind
     "id": "an integer or a string, as its ids are",
@@ -48,6 +49,17 @@ def can_serve(value: typing.Any, kind: str) -> bool:
     if kind == "number":
         return type(value) in (int, float) and -MAX_NUMBER <= value <= MAX_NUMBER
     return (type(value) is int and -_MAX_INT <= value <= _MAX_INT) or (type(value) is str and kind == "id")
+
+
+def size_fault(dim: int, num_indices: int) -> str:
+    """Returns that an embedding table, float32 [num_indices, dim], is too large; "" where it is not.
+
+    >>> size_fault(8, 1_000_000), size_fault(16, 300_000_000)
+    ('', 'an embedding table must take at most 16 GiB, not 17.9 GiB')
+    """
+    size = 4 * dim * num_indices
+    gib = f"an embedding table must take at most {MAX_TABLE_BYTES / 2**30:.0f} GiB, not {size / 2**30:,.1f} GiB"
+    return gib if size > MAX_TABLE_BYTES else ""
 
 
 def faults(value: typing.Any) -> typing.Iterator[str]:

@@ -30,7 +30,6 @@ KINDS = ("id", "ids", "number", "boolean", "time")
 SCALINGS = ("standard", "log", "quantiles")
 PARTS = {"hour": 24, "weekday": 7}
 STATISTICS_SUFFIX = "_statistics"  # of a number's name: the column and file that hold what scales it
-MAX_TABLE_BYTES = 16 * 2**30  # of a declared embedding table: it lies in memory, thrice in training
 AGE = "age"  # the source of a behavior's age: seconds from the behavior to the impression
 STORED = "item_features"  # the table of the index, beside those of modalities, that keeps the items' features
 
@@ -134,13 +133,9 @@ class Feature:
             role = self.name.removesuffix("_id")
             if (self.kind, self.role, self.column) != ("id", role, self.name):
                 yield f"{name}: must be of kind 'id' and role {role!r}, from a column {self.name!r}"
-        if self.is_embedded and self.kind in KINDS and self.num_indices and self.dim >= 1:
-            size = 4 * self.dim * self.num_indices
-            if size > MAX_TABLE_BYTES:
-                yield (
-                    f"{name}: an embedding table must take at most {MAX_TABLE_BYTES / 2**30:.0f} GiB, not "
-                    f"{size / 1e12:.1f} TB. Lower `dim`, `num_buckets` or `num_quantiles`"
-                )
+        rows = self.num_indices if self.is_embedded and self.kind in KINDS and self.dim >= 1 else None
+        if rows and (text := declared_values.size_fault(self.dim, rows)):
+            yield f"{name}: {text}. Lower `dim`, `num_buckets` or `num_quantiles`"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +265,7 @@ class FeatureSet:
     label: Label = DEFAULT_LABEL
 
     def __post_init__(self) -> None:
-        if found := list(self._faults()):
+        if found := list(dict.fromkeys(self._faults())):
             raise ValueError("The declaration of features must hold together. Received:\n- " + "\n- ".join(found))
 
     def resolved(self, max_behaviors: int, min_count: int) -> FeatureSet:
@@ -334,9 +329,9 @@ class FeatureSet:
         return tuple(f for f in self.features if f.table == table and f.source != f"behaviors.{AGE}")
 
     def _faults(self) -> typing.Iterator[str]:
-        parts: dict[str, typing.Any] = {"label": self.label}
-        parts |= {f"feature {f.name!r}": f for f in self.features} | {f"sequence {s.name!r}": s for s in self.sequences}
-        if wrong := [f"{name}: {text}" for name, part in parts.items() for text in declared_values.faults(part)]:
+        parts: list[tuple[str, typing.Any]] = [(f"feature {f.name!r}", f) for f in self.features]
+        parts += [("label", self.label), *((f"sequence {s.name!r}", s) for s in self.sequences)]
+        if wrong := [f"{name}: {text}" for name, part in parts for text in declared_values.faults(part)]:
             yield from wrong  # the other rules are about values of these types
             return
         known = {feature.name: feature for feature in self.features}

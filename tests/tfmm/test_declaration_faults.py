@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfmm.config import RunConfig
+from tfmm.config import Method, RunConfig
 from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet, Label, Sequence
 
 PRICE = Feature("price", "item", "number")
@@ -151,7 +151,7 @@ def test_lists_stand_for_tuples():
 
 def test_embedding_table_has_a_bound():
     said = refused(Feature("city", "user", num_buckets=10**12))
-    assert "feature 'city': an embedding table must take at most 16 GiB, not 32.0 TB" in said
+    assert "feature 'city': an embedding table must take at most 16 GiB, not 29,802.3 GiB" in said
 
 
 @pytest.mark.parametrize("name", ["image_target_mask", "text_behavior_rows", "vector_target_scales"])
@@ -164,3 +164,13 @@ def test_no_feature_is_named_as_item_vectors_are(name):
 def test_fields_of_other_types_are_said_by_a_run_too():
     with pytest.raises(ValueError, match="sequence 'clicks': `features` must be a tuple of strings, not None"):
         RunConfig(sequences=(Sequence("clicks", features=None),))
+
+
+def test_a_field_of_another_type_is_said_of_each_of_two_features_of_one_name():
+    said = refused(Feature("brand", "item", dim="8"), Feature("brand", "item", min_count="2"))
+    assert "`dim` must be of type int, not '8'" in said and "`min_count` must be of type int, not '2'" in said
+
+
+def test_methods_named_twice_are_said_with_all_else():
+    with pytest.raises(ValueError, match=r"(?s)must name each method once.*\n- .*\n- feature 'brand': `dim`"):
+        RunConfig(features=(*DEFAULT_FEATURES, Feature("brand", "item", dim=0)), methods=(Method("make"),) * 2)

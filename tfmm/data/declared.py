@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tfmm import modalities
-from tfmm.data import casting, instants, schema, times
+from tfmm.data import casting, instants, schema, times, vocabulary_sizes
 from tfmm.data.parts import Part
 from tfmm.data.schema import Column, Table
 from tfmm.declared_values import MAX_NUMBER
@@ -85,7 +85,10 @@ def faults(
         parts = schema.table_parts(data_dir, feature.table, known)
         if not parts:
             if not (feature.table == "behaviors" and feature.name in KEYS):
-                found.append(f"{name}: its table {feature.table!r} must be there. Add it, or leave the feature out")
+                found.append(
+                    f"{name}: its table {feature.table!r} must be there, {feature.table}.parquet or a folder of that "
+                    "name. Add it, or leave the feature out"
+                )
         elif all(feature.column not in part.schema.names for part in parts):
             if (feature.table, feature.column) != ("items", "category"):  # a documented column that may be absent
                 names = ", ".join(dict.fromkeys(n for part in parts for n in part.schema.names))
@@ -101,8 +104,8 @@ def faults(
                 found.append(f"{name}: {place} must have ids of one type in all files. Received: int64 and string")
             if text := _serving_fault(feature, stored[0]):
                 found.append(f"{name}: {text}, as {place} is")
-    found += _mixed(kinds, feature_set)
-    found += _content_faults(data_dir, modality_set, known) + _action_faults(data_dir, feature_set)
+    found += _mixed(kinds, feature_set) + vocabulary_sizes.faults(data_dir, feature_set, known, kinds)
+    found += _content_faults(data_dir, modality_set, known) + _action_faults(data_dir, feature_set, known)
     return found + _label_faults(data_dir, feature_set.label, known)
 
 
@@ -156,7 +159,11 @@ def vector_dim(parts: typing.Sequence[Part], column: str) -> int:
 def _type_faults(data_dir: str | pathlib.Path, feature: Feature, known: schema.Tables) -> list[str]:
     documented, wanted = known[feature.table].column(feature.column).kind, _KINDS[feature.kind]
     if documented != wanted and not (documented == "integer" and wanted == "number"):
-        return [f"feature {feature.name!r}: {feature.table}.{feature.column} is {documented}, so not of kind {wanted}"]
+        return [
+            f"feature {feature.name!r}: {feature.table}.{feature.column} is read as {documented}, by another feature "
+            f"or by the schema, so it cannot be of kind {wanted}. Declare another `kind`, or copy the column under "
+            "another name"
+        ]
     text = _unreadable(schema.table_parts(data_dir, feature.table, known), feature.table, feature.column, known)
     return [f"feature {feature.name!r}: {text} Declare another `kind`, or change the column"] if text else []
 
@@ -172,6 +179,12 @@ def _unreadable(parts: typing.Sequence[Part], table: str, column: str, known: sc
     return ""
 
 
+def _lacks(parts: typing.Sequence[Part], table: str, column: str, known: schema.Tables) -> bool:
+    """Returns whether a required column cannot be read in all files."""
+    is_there = all(column in part.schema.names for part in parts)
+    return not is_there or bool(_unreadable(parts, table, column, known))
+
+
 def _label_faults(data_dir: str | pathlib.Path, label: Label, known: schema.Tables) -> list[str]:
     """Returns what the data lacks of the label; that of the documented name is checked with its table."""
     found = []
@@ -183,7 +196,8 @@ def _label_faults(data_dir: str | pathlib.Path, label: Label, known: schema.Tabl
             found.append(f"label: column {place} must be there. Received the columns {', '.join(names)}. Name another")
         elif name != LABEL and (text := _unreadable(parts, "impressions", column, known)):
             found.append(f"label: {text} Name a column of numbers as its {field}")
-    if not found and label.negative_rate_column and label.column in names:
+    is_readable = not _lacks(parts, "impressions", label.column, known)  # else it is said with its table
+    if not found and label.negative_rate_column and is_readable:
         found += _rate_faults(schema.read_table(data_dir, "impressions", list(label.sources.values()), known), label)
     return found
 
@@ -201,17 +215,20 @@ def _rate_faults(shown: pa.Table, label: Label) -> list[str]:
     return []
 
 
-def _action_faults(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> list[str]:
-    wanted = {action: s.name for s in feature_set.sequences for action in s.actions}
+def _action_faults(data_dir: str | pathlib.Path, feature_set: FeatureSet, known: schema.Tables) -> list[str]:
+    wanted = [(s.name, action) for s in feature_set.sequences for action in s.actions]
     if not wanted:
         return []
-    if schema.has_table(data_dir, "behaviors"):
+    if parts := schema.table_parts(data_dir, "behaviors", known):
+        if _lacks(parts, "behaviors", "action", known):
+            return []  # which is said with its table
         actions = set(pc.unique(schema.read_table(data_dir, "behaviors", ["action"])["action"]).to_pylist())
     else:
         actions = {"click"}  # histories are the clicked impressions
     return [
-        f"sequence {name!r}: nobody did {action!r}. The behaviors are of {', '.join(sorted(filter(None, actions)))}"
-        for action, name in wanted.items()
+        f"sequence {name!r}: nobody did {action!r}. The behaviors are of {', '.join(sorted(filter(None, actions)))}. "
+        "Leave it out of `actions`, or the sequence out"
+        for name, action in wanted
         if action not in actions
     ]
 

@@ -11,7 +11,7 @@ import pytest
 from tfmm import preprocessing
 from tfmm.config import DataConfig
 from tfmm.data import checks, declared, join, shards
-from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet, Sequence
+from tfmm.features import DEFAULT_FEATURES, Feature, FeatureSet, Label, Sequence
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 START = datetime.datetime(2024, 6, 5, 12)
@@ -223,3 +223,40 @@ def test_whole_numbers_beyond_those_of_floats_are_read(folder, tmp_path):
     features = declare(Feature("size", "context", "number"))
     found, _ = built(folder(impressions={"size": [2**63 - 1, -(2**63), 2**53 + 1, 7] * 3}), features, tmp_path / "out")
     np.testing.assert_array_equal(found["size"], np.array([2.0**63, -(2.0**63), 2.0**53, 7] * 3, np.float32))
+
+
+def test_one_column_of_two_kinds_is_refused_with_the_way_out(folder):
+    data = folder(items={"price": [1.0, 2.0, 3.0, 4.0]})
+    features = declare(Feature("price", "item", "number"), Feature("cost", "item", source="items.price"))
+    (fault,) = declared.faults(data, features)
+    assert fault.startswith("feature 'cost': items.price is read as number, by another feature")
+    assert fault.endswith("Declare another `kind`, or copy the column under another name")
+
+
+@pytest.mark.parametrize("actions", [None, [1, 2, 3, 4, 5, 6]], ids=["no column", "numbers"])
+def test_an_action_that_cannot_be_read_hides_no_other_fault(folder, actions):
+    data = folder()
+    table = pq.read_table(data / "behaviors.parquet").drop(["action"])
+    if actions:
+        table = table.append_column("action", pa.array(actions, pa.int64()).cast(pa.timestamp("us")))
+    pq.write_table(table, data / "behaviors.parquet")
+    clicks = (Sequence("clicks", ("click",)),)
+    features = FeatureSet((*DEFAULT_FEATURES, Feature("city", "user")), clicks).resolved(4, 1)
+    report = checks.check(data, DataConfig(max_behaviors=4), features)
+    found = {(fault.table, fault.column) for fault in report.faults}
+    assert {("behaviors", "action"), ("declaration", "")} <= found
+
+
+def test_an_action_that_nobody_did_is_said_of_each_sequence(folder):
+    sequences = (Sequence("buys", ("purchase",)), Sequence("all_buys", ("purchase", "click")))
+    said = declared.faults(folder(), FeatureSet(DEFAULT_FEATURES, sequences).resolved(4, 1))
+    assert [fault.split(":")[0] for fault in said] == ["sequence 'buys'", "sequence 'all_buys'"]
+    assert all(fault.endswith("Leave it out of `actions`, or the sequence out") for fault in said)
+
+
+def test_a_label_that_cannot_be_read_hides_no_other_fault(folder):
+    data = folder(impressions={"label": ["yes", "no"] * 6, "rate": [0.5] * 12})
+    label = Label(negative_rate_column="rate")
+    features = FeatureSet((*DEFAULT_FEATURES, Feature("city", "user")), label=label).resolved(4, 1)
+    found = {(fault.table, fault.column) for fault in checks.check(data, DataConfig(max_behaviors=4), features).faults}
+    assert {("impressions", "label"), ("declaration", "")} <= found
