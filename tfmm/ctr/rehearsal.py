@@ -37,9 +37,13 @@ def faults(config: RunConfig) -> list[str]:
     feature_set = config.feature_set
     sizes = {name: min(f.num_indices or NUM_INDICES, NUM_INDICES) for name, f in feature_set.embeddings.items()}
     found = [] if config.methods else ["`methods` must name at least one way to bring item vectors in"]
+    faulty: dict[str, list[str]] = {}
     for method in config.methods:
-        fault = _fault(method.name, functools.partial(integrations.build, method, config.make, _DIM, _NAME))
-        found += fault or _unread(method, feature_set)
+        build = functools.partial(integrations.build, method, config.make, _DIM, _NAME)
+        found += faulty.setdefault(method.name, _fault(method.name, build))
+    sound = [method for method in config.methods if not faulty[method.name]]
+    for place, method in enumerate(sound):
+        found += _unread(method, sound[place + 1 :], feature_set)
     if config.ctr.model_settings and not config.ctr.model:
         found.append("`ctr.model_settings` are of a model of your own, which `ctr.model` names; ours has `ctr.units`")
     if config.ctr.model and config.ctr.units != CTRConfig().units:
@@ -56,14 +60,29 @@ def faults(config: RunConfig) -> list[str]:
     return found
 
 
-def _unread(method: Method, feature_set: FeatureSet) -> list[str]:
-    """Returns that a method reads no sequence, where it is so."""
-    if any(integrations.of_sequence([method], sequence) for sequence in feature_set.sequences):
+def _unread(method: Method, later: typing.Sequence[Method], feature_set: FeatureSet) -> list[str]:
+    """Returns that a method changes nothing, where it is so: what it would work on, or for, is not declared."""
+    kind, base = integrations.find(method.name), integrations.Integration
+    read = [sequence for sequence in feature_set.sequences if integrations.of_sequence([method], sequence)]
+    if not read:
+        switch = "make" if issubclass(kind, integrations.MAKE) else "simtier"
+        return [
+            f"the method {method.name!r} reads no sequence: each says `{switch}=False`. Leave it out of `methods`, or "
+            "let it read one"
+        ]
+    if kind.parts is not base.parts:
         return []
-    switch = "make" if issubclass(integrations.find(method.name), integrations.MAKE) else "simtier"
+    if kind.beside is not base.beside:
+        return [] if any(sequence.din for sequence in read) else [
+            f"the method {method.name!r} works inside the attention, which reads no sequence: each says `din=False`. "
+            "Leave it out of `methods`, or let attention read one"
+        ]  # fmt: skip
+    after = [one for one in later if integrations.find(one.name).parts is not base.parts]
+    if kind.search is base.search or any(integrations.of_sequence(after, sequence) for sequence in read):
+        return []
     return [
-        f"the method {method.name!r} reads no sequence: each says `{switch}=False`. Leave it out of `methods`, or let "
-        "it read one"
+        f"the method {method.name!r} chooses behaviors for the methods after it, and there is none that takes them. "
+        "Put it in front of one, such as simtier, or leave it out"
     ]
 
 

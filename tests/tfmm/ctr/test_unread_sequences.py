@@ -35,6 +35,25 @@ def test_method_that_reads_no_sequence_is_refused(switch, method):
     runs.verify(run_of(unread[0], Sequence("purchases")))
 
 
+def test_method_inside_an_attention_that_reads_nothing_is_refused():
+    unread = [Sequence(name, din=False) for name in ("clicks", "purchases")]
+    for name in ("simscore", "vector", "semantic_id"):
+        if name == "simscore":  # the others give more than that
+            with pytest.raises(ValueError, match=r"'simscore' works inside the attention, .* each says `din=False`"):
+                runs.verify(run_of(*unread, methods=(Method("make"), Method(name))))
+        else:
+            runs.verify(run_of(*unread, methods=(Method("make"), Method(name))))
+    runs.verify(run_of(unread[0], Sequence("purchases"), methods=(Method("simscore"),)))
+
+
+@pytest.mark.parametrize("after", [(), ("simscore",)])
+def test_search_for_no_method_is_refused(after):
+    methods = tuple(map(Method, ("simtier", "behavior_search", *after)))
+    with pytest.raises(ValueError, match=r"'behavior_search' chooses behaviors for the methods after it, and there is"):
+        runs.verify(run_of(Sequence("clicks"), methods=methods))
+    runs.verify(run_of(Sequence("clicks"), methods=(*methods, Method("sa_ta"))))
+
+
 @pytest.mark.parametrize("is_read", [True, False])  # by the sequence's word; here no method is MAKE
 def test_make_that_no_method_reads_is_not_trained(shop, tmp_path, is_read):
     sequence = dataclasses.replace(shop.features.sequences[0], make=is_read)
