@@ -87,7 +87,7 @@ def run(
                 progress(
                     stage,
                     steps_done + steps,
-                    epochs * steps_per_epoch,
+                    steps_done + max((epochs - epoch) * steps_per_epoch, steps),
                     note="",
                     epoch=epoch,
                     steps_per_s=steps / (now - started),

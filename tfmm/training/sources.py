@@ -158,7 +158,7 @@ class OnDisk:
         self.num_rows = self._shards.num_rows
         self._slots = {name: table.slots(self._shards.items["item_id"]) for name, table in tables.items()}
         self._item_inputs = self._of_items(preprocessor) if preprocessor else {}
-        self._preprocess = tf.function(preprocessor or (lambda raw: {}), reduce_retracing=True)
+        self._functions: dict[tuple[str, ...], typing.Any] = {}  # the preprocessor, by the columns that it is given
 
     @property
     def digest(self) -> str:
@@ -203,10 +203,14 @@ class OnDisk:
         return {name: _narrow(values.numpy()) for name, values in preprocessor(raw).items()}
 
     def _inputs(self, raw: typing.Mapping[Column, np.ndarray]) -> Columns:
-        if not raw:
+        if not raw or self._preprocessor is None:
             return {}
         tensors = {column.name: tf.constant(np.ascontiguousarray(values)) for column, values in raw.items()}
-        return {name: _narrow(values.numpy()) for name, values in self._preprocess(tensors).items()}
+        function = self._functions.get(tuple(tensors))
+        if function is None:  # traced once, though a batch has another number of behaviors than the one before
+            specs = {name: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype) for name, tensor in tensors.items()}
+            function = self._functions[tuple(tensors)] = tf.function(self._preprocessor, input_signature=[specs])
+        return {name: _narrow(values.numpy()) for name, values in function(tensors).items()}
 
     def _verify(self) -> None:
         found = {column.name: column for column in self._shards.feature_set.columns}

@@ -105,6 +105,17 @@ def test_progress_counts_steps_and_knows_the_total(monkeypatch):
     assert all({"epoch", "loss", "steps_per_s"} <= report[3] for report in reports)
 
 
+def test_parts_of_several_sizes_never_leave_more_done_than_the_total(monkeypatch):
+    """As those of a click model's epoch, whose last part is what is left."""
+    monkeypatch.setattr(loop, "REPORT_INTERVAL_S", 0.0)
+    reports = []
+    loop.run(
+        lambda batch: {"loss": tf.constant(0.0)}, lambda epoch: tf.data.Dataset.range(3 - epoch), 2, stage="x",
+        progress=lambda stage, done, total, **metrics: reports.append((done, total)),
+    )  # fmt: skip
+    assert reports == [(1, 6), (2, 6), (3, 6), (3, 6), (4, 5), (5, 5), (5, 5)]
+
+
 def test_evaluation_joins_the_history():
     run, _ = make_run()
     assert [entry["auc"] for entry in run(2, evaluate=lambda epoch: {"auc": epoch / 2})] == [0.0, 0.5]

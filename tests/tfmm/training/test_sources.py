@@ -85,6 +85,22 @@ def test_batches_follow_from_their_number_so_that_training_goes_on_at_any_step(f
     np.testing.assert_array_equal(shown, source.column("label")[order])
 
 
+def test_the_preprocessor_is_traced_once_however_many_behaviors_a_batch_has(folder, tables, monkeypatch):
+    preprocessor, traced = preprocessing.load(FEATURES, folder / "vocabulary"), []
+
+    def counted(raw, columns, *rest):
+        if isinstance(next(iter(raw.values())), tf.__internal__.SymbolicTensor):
+            traced.append(sorted(raw))
+        return preprocess(raw, columns, *rest)
+
+    preprocess = preprocessing.preprocess
+    source = sources.open_source(example_files(folder / "raw/train-*"), FEATURES, tables, preprocessor)
+    monkeypatch.setattr(preprocessing, "preprocess", counted)
+    for number in range(5):
+        source.gather(np.arange(64 * number, 64 * number + 50 + number))
+    assert sorted(traced) == [["acts_age"], ["user_id", "weekday"]]
+
+
 def test_a_part_of_the_declaration_can_be_read_and_another_one_is_refused(folder):
     files = example_files(folder / "raw/train-*")
     assert sources.open_source(files, FeatureSet(FEATURES.features[:3], ()).resolved(6, 2), {}).num_rows
