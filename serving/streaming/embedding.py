@@ -12,6 +12,8 @@ from tfmm.index import rows as rows_lib
 from tfmm.index.item_features import Layout
 from tfmm.modalities import event_field
 
+_MAX_NAMES = 200  # characters of what an event brings, in a reason
+
 
 class EventBatch(typing.NamedTuple):
     """Events that are embedded together."""
@@ -74,11 +76,14 @@ def embed_events(
         found = [(new[place][0], reason) for place, reason in reasons.items()]
         dead += [(event, reason) for event, reason in found if (event.offset, reason) not in known]
     taken = sorted({event_field(encoder.modality) for encoder in encoders})
+    features = sorted({f"features.{feature.column}" for layout in layouts for feature in layout.features})
+    columns = {event.offset: [f"features.{name}" for name in sorted(result.features)] for event, result in arriving}
     for event, item in new:
         brought = sorted(event_field(modality) for modality in item.contents if item.content(modality) is not None)
         if not set(brought) & set(taken) and not (item.features and not brought):
             reason = "no content that this index embeds: it takes {}, the event brings {}"
-            dead.append((event, reason.format(", ".join(taken), ", ".join(brought))))
+            said = ", ".join([*brought, *columns[event.offset]])[:_MAX_NAMES].encode(errors="backslashreplace").decode()
+            dead.append((event, reason.format(", ".join([*taken, *features]), said)))
     return Outcome(
         [item for _, item in new],
         [result.item for _, result in parsed if result.is_withdrawn],
