@@ -72,11 +72,13 @@ def rank_request(
         ("user", user, {name for name, found in wanted.items() if found.is_user}),
         ("candidates", candidates, {name for name, found in wanted.items() if not found.is_user}),
     ):
-        optional = {name for name in names if wanted[name].is_optional}
-        if missing := sorted(names - optional - set(given)):
-            raise ValueError(f"`{side}` must have {sorted(names)}, as the model was exported. Missing: {missing}.")
+        may = sorted(name for name in names if wanted[name].is_optional)
+        must = names.difference(may)
+        has = f"`{side}` must have {sorted(must)}" + (f", may have {may}" if may else "")
+        if missing := sorted(must - set(given)):
+            raise ValueError(f"{has}, as the model was exported. Missing: {missing}.")
         if unknown := sorted(set(given) - names):
-            raise ValueError(f"`{side}` must have {sorted(names)} and no others. Received: {unknown}.")
+            raise ValueError(f"{has}, and no others. Received: {unknown}.")
     inputs = {name: as_tensor([value], wanted[name], name) for name, value in user.items()}
     inputs |= {name: as_tensor(plain_list(v, name), wanted[name], name) for name, v in candidates.items()}
     count = len(inputs["item_id"])
