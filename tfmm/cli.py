@@ -92,7 +92,7 @@ def quickstart(
             "The marketplace's settings must be left out where --data stands in its place. Received: "
             f"{', '.join(unread)}."
         )
-    raise SystemExit(quickstart_run.main(workdir, data_dir, load_config(run, assignments, seed)))
+    raise SystemExit(quickstart_run.main(workdir, data_dir, load_config(run, assignments, seed, data_dir=data_dir)))
 
 
 @main.command(example="tfmm pretrain --data my_tables --output run/encoders --preset small")
@@ -105,7 +105,7 @@ def pretrain(data_dir: pathlib.Path | str, output_dir: pathlib.Path, run: str, a
     from tfmm.stages import encoders, pairs, run_file
     from tfmm.training import devices, progress
 
-    config = load_config(run, assignments, is_training=True)
+    config = load_config(run, assignments, is_training=True, data_dir=data_dir)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = schema.modalities(data_dir, config.modality_set)
     pairs_dir, checkpoints = output_dir / PAIRS, output_dir / CHECKPOINTS

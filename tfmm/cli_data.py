@@ -16,22 +16,18 @@ def run() -> None:
 
 
 @run.command("show", example="tfmm run show --run my_team.runs:weekly\ntfmm run show --data my_tables --run run.toml")
-@click.option("--data", "data_dir", type=DataFolder, help="Parquet tables: check that they have what is declared.")
+@click.option("--data", "data_dir", type=DataFolder, help="Parquet tables: what they lack of it, and how many ids.")
 @run_options
 def run_show(data_dir: pathlib.Path | str | None, run: str, assignments: tuple[str, ...]) -> None:
-    """Print what a declaration means: features, sequences, methods, tables, inputs of the signatures."""
+    """Print what a declaration means: features, sequences, methods, embedding tables, inputs of the signatures."""
     from rich import console
 
     from tfmm.quickstart import declaration
 
-    config, terminal = load_config(run, assignments), console.Console()
-    for part in declaration.tables(config):
+    config, terminal = load_config(run, assignments, data_dir=data_dir), console.Console()
+    for part in declaration.tables(config, data_dir):
         terminal.print(part)
     if data_dir is not None:
-        from tfmm.data import declared
-
-        if faults := declared.faults(data_dir, config.feature_set, config.modality_set):
-            raise click.ClickException("The data lacks what is declared:\n- " + "\n- ".join(faults))
         click.echo(f"{data_dir} has what is declared.")
 
 
@@ -57,24 +53,27 @@ def data_check(data_dir: pathlib.Path | str, run: str, assignments: tuple[str, .
     """Check a data folder against the schema: every fault with table, row, column, rule, and a count."""
     from rich import console, markup, table
 
+    from tfmm import runs
+    from tfmm.assignments import override
     from tfmm.data import checks, unread
 
-    config = load_config(run, assignments)
+    config = override(runs.load(run), assignments)
     report = checks.check(data_dir, config.data, config.feature_set, config.modality_set, config.max_pixels)
+    faults = [*(checks.Fault("run", "", text, 1) for text in runs.faults(config)), *report.faults]
     terminal = console.Console()
     terminal.print(", ".join(f"{name}: {rows:,} rows" for name, rows in report.counts.items()))
     for line in unread.in_words(report.unread):
         terminal.print(line, style="yellow", markup=False, highlight=False)
     for note in report.notes:
         terminal.print(f"[yellow]Note:[/] {markup.escape(note)}")
-    if report.ok:
+    if not faults:
         terminal.print("[green]No fault found.")
         return
-    faults = table.Table("table", "column", "rule", "count", "first rows", "values", title="Faults")
-    for fault in report.faults:
+    told = table.Table("table", "column", "rule", "count", "first rows", "values", title="Faults")
+    for fault in faults:
         cells = (fault.table, fault.column, fault.rule, f"{fault.count:,}", _joined(fault.rows), _joined(fault.values))
-        faults.add_row(*(markup.escape(cell) for cell in cells))
-    terminal.print(faults)
+        told.add_row(*(markup.escape(cell) for cell in cells))
+    terminal.print(told)
     raise SystemExit(1)
 
 

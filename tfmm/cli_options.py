@@ -116,17 +116,34 @@ def later_run_options(function: _F) -> _F:
 
 
 def load_config(
-    run: str, assignments: tuple[str, ...], seed: int | None = None, is_training: bool = False
+    run: str,
+    assignments: tuple[str, ...],
+    seed: int | None = None,
+    is_training: bool = False,
+    data_dir: pathlib.Path | str | None = None,
 ) -> RunConfig:
     """Returns the run that the options name, verified; a `seed` is every stage's, unless `--set` gives others.
 
-    A command that trains itself, `is_training`, meets the other processes of a cluster here.
+    A command that trains itself, `is_training`, meets the other processes of a cluster here. What the tables in
+    `data_dir` lack of the run is said together with what is wrong with it.
     """
     from tfmm import runs
 
     settings = runs.load(run)
     result = override(settings if seed is None else settings.with_seed(seed), assignments)
     _meet_others(result, is_training)
+    if data_dir is None:
+        runs.verify(result)
+        return result
+    from tfmm.data import declared, schema
+    from tfmm.stages import inputs
+
+    lacking = declared.faults(data_dir, result.feature_set, result.modality_set)
+    if not result.modalities and schema.has_table(data_dir, "items"):  # declared ones are among the faults
+        lacking += inputs.faults(result, data_dir)
+    if lacking:
+        found = [*lacking, *runs.faults(result)]
+        raise ValueError(f"{data_dir} must have what the run declares. Received:\n- " + "\n- ".join(found))
     runs.verify(result)
     return result
 

@@ -60,16 +60,21 @@ def verify(config: RunConfig) -> None:
     Raises:
         ValueError: all that is wrong with them, a line each.
     """
+    if found := faults(config):
+        raise ValueError(
+            "The run's encoders, methods and model must work on its features. Received:\n- " + "\n- ".join(found)
+        )
+
+
+def faults(config: RunConfig) -> list[str]:
+    """Returns what is wrong with the encoders, methods and model of a run, a line each."""
     found = own_encoders.faults(config.modalities)
     is_default = (config.methods, config.ctr.model, config.ctr.model_settings) == (DEFAULT_METHODS, "", {})
     if not is_default or not all(sequence.simtier and sequence.make for sequence in config.sequences):
         from tfmm.ctr import rehearsal  # it loads TensorFlow, which what is known to be right need not
 
         found += rehearsal.faults(config)
-    if found:
-        raise ValueError(
-            "The run's encoders, methods and model must work on its features. Received:\n- " + "\n- ".join(found)
-        )
+    return found
 
 
 def _from_function(module: str, name: str) -> RunConfig:
