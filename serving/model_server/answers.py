@@ -15,7 +15,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.model_server import inference, predict
+from serving.model_server import inference, predict, sources
 from serving.model_server.access import Guard
 from serving.model_server.errors import INVALID_ARGUMENT, ServingError
 from serving.model_server.logged import Logs, Recording, request_id
@@ -70,7 +70,8 @@ class Answers:
         if spec.signature_name == UPSERT:
             self.guard.verify(authorization)
         with self.manager.lend(*target(spec), also_waiting=spec.signature_name in (UPSERT, STATUS)) as servable:
-            yield typing.cast(Servable, Recording(servable, self.logs, request_id)) if request_id else servable
+            with sources.told(servable.sources):
+                yield typing.cast(Servable, Recording(servable, self.logs, request_id)) if request_id else servable
 
     def classify(self, request: classification_pb2.ClassificationRequest) -> classification_pb2.ClassificationResponse:
         with self._lend(request) as servable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import typing
 
 import tensorflow as tf
 from tensorflow.core.protobuf import error_codes_pb2
@@ -52,13 +53,15 @@ class ServingError(Exception):
         code: the canonical code.
         message: what the caller sees.
         http: the status with which REST answers, where it is not that of the code.
+        inputs: those of the signature that it is about, see `serving.model_server.sources`.
     """
 
-    def __init__(self, code: int, message: str, http: int | None = None):
+    def __init__(self, code: int, message: str, http: int | None = None, inputs: typing.Collection[str] = ()):
         super().__init__(message)
         self.code = code
         self.message = message
         self.http = http
+        self.inputs = inputs
 
 
 def from_exception(error: BaseException) -> ServingError:

@@ -130,7 +130,7 @@ def _named_columns(columns: dict[str, typing.Any], names: list[str]) -> dict[str
     missing = [name for name in names if name not in columns]
     if missing:
         raise ServingError(
-            INVALID_ARGUMENT, f"Missing named input: {missing} in 'inputs'. The signature has {names}."
+            INVALID_ARGUMENT, f"Missing named input: {missing} in 'inputs'. The signature has {names}.", inputs=missing
         )
     return {name: columns[name] for name in names}
 
@@ -142,6 +142,7 @@ def _named_rows(rows: list[typing.Any], names: list[str]) -> dict[str, typing.An
             raise ServingError(
                 INVALID_ARGUMENT,
                 f"Every instance must be an object with the keys {names}. Instance {position} is not.",
+                inputs=wanted - row.keys() if _is_named(row) else (),
             )
     return {name: [row[name] for row in rows] for name in names}
 
@@ -166,12 +167,13 @@ def to_array(name: str, value: typing.Any, dtype: int) -> np.ndarray:
             INVALID_ARGUMENT,
             f"input {name}: a value of JSON type {sorted(t.__name__ for t in wrong)} "
             f"is not of expected type: {kind.name}.",
+            inputs=(name,),
         )
     if kind.is_integer and leaves:
         for extreme in (min(leaves), max(leaves)):
             if not kind.min <= extreme <= kind.max:
                 raise ServingError(
-                    INVALID_ARGUMENT, f"input {name}: {extreme} is not of expected type: {kind.name}."
+                    INVALID_ARGUMENT, f"input {name}: {extreme} is not of expected type: {kind.name}.", inputs=(name,)
                 )
     if not kind.is_floating:
         return np.array(leaves, kind.as_numpy_dtype).reshape(shape)

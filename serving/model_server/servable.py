@@ -9,7 +9,7 @@ import typing
 import numpy as np
 import tensorflow as tf
 
-from serving.model_server import errors
+from serving.model_server import errors, sources
 from serving.model_server.limits import Limits
 from tfmm import saved_model
 
@@ -41,6 +41,7 @@ class Servable:
         self.path = path
         inter_op, intra_op = session_threads
         self._model = saved_model.LoadedModel(path, inter_op_threads=inter_op, intra_op_threads=intra_op)
+        self.sources = sources.of_version(path)
         self._idle = threading.Condition()
         self._inside = 0
         self._is_open = True
@@ -109,18 +110,21 @@ def check_inputs(definition: typing.Any, inputs: dict[str, np.ndarray]) -> None:
             f"input size does not match signature: {len(sent)}!={len(wanted)} len({_names(sent)}) != "
             f"len({_names(wanted)}). Sent extra: {_names(sent - wanted)}. Missing but required: "
             f"{_names(wanted - sent)}.",
+            inputs=wanted - sent,
         )
     for name, info in definition.inputs.items():
         value, dtype = inputs[name], tf.as_dtype(info.dtype)
         found = tf.string if value.dtype.kind in "OSU" else tf.as_dtype(value.dtype)
         if found != dtype:
             raise errors.ServingError(
-                errors.INVALID_ARGUMENT, f"input {name} expects {dtype.name}, got {found.name}."
+                errors.INVALID_ARGUMENT, f"input {name} expects {dtype.name}, got {found.name}.", inputs=(name,)
             )
         shape = tf.TensorShape(info.tensor_shape)
         if not shape.is_compatible_with(value.shape):
             raise errors.ServingError(
-                errors.INVALID_ARGUMENT, f"input {name} expects shape {shape}, got {tuple(value.shape)}."
+                errors.INVALID_ARGUMENT,
+                f"input {name} expects shape {shape}, got {tuple(value.shape)}.",
+                inputs=(name,),
             )
 
 
