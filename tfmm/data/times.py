@@ -255,6 +255,13 @@ def bounds(times: pa.ChunkedArray, seen: Resolution) -> tuple[np.ndarray, np.nda
     return np.where(is_null, stored, earliest), np.where(is_null, stored, latest)
 
 
+def starts(part: Part, name: str, row_group: int, time_zone: str) -> np.ndarray:
+    """Returns the earliest instants of a column in COLUMNS, int64 [n] microseconds; the smallest int64 where null."""
+    if COLUMNS[name] not in part.schema.names:
+        return np.full(part.row_groups[row_group], instants.NULL)
+    return bounds(read_stored(part, name, row_group), Resolution(time_zone))[0]
+
+
 def read_bounds(
     data_dir: str | pathlib.Path, name: str, seen: Resolution, tables: schema.Tables | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
