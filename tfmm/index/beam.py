@@ -46,8 +46,10 @@ def catalog_parts(
     """Returns the row groups of the catalog's files; where items have versions, with the rows that are the newest.
 
     Raises:
-        ValueError: two versions of one item have one instant.
+        ValueError: two versions of one item have one instant, or none is told.
     """
+    if not as_known.see(data_dir, time_zone, tables, ["items"]):
+        as_known.require_unique(data_dir, "items", tables)
     groups = as_known.row_groups(data_dir, "items", time_zone, tables, with_faulty=True)
     return list(itertools.starmap(CatalogPart, groups))
 
