@@ -19,7 +19,7 @@ class ContentForm:
 
     Args:
         text: nfkc-casefold, see `one_spelling`, or "": texts as they are.
-        max_pixels: pictures of more are refused, by their header.
+        max_pixels: pictures of more are refused, by their header, and so are JPEGs of more than 100 scans.
 
     Raises:
         ValueError: a form of texts that is not known here.
@@ -39,6 +39,8 @@ class ContentForm:
         """Returns why a content is refused, or None."""
         if isinstance(content, bytes) and (pixels := picture_header.num_pixels(content)) > self.max_pixels:
             return f"must have at most {self.max_pixels:,} pixels, not {pixels:,}; make the picture smaller"
+        if isinstance(content, bytes) and (scans := picture_header.num_scans(content)) > picture_header.MAX_SCANS:
+            return f"must have at most {picture_header.MAX_SCANS} scans, not {scans:,}; save the picture anew"
         return None
 
     def __call__(self, content: bytes | str) -> bytes:
