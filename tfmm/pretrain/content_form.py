@@ -9,7 +9,10 @@ from tfmm.pretrain import picture_header
 from tfmm.scl_config import SCLConfig
 
 NFKC_CASEFOLD = "nfkc-casefold"
-_INVISIBLE = dict.fromkeys((0x00AD, 0x2060, 0xFE0E, 0xFE0F, 0xFEFF))  # soft hyphen, joiner, selectors, byte order mark
+_INVISIBLE = dict.fromkeys((  # but for the joiners U+200C and U+200D, by which words of some languages differ
+    0x00AD, 0x034F, 0x061C, 0x180E, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070),
+    *range(0xFE00, 0xFE10), 0xFEFF, *range(0xE0100, 0xE01F0),
+))  # fmt: skip
 _INVALID = "\N{REPLACEMENT CHARACTER}"
 
 
