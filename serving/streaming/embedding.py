@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import typing
 
 from serving.streaming import event_log, events, item_features
@@ -11,6 +12,10 @@ from tfmm.index import encode
 from tfmm.index import rows as rows_lib
 from tfmm.index.item_features import Layout
 from tfmm.modalities import event_field
+
+_log = logging.getLogger(__name__)
+_MAX_SAID = 100
+_said: set[str] = set()  # contents that events bring and no encoder takes, the first of them
 
 
 class EventBatch(typing.NamedTuple):
@@ -43,11 +48,6 @@ def embed_events(
         encoders: of the index.
         layouts: of the features that the index keeps, the active one last.
         id_types: of the catalog, as far as they are known; see `events.parse_events`.
-
-    Args:
-        batch: events.
-        encoders: of the index.
-        id_types: of the catalog, as far as they are known; see `events.parse_events`.
     Raises:
         encode.EncoderError: an encoder fails on every content.
     """
@@ -79,12 +79,21 @@ def embed_events(
         if not set(brought) & set(taken) and not (item.features and not brought):
             reason = "no content that this index embeds: it takes {}, the event brings {}"
             dead.append((event, reason.format(", ".join(taken), ", ".join(brought))))
+        else:
+            _say_unused(set(brought) - set(taken), taken)
     return Outcome(
         [item for _, item in new],
         [result.item for _, result in parsed if result.is_withdrawn],
         embedded,
         dead,
     )
+
+
+def _say_unused(fields: set[str], taken: typing.Sequence[str]) -> None:
+    """Names contents that events bring and no encoder takes in the log, once each."""
+    for field in sorted({field[:100] for field in fields} - _said)[: _MAX_SAID - len(_said)]:
+        _said.add(field)
+        _log.warning("not used: %s of events; the index takes %s", field, ", ".join(taken))
 
 
 def concatenate(outcomes: typing.Sequence[Outcome]) -> Outcome:
