@@ -266,6 +266,7 @@ def evaluate(
     assignments: tuple[str, ...],
 ) -> None:
     """Score held-out impressions with the exported models and judge them; exit 1 where the gate refuses."""
+    from tfmm.data import declared, unread
     from tfmm.index import store
     from tfmm.stages import examples, folders, judgement, run_file
 
@@ -274,6 +275,8 @@ def evaluate(
     if index_url is not None:
         store.open_store(index_url, create=False).close()
     config = take_config("models", models_dir, run, assignments)
+    if data_dir is not None:
+        unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     with run_file.beside(config, output_dir):
         _, verdict = judgement.judge(
             config,

@@ -48,10 +48,13 @@ def experiments(
     assignments: tuple[str, ...],
 ) -> None:
     """Make the paper's tables and figures, a page each, on any data; `all` is all but tune."""
+    from tfmm.data import declared, unread
     from tfmm.experiments import catalog
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it counts the graphs of one process: here are many
     config = load_config(run, assignments)
+    if data_dir is not None:
+        unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     chosen = list(catalog.ALL) if "all" in names else list(dict.fromkeys(names))
     catalog.run_all(
         chosen,

@@ -38,8 +38,11 @@ def live(
     time_zone: str,
 ) -> None:
     """Show AUC, GAUC, LogLoss and calibration of each version in service, and how it differs from the one before."""
+    from tfmm.data import unread
     from tfmm.evaluate import live as live_lib
 
+    if data_dir is not None:
+        unread.say(data_dir, click.echo)
     found, said = live_lib.slices(
         log_dir, events_dir, label=label, window_s=window_s, since=since, data_dir=data_dir, time_zone=time_zone
     )

@@ -92,20 +92,19 @@ def nearline(flags: tuple[str, ...]) -> None:
     help="As `tfmm pretrain` wrote them; own vectors need none. Repeat it: rows of two encoders side by side.",
 )
 @click.option("--dead-letters", "letters_url", help="A log of events that gets dead letters too, such as a topic.")
-@click.option("--metrics-port", type=int, default=-1, help="Prometheus metrics on 127.0.0.1; 0 takes a free port.")
+@click.option("--metrics-port", type=int, default=-1, help="Prometheus metrics; 0 takes a free port.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="The address that they are bound to.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
 def stream(
-    events_url: str,
-    index_url: str,
-    encoders_dirs: tuple[pathlib.Path, ...],
-    letters_url: str | None,
-    metrics_port: int,
-    log_format: str,
+    events_url: str, index_url: str, encoders_dirs: tuple[pathlib.Path, ...], letters_url: str | None, **told: object
 ) -> None:
     """Embed new items as their events arrive, by a streaming Beam job."""
     from serving.streaming import __main__ as streaming
 
     encoders = [word for folder in encoders_dirs for word in ("--encoders", str(folder))]
     letters = [] if letters_url is None else ["--dead-letters", letters_url]
-    flags = [*letters, f"--metrics-port={metrics_port}", f"--log-format={log_format}"]
-    streaming.main(["--events", events_url, "--index", index_url, *encoders, *flags])
+    flags = [f"--{name}={value}" for name, value in told.items()]
+    streaming.main(["--events", events_url, "--index", index_url, *encoders, *letters, *flags])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -18,6 +19,17 @@ Differs from tensorflow_model_server: binds 127.0.0.1 unless --host says otherwi
 none; XLA and the health service are on; --ready-file tells when and on which ports it serves. docs/protocol.md has
 the rest.
 """
+
+
+_PORTS = (-1, 65_535)
+_BOUNDS = {
+    "port": _PORTS, "rest_api_port": _PORTS, "metrics_port": _PORTS, "max_num_load_retries": (0, math.inf),
+    "load_retry_interval_micros": (0, math.inf), "num_request_iterations_for_warmup": (1, math.inf),
+    "grpc_max_threads": (0, math.inf), "num_threads": (0, math.inf),
+}  # fmt: skip
+_FINITE = (
+    "file_system_poll_wait_seconds", "model_config_file_poll_wait_seconds", "index_wait_seconds", "log_file_seconds",
+)  # fmt: skip
 
 
 def _boolean(text: str) -> bool:
@@ -126,6 +138,15 @@ def _faults(flags: argparse.Namespace) -> list[str]:
     from serving.model_server import flags as other_flags
 
     result = other_flags.faults(vars(flags))
+    for name, (least, most) in _BOUNDS.items():
+        if not least <= (given := getattr(flags, name)) <= most:
+            rule = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            result.append(f"--{name} must be {rule}. Received: {given}.")
+    result += [
+        f"--{name} must be a finite number of seconds. Received: {getattr(flags, name)}."
+        for name in _FINITE
+        if not math.isfinite(getattr(flags, name))
+    ]
     result += access.faults(flags.host, bool(flags.ssl_config_file), flags.allow_insecure)
     try:
         limits.from_flags(flags)

@@ -68,7 +68,7 @@ def _model(entry: model_server_config_pb2.ModelConfig) -> ModelConfig:
     if entry.HasField("logging_config"):
         raise errors.ServingError(
             errors.INVALID_ARGUMENT,
-            f"`logging_config` of model {entry.name}: requests are not logged here; leave it out.",
+            f"`logging_config` of model {entry.name} must be left out: --served_log and --inspection_log are the logs.",
         )
     policy = entry.model_version_policy
     choice = policy.WhichOneof("policy_choice")
@@ -89,11 +89,12 @@ def read_file(path: str) -> list[ModelConfig]:
 
     Raises:
         ServingError: INVALID_ARGUMENT where the text is none.
+        OSError: it cannot be read.
     """
     with open(path, encoding="utf-8") as file:
         try:
             return from_proto(text_format.Parse(file.read(), model_server_config_pb2.ModelServerConfig()))
-        except text_format.ParseError as error:
+        except (text_format.ParseError, UnicodeDecodeError) as error:
             raise errors.ServingError(errors.INVALID_ARGUMENT, f"{path}: {error}") from error
 
 

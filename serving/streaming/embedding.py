@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import typing
 
 from serving.streaming import event_log, events, item_features
@@ -13,6 +14,9 @@ from tfmm.index.item_features import Layout
 from tfmm.modalities import event_field
 
 _MAX_NAMES = 200  # characters of what an event brings, in a reason
+_log = logging.getLogger(__name__)
+_MAX_SAID = 100
+_said: set[str] = set()  # contents that events bring and no encoder takes, the first of them
 
 
 class EventBatch(typing.NamedTuple):
@@ -44,11 +48,6 @@ def embed_events(
         batch: in order.
         encoders: of the index.
         layouts: of the features that the index keeps, the active one last.
-        id_types: of the catalog, as far as they are known; see `events.parse_events`.
-
-    Args:
-        batch: events.
-        encoders: of the index.
         id_types: of the catalog, as far as they are known; see `events.parse_events`.
     Raises:
         encode.EncoderError: an encoder fails on every content.
@@ -84,12 +83,21 @@ def embed_events(
             reason = "no content that this index embeds: it takes {}, the event brings {}"
             said = ", ".join([*brought, *columns[event.offset]])[:_MAX_NAMES].encode(errors="backslashreplace").decode()
             dead.append((event, reason.format(", ".join([*taken, *features]), said)))
+        else:
+            _say_unused(set(brought) - set(taken), taken)
     return Outcome(
         [item for _, item in new],
         [result.item for _, result in parsed if result.is_withdrawn],
         embedded,
         dead,
     )
+
+
+def _say_unused(fields: set[str], taken: typing.Sequence[str]) -> None:
+    """Names contents that events bring and no encoder takes in the log, once each."""
+    for field in sorted({field[:100] for field in fields} - _said)[: _MAX_SAID - len(_said)]:
+        _said.add(field)
+        _log.warning("not used: %s of events; the index takes %s", field, ", ".join(taken))
 
 
 def concatenate(outcomes: typing.Sequence[Outcome]) -> Outcome:

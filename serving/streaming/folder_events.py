@@ -23,18 +23,20 @@ SCHEME = registered.FOLDER
 SUFFIXES = served.SUFFIXES
 _ID = ".tfmm_events"  # file in the folder, by which the index knows it wherever it is mounted
 _BATCH = 256  # rows that are decoded together
+_MAX_SAID = 100
 _log = logging.getLogger(__name__)
 
 
 class EventFolder:
     """A folder of event files, each a log of its own; see `event_log.EventSource`.
 
-    A `.jsonl` file holds an event per line (`events.make_event`), and may grow by whole lines. A `.parquet` file holds
-    an event per row, in columns named as the event's fields (`events.FIELDS`), and must appear whole: write it under
-    another name, and rename it. Names that begin with `.` or `_` are passed over. A file is read once; one that is
-    written anew under the same name is read on from where it was, so give a correction a name of its own. One that
-    cannot be read is said in the log, and tried again when it changes. Look-ups grow with the number of files, as do
-    the index's positions: move away what is old.
+    A `.jsonl` file holds an event per line (`events.make_event`), and may grow by whole lines; a last one without an
+    end is taken once it is a whole object. A `.parquet` file holds an event per row, in columns named as the event's
+    fields (`events.FIELDS`), and must appear whole: write it under another name, and rename it. Names that begin with
+    `.` or `_` are passed over, others are named in the log. A file is read once; one that is written anew under the
+    same name is read on from where it was, so give a correction a name of its own. One that cannot be read is said in
+    the log, and tried again when it changes. Look-ups grow with the number of files, as do the index's positions: move
+    away what is old.
 
     Args:
         url: `folder://` and the folder's path.
@@ -49,6 +51,7 @@ class EventFolder:
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path} must be a folder, in which files of events appear.")
         self.name = f"{SCHEME}{_identity(self.path)}"
+        self._said: set[pathlib.Path] = set()  # what is not read
 
     def __enter__(self) -> EventFolder:
         return self
@@ -58,11 +61,13 @@ class EventFolder:
 
     def parts(self) -> list[EventFile]:
         """Returns the files that are there now, by name."""
-        if self._at_any_depth:
-            found = served.files(self.path)
-        else:
-            files = (path for path in self.path.iterdir() if path.suffix in SUFFIXES and path.name[0] not in "._")
-            found = sorted(files)
+        shown = served.shown_files(self.path) if self._at_any_depth else sorted(self.path.iterdir())
+        shown = [path for path in shown if path.name[0] not in "._"]
+        found = [path for path in shown if path.suffix in SUFFIXES]
+        others = {path for path in shown if path.suffix not in SUFFIXES} - self._said
+        for path in sorted(others)[: _MAX_SAID - len(self._said)]:
+            self._said.add(path)
+            _log.warning("not used: %s (events are files *%s)", path, " or *".join(SUFFIXES))
         return [EventFile(path, f"{self.name}/{path.relative_to(self.path).as_posix()}") for path in found]
 
     def append(self, payloads: typing.Iterable[bytes]) -> int:
@@ -93,6 +98,7 @@ class EventFile:
         self._rows: typing.Iterator[event_log.Event] | None = None  # behind `_at`
         self._at = 0
         self._seen: tuple[int, int] | None = None  # size and time of a file that has no more, or cannot be read
+        self._looked: tuple[int, int] | None = None  # those of the last read
 
     def __reduce__(self) -> tuple[type, tuple[pathlib.Path, str]]:
         return EventFile, (self._path, self.name)
@@ -108,6 +114,10 @@ class EventFile:
             if self._rows is None or after != self._at:
                 self._rows, self._at = self._open(after), after
             found = event_log.up_to(self._rows, limit)
+            if not found and state != self._looked:  # it has grown since its rows came to their end
+                self._rows = self._open(after)
+                found = event_log.up_to(self._rows, limit)
+            self._looked = state
         except FileNotFoundError:  # moved away
             self._rows = None
             return []
@@ -135,13 +145,14 @@ class EventFile:
     def _of_lines(self, after: int) -> typing.Iterator[event_log.Event]:
         with self._path.open("rb") as file:
             for number, line in enumerate(iter(file.readline, b""), 1):
-                if not line.endswith(b"\n"):
-                    return  # half written
+                if not served.is_whole(line):
+                    _log.info("%s ends in a half-written line: it is taken once it is whole", self._path)
+                    return
                 if number > after:
                     yield event_log.Event(number, line.rstrip(b"\r\n"))
 
     def _of_rows(self, after: int) -> typing.Iterator[event_log.Event]:
-        with pq.ParquetFile(self._path) as file:
+        with pq.ParquetFile(self._path, coerce_int96_timestamp_unit="us") as file:
             number = 0
             for batch in file.iter_batches(batch_size=_BATCH):
                 if number + batch.num_rows > after:

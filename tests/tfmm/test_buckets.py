@@ -43,8 +43,17 @@ def test_tables_of_a_bucket_are_those_of_a_folder_with_keys_and_hidden_files(sma
         pq.write_table(table.slice(0, 50), tmp_path / "behaviors" / name)
     pq.write_table(schema.read_table(small_marketplace, "items"), tmp_path / "items.parquet")
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "searches").mkdir()
+    for name in ("behaviors/_SUCCESS", "behaviors/more.csv", "searches/000000_0", "_old/q.parquet", "._items.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
     upload(tmp_path, bucket)
     assert layout.unknown_files(bucket, schema.TABLES) == layout.unknown_files(tmp_path, schema.TABLES) != []
+    for name, reasons in (("behaviors", {layout.OTHER_SUFFIX, layout.HIDDEN}), ("items", set()),
+                          ("searches", {layout.OTHER_SUFFIX, layout.NO_PART})):  # fmt: skip
+        unread = layout.unread_files(bucket, name)
+        assert {one.reason for one in unread} == reasons
+        assert sorted(unread, key=str) == sorted(layout.unread_files(tmp_path, name), key=str)
     for name in ("behaviors", "items", "searches"):
         mine, theirs = (schema.table_parts(place, name) for place in (tmp_path, bucket))
         assert [part.path.removeprefix(f"{bucket}/") for part in theirs] == [

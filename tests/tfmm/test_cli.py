@@ -80,6 +80,7 @@ def test_check_says_what_is_not_read_and_exits_with_0(tmp_path):
         ["embed", "--encoders", "encoders", "--index", "index.sqlite", "--snapshot", "snapshot"],
         ["train", "--snapshot", "snapshot", "--output", "out", "--run", "small", "--set", "data.eval_fraction=1e-6"],
         ["quickstart", "--workdir", "run"],
+        ["experiments", "table3", "--output", "out", "--seeds", "1", "--budget-minutes", "1"],
     ],
 )
 def test_each_stage_that_reads_tables_says_what_it_leaves_unread(tmp_path, monkeypatch, arguments):
@@ -194,3 +195,13 @@ def test_index_that_no_model_would_see_is_refused_before_any_work(tmp_path, monk
     result = CliRunner().invoke(cli.main, ["evaluate", "--models", ".", "--output", "out", *arguments])
     assert result.exit_code == 1 and result.output.startswith(f"Error: {said}"), result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_stream_takes_the_options_of_every_process(monkeypatch):
+    given = []
+    monkeypatch.setattr("serving.streaming.__main__.main", given.append)
+    words = ["--metrics-port", "9101", "--metrics-host", "::1", "--log-format", "json", "--log-level", "warning"]
+    result = CliRunner().invoke(cli.main, ["stream", "--events", "e.sqlite", "--index", "i.sqlite", *words])
+    assert result.exit_code == 0, result.output
+    told = {"--metrics_port=9101", "--metrics_host=::1", "--log_format=json", "--log_level=warning"}
+    assert given[0][:4] == ["--events", "e.sqlite", "--index", "i.sqlite"] and set(given[0][4:]) == told

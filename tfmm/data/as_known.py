@@ -198,15 +198,34 @@ def doubled(ids: np.ndarray, found: Updates) -> np.ndarray:
 
 
 def verified(data_dir: str | pathlib.Path, time_zone: str, tables: schema.Tables | None = None) -> times.Seen:
-    """Returns what `see` gives, of tables whose versions can be told apart.
+    """Returns what `see` gives, of tables whose rows of one id, their versions, can be told apart.
 
     Raises:
-        ValueError: rows of one id have one instant; or `updated_at` is neither a date nor a timestamp.
+        ValueError: rows of one id have one instant, or none is told; or `updated_at` is neither a date nor a timestamp.
     """
     seen = see(data_dir, time_zone, tables)
-    for name in (times.table_of(key) for key in seen):
-        _read(data_dir, name, seen, tables)
+    for name, key in times.VERSIONS.items():
+        if key in seen:
+            _read(data_dir, name, seen, tables)
+        elif name in (tables or schema.TABLES):
+            require_unique(data_dir, name, tables)
     return seen
+
+
+def require_unique(data_dir: str | pathlib.Path, name: str, tables: schema.Tables | None = None) -> None:
+    """Raises ValueError where a table has several rows of one id: which of them counts is not told."""
+    if not schema.has_table(data_dir, name, tables):
+        return
+    key = typing.cast(str, declared.unique_key(name))
+    ids = schema.fingerprints(schema.read_table(data_dir, name, [key], tables)[key])
+    order = np.argsort(ids, kind="stable")
+    again = np.sort(order[1:][(ids[order][1:] == ids[order][:-1]) & (ids[order][1:] != 0)])
+    if len(again):
+        first = ", ".join(map(str, again[:SHOWN].tolist()))
+        raise ValueError(
+            f"`{name}.{key}` must be unique, so that one row counts. Received: {len(again):,} rows with the id of "
+            f"another, first rows {first}. Keep one of each, or tell in `{schema.UPDATED_AT}` from when on each holds."
+        )
 
 
 def _read(

@@ -41,7 +41,7 @@ def notes(
 
     earliest, latest = bounds["impressions"]
     items = schema.fingerprints(read("impressions", "item_id"))
-    if seen["impressions"].unit <= times.SECOND:
+    if seen["impressions"].unit <= times.SECOND and not seen["impressions"].step_us:
         users = schema.fingerprints(read("impressions", "user_id"))
         found += _doubled(users, items, earliest)
     if "items" in bounds and "item_id" in columns["items"]:

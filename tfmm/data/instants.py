@@ -78,10 +78,10 @@ def zone_of(kind: pa.DataType) -> str | None:
 def _zone(name: str) -> datetime.tzinfo | None:
     if name in ("UTC", "Z"):
         return datetime.timezone.utc
-    if match := re.fullmatch(r"([+-])(\d\d):?(\d\d)", name):
-        sign = -1 if match[1] == "-" else 1
-        return datetime.timezone(sign * datetime.timedelta(hours=int(match[2]), minutes=int(match[3])))
     try:
+        if match := re.fullmatch(r"([+-])(\d\d):?(\d\d)", name):
+            sign = -1 if match[1] == "-" else 1
+            return datetime.timezone(sign * datetime.timedelta(hours=int(match[2]), minutes=int(match[3])))
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         return None

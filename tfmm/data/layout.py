@@ -100,25 +100,54 @@ def unread_files(data_dir: str | pathlib.Path, table: str) -> list[Unread]:
     """Returns what lies in a table's folder and is not read, one per reason."""
     result: list[Unread] = []
     if buckets.is_url(data_dir):
-        return result
+        return _unread_in_bucket(str(data_dir).rstrip("/"), table)
     for form in _forms(data_dir, table):
         files = list(_walk(form))
         if all(reason for _, reason in files):
             result.append(Unread(_name(form, data_dir), NO_PART))
-        result += _by_reason(files, data_dir)
+        result += _by_reason((_name(path, data_dir), reason) for path, reason in files)
     return result
+
+
+def _unread_in_bucket(url: str, table: str) -> list[Unread]:
+    """Returns what `unread_files` does of a bucket."""
+    result: list[Unread] = []
+    folders, _ = buckets.names(url)
+    for form in (one for one in (f"{table}{SUFFIX}", table) if one in folders):
+        files = _files_of_bucket(url, form)
+        if all(reason for _, reason in files):
+            result.append(Unread(f"{form}/", NO_PART))
+        result += _by_reason(files)
+    return result
+
+
+def _files_of_bucket(url: str, folder: str) -> list[tuple[str, str]]:
+    """Returns the files under a folder, sorted, with the reason why each is not read, as `_walk` does."""
+    found = []
+    for top, _, files in buckets.walk(f"{url}/{folder}"):
+        place = pathlib.PurePosixPath(top.removeprefix(f"{url}/"))
+        for name in files:
+            is_part = name.endswith(SUFFIX)
+            if not any(map(_is_hidden, (*place.parts, name))):
+                found.append((str(place / name), "" if is_part else OTHER_SUFFIX))
+            elif is_part:
+                found.append((str(place / name), HIDDEN))
+    return sorted(found)
 
 
 def unknown_files(data_dir: str | pathlib.Path, tables: typing.Collection[str]) -> list[Unread]:
     """Returns what lies in a data folder and belongs to no table of `tables`."""
     if buckets.is_url(data_dir):
         folders, files = buckets.names(str(data_dir))
-        found = [(name, "/") for name in folders] + [(name, "") for name in files if name != artifacts.MANIFEST]
+        url, found = str(data_dir).rstrip("/"), [(name, "/") for name in folders]
+        found += [(name, "") for name in files if name != artifacts.MANIFEST]
+        own = [name for name in files if _is_hidden(name) and name.endswith(SUFFIX)]
+        own += [file for name in folders if _is_hidden(name) for file, _ in _files_of_bucket(url, name)]
         return [
             Unread(name + end, NOT_A_TABLE if end or name.endswith(SUFFIX) else OTHER_SUFFIX)
             for name, end in sorted(found)
             if not _is_hidden(name) and (name.removesuffix(SUFFIX) not in tables or name + end in tables)
-        ]
+        ] + _by_reason((name, HIDDEN) for name in sorted(own))
     folder = pathlib.Path(data_dir)
     hidden: list[tuple[pathlib.Path, str]] = []
     result: list[Unread] = []
@@ -131,7 +160,7 @@ def unknown_files(data_dir: str | pathlib.Path, tables: typing.Collection[str]) 
             result.append(Unread(_name(path, folder), NOT_A_TABLE if is_table else OTHER_SUFFIX))
         elif name in tables and path.is_file():
             result.append(Unread(name, OTHER_SUFFIX))
-    return result + _by_reason(hidden, folder)
+    return result + _by_reason((_name(path, folder), reason) for path, reason in hidden)
 
 
 def _forms(data_dir: str | pathlib.Path, table: str) -> list[pathlib.Path]:
@@ -235,12 +264,12 @@ def _partition(form: pathlib.PurePath, path: pathlib.PurePath) -> dict[str, str 
     return result
 
 
-def _by_reason(files: typing.Iterable[tuple[pathlib.Path, str]], data_dir: str | pathlib.Path) -> list[Unread]:
+def _by_reason(files: typing.Iterable[tuple[str, str]]) -> list[Unread]:
     groups = collections.defaultdict(list)
-    for path, reason in files:
+    for name, reason in files:
         if reason:
-            groups[reason].append(path)
-    return [Unread(_name(paths[0], data_dir), reason, len(paths)) for reason, paths in groups.items()]
+            groups[reason].append(name)
+    return [Unread(names[0], reason, len(names)) for reason, names in groups.items()]
 
 
 def _name(path: pathlib.Path, data_dir: str | pathlib.Path) -> str:

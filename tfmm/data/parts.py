@@ -94,7 +94,8 @@ class Part:
     def _opened(self) -> typing.Iterator[pq.ParquetFile]:
         try:
             with buckets.opened(self.path) as place:
-                file = pq.ParquetFile(place)
+                # Spark's INT96 holds years to 9999; as nanoseconds, Arrow's default, those beyond 2262 would wrap.
+                file = pq.ParquetFile(place, coerce_int96_timestamp_unit="us")
                 names = collections.Counter(file.schema_arrow.names)
                 if twice := [name for name, count in names.items() if count > 1]:
                     raise LayoutError(

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfmm.data import instants, schema
 from tfmm.features import ACTIONS, Label
 from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
-from tfmm.pretrain.picture_header import num_pixels
+from tfmm.pretrain.picture_header import MAX_SCANS, num_pixels, num_scans
 from tfmm.scl_config import SCLConfig
 
 Array: typing.TypeAlias = pa.Array | pa.ChunkedArray
@@ -115,6 +115,7 @@ def content_rules(
     for picture in (column.name for column in tables[name].columns if column.kind == "binary"):
         most = (max_pixels or {}).get(picture, SCLConfig.max_pixels)
         rules.append(Rule(picture, f"must have at most {most:,} pixels", _larger_than(most)))
+        rules.append(Rule(picture, f"must have at most {MAX_SCANS} scans", _has_many_scans))
         rules.append(Rule(picture, "must be a PNG or JPEG that can be decoded", _undecodable(most)))
     for column, dim in (dims or {}).items():
         rules += [
@@ -209,11 +210,16 @@ def _larger_than(max_pixels: int) -> typing.Callable[[Array], np.ndarray]:
     return breaks
 
 
+def _has_many_scans(values: Array) -> np.ndarray:
+    return np.array([num_scans(value or b"") > MAX_SCANS for value in values.to_pylist()], bool)
+
+
 def _undecodable(max_pixels: int) -> typing.Callable[[Array], np.ndarray]:
-    """A picture that says to be larger is not opened: opening it is what costs."""
+    """A picture that says to be larger, or to have many scans, is not opened: opening it is what costs."""
 
     def is_bad(image: bytes | None) -> bool:
-        return image is not None and num_pixels(image) <= max_pixels and not _decodes(image)
+        is_small = image is not None and num_pixels(image) <= max_pixels and num_scans(image) <= MAX_SCANS
+        return is_small and not _decodes(typing.cast(bytes, image))
 
     return lambda values: np.array([is_bad(value) for value in values.to_pylist()], bool)
 

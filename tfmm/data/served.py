@@ -21,12 +21,17 @@ import typing
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tfmm.data.layout import Unread
+
 SHOWN = "shown"  # the field of an event which says that an item was shown
 SUFFIXES = (".parquet", ".jsonl")
 MAX_REQUEST_ID = 200  # characters
 _OF_JSON = ("features", "items", "item_features")  # columns of Parquet that hold JSON
 _NOT_VALUES = ("request_id", "item_id", "time", SHOWN)
+OTHER_SUFFIX = f"the name ends in none of {', '.join(SUFFIXES)}"
+HALF_WRITTEN = "a last line without an end that is no whole object"
 _BATCH = 1024
+_TAIL_BYTES = 1 << 16
 SCHEMA = pa.schema(
     [
         ("request_id", pa.string()),
@@ -232,23 +237,78 @@ def files(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
         FileNotFoundError: there is no such folder.
     """
     place = pathlib.Path(os.fspath(folder).removeprefix("folder://"))
+    return [path for path in shown_files(place) if path.suffix in SUFFIXES]
+
+
+def unread(folder: str | os.PathLike[str]) -> list[Unread]:
+    """Returns what lies in a folder of records or events and is not read; hidden files are not whole yet."""
+    place = pathlib.Path(os.fspath(folder).removeprefix("folder://"))
+    shown = shown_files(place)
+    others = [path for path in shown if path.suffix not in SUFFIXES]
+    cut = [path for path in shown if path.suffix == ".jsonl" and not is_whole(_last_line(path) or b"\n")]
+    found = ((others, OTHER_SUFFIX), (cut, HALF_WRITTEN))
+    return [Unread(str(paths[0]), reason, len(paths)) for paths, reason in found if paths]
+
+
+def shown_files(place: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files under a folder that are not hidden, sorted.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
     if not place.is_dir():
         raise FileNotFoundError(f"{place} must be a folder with files {' or '.join(SUFFIXES)}. It is not there.")
-    found = [path for path in place.rglob("*") if path.suffix in SUFFIXES and path.is_file()]
+    found = (path for path in place.rglob("*") if path.is_file())
     return sorted(p for p in found if not any(name.startswith((".", "_")) for name in p.relative_to(place).parts))
 
 
 def payloads(path: pathlib.Path) -> typing.Iterator[bytes]:
-    """Yields the objects of JSON of a file, of Parquet one per row, a last line that is half written not."""
+    """Yields the objects of JSON of a file, of Parquet one per row, a last line that is half written not.
+
+    Raises:
+        ValueError: it is no Parquet that can be read.
+    """
     if path.suffix == ".jsonl":
         with path.open("rb") as file:
-            yield from (line for line in file if line.endswith(b"\n") and line.strip())
+            yield from (line for line in file if line.strip() and is_whole(line))
         return
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_BATCH):
-            for row in batch.to_pylist():
-                found = {name: one for name, one in row.items() if one is not None}
-                yield json.dumps(found, default=str).encode()
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH):
+                for row in batch.to_pylist():
+                    found = {name: one for name, one in row.items() if one is not None}
+                    yield json.dumps(found, default=str).encode()
+    except pa.ArrowMemoryError:
+        raise
+    except pa.ArrowException as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} must be readable Parquet. Received: {reason}") from error
+
+
+def is_whole(line: bytes) -> bool:
+    """Returns whether a line has its end, or is an object of JSON, which the beginning of one never is.
+
+    >>> is_whole(b'{"a": 1'), is_whole(b'{"a": 1}'), is_whole(b"[1\\n"), is_whole(b"1")
+    (False, True, True, False)
+    """
+    if line.endswith(b"\n"):
+        return True
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _last_line(path: pathlib.Path) -> bytes:
+    """Returns the last line of a file, with its end where it has one."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        tail = b""
+        while end > 0 and tail.count(b"\n", 0, -1) == 0:
+            start = max(0, end - _TAIL_BYTES)
+            file.seek(start)
+            tail, end = file.read(end - start) + tail, start
+    return tail[tail.rfind(b"\n", 0, -1) + 1 :]
 
 
 def _decoded(values: dict[str, typing.Any]) -> dict[str, typing.Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from tfmm import artifacts, fingerprints
 from tfmm import config as config_lib
 from tfmm.config import DataConfig
-from tfmm.data import examples, instants, join, left_out, records, schema, served_rows, shards, spans
+from tfmm.data import examples, instants, join, left_out, records, schema, served_rows, shards, spans, unread
 from tfmm.data.served import Served
 from tfmm.data.served_rows import Shown
 from tfmm.declared_values import MAX_NUMBER
@@ -81,7 +81,7 @@ def write_examples(
         shutil.rmtree(parts, ignore_errors=True)
     span.write(folder)
     counts["dead_letter"] = letters.count
-    for line in (*span.lines(), *_lines(counts, spread)):
+    for line in (*unread.in_words(spread.unread), *span.lines(), *_lines(counts, spread)):
         say(line)
     found = sorted(letters.found.values(), key=lambda one: -one.count)
     for one in found:

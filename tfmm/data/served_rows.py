@@ -100,6 +100,7 @@ class Spread:
             are in none of them. An event whose request was not read is then passed over.
     Attributes:
         read: how many records and events there were.
+        unread: what lies in the folders and was not read.
         early: shown items whose window has not ended, of the last call of `rows`.
         late: clicks after their window.
     """
@@ -122,6 +123,7 @@ class Spread:
             for name, place in ((REQUESTS, log), (EVENTS, events))
         }
         total = sum(path.stat().st_size for paths in found.values() for path in paths)
+        self.unread = [one for place in (log, events) for one in served.unread(place)]
         self._num_parts = max(1, round(4 * total / PARTITION_BYTES))  # Parquet is smaller than its rows
         self.read = {name: self._spread(name, paths) for name, paths in found.items()}
         self.early = self.late = 0

@@ -7,6 +7,7 @@ impression happens at its start: so a history holds what is over by the time tha
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 import typing
 
@@ -25,6 +26,11 @@ COLUMNS |= dict.fromkeys(VERSIONS.values(), schema.UPDATED_AT)
 _CHANCE = 10  # times as many whole units as chance gives are no chance
 _FEWEST = 10  # rows
 _SUMMER_TIME_US, _ZONES_APART_US = 3_600_000_000, 900_000_000  # at most, at least
+_LEAST_STEP_US = 10_000_000  # of times that stand at every so many units
+_DISTINCT = 16  # times that are kept, which tell a rule from chance
+_RARE = 10_000  # one in so many is no chance
+_DAYS_OF_MONTH = 30
+_WORDS_OF_MONTHS = {1: "month", 3: "quarter", 12: "year"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +41,21 @@ class Resolution:
     unit: int = 0  # place in UNITS: all values are whole ones
     begins_us: tuple[int, ...] = (0,)  # where in a day or hour those begin; two: in winter and in summer
     coarser: tuple[int, ...] = ()  # units of which the rows hold too many whole ones for chance
+    step_us: int = 0  # from one time to the next at least, where that is more than the unit: a quarter of an hour
+    months: int = 0  # the same, where all days are the first of a month
+
+    @property
+    def told(self) -> str:
+        """To what times are told, in a word."""
+        if self.months:
+            return _WORDS_OF_MONTHS.get(self.months, f"{self.months} months")
+        if not self.step_us:
+            return UNITS[self.unit]
+        unit = int(np.flatnonzero(self.step_us % SIZES_US == 0)[-1])
+        count = self.step_us // int(SIZES_US[unit])
+        if (unit, count) == (DAY, 7):
+            return "week"
+        return UNITS[unit] if count == 1 else f"{count:,} {UNITS[unit]}s"
 
 
 Seen = typing.Mapping[str, Resolution]  # by table, or by `VERSIONS` of one
@@ -55,8 +76,9 @@ def resolutions(
 
     Whole days, hours, minutes, seconds or milliseconds are told from the values of the whole table, on the clocks
     of the zone that the column's type names, else of `time_zone`. So are days and hours of an untold zone, which
-    all begin at one time other than midnight, or two an hour apart; and rows of a coarser unit among finer ones, by
-    there being 10 times as many as by chance.
+    all begin at one time other than midnight, or two an hour apart; rows of a coarser unit among finer ones, by
+    there being 10 times as many as by chance; and times that stand at every so many units alone, such as quarters of
+    an hour, weeks or months.
 
     Args:
         data_dir: the data folder.
@@ -88,14 +110,18 @@ class _Tally:
     def __init__(self) -> None:
         self.whole = np.zeros(len(UNITS), np.int64)  # rows that are whole ones of each unit
         self.begins: dict[int, set[int]] = {HOUR: set(), DAY: set()}  # of the units that another zone's may be
-        self.distinct: set[int] = set()  # times, at least 4 where there are as many
+        self.distinct: set[int] = set()  # times, at least `_DISTINCT` where there are as many
+        self.grid_us = self.grid_months = 0  # what all times are whole ones of, counted from the first; 0: of one time
+        self.are_months = True  # whether all are the first instant of a month
+        self.first: int | None = None
 
     def add(self, walls: np.ndarray) -> None:
         """Adds times, int64 [n] microseconds, as clocks showed them."""
         if not len(walls):
             return
-        if len(self.distinct) < 4:
-            self.distinct |= set(np.unique(walls)[:4].tolist())
+        if len(self.distinct) < _DISTINCT:
+            self.distinct |= set(np.unique(walls)[:_DISTINCT].tolist())
+        self._add_to_grid(walls)
         for unit in list(self.begins):
             places = walls % SIZES_US[unit]
             first, last = int(places.min()), int(places.max())
@@ -107,6 +133,30 @@ class _Tally:
             walls = walls[walls % SIZES_US[unit] == 0]
             self.whole[unit] += len(walls)
 
+    def _add_to_grid(self, walls: np.ndarray) -> None:
+        """Looks at how far times are apart, as long as that may be a step."""
+        self.first = int(walls[0]) if self.first is None else self.first
+        if self.grid_us == 0 or self.grid_us >= _LEAST_STEP_US:
+            self.grid_us = math.gcd(self.grid_us, int(np.gcd.reduce(walls - self.first)))
+        if self.are_months:
+            months = walls.astype("datetime64[us]").astype("datetime64[M]")
+            self.are_months = bool((months.astype("datetime64[us]").astype(np.int64) == walls).all())
+            first = np.datetime64(self.first, "us").astype("datetime64[M]")
+            self.grid_months = math.gcd(self.grid_months, int(np.gcd.reduce((months - first).astype(np.int64))))
+
+    def _is_rare(self, parts: int, first: int) -> bool:
+        """Whether chance hardly gives these times: each but for the first, which make the rule, is 1 in so many."""
+        return parts ** max(0, len(self.distinct) - first) >= _RARE
+
+    def _steps(self, unit: int) -> tuple[int, int]:
+        """Returns `step_us` and `months` of times that are whole ones of a unit."""
+        counts = (count for count in (12, 6, 3, 2, 1) if self.are_months and self.grid_months % count == 0)
+        if months := next((count for count in counts if self._is_rare(count * _DAYS_OF_MONTH, 1)), 0):
+            return 0, months
+        size = int(SIZES_US[unit])
+        is_step = self.grid_us >= _LEAST_STEP_US and self.grid_us > size and self._is_rare(self.grid_us // size, 2)
+        return self.grid_us if is_step else 0, 0
+
     def resolution(self, time_zone: str) -> Resolution:
         """Returns what the times added show; of none, nothing coarser than their type."""
         if not self.whole[0]:
@@ -116,9 +166,12 @@ class _Tally:
             if shifted > unit and len(self.distinct) >= 2 + len(begins):  # fewer may agree by chance
                 is_over_midnight = max(begins) - min(begins) > _SUMMER_TIME_US  # 23:00 and 00:00
                 return Resolution(time_zone, shifted, tuple(sorted(begins, reverse=is_over_midnight)))
-        by_chance = self.whole[:-1] * SIZES_US[:-1] / SIZES_US[1:]
+        (step_us, months), sizes = self._steps(unit), SIZES_US.copy()
+        sizes[unit] = step_us or sizes[unit]
+        by_chance = self.whole[:-1] * sizes[:-1] / SIZES_US[1:]
         many = (self.whole[1:] > _CHANCE * by_chance) & (self.whole[1:] >= _FEWEST)
-        return Resolution(time_zone, unit, coarser=tuple(u for u in range(unit + 1, len(UNITS)) if many[u - 1]))
+        coarser = tuple(u for u in range(unit + 1, len(UNITS)) if many[u - 1])
+        return Resolution(time_zone, unit, coarser=coarser, step_us=step_us, months=months)
 
 
 def _are_one_begin(places: set[int], unit: int) -> bool:
@@ -182,19 +235,31 @@ def bounds(times: pa.ChunkedArray, seen: Resolution) -> tuple[np.ndarray, np.nda
     units = np.full(len(walls), max(seen.unit, _unit_of(times.type)))
     for unit in seen.coarser:
         units[(walls % SIZES_US[unit] == 0) & (units < unit)] = unit
-    ends = walls + SIZES_US[units] - 1
+    ends, are_seen = walls + SIZES_US[units] - 1, units == seen.unit
     if seen.begins_us != (0,):
-        ends += np.where(units == seen.unit, (seen.begins_us[-1] - walls) % SIZES_US[seen.unit], 0)
+        ends += np.where(are_seen, (seen.begins_us[-1] - walls) % SIZES_US[seen.unit], 0)
+    if seen.step_us:
+        ends = np.where(are_seen, walls + seen.step_us - 1, ends)
+    if seen.months:
+        later = walls.astype("datetime64[us]").astype("datetime64[M]") + np.timedelta64(seen.months, "M")
+        ends = np.where(are_seen, later.astype("datetime64[us]").astype(np.int64) - 1, ends)
     latest = instants.readings(zone, ends)[1]
     if is_instant:
         earliest = values
-        latest = np.where(units < HOUR, values + SIZES_US[units] - 1, latest)
+        latest = np.where(units < HOUR, values + (ends - walls), latest)
     else:
         earliest = instants.readings(zone, walls)[0].copy()
         days = np.flatnonzero(units == DAY)  # begin where the day before ends, even where no clock showed midnight
         earliest[days] = instants.readings(zone, walls[days] - 1)[1] + 1
     is_null = stored == instants.NULL
     return np.where(is_null, stored, earliest), np.where(is_null, stored, latest)
+
+
+def starts(part: Part, name: str, row_group: int, time_zone: str) -> np.ndarray:
+    """Returns the earliest instants of a column in COLUMNS, int64 [n] microseconds; the smallest int64 where null."""
+    if COLUMNS[name] not in part.schema.names:
+        return np.full(part.row_groups[row_group], instants.NULL)
+    return bounds(read_stored(part, name, row_group), Resolution(time_zone))[0]
 
 
 def read_bounds(
@@ -217,12 +282,12 @@ def notes(seen: typing.Mapping[str, Resolution]) -> tuple[str, ...]:
     return tuple(
         _note(name, found, "behaviors" in seen)
         for name, found in seen.items()
-        if found.unit > SECOND or found.coarser or (differ and name in logs)
+        if found.unit > SECOND or found.coarser or found.step_us or (differ and name in logs)
     )
 
 
 def _note(name: str, seen: Resolution, has_behaviors: bool) -> str:
-    column, unit = f"{table_of(name)}.{COLUMNS[name]}", UNITS[seen.unit]
+    column, unit = f"{table_of(name)}.{COLUMNS[name]}", seen.told
     text = f"{column} is known to the {unit}{_consequence(name, unit, has_behaviors)}."
     if seen.begins_us != (0,):
         begins = " and ".join(str(np.datetime64(begin, "us"))[11:19] for begin in seen.begins_us)

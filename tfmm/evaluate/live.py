@@ -17,7 +17,7 @@ import typing
 
 import numpy as np
 
-from tfmm.data import declared, served_rows
+from tfmm.data import declared, served_rows, unread
 from tfmm.data.served_examples import LABEL_WINDOW_S
 from tfmm.evaluate import slices as slices_lib
 from tfmm.features import FeatureSet
@@ -117,7 +117,8 @@ def slices(
                              record.request_id, record.time)
                         for one in shown
                     ]
-    said = [f"left out: {one}" for one in sorted(letters.found.values(), key=lambda one: -one.count)]
+    said = unread.in_words(spread.unread)
+    said += [f"left out: {one}" for one in sorted(letters.found.values(), key=lambda one: -one.count)]
     if spread.early:
         said.append(f"labels: {spread.early:,} items that were shown are not known yet: their window has not ended")
     result = {version: _slice(rows, requests[version]) for version, rows in sorted(found.items())}

@@ -9,7 +9,7 @@ import typing
 import numpy as np
 
 from tfmm import metrics
-from tfmm.data import as_known, declared, instants, schema
+from tfmm.data import as_known, declared, instants, schema, times
 from tfmm.data import shards as shards_lib
 from tfmm.features import Feature, FeatureSet
 from tfmm.fingerprints import fingerprint
@@ -152,9 +152,11 @@ def births(data_dir: Folder, tables: schema.Tables, time_zone: str) -> Births | 
     parts = schema.table_parts(os.fspath(data_dir), "items", tables)
     if not all("created_at" in part.schema.names for part in parts):
         return None
-    table = as_known.read_table(os.fspath(data_dir), "items", time_zone, ["item_id", "created_at"], tables)
+    table = as_known.read_table(os.fspath(data_dir), "items", time_zone, ["item_id"], tables)
     ids = fingerprint(table["item_id"].to_pylist())
-    created = instants.to_timestamps(table["created_at"]).cast("int64").fill_null(instants.NULL).to_numpy()
+    groups = as_known.row_groups(os.fspath(data_dir), "items", time_zone, tables)
+    told = [(times.starts(part, "items", group, time_zone), rows) for part, group, rows in groups]
+    created = np.concatenate([all_rows if rows is None else all_rows[rows] for all_rows, rows in told])
     order = np.argsort(ids, kind="stable")
     return Births(ids[order], created[order])
 

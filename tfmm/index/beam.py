@@ -46,8 +46,10 @@ def catalog_parts(
     """Returns the row groups of the catalog's files; where items have versions, with the rows that are the newest.
 
     Raises:
-        ValueError: two versions of one item have one instant.
+        ValueError: two versions of one item have one instant, or none is told.
     """
+    if not as_known.see(data_dir, time_zone, tables, ["items"]):
+        as_known.require_unique(data_dir, "items", tables)
     groups = as_known.row_groups(data_dir, "items", time_zone, tables, with_faulty=True)
     return list(itertools.starmap(CatalogPart, groups))
 
@@ -59,6 +61,7 @@ class Reading(typing.NamedTuple):
     contents: dict[str, str]  # column by modality
     layout: item_features.Layout
     seen: times.Seen  # of impressions, whose zone is that of all times that name none, and of versions, where there are
+    time_zone: str = "UTC"  # of `created_at`
 
     @property
     def columns(self) -> list[str]:
@@ -78,6 +81,8 @@ def read_items(
     written_us = min(now_us, buckets.stat(part.part.path)[1] // 1000)
     updates = as_known.updates(part.part, "items", part.row_group, reading.seen)
     faulty = np.zeros(len(rows), bool) if updates is None else updates.faulty[rows]
+    created = times.starts(part.part, "items", part.row_group, reading.time_zone)[rows]
+    created = np.where((created >= 0) & (created <= now_us), created, 0)  # what is yet to come tells no age
     instants = {
         f.name: declared.instants_of(part.part, "items", part.row_group, f, reading.seen)[rows]
         for f in layout.features
@@ -86,8 +91,6 @@ def read_items(
     for start in range(0, table.num_rows, batch_size):
         batch, places = table.slice(start, batch_size), slice(start, start + batch_size)
         ids = schema.fingerprints(batch["item_id"]).tolist()
-        created = schema.microseconds(batch["created_at"]).tolist()
-        created = [time if 0 <= time <= now_us else 0 for time in created]  # what is yet to come tells no age
         contents = [_contents(batch[column]) for column in reading.contents.values()]
         packed: list[tuple[item_features.Packed, ...]] = [()] * len(ids)
         if layout.features:
@@ -99,7 +102,7 @@ def read_items(
         faults = [_FAULT if bad else None for bad in faulty[places].tolist()]
         yield [
             encode.Item(item_id, time, dict(zip(reading.contents, values)), features, written_us, fault)
-            for item_id, time, features, fault, *values in zip(ids, created, packed, faults, *contents)
+            for item_id, time, features, fault, *values in zip(ids, created[places].tolist(), packed, faults, *contents)
         ]
 
 
@@ -205,7 +208,7 @@ class EmbedCatalog(beam.PTransform):
         _require_columns(self._parts, self.layout)
         contents = {name: modality_set[name].content for name in sorted({*encoder_dirs, *self.vector_dims})}
         seen = {**_seen(data_dir, self.layout, time_zone), **as_known.see(data_dir, time_zone, tables, ["items"])}
-        self._reading = Reading(tables, contents, self.layout, seen)
+        self._reading = Reading(tables, contents, self.layout, seen, time_zone)
         self._encoder_dirs, self._url = dict(encoder_dirs), str(index)
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection:

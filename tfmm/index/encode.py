@@ -234,12 +234,12 @@ def embed(items: typing.Sequence[Item], encoder: AnyEncoder) -> tuple[rows_lib.I
     vectors, failures = _encode(contents, encoder)
     is_finite = np.isfinite(vectors).all(axis=1)
     usable = is_finite & np.any(vectors != 0, axis=1)
-    unusable = f"{field}: is all zeros" if isinstance(encoder, GivenVectors) else f"{field}: cannot be decoded"
+    fault = "is all zeros" if isinstance(encoder, GivenVectors) else "cannot be decoded, or is blank"
     for place, failure, finite, good in zip(present, failures, is_finite, usable):
         if failure is not None:
             rejected[place] = f"{field}: the encoder fails: {failure}"
         elif not good:
-            rejected[place] = unusable if finite else f"{field}: must give {encoder.dim} finite values"
+            rejected[place] = f"{field}: {fault if finite else f'must give {encoder.dim} finite values'}"
     kept = [items[place] for place, good in zip(present, usable) if good]
     rows, scales = quantize(vectors[usable])
     return (

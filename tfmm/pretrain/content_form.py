@@ -9,7 +9,10 @@ from tfmm.pretrain import picture_header
 from tfmm.scl_config import SCLConfig
 
 NFKC_CASEFOLD = "nfkc-casefold"
-_INVISIBLE = dict.fromkeys((0x00AD, 0x2060, 0xFE0E, 0xFE0F, 0xFEFF))  # soft hyphen, joiner, selectors, byte order mark
+_INVISIBLE = dict.fromkeys((  # but for the joiners U+200C and U+200D, by which words of some languages differ
+    0x00AD, 0x034F, 0x061C, 0x180E, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x2070),
+    *range(0xFE00, 0xFE10), 0xFEFF, *range(0xE0100, 0xE01F0),
+))  # fmt: skip
 _INVALID = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -19,7 +22,7 @@ class ContentForm:
 
     Args:
         text: nfkc-casefold, see `one_spelling`, or "": texts as they are.
-        max_pixels: pictures of more are refused, by their header.
+        max_pixels: pictures of more are refused, by their header, and so are JPEGs of more than 100 scans.
 
     Raises:
         ValueError: a form of texts that is not known here.
@@ -39,6 +42,8 @@ class ContentForm:
         """Returns why a content is refused, or None."""
         if isinstance(content, bytes) and (pixels := picture_header.num_pixels(content)) > self.max_pixels:
             return f"must have at most {self.max_pixels:,} pixels, not {pixels:,}; make the picture smaller"
+        if isinstance(content, bytes) and (scans := picture_header.num_scans(content)) > picture_header.MAX_SCANS:
+            return f"must have at most {picture_header.MAX_SCANS} scans, not {scans:,}; save the picture anew"
         return None
 
     def __call__(self, content: bytes | str) -> bytes:

@@ -1,14 +1,17 @@
-"""How many pixels an encoded picture says that it has, from its header alone: what decoding it would cost."""
+"""How many pixels an encoded picture says that it has, and in how many scans: what decoding it would cost, unopened."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 import typing
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers of frames, which begin with a size
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # JPEG markers without a length
 _SCAN, _END = 0xDA, 0xD9
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd8]")  # JPEG markers that end a scan's data
+MAX_SCANS = 100  # of a JPEG: a decoder goes over all pixels in each, and a scan may have a few bytes
 _BITMAP_HEADERS = (40, 52, 56, 64, 108, 124)
 
 
@@ -22,6 +25,20 @@ def num_pixels(content: bytes) -> int:
         return sum(width * height for width, height in _sizes(content))
     except (struct.error, IndexError):  # cut off: nothing to decode
         return 0
+
+
+def num_scans(content: bytes) -> int:
+    """Returns the scans of a JPEG, several where it is progressive; 0 of other pictures.
+
+    >>> num_scans(b"\\xff\\xd8\\xff\\xda\\0\\2 pixels \\xff\\0 \\xff\\xda\\0\\2 more \\xff\\xd9 \\xff\\xda")
+    2
+    """
+    place, scans = 2 if content.startswith(b"\xff\xd8\xff") else len(content), 0
+    while (found := _MARKER.search(content, place)) and (marker := content[found.end() - 1]) != _END:
+        scans += marker == _SCAN
+        size = content[found.end() : found.end() + 2]
+        place = found.end() + (0 if marker in _BARE else int.from_bytes(size, "big"))
+    return scans
 
 
 def _sizes(content: bytes) -> typing.Iterator[tuple[int, int]]:

@@ -23,6 +23,7 @@ def test_policies_and_labels_are_read(tmp_path):
     ("text", "message"),
     [
         ("nonsense", "models.config"),
+        ("caf\udce9", "models.config: 'utf-8' codec can't decode"),
         ("", "model_config_list"),
         ('model_config_list { config { name: "a" } }', "needs `name` and `base_path`"),
         (
@@ -37,6 +38,6 @@ def test_policies_and_labels_are_read(tmp_path):
 )
 def test_bad_configs_are_refused(tmp_path, text, message):
     path = tmp_path / "models.config"
-    path.write_text(text)
+    path.write_text(text, "utf-8", "surrogateescape")
     with pytest.raises(errors.ServingError, match=message):
         config.read_file(str(path))

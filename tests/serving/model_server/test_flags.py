@@ -64,6 +64,11 @@ def test_all_faults_are_said_at_once(capsys):
         (["--model_base"], "unrecognized arguments"),
         (["--port=-1", "--model_base_path=/m"], "nothing would be served"),
         (["--file_system_poll_wait_seconds=-1", "--model_base_path=/m"], "0 or more"),
+        (["--file_system_poll_wait_seconds=inf", "--model_base_path=/m"], "must be a finite number of seconds"),
+        (["--index_wait_seconds=nan", "--model_base_path=/m"], "--index_wait_seconds must be a finite number"),
+        (["--port=99999", "--model_base_path=/m"], "--port must be from -1 to 65535. Received: 99999"),
+        (["--max_num_load_retries=-1", "--model_base_path=/m"], "--max_num_load_retries must be at least 0"),
+        (["--num_threads=-1", "--model_base_path=/m"], "--num_threads must be at least 0. Received: -1"),
         (["--grpc_channel_arguments=max_age", "--model_base_path=/m"], "name=value"),
         (
             ["--tensorflow_session_parallelism=2", "--tensorflow_intra_op_parallelism=2", "--model_base_path=/m"],
@@ -127,8 +132,10 @@ def test_config_file_is_read_again_and_a_bad_one_changes_nothing(tmp_path, half_
     models = tuple(config.read_file(str(path)))
     with serving_at(tmp_path, models=models, model_config_file=str(path), config_poll_wait_s=0.05) as addresses:
         with httpx.Client(base_url=addresses["rest"] + "/v1/models", timeout=60) as rest:
-            path.write_text("nonsense")
-            wait_for(lambda: "is not in force" in caplog.text)
+            for nonsense in (b"nonsense", b"caf\xe9"):
+                caplog.clear()
+                path.write_bytes(nonsense)
+                wait_for(lambda: "is not in force" in caplog.text)
             assert rest.get("/one").status_code == 200
             write_config(path, two=half_plus_two_dir)
             wait_for(lambda: rest.get("/two").status_code == 200)

@@ -1,6 +1,7 @@
 """What only logs with a server of their own can do: gain a partition, delete what is old, go away and return."""
 
 import json
+import logging
 import time
 
 import confluent_kafka
@@ -189,6 +190,47 @@ def test_a_file_that_is_damaged_or_gone_keeps_no_other_back(tmp_path, caplog):
         ]
         (tmp_path / "c.jsonl").unlink()
         assert parts[2].read(0, 9) == []
+
+
+def test_a_last_line_without_an_end_is_an_event_where_it_is_a_whole_object(tmp_path, caplog):
+    """As `"\\n".join` writes it; the beginning of an object never is one, so half an event is never taken."""
+    path = tmp_path / "a.jsonl"
+    with caplog.at_level(logging.INFO), event_log.open_source(f"folder://{tmp_path}") as source:
+        path.write_bytes(b'{"n": 1}\n{"n": 2}')
+        (part,) = source.parts()
+        assert [event.payload for event in part.read(0, 9)] == [b'{"n": 1}', b'{"n": 2}']
+        path.write_bytes(b'{"n": 1}\n{"n": 2}\n{"n": {"m": 3}')
+        assert part.read(2, 9) == [] and "a.jsonl ends in a half-written line" in caplog.text
+        path.write_bytes(b'{"n": 1}\n{"n": 2}\n{"n": {"m": 3}}\n')
+        assert part.read(2, 9) == [event_log.Event(3, b'{"n": {"m": 3}}')]
+
+
+def test_a_line_that_comes_after_the_last_one_was_read_is_seen_at_once(tmp_path):
+    """Whatever the reader did meanwhile: embed what it has read, for one."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"1\n2\n")
+    with event_log.open_source(f"folder://{tmp_path}") as source:
+        (part,) = source.parts()
+        assert [event.payload for event in part.read(0, 9)] == [b"1", b"2"]
+        for number in (3, 4):
+            with path.open("ab") as file:
+                file.write(b"%d\n" % number)
+            assert part.read(number - 1, 9) == [event_log.Event(number, b"%d" % number)]
+        assert part.read(4, 9) == part.read(4, 9) == []
+        with path.open("ab") as file:
+            file.write(b"5\n")
+        assert part.read(4, 9) == [event_log.Event(5, b"5")]
+
+
+def test_what_is_no_file_of_events_is_named_once(tmp_path, caplog):
+    for name in ("a.jsonl", "b.json", "c.csv", "_SUCCESS", ".d.json"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "more").mkdir()
+    with event_log.open_source(f"folder://{tmp_path}") as source:
+        assert len(source.parts()) == len(source.parts()) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        f"not used: {tmp_path / name} (events are files *.parquet or *.jsonl)" for name in ("b.json", "c.csv", "more")
+    ]
 
 
 def test_rows_of_a_table_are_read_on_from_where_they_were(tmp_path, monkeypatch):

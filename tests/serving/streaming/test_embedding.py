@@ -48,3 +48,11 @@ def test_content_that_no_encoder_covers_is_a_dead_letter():
     assert [(event.offset, reason) for event, reason in outcome.dead] == [
         (1, "no content that this index embeds: it takes vector, the event brings title")
     ]
+
+
+def test_content_that_no_encoder_covers_beside_one_that_is_embedded_is_named_once(caplog):
+    for _ in range(2):
+        outcome = embed(events.make_event(7, vector=[1, 0], contents={"sound": b"a", "Text": "red"}))
+        assert outcome.dead == []
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"not used: contents.{name} of events; the index takes vector" for name in ("Text", "sound")]

@@ -157,6 +157,13 @@ def test_records_come_back_as_they_were_appended(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy"]
 
 
+def test_two_rows_of_one_item_without_a_word_which_is_newer_are_refused(tables, at, tmp_path):
+    shown = [{"user_id": 1, "item_id": 1, "timestamp": at(n), "label": n % 2} for n in range(20)]
+    rows = [{"item_id": item, "title": "t", "category": n} for n, item in enumerate((1, 2, 0, 0, None, 1), 1)]
+    with pytest.raises(ValueError, match=r"`items.item_id` must be unique.*Received: 1 rows .* first rows 5\."):
+        join.write_examples(tables(items=rows, impressions=shown), DataConfig(), FEATURES, tmp_path / "out")
+
+
 def test_a_missing_shard_is_named(small_marketplace, tmp_path, monkeypatch):
     monkeypatch.setattr(join, "ROWS_PER_SHARD", 900)
     features = FeatureSet().resolved(max_behaviors=5, min_count=2)

@@ -120,6 +120,19 @@ def in_halves(first, second):
     return tell
 
 
+def in_weeks(instants):
+    """Weeks that begin on Thursdays, as 1970 did."""
+    starts = instants // (7 * DAY) * (7 * DAY)
+    return Told(pa.array(starts, pa.timestamp("us")).cast(pa.date32()), starts, starts + 7 * DAY)
+
+
+def in_months(instants):
+    months = [(utc(i).year, utc(i).month) for i in instants]
+    starts = np.array([us(datetime.datetime(year, month, 1, tzinfo=UTC)) for year, month in months])
+    ends = [us(datetime.datetime(year + month // 12, month % 12 + 1, 1, tzinfo=UTC)) for year, month in months]
+    return Told(pa.array(starts, pa.timestamp("us")), starts, np.array(ends))
+
+
 class Kind(typing.NamedTuple):
     behaviors: typing.Any  # None: histories are the clicked impressions
     impressions: typing.Any
@@ -162,6 +175,9 @@ KINDS = {
     "seconds and microseconds in parts": Kind(
         in_halves(in_utc(pa.timestamp("s"), SECOND), exact_in("UTC")), MICROSECONDS
     ),
+    "quarters of an hour": Kind(by_clock("Asia/Kathmandu", 15 * MINUTE, naive), exact_in("UTC"), "Asia/Kathmandu"),
+    "weeks": Kind(in_weeks, MICROSECONDS),
+    "months": Kind(in_months, MICROSECONDS),
     "days among seconds": Kind(
         in_halves(in_utc(pa.timestamp("us"), DAY), in_utc(pa.timestamp("us"), SECOND)), MICROSECONDS
     ),

@@ -21,6 +21,9 @@ def test_picture_bomb_is_told_by_its_header_and_not_opened(tables, at, monkeypat
     data["items"][0]["image"] = PNG[:16] + (8000).to_bytes(4, "big") * 2 + PNG[24:] + bytes(1000)
     (fault,) = checks.check(tables(**data)).faults
     assert (fault.column, fault.rule, fault.count) == ("image", "must have at most 50,000,000 pixels", 1)
+    data["items"][0]["image"] = JPEG[:-2] + (b"\xff\xda" + (2).to_bytes(2, "big")) * 300 + JPEG[-2:]
+    (fault,) = checks.check(tables(**data)).faults
+    assert (fault.column, fault.rule, fault.count) == ("image", "must have at most 100 scans", 1)
     data["items"][0]["image"] = PNG
     rule = "must have at most 15 pixels"
     found = checks.check(tables(**data), max_pixels={"image": 15}).faults

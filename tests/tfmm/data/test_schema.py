@@ -1,3 +1,5 @@
+import datetime
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +35,15 @@ def test_columns_come_in_their_documented_types(tables):
     )
     types = {field.name: str(field.type) for field in schema.read_table(folder, "impressions").schema}
     assert types == {"user_id": "string", "item_id": "int64", "timestamp": "timestamp[us]", "label": "int64"}
+
+
+def test_times_as_spark_stores_them_do_not_wrap(tmp_path):
+    """INT96, Spark's default, holds the year 9999; as Arrow's nanoseconds it would be one of 1816."""
+    told = [datetime.datetime(2024, 5, 1, 10, 30, 0, 7), datetime.datetime(9999, 12, 31), None]
+    table = pa.table({"item_id": [1, 2, 3], "created_at": pa.array(told, pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "items.parquet", use_deprecated_int96_timestamps=True)
+    assert pq.read_schema(tmp_path / "items.parquet").field("created_at").type == pa.timestamp("ns")
+    assert schema.read_table(tmp_path, "items", ["created_at"])["created_at"].to_pylist() == told
 
 
 def test_an_optional_column_that_is_wanted_but_absent_comes_as_nulls(tables):

@@ -194,6 +194,29 @@ def test_a_row_of_parquet_that_cannot_be_used_takes_nothing_along(write_log, tmp
     assert "`features` must be an object" in "\n".join(said)
 
 
+def test_a_last_line_without_an_end_is_read_where_it_is_whole_and_else_said(write_log, tmp_path):
+    """As other tools write them; what a killed writer left is no object."""
+    records, events = some_rows()
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "b.jsonl").write_bytes(served.to_json(a_record(99, 1_700_000_100.0, [7])))
+    (tmp_path / "log" / "c.jsonl").write_bytes(b"x" * 200_000 + b"\n" + served.to_json(records[0])[:-1])
+    (tmp_path / "log" / "notes.txt").write_text("mine")
+    (tmp_path / "log" / "d.jsonl").write_bytes(b"")
+    columns, said = write_log(records, [*events, shown(99, 7, 1_700_000_101.0)])
+    assert 7 in columns["item_id"] and len(columns["label"]) == 11
+    assert said[:2] == [
+        f"not used: {tmp_path / 'log' / 'notes.txt'} (the name ends in none of .parquet, .jsonl)",
+        f"not used: {tmp_path / 'log' / 'c.jsonl'} (a last line without an end that is no whole object)",
+    ]
+
+
+def test_damaged_parquet_of_a_log_is_named(write_log, tmp_path):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "b.parquet").write_bytes(b"PAR1 and no more PAR1")
+    with pytest.raises(ValueError, match=r"log/b\.parquet must be readable Parquet\. Received: \S"):
+        write_log(*some_rows())
+
+
 def test_what_is_no_item_is_not_shown(write_log):
     records, events = some_rows()
     events += [shown(20, 0, 1.6e9), shown(20, 7, 1.6e9)]

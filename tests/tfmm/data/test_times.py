@@ -76,6 +76,36 @@ def test_days_among_seconds_are_seen_and_whole_minutes_by_chance_are_not(tmp_pat
     assert see(tmp_path / "seconds", stamps(seconds)).coarser == ()
 
 
+MONTHS = np.arange("2023-01", "2025-01", dtype="datetime64[M]").astype("datetime64[us]").astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (FINE // (10 * SECOND) * 10 * SECOND, "10 seconds"),
+        (FINE // (15 * MINUTE) * 15 * MINUTE, "15 minutes"),
+        (FINE // (12 * HOUR) * 12 * HOUR + 5 * HOUR, "12 hours"),  # of an untold zone
+        (FINE // (7 * DAY) * 7 * DAY + 4 * DAY, "week"),  # from Monday on
+        (MONTHS, "month"),
+        (MONTHS[::3], "quarter"),
+        (MONTHS[:3], "day"),  # so few may be chance
+        (FINE[:5] // DAY * DAY, "day"),
+        (np.append(FINE // (11 * SECOND) * 11 * SECOND, 7 * SECOND), "second"),
+        (np.append(MONTHS, 31 * DAY * 365), "day"),
+    ],
+    ids=str,
+)
+def test_times_at_every_so_many_units_alone_are_told_to_these(tmp_path, values, told):
+    seen = see(tmp_path, stamps(values[::2]), stamps(values[1::2]))
+    assert (seen.told, seen.coarser) == (told, ())
+
+
+def test_weeks_are_whole_on_the_clocks_of_the_zone(tmp_path):
+    mondays = np.arange("2024-01-01", "2024-12-30", 7, dtype="datetime64[D]")
+    seen = see(tmp_path, pa.array(mondays, pa.date32()), time_zone="Europe/Berlin")
+    assert (seen.told, seen.unit, seen.begins_us) == ("week", times.DAY, (0,))
+
+
 def test_a_value_outside_the_calendar_does_not_hide_the_unit(tmp_path):
     assert see(tmp_path, stamps(np.append(FINE // DAY * DAY, 2**62 + 1))).unit == times.DAY
 
@@ -91,6 +121,21 @@ def test_a_time_stands_for_all_of_its_unit():
     assert bounds(stamps([5])) == ([5], [5])
     assert bounds(stamps([0, MINUTE]), unit=3) == ([0, MINUTE], [MINUTE - 1, 2 * MINUTE - 1])
     assert bounds(stamps([0, HOUR + 1]), coarser=(times.DAY,)) == ([0, HOUR + 1], [DAY - 1, HOUR + 1])
+
+
+def test_a_step_ends_where_the_next_begins():
+    quarter = {"unit": times.UNITS.index("minute"), "step_us": 15 * MINUTE}
+    assert bounds(stamps([0, 15 * MINUTE]), **quarter) == ([0, 15 * MINUTE], [15 * MINUTE - 1, 30 * MINUTE - 1])
+    assert bounds(stamps([0], tz="Asia/Kolkata"), **quarter) == ([0], [15 * MINUTE - 1])
+    starts = [int(month) for month in MONTHS[:4]]
+    assert bounds(stamps(starts[:3]), unit=times.DAY, months=1) == (starts[:3], [month - 1 for month in starts[1:]])
+    assert bounds(stamps(starts[:1]), unit=times.DAY, months=3)[1] == [starts[3] - 1]
+    (earliest,), (latest,) = bounds(  # with the hour that October has more
+        pa.array([datetime.date(2024, 10, 1)], pa.date32()), unit=times.DAY, months=1, time_zone="Europe/Berlin"
+    )
+    assert latest + 1 - earliest == 31 * DAY + HOUR
+    week = {"unit": times.DAY, "step_us": 7 * DAY, "coarser": ()}
+    assert bounds(pa.array([None, 4], pa.date32()), **week) == ([instants.NULL, 4 * DAY], [instants.NULL, 11 * DAY - 1])
 
 
 @pytest.mark.parametrize(
@@ -144,6 +189,13 @@ def test_what_follows_from_a_coarse_unit_is_said():
     assert item == "items.created_at is known to the hour."
     (clicked,) = note(impressions={"unit": 3})
     assert clicked.endswith("when its minute began, its click counts from the end of its minute.")
+
+
+def test_what_follows_from_a_step_is_said():
+    (acted,) = note(behaviors={"unit": times.DAY, "months": 1})
+    assert acted.startswith("behaviors.timestamp is known to the month: a behavior counts from the end of its month.")
+    (acted,) = note(behaviors={"unit": times.SECOND, "step_us": 10 * SECOND})
+    assert acted.endswith("is known to the 10 seconds: a behavior counts from the end of its 10 seconds.")
 
 
 def test_days_of_another_zone_and_days_among_seconds_are_said():

@@ -71,7 +71,7 @@ def test_items_in_their_first_day_are_told_apart(log, tmp_path):
     folder, truth = log
     days_old = [30] * 7 + [0] * 3  # the last three of the catalog are new
     pq.write_table(pa.table({
-        "item_id": ITEMS, "title": ["a"] * len(ITEMS), "category": [1] * len(ITEMS),
+        "item_id": ITEMS, "title": ["a"] * len(ITEMS), "category": [1] * len(ITEMS), "brand": [1] * len(ITEMS),
         "created_at": pa.array([round((START - 86_400 * days - 60) * 1e6) for days in days_old], pa.timestamp("us")),
     }), tmp_path / "items.parquet")  # fmt: skip
     found, _ = live.slices(folder / "log", folder / "events", label="bought", data_dir=tmp_path)
@@ -84,6 +84,7 @@ def test_items_in_their_first_day_are_told_apart(log, tmp_path):
     flags = ["live", "--served", str(folder / "log"), "--events", str(folder / "events"), "--label", "bought"]
     told = click.testing.CliRunner().invoke(cli.main, [*flags, "--data", str(tmp_path)])
     assert told.exit_code == 0, told.output
+    assert told.output.startswith("not used: items.brand (not a column of the schema)\n")
     assert told.output.count("  items in their first day: ") == 2
     assert "  items in their first day: 600 items shown to 40 users" in told.output
     assert "first day" not in click.testing.CliRunner().invoke(cli.main, flags).output

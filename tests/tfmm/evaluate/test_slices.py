@@ -9,9 +9,10 @@ import pytest
 from tfmm import config as config_lib
 from tfmm import presets
 from tfmm.config import GateConfig
+from tfmm.data import declared as declared_lib
 from tfmm.data import join
 from tfmm.evaluate import slices, wording
-from tfmm.features import Feature
+from tfmm.features import Feature, FeatureSet
 from tfmm.training.examples import example_files, read_columns
 
 HOUR_US = 3_600_000_000
@@ -68,6 +69,21 @@ def test_the_slices_of_a_thing_divide_the_rows(found, files, declared):
     assert set(found) == {slices.AGE, slices.HISTORY, "city", "paid", "member"}
     for name, parts in found.items():
         assert (np.sum(list(parts.values()), axis=0) == np.ones(rows)).all(), name
+
+
+@pytest.mark.parametrize(
+    ("created_at", "zone", "expected"),
+    [
+        (pa.array([START], pa.timestamp("us")), "Asia/Tokyo", START - 9 * HOUR_US),
+        (pa.array([START], pa.timestamp("us", "UTC")), "Asia/Tokyo", START),
+        (pa.array([19_675], pa.date32()), "Asia/Tokyo", 19_675 * 24 * HOUR_US - 9 * HOUR_US),
+        (pa.array([START], pa.timestamp("us")), "UTC", START),
+    ],
+)
+def test_births_are_read_on_the_clocks_of_the_zone(tmp_path, created_at, zone, expected):
+    pq.write_table(pa.table({"item_id": [1], "title": ["a"], "created_at": created_at}), tmp_path / "items.parquet")
+    born = slices.births(tmp_path, declared_lib.tables(FeatureSet()), zone)
+    assert (born.ids.tolist(), born.created_us.tolist()) == ([1], [expected])
 
 
 def test_ages_are_those_of_the_catalog_at_the_impression(found, files, declared):

@@ -31,7 +31,7 @@ def test_catalog_is_embedded_and_faults_are_counted_apart(catalog, encoder_dirs,
     assert json.loads(line) == {
         "item_id": int(fingerprints.fingerprint(["item-1"])[0]),
         "modality": "image",
-        "reason": "image: cannot be decoded",
+        "reason": "image: cannot be decoded, or is blank",
         "content": "bad bytes",
     }
     with item_index.ItemIndex(tmp_path / "index.sqlite") as index:

@@ -26,7 +26,7 @@ def shop(tmp_path):
     class Shop:
         path = tmp_path / "index.sqlite"
 
-        def embed(self, shoe=OLD, created_us=NOW_US - 9 * DAY_US, written_us=NOW_US, category="shoes"):
+        def embed(self, shoe=OLD, created_us=NOW_US - 9 * DAY_US, written_us=NOW_US, category="shoes", time_zone="UTC"):
             table = pa.table({
                 "item_id": [SHOE, HAT],
                 "vector": [shoe, OLD],
@@ -36,7 +36,7 @@ def shop(tmp_path):
             file = tmp_path / "items.parquet"
             pq.write_table(table, file)
             os.utime(file, ns=(written_us * 1000, written_us * 1000))
-            return beam.embed_catalog(tmp_path, {}, self.path)["vector"]["changed"]
+            return beam.embed_catalog(tmp_path, {}, self.path, time_zone=time_zone)["vector"]["changed"]
 
         def event(self, time_us, withdrawn=False):
             with item_index.ItemIndex(self.path) as index:
@@ -102,6 +102,13 @@ def test_time_to_come_in_the_catalog_blocks_no_update(shop, created_us):
     assert shop.embed(created_us=created_us) == 0
     shop.event(NOW_US, withdrawn=True)
     assert shop.shoe() == []
+
+
+def test_created_at_is_read_on_the_clocks_of_the_zone(shop):
+    """An item of Tokyo's 10 o'clock is older than an event of its 11: read as UTC it would be newer by 8 hours."""
+    shop.embed(created_us=NOW_US - DAY_US, time_zone="Asia/Tokyo")
+    shop.event(NOW_US - DAY_US - 8 * DAY_US // 24)
+    assert shop.shoe() == [[127, 127]]
 
 
 def test_corrected_feature_is_taken_too(shop):

@@ -81,6 +81,16 @@ def test_two_versions_of_one_instant_are_refused_before_any_work(encoder_dirs, t
     assert not (tmp_path / "index.sqlite").exists()
 
 
+def test_rows_of_one_id_whose_newest_nobody_tells_are_refused_before_any_work(encoder_dirs, tmp_path):
+    """Such as copies of the catalog of several days, in folders `dt=...`."""
+    write(tmp_path / "data", ROWS)
+    file = tmp_path / "data" / "items.parquet"
+    pq.write_table(pq.read_table(file).drop(["updated_at"]), file)
+    with pytest.raises(ValueError, match=r"`items.item_id` must be unique.*Received: 3 rows .* first rows 2, 4, 5\."):
+        embed(tmp_path / "data", encoder_dirs, tmp_path / "index.sqlite")
+    assert not (tmp_path / "index.sqlite").exists()
+
+
 def test_version_of_a_time_that_is_none_is_a_dead_letter(encoder_dirs, tmp_path):
     """The older one stands in for it."""
     seconds = [int(row[4].replace(tzinfo=datetime.timezone.utc).timestamp()) if row[4] else None for row in ROWS]

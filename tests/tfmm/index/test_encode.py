@@ -95,7 +95,7 @@ def test_embed_tells_missing_from_rejected(encoder_dirs):
     items = [encode.Item(n, event_time_us=5, contents={"image": content}) for n, content in enumerate(contents, 1)]
     rows, rejected, missing = encode.embed(items, encoder)
     assert rows.ids.tolist() == [1] and rows.event_times_us.tolist() == [5]
-    assert rejected == {2: "image: cannot be decoded"}  # by place in `items`
+    assert rejected == {2: "image: cannot be decoded, or is blank"}  # by place in `items`
     assert missing == 2
 
 

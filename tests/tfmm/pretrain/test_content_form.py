@@ -22,6 +22,10 @@ SPELLINGS = [
     ("❤\ufe0f mug", "❤ MUG"),
     ("soft\u00adware", "software"),
     ("½ m²", "1⁄2 m2"),
+    ("soft\u200bware", "software"),
+    ("\u200eRed\u200f \u202amug\u202c", "red mug"),
+    ("re\u2061d m\u2066u\u2069g", "red mug"),
+    ("葛\U000e0100", "葛"),
 ]
 
 
@@ -45,6 +49,10 @@ def test_spelling_is_one_for_all_forms_of_a_text(text):
     assert once.encode().decode() == once
     for form in ("NFC", "NFD"):
         assert one_spelling(unicodedata.normalize(form, text)) == once
+
+
+def test_joiners_by_which_words_differ_stay():
+    assert one_spelling("می\u200cخواهم") != one_spelling("میخواهم")
 
 
 def test_invalid_bytes_are_spaces():

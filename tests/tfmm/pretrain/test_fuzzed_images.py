@@ -18,7 +18,10 @@ from tfmm.pretrain.picture_header import num_pixels
 
 BATCH = 50
 MAX_PIXELS = 400_000
-REASONS = ("image: cannot be decoded", f"image: must have at most {MAX_PIXELS:,} pixels, not ")
+REASONS = (
+    "image: cannot be decoded", f"image: must have at most {MAX_PIXELS:,} pixels, not ",
+    "image: must have at most 100 scans, not ",
+)  # fmt: skip
 
 
 def originals():

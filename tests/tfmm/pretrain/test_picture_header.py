@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tfmm.pretrain.picture_header import num_pixels
+from tfmm.pretrain.content_form import ContentForm
+from tfmm.pretrain.picture_header import MAX_SCANS, num_pixels, num_scans
 
 
 def saved(kind, size=(30, 20), **how):
@@ -61,3 +62,31 @@ def test_bomb_is_known_by_its_header():
     chunk = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     assert num_pixels(bomb) == 3_600_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "scans"),
+    [
+        (saved("JPEG"), 1),
+        (saved("JPEG", (300, 200), progressive=True, quality=95), 10),  # libjpeg's script
+        (saved("JPEG", comment=b"\xff\xda" * 200, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0"), 1),
+        (saved("JPEG") + b"\xff\xda\0\2" * 200, 1),  # a film behind a photo
+        (saved("JPEG")[:2] + b"\xff\xff" + saved("JPEG")[2:], 1),
+        (saved("PNG") + b"\xff\xda" * 200, 0),
+        (b"\xff\xd8\xff\xda", 1),
+        (b"\xff\xd8\xff", 0),
+        (b"", 0),
+    ],
+    ids=range(9),
+)
+def test_scans_are_those_of_the_picture_alone(content, scans):
+    assert num_scans(content) == scans and ContentForm().refusal(content) is None
+
+
+def test_jpeg_of_many_scans_is_refused_unopened():
+    """Each scan may have a dozen bytes and costs as many pixels as there are: 3,000 of 9 million took a minute."""
+    picture = saved("JPEG", progressive=True)
+    last = picture[picture.rindex(b"\xff\xda") : -2]
+    assert ContentForm().refusal(picture[:-2] + last * (MAX_SCANS - num_scans(picture)) + picture[-2:]) is None
+    bomb = picture[:-2] + last * 3_000 + picture[-2:]
+    assert ContentForm().refusal(bomb).startswith(f"must have at most 100 scans, not {num_scans(picture) + 3_000:,};")
