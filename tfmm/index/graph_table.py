@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import typing
 
-import numpy as np
 import tensorflow as tf
 
 from tfmm.features import STORED
 from tfmm.index import rows as rows_lib
-from tfmm.index import snapshot
+from tfmm.index import snapshot, table_file
 from tfmm.vectors import Vectors
 
 WRITTEN, STALE, WITHDRAWN, REFUSED = 0, 1, 2, 3  # statuses of `upsert`
@@ -23,13 +22,16 @@ class GraphTable(tf.Module):
     Each row holds its scale in its last four bytes, so that a reader never sees one without the other. Writers
     take turns (a mutex in the graph), readers do not wait. Every resource lives on the CPU, beside the hash table.
 
+    The rows of the snapshot are a file in the SavedModel's assets, which is read in pieces when it is loaded, into
+    variables of `capacity` rows. So nothing is held twice, and the room for new items takes memory as they come.
+
     Differs from the paper: servers there look embeddings up in a service; here changes are pushed to them.
 
     Args:
         modality: image, text or vector.
         table: the snapshot that it starts from, or None to start empty.
         dim: D.
-        capacity: the number of items that fit. The SavedModel holds all of it: (D + 12) * capacity bytes.
+        capacity: the number of items that fit. The SavedModel holds D + 20 bytes of each item of `table`.
         encoder_version: the only one whose rows are taken.
         max_dim: the largest D.
     Raises:
@@ -64,14 +66,11 @@ class GraphTable(tf.Module):
             capacity,
             encoder_version,
         )
-        packed, sequences = np.zeros([capacity, dim + _SCALE_BYTES], np.int8), np.zeros([capacity], np.int64)
-        if table is not None and size:
-            packed[:size, :dim], sequences[:size] = table.rows, table.sequences
-            packed[:size, dim:] = np.ascontiguousarray(table.scales, np.float32).view(np.int8).reshape(-1, _SCALE_BYTES)
+        self._file = None if table is None or not size else table_file.write(self, f"{modality}_rows", table)
         with tf.device("/CPU:0"):
             self._slots = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, default_value=-1)
-            self._packed = tf.Variable(packed, trainable=False, name="packed_rows")
-            self._sequences = tf.Variable(sequences, trainable=False, name="sequences")
+            self._packed = _empty_variable(tf.int8, [dim + _SCALE_BYTES], "packed_rows")
+            self._sequences = _empty_variable(tf.int64, [], "sequences")
             self._used = tf.Variable(size, dtype=tf.int64, trainable=False, name="used_slots")
             self._size = tf.Variable(size, dtype=tf.int64, trainable=False, name="size")
             self._begun = tf.Variable(0, dtype=tf.int64, trainable=False, name="writes_begun")
@@ -79,8 +78,41 @@ class GraphTable(tf.Module):
             self._watermark = tf.Variable(
                 table.watermark if table is not None else 0, dtype=tf.int64, trainable=False, name="watermark"
             )
-            if table is not None and size:
-                self._slots.insert(tf.constant(table.ids, tf.int64), tf.range(size, dtype=tf.int64))
+        self._loading = table_file.Loading(self._fill)
+
+    def load(self) -> None:
+        """Fills the table here; servers do so when they load the SavedModel. To be called once, before it is used."""
+        self._fill()
+        del self._loading, self._file  # an export holds the variables from here on
+
+    @tf.autograph.experimental.do_not_convert
+    def _fill(self) -> None:
+        with tf.device("/CPU:0"):
+            # Memory that nothing has written: the system gives a page of it at the first write. No slot is read before.
+            self._packed.assign(tf.raw_ops.Empty(shape=[self.capacity, self.dim + _SCALE_BYTES], dtype=tf.int8))
+            self._sequences.assign(tf.raw_ops.Empty(shape=[self.capacity], dtype=tf.int64))
+            if self._file is not None:
+                start = tf.constant(0, tf.int64)
+                taken = table_file.pieces(self._file, self.dim).reduce(start, self._take_piece)
+                tf.debugging.assert_equal(taken, self._used, message=f"The {self.modality} rows must be a whole file.")
+
+    def _take_piece(self, first: tf.Tensor, piece: tf.Tensor) -> tf.Tensor:
+        """Takes rows of the snapshot into the slots from `first` on; returns the slot after them."""
+        count = tf.minimum(self._used - first, table_file.PIECE)  # without the zeros of the last piece
+        ids, sequences, packed = (part[:count] for part in table_file.unpack(piece, self.dim))
+        slots = first + tf.range(count)
+        with tf.control_dependencies(self._write(slots, packed, sequences)):
+            inserted = self._slots.insert(ids, slots)
+        with tf.control_dependencies([inserted] if inserted is not None else []):
+            return first + count
+
+    def _write(self, slots: tf.Tensor, packed: tf.Tensor, sequences: tf.Tensor) -> list[tf.Operation]:
+        # Unlike ResourceScatterUpdate, this op keeps readers out: none sees half of a row.
+        filled = [
+            tf.raw_ops.ResourceScatterNdUpdate(ref=variable.handle, indices=slots[:, None], updates=values)
+            for variable, values in ((self._packed, packed), (self._sequences, sequences))
+        ]
+        return [operation for operation in filled if operation is not None]
 
     @tf.autograph.experimental.do_not_convert
     def lookup(self, ids: tf.Tensor) -> Vectors:
@@ -207,18 +239,11 @@ class GraphTable(tf.Module):
         with tf.control_dependencies([new_slots]):  # from here on nothing is refused
             begun = self._begun.assign_add(1, read_value=True)
         with tf.control_dependencies([old_scales, begun]):
-            # Unlike ResourceScatterUpdate, this op keeps readers out: none sees half of a row.
-            filled = [
-                tf.raw_ops.ResourceScatterNdUpdate(ref=variable.handle, indices=slots[:, None], updates=values)
-                for variable, values in (
-                    (self._packed, packed),
-                    (self._sequences, tf.gather(sequences, written)),
-                )
-            ]
+            filled = self._write(slots, packed, tf.gather(sequences, written))
         change = tf.cast(scales > 0, tf.int64) - tf.cast(tf.logical_and(~is_new, old_scales > 0), tf.int64)
         ours = tf.where(is_ours, sequences, tf.zeros_like(sequences))
         newest = tf.reduce_max(tf.concat([ours, self._watermark.read_value()[None]], axis=0))
-        with tf.control_dependencies([op for op in filled if op is not None]):  # readers find filled slots only
+        with tf.control_dependencies(filled):  # readers find filled slots only
             inserted = self._slots.insert(tf.boolean_mask(tf.gather(ids, written), is_new), new_slots)
         with tf.control_dependencies([inserted] if inserted is not None else []):
             updates = [self._size.assign_add(tf.reduce_sum(change)), self._watermark.assign(newest)]
@@ -307,6 +332,10 @@ def _verify_values(scales: tf.Tensor, sequences: tf.Tensor) -> list[tf.Operation
                                      "microseconds since 1970. Received:"),
         )
     ]  # fmt: skip
+
+
+def _empty_variable(dtype: tf.DType, row_shape: list[int], name: str) -> tf.Variable:
+    return tf.Variable(tf.zeros([0, *row_shape], dtype), trainable=False, shape=[None, *row_shape], name=name)
 
 
 def _scales(packed: tf.Tensor, dim: int) -> tf.Tensor:

@@ -1,5 +1,7 @@
 """Tests of the table inside a SavedModel: loaded as C++ servers load it, written by several threads."""
 
+import os
+import pathlib
 import threading
 
 import hypothesis
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmm.index import encode, graph_table, snapshot
+from tfmm.index import encode, graph_table, snapshot, table_file
 
 DIM = 6
 SPECS = {
@@ -109,6 +111,59 @@ def test_snapshot_is_served_after_loading(saved):
     assert loaded.status() == {"watermark": 10, "size": 3, "capacity": 100, "encoder_version": b"v1"}
 
 
+@pytest.mark.parametrize("count", [table_file.PIECE, 2 * table_file.PIECE + 1])
+def test_each_row_of_a_snapshot_of_several_pieces_is_loaded_with_its_sequence(saved, count):
+    ids = np.random.default_rng(0).permutation(np.arange(1, count + 1) * 7 - 3 * count)
+    ids[ids == 0] = 1
+    table = a_snapshot(ids)
+    loaded = saved(table, 2 * count)
+    rows, scales, mask = loaded.lookup(ids)
+    assert mask.all() and loaded.status()["size"] == count
+    np.testing.assert_array_equal(rows, table.rows)
+    np.testing.assert_array_equal(scales, table.scales)
+    assert set(loaded.upsert(ids, *some_rows(count, 1), table.sequences)) == {graph_table.STALE}
+    assert set(loaded.upsert(ids, *some_rows(count, 1), table.sequences + 1)) == {graph_table.WRITTEN}
+    assert loaded.upsert([10**9], *some_rows(1), [1]) == [graph_table.WRITTEN]  # in a slot of the room
+
+
+def test_room_takes_no_memory_before_items_come(saved):
+    """The room would be 18 bytes a row, 720 MB."""
+
+    def resident_mb():
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    before = resident_mb()
+    loaded = saved(a_snapshot(), capacity=40_000_000)
+    assert loaded.upsert([20], *some_rows(1), [11]) == [graph_table.WRITTEN]
+    assert loaded.lookup([5, 20])[2].all()
+    assert resident_mb() - before < 200
+
+
+def test_file_of_rows_that_lacks_a_piece_is_not_served(tmp_path):
+    count = table_file.PIECE + 1
+    server = Server(graph_table.GraphTable("image", a_snapshot(np.arange(1, count + 1)), DIM, count, "v1"))
+    tf.saved_model.save(server, str(tmp_path), signatures=server.signatures())
+    (file,) = (tmp_path / "assets").iterdir()
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="The image rows must be a whole file"):
+        Loaded(tmp_path)
+
+
+def test_loaded_here_and_written_it_is_exported_as_it_is(tmp_path):
+    table = graph_table.GraphTable("image", a_snapshot(), DIM, 5, "v1")
+    table.load()
+    rows, scales = some_rows(2, 1)
+    table.upsert(tf.constant([5, 20], tf.int64), rows, scales, tf.constant([11, 12], tf.int64), "v1")
+    server = Server(table)
+    tf.saved_model.save(server, str(tmp_path), signatures=server.signatures())
+    loaded = Loaded(tmp_path)
+    found, _, mask = loaded.lookup([5, 20, -3, 8])
+    assert mask.all() and loaded.status()["size"] == 4
+    np.testing.assert_array_equal(found, [*rows, *a_snapshot().rows[1:]])
+    loaded.session.close()
+
+
 def test_upserts_are_seen_by_the_next_lookup_and_statuses_tell(saved):
     loaded, (rows, scales) = saved(a_snapshot()), some_rows(5, 1)
     withdrawn = np.append(scales[:4], np.float32(0))
@@ -166,6 +221,7 @@ def test_empty_upsert_changes_nothing(saved):
 @pytest.fixture(scope="module")
 def eager():
     table = graph_table.GraphTable("image", None, DIM, 50_000, "v1")
+    table.load()
     return table, tf.function(table.upsert, input_signature=list(SPECS.values())), tf.function(table.lookup)
 
 
