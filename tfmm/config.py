@@ -217,7 +217,7 @@ class GateConfig:
 class ExportConfig:
     """The SavedModel that TF Serving loads."""
 
-    index_capacity: int = 65_536  # rows per modality inside the SavedModel
+    index_capacity: int = 65_536  # items per modality that a server has room for, which takes memory as they come
     with_items: bool = True  # False: no rows inside; callers look vectors up in the index, see `serving.stored_client`
     batch_buckets: tuple[int, ...] = (8, 64, 512)
     candidate_buckets: tuple[int, ...] = (32, 128, 512)

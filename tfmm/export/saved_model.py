@@ -21,6 +21,7 @@ EXTRA = "assets.extra"  # TF Serving leaves this folder alone
 PRE_RANKING = "pre_ranking"  # of a manifest: the settings of the head that `pre_rank` asks; absent without
 TEACHER = "pre_ranking_teacher"  # of a manifest: id of the ranking model that taught the head; absent without
 HEAD = "pre_ranking"  # folder of `EXTRA`: the head as it was trained, for the models that go on from this one
+_ROWS = "rows"  # folder of a version that is being made: what becomes a part of its assets
 ROOM = 1.25  # of the snapshot's size, where the configured capacity is smaller
 
 Path = str | pathlib.Path
@@ -62,14 +63,16 @@ def export(
     model = model_lib.load_model(model_dir)
     head = None if pre_ranking_dir is None else pre_ranking_lib.load_model(pre_ranking_dir, model)
     preprocessor = _preprocessor(vocabulary_dir, model)
-    tables = _tables(model, snapshot_dir, config)
-    features = _features(model, snapshot_dir if tables and config.with_items else None, id_types, config)
-    looked_up = () if features is None else features.names
-    module = serving_module.ServingModule(model, preprocessor, tables, id_types, config, features, head)
-    functions = module.signatures()
     target = pathlib.Path(output_dir)
     with artifacts.under_construction(target) as building:
+        rows_dir = building / _ROWS
+        tables = _tables(model, snapshot_dir, config, rows_dir)
+        features = _features(model, snapshot_dir if tables and config.with_items else None, id_types, config, rows_dir)
+        looked_up = () if features is None else features.names
+        module = serving_module.ServingModule(model, preprocessor, tables, id_types, config, features, head)
+        functions = module.signatures()
         saved_model_lib.save(module, functions, building)
+        shutil.rmtree(rows_dir, ignore_errors=True)
         (building / EXTRA).mkdir(exist_ok=True)
         of_head: dict[str, typing.Any] = {}
         if head is not None and pre_ranking_dir is not None:
@@ -188,7 +191,7 @@ def _preprocessor(vocabulary_dir: Path, model: model_lib.CTRModel) -> preprocess
 
 
 def _tables(
-    model: model_lib.CTRModel, snapshot_dir: Path | None, config: config_lib.ExportConfig
+    model: model_lib.CTRModel, snapshot_dir: Path | None, config: config_lib.ExportConfig, rows_dir: pathlib.Path
 ) -> dict[str, graph_table.GraphTable]:
     if not model.modalities:
         return {}
@@ -207,7 +210,9 @@ def _tables(
                 f"trained with. Received: {table.dim}."
             )
         own, capacity = (table, _capacity(config, table)) if config.with_items else (None, 1)
-        tables[modality] = graph_table.GraphTable(modality, own, table.dim, capacity, table.encoder_version)
+        tables[modality] = graph_table.GraphTable(
+            modality, own, table.dim, capacity, table.encoder_version, rows_dir=rows_dir
+        )
     return tables
 
 
@@ -220,6 +225,7 @@ def _features(
     snapshot_dir: Path | None,
     id_types: typing.Mapping[str, str],
     config: config_lib.ExportConfig,
+    rows_dir: pathlib.Path,
 ) -> graph_table.FeatureTable | None:
     """Returns the table of the item features that the model takes and the snapshot holds, if there are any."""
     wanted = item_features.Layout.of(model.feature_set, id_types)
@@ -233,4 +239,4 @@ def _features(
         )  # fmt: skip
     if found is None or not names:
         return None
-    return graph_table.FeatureTable(found, names, _capacity(config, found.table))
+    return graph_table.FeatureTable(found, names, _capacity(config, found.table), rows_dir)

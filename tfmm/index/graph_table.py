@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import typing
 
 import tensorflow as tf
@@ -23,7 +24,8 @@ class GraphTable(tf.Module):
     take turns (a mutex in the graph), readers do not wait. Every resource lives on the CPU, beside the hash table.
 
     The rows of the snapshot are a file in the SavedModel's assets, which is read in pieces when it is loaded, into
-    variables of `capacity` rows. So nothing is held twice, and the room for new items takes memory as they come.
+    variables of `capacity` rows. So nothing is held twice, and the room for new items takes memory as they come. What
+    is made here is to be saved: it answers where the SavedModel is loaded.
 
     Differs from the paper: servers there look embeddings up in a service; here changes are pushed to them.
 
@@ -34,6 +36,8 @@ class GraphTable(tf.Module):
         capacity: the number of items that fit. The SavedModel holds D + 20 bytes of each item of `table`.
         encoder_version: the only one whose rows are taken.
         max_dim: the largest D.
+        rows_dir: where the file is written that a SavedModel takes a copy of; None: in a temporary folder, as long as
+            the table lives.
     Raises:
         ValueError: the snapshot does not fit `dim`, `capacity` or `encoder_version`.
     """
@@ -46,6 +50,7 @@ class GraphTable(tf.Module):
         capacity: int,
         encoder_version: str,
         max_dim: int = rows_lib.MAX_DIM,
+        rows_dir: pathlib.Path | None = None,
     ):
         super().__init__(name=f"{modality}_table")
         if not 0 < dim <= max_dim:
@@ -66,7 +71,10 @@ class GraphTable(tf.Module):
             capacity,
             encoder_version,
         )
-        self._file = None if table is None or not size else table_file.write(self, f"{modality}_rows", table)
+        self._file = None
+        if table is not None and size:
+            folder = table_file.temporary_folder(self) if rows_dir is None else rows_dir
+            self._file = table_file.write(folder / f"{modality}_rows", table)
         with tf.device("/CPU:0"):
             self._slots = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, default_value=-1)
             self._packed = _empty_variable(tf.int8, [dim + _SCALE_BYTES], "packed_rows")
@@ -80,31 +88,30 @@ class GraphTable(tf.Module):
             )
         self._loading = table_file.Loading(self._fill)
 
-    def load(self) -> None:
-        """Fills the table here; servers do so when they load the SavedModel. To be called once, before it is used."""
-        self._fill()
-        del self._loading, self._file  # an export holds the variables from here on
-
     @tf.autograph.experimental.do_not_convert
     def _fill(self) -> None:
+        """Takes the rows of the snapshot, where a SavedModel is loaded."""
         with tf.device("/CPU:0"):
-            # Memory that nothing has written: the system gives a page of it at the first write. No slot is read before.
+            # Memory that nothing has written: the system gives a page of it at the first write. What a slot holds
+            # before is masked, as no item has that slot.
             self._packed.assign(tf.raw_ops.Empty(shape=[self.capacity, self.dim + _SCALE_BYTES], dtype=tf.int8))
             self._sequences.assign(tf.raw_ops.Empty(shape=[self.capacity], dtype=tf.int64))
             if self._file is not None:
                 start = tf.constant(0, tf.int64)
-                taken = table_file.pieces(self._file, self.dim).reduce(start, self._take_piece)
-                tf.debugging.assert_equal(taken, self._used, message=f"The {self.modality} rows must be a whole file.")
+                taken = table_file.pieces(self._file).reduce(start, self._take_piece)
+                whole = f"The file of {self.modality} rows must hold all of them. Copy the version again."
+                tf.debugging.assert_equal(taken, self._used, message=whole)
 
     def _take_piece(self, first: tf.Tensor, piece: tf.Tensor) -> tf.Tensor:
         """Takes rows of the snapshot into the slots from `first` on; returns the slot after them."""
-        count = tf.minimum(self._used - first, table_file.PIECE)  # without the zeros of the last piece
-        ids, sequences, packed = (part[:count] for part in table_file.unpack(piece, self.dim))
-        slots = first + tf.range(count)
-        with tf.control_dependencies(self._write(slots, packed, sequences)):
-            inserted = self._slots.insert(ids, slots)
-        with tf.control_dependencies([inserted] if inserted is not None else []):
-            return first + count
+        with tf.device("/CPU:0"):
+            ids, sequences, packed = table_file.unpack(piece, self.dim)
+            count = tf.size(ids, tf.int64)
+            slots = first + tf.range(count)
+            with tf.control_dependencies(self._write(slots, packed, sequences)):
+                inserted = self._slots.insert(ids, slots)
+            with tf.control_dependencies([inserted] if inserted is not None else []):
+                return first + count
 
     def _write(self, slots: tf.Tensor, packed: tf.Tensor, sequences: tf.Tensor) -> list[tf.Operation]:
         # Unlike ResourceScatterUpdate, this op keeps readers out: none sees half of a row.
@@ -292,14 +299,21 @@ class FeatureTable(tf.Module):
         features: the snapshot that it starts from.
         names: the features to look up, of those that rows hold.
         capacity: the number of items that fit.
+        rows_dir: as of `GraphTable`.
     """
 
-    def __init__(self, features: snapshot.FeatureTable, names: typing.Sequence[str], capacity: int):
+    def __init__(
+        self,
+        features: snapshot.FeatureTable,
+        names: typing.Sequence[str],
+        capacity: int,
+        rows_dir: pathlib.Path | None = None,
+    ):
         super().__init__(name=f"{STORED}_reader")
         self._layout, rows = features
         self.names = tuple(names)
         dim = self._layout.dim
-        self.table = GraphTable(STORED, rows, dim, capacity, self._layout.version, max_dim=dim)
+        self.table = GraphTable(STORED, rows, dim, capacity, self._layout.version, max_dim=dim, rows_dir=rows_dir)
 
     def lookup(self, ids: tf.Tensor) -> dict[str, tf.Tensor]:
         """Returns the features of items int64 [...]; missing where the table has no such item."""

@@ -1,5 +1,6 @@
 """The SavedModel of the click model, as TF Serving loads and calls it."""
 
+import tempfile
 import threading
 import time
 
@@ -289,12 +290,31 @@ def test_artifacts_that_do_not_fit_are_refused(multimodal, tmp_path):
     assert not (tmp_path / "1").exists()
 
 
-def test_larger_snapshot_gets_room(multimodal):
+def test_rows_stand_beside_the_version_and_go_with_an_export_that_fails(multimodal, tmp_path, monkeypatch):
+    """One that is killed leaves nothing in the folder of temporary files, which may be small, and nobody cleans."""
+    versions, temporary = tmp_path / "tfmm", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+    def fail(*_):
+        found.extend(path.name for path in versions.rglob("*_rows"))
+        found.extend(temporary.iterdir())
+        raise OSError("no room")
+
+    found = []
+    monkeypatch.setattr(saved_model, "save", fail)
+    with pytest.raises(OSError, match="no room"):
+        export_lib.export(multimodal.model_dir, multimodal.shop.vocabularies, multimodal.snapshot,
+                          multimodal.manifest["id_types"], config_lib.ExportConfig(), versions / "1")  # fmt: skip
+    assert sorted(found) == ["image_rows", "text_rows"] and not list(versions.iterdir())
+
+
+def test_larger_snapshot_gets_room(multimodal, tmp_path):
     from tfmm.ctr import model as model_lib
 
     model = model_lib.load_model(multimodal.model_dir)
     config = config_lib.ExportConfig(index_capacity=1)
-    tables = export_lib._tables(model, multimodal.snapshot, config)
+    tables = export_lib._tables(model, multimodal.snapshot, config, tmp_path)
     rows = snapshot.load_snapshot(multimodal.snapshot)
     assert tables["image"].capacity >= 1.2 * len(rows["image"])
 

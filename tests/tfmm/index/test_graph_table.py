@@ -1,7 +1,9 @@
 """Tests of the table inside a SavedModel: loaded as C++ servers load it, written by several threads."""
 
+import gc
 import os
 import pathlib
+import tempfile
 import threading
 
 import hypothesis
@@ -46,10 +48,10 @@ class Server(tf.Module):
 class Loaded:
     """A SavedModel in a Session, the C++ loader of TensorFlow Serving."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, **settings):
         graph = tf.Graph()
         with graph.as_default():
-            self.session = tf.compat.v1.Session(graph=graph)
+            self.session = tf.compat.v1.Session(graph=graph, config=tf.compat.v1.ConfigProto(**settings))
             signatures = tf.compat.v1.saved_model.loader.load(
                 self.session, ["serve"], str(folder)).signature_def  # fmt: skip
             self.calls = {name: self._callable(signatures[name]) for name in ("lookup", "upsert", "status")}
@@ -83,19 +85,23 @@ def a_snapshot(ids=(5, -3, 8)):
     return snapshot.SnapshotTable(np.array(ids), rows, scales, sequences, DIM, "v1", 10)
 
 
+def save(folder, table=None, capacity=100):
+    server = Server(graph_table.GraphTable("image", table, DIM, capacity, "v1"))
+    tf.saved_model.save(server, str(folder), signatures=server.signatures())
+    return folder
+
+
 @pytest.fixture
 def saved(tmp_path):
     """Saves a table and loads it in a Session; call it with the table's arguments."""
 
     loaded = []
 
-    def save(table=None, capacity=100):
-        server = Server(graph_table.GraphTable("image", table, DIM, capacity, "v1"))
-        tf.saved_model.save(server, str(tmp_path / "model"), signatures=server.signatures())
-        loaded.append(Loaded(tmp_path / "model"))
+    def save_and_load(table=None, capacity=100, **settings):
+        loaded.append(Loaded(save(tmp_path / "model", table, capacity), **settings))
         return loaded[-1]
 
-    yield save
+    yield save_and_load
     for one in loaded:
         one.session.close()
 
@@ -116,7 +122,7 @@ def test_each_row_of_a_snapshot_of_several_pieces_is_loaded_with_its_sequence(sa
     ids = np.random.default_rng(0).permutation(np.arange(1, count + 1) * 7 - 3 * count)
     ids[ids == 0] = 1
     table = a_snapshot(ids)
-    loaded = saved(table, 2 * count)
+    loaded = saved(table, 2 * count, inter_op_parallelism_threads=1, intra_op_parallelism_threads=1)
     rows, scales, mask = loaded.lookup(ids)
     assert mask.all() and loaded.status()["size"] == count
     np.testing.assert_array_equal(rows, table.rows)
@@ -140,28 +146,52 @@ def test_room_takes_no_memory_before_items_come(saved):
     assert resident_mb() - before < 200
 
 
-def test_file_of_rows_that_lacks_a_piece_is_not_served(tmp_path):
-    count = table_file.PIECE + 1
-    server = Server(graph_table.GraphTable("image", a_snapshot(np.arange(1, count + 1)), DIM, count, "v1"))
-    tf.saved_model.save(server, str(tmp_path), signatures=server.signatures())
+def flipped(data):
+    return data[:100] + bytes([data[100] ^ 1]) + data[101:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda data: data[: len(data) // 2], tf.errors.InvalidArgumentError, "image rows must hold all of them"),
+        (lambda data: data[:-1], tf.errors.DataLossError, "truncated record"),
+        (flipped, tf.errors.DataLossError, "corrupted record"),
+    ],
+)
+def test_damaged_file_of_rows_is_not_served(tmp_path, damage, error, message):
+    save(tmp_path, a_snapshot(np.arange(1, 2 * table_file.PIECE + 1)), 2 * table_file.PIECE)
     (file,) = (tmp_path / "assets").iterdir()
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(tf.errors.InvalidArgumentError, match="The image rows must be a whole file"):
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(error, match=message):
+        Loaded(tmp_path)
+    file.unlink()
+    with pytest.raises(tf.errors.NotFoundError, match="image_rows"):
         Loaded(tmp_path)
 
 
-def test_loaded_here_and_written_it_is_exported_as_it_is(tmp_path):
-    table = graph_table.GraphTable("image", a_snapshot(), DIM, 5, "v1")
-    table.load()
-    rows, scales = some_rows(2, 1)
-    table.upsert(tf.constant([5, 20], tf.int64), rows, scales, tf.constant([11, 12], tf.int64), "v1")
-    server = Server(table)
-    tf.saved_model.save(server, str(tmp_path), signatures=server.signatures())
-    loaded = Loaded(tmp_path)
-    found, _, mask = loaded.lookup([5, 20, -3, 8])
-    assert mask.all() and loaded.status()["size"] == 4
-    np.testing.assert_array_equal(found, [*rows, *a_snapshot().rows[1:]])
-    loaded.session.close()
+def test_file_of_rows_goes_with_its_table_and_a_saved_copy_stays(tmp_path, monkeypatch):
+    temporary, table = tmp_path / "temporary", a_snapshot()
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for name in ("one", "other"):  # exported twice
+        save(tmp_path / name, table)
+    gc.collect()
+    assert not list(temporary.iterdir())
+    for name in ("one", "other"):
+        loaded = Loaded((tmp_path / name).rename(tmp_path / f"moved-{name}"))
+        np.testing.assert_array_equal(loaded.lookup(table.ids)[0], table.rows)
+        loaded.session.close()
+
+
+def test_python_loads_each_row_and_writes(tmp_path):
+    table = a_snapshot()
+    loaded = tf.saved_model.load(str(save(tmp_path, table)))
+    rows, scales = some_rows(1, 1)
+    upsert = {"ids": [20], "rows": rows, "scales": scales, "sequences": [11], "encoder_version": "v1"}
+    upsert = {name: tf.constant(value, SPECS[name].dtype) for name, value in upsert.items()}
+    assert loaded.signatures["upsert"](**upsert)["statuses"].numpy().tolist() == [graph_table.WRITTEN]
+    found = loaded.signatures["lookup"](ids=tf.constant([*table.ids, 20, 21], tf.int64))
+    np.testing.assert_array_equal(found["rows"], [*table.rows, *rows, np.zeros(DIM)])
 
 
 def test_upserts_are_seen_by_the_next_lookup_and_statuses_tell(saved):
@@ -219,10 +249,10 @@ def test_empty_upsert_changes_nothing(saved):
 
 
 @pytest.fixture(scope="module")
-def eager():
-    table = graph_table.GraphTable("image", None, DIM, 50_000, "v1")
-    table.load()
-    return table, tf.function(table.upsert, input_signature=list(SPECS.values())), tf.function(table.lookup)
+def shared(tmp_path_factory):
+    loaded = Loaded(save(tmp_path_factory.mktemp("table"), capacity=50_000))
+    yield loaded
+    loaded.session.close()
 
 
 _first_id = iter(range(1, 10**9, 1000))
@@ -231,16 +261,15 @@ _first_id = iter(range(1, 10**9, 1000))
 @hypothesis.given(
     st.lists(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 30), st.booleans()), max_size=6), max_size=6)
 )
-def test_newest_sequence_wins_in_any_order(eager, batches):
+def test_newest_sequence_wins_in_any_order(shared, batches):
     """Against a dict: whatever the order and the batches, each item ends with its newest sequence."""
-    table, upsert, lookup = eager
-    offset, model, size = next(_first_id), {}, int(table.status()["size"])
+    offset, model, size = next(_first_id), {}, int(shared.status()["size"])
     for batch in batches:
         ids = [offset + item for item, _, _ in batch]
         rows = np.array([[sequence] * DIM for _, sequence, _ in batch], np.int8).reshape(-1, DIM)
         scales = np.array([0.0 if is_withdrawn else sequence for _, sequence, is_withdrawn in batch], np.float32)
         sequences = np.array([sequence for _, sequence, _ in batch], np.int64)
-        statuses = upsert(np.array(ids, np.int64), rows, scales, sequences, "v1").numpy()
+        statuses = shared.upsert(np.array(ids, np.int64), rows, scales, sequences)
         won = {}
         for place, (item, sequence, _) in enumerate(batch):
             best = won.get(item, (model.get(item, (0, None))[0], None))
@@ -250,12 +279,12 @@ def test_newest_sequence_wins_in_any_order(eager, batches):
         for item, (sequence, place) in won.items():
             wanted[place] = graph_table.WITHDRAWN if batch[place][2] else graph_table.WRITTEN
             model[item] = (sequence, not batch[place][2])
-        assert statuses.tolist() == wanted
-    rows, scales, mask = (part.numpy() for part in lookup(tf.range(offset, offset + 6, dtype=tf.int64)))
+        assert statuses == wanted
+    rows, scales, mask = shared.lookup(np.arange(offset, offset + 6))
     assert mask.tolist() == [model.get(item, (0, False))[1] for item in range(6)]
     for item in np.flatnonzero(mask):
         assert scales[item] == model[item][0] and (rows[item] == model[item][0]).all()
-    assert int(table.status()["size"]) == size + sum(is_live for _, is_live in model.values())
+    assert int(shared.status()["size"]) == size + sum(is_live for _, is_live in model.values())
 
 
 def test_concurrent_writers_and_readers_see_no_wrong_row(saved):
