@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfmm.index import snapshot
 
-PIECE = 2048  # rows that are read at once
+PIECE = 512  # rows that are read at once
 _WORD_BYTES, _SCALE_BYTES = 8, 4
 
 
