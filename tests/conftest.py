@@ -1,5 +1,6 @@
 """What every test may use: real data beside the checkout, and one hypothesis profile."""
 
+import gc
 import os
 import pathlib
 import shutil
@@ -22,6 +23,12 @@ hypothesis.settings.register_profile(
     "tfmm", deadline=None, max_examples=50, print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large])
 hypothesis.settings.load_profile("tfmm")
+
+
+def pytest_collection_finish() -> None:
+    """Lets collections of garbage go through what tests make, and not through all that they import."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

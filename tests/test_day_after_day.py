@@ -24,7 +24,8 @@ from tfmm.training import checkpoint
 pytest.importorskip("apache_beam", reason="Beam is not installed")
 
 SETTINGS = ("data.max_behaviors=8", "text.epochs=1", "image.epochs=1", "make.epochs=1", "ctr.segments=2",
-            "ctr.block_rows=256", "ctr.batch_size=128", "export.index_capacity=2048")  # fmt: skip
+            "ctr.block_rows=256", "ctr.batch_size=128", "export.index_capacity=2048",
+            "export.jit_compile=false")  # fmt: skip
 RUN = " --run small " + " ".join(f"--set {assignment}" for assignment in SETTINGS)
 DAYS, DAY_US = 2, 86_400_000_000
 
@@ -144,14 +145,15 @@ def test_a_span_that_comes_twice_makes_no_new_version_and_late_rows_are_counted(
     impressions = pq.read_table(tables / "impressions")
     early = pc.less_equal(impressions["timestamp"].cast("int64"), through)
     pq.write_table(impressions.filter(early), tables / "impressions" / "day-0.parquet")
-    train = f"train --data tables --snapshot {folder}/snapshot-0 --output models --continue-from {folder}/models-0"
-    said = run_commands(tmp_path, train)
-    assert "Received: none. No new version is made." in said and not (tmp_path / "models").exists()
+    shutil.copytree(tables, tmp_path / "later")
     late = impressions.filter(early).slice(0, 7)
     at = pa.array(late["timestamp"].cast("int64").to_numpy() - 1, pa.int64()).cast("timestamp[us]")
     late = late.set_column(late.schema.get_field_index("timestamp"), "timestamp", at)
-    pq.write_table(late, tables / "impressions" / "late.parquet")
-    assert "Received: none, and 7 that came late and are not trained on" in run_commands(tmp_path, train)
+    pq.write_table(late, tmp_path / "later" / "impressions" / "late.parquet")
+    went_on = f"--snapshot {folder}/snapshot-0 --output models --continue-from {folder}/models-0"
+    said = run_commands(tmp_path, f"train --data tables {went_on}", f"train --data later {went_on}")
+    assert "Received: none. No new version is made." in said and not (tmp_path / "models").exists()
+    assert "Received: none, and 7 that came late and are not trained on" in said
 
 
 def test_a_gap_is_said(shop, run_commands, tmp_path):
@@ -166,17 +168,17 @@ def test_a_gap_is_said(shop, run_commands, tmp_path):
 def test_models_go_on_with_the_settings_of_their_own_run(shop, run_commands, tmp_path):
     """Not with those of the snapshot, which was embedded by the encoders' run."""
     folder, _ = shop
-    given = f"--data {folder}/tables --snapshot {folder}/snapshot-1"
-    parent = f"train {given} --output first --set ctr.units=[16] --set ctr.epochs=2"
-    grown = tmp_path / "tables/impressions"
-    grown.mkdir(parents=True)
+    (tmp_path / "tables/impressions").mkdir(parents=True)  # of the first day
     for path in (folder / "tables").iterdir():
         if path.name != "impressions":
             (tmp_path / "tables" / path.name).symlink_to(path)
-    shutil.copy(folder / "tables/impressions/day-0.parquet", grown)
-    run_commands(tmp_path, parent.replace(f"{folder}/tables", "tables"))
-    shutil.copy(folder / "tables/impressions/day-1.parquet", grown)
-    run_commands(tmp_path, f"train --data tables --snapshot {folder}/snapshot-1 --output on --continue-from first")
+    shutil.copy(folder / "tables/impressions/day-0.parquet", tmp_path / "tables/impressions")
+    snapshot = f"--snapshot {folder}/snapshot-1"
+    run_commands(
+        tmp_path,
+        f"train --data tables {snapshot} --output first --set ctr.units=[16] --set ctr.epochs=2",
+        f"train --data {folder}/tables {snapshot} --output on --continue-from first",
+    )
     run = run_file.read(tmp_path / "on")
     assert run == run_file.read(tmp_path / "first") and (run.ctr.units, run.ctr.epochs) == ((16,), 2)
 

@@ -116,8 +116,13 @@ ID_TYPES = dict.fromkeys(("user_id", "item_id", "category", "device"), "int64") 
 ITEMS, DIM = np.arange(100, 140), 6
 
 
-def write_click_model(folder):
-    """Writes a version of a click model with features of every kind, vectors and an index of items; weights drawn."""
+def write_click_model(folder, **settings):
+    """Writes a version of a click model with features of every kind, vectors and an index of items; weights drawn.
+
+    Args:
+        folder: gets `tfmm/1` and what it was made of.
+        **settings: of the export.
+    """
     draw, given = np.random.default_rng(0), encode.GivenVectors(DIM, "vector")
     brands, tags = fingerprint([f"brand {n}" for n in range(5)]), fingerprint(["red", "new", "soft"])
     vocabularies = {"user_id": np.arange(1, 9), "item_id": ITEMS, "category": np.arange(1, 4), "brand": brands,
@@ -146,9 +151,9 @@ def write_click_model(folder):
     )  # fmt: skip
     model.build()
     model_lib.save_model(model, folder / "model")
-    sizes = config_lib.ExportConfig(index_capacity=256, batch_buckets=(4, 64), candidate_buckets=(4, 64))
+    settings = {"index_capacity": 256, "batch_buckets": (4, 64), "candidate_buckets": (4, 64)} | settings
     parts = (folder / name for name in ("model", "vocabulary", "snapshot"))
-    export_lib.export(*parts, ID_TYPES, sizes, folder / "tfmm" / "1")
+    export_lib.export(*parts, ID_TYPES, config_lib.ExportConfig(**settings), folder / "tfmm" / "1")
     return folder / "tfmm"
 
 

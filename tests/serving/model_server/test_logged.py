@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
 
@@ -20,14 +21,24 @@ from serving.model_server.logged import Logs
 from serving.model_server.servable import Servable
 from serving.served_record import REQUEST_ID
 from tfmm.data import served
+from tfmm.export import warmup as export_warmup
 
 USER = {"user_id": [3], "device": [5], "clicks_item_id": [[101, 102, 0]], "clicks_age": [[50.0, np.nan, 3.0]]}
 ITEMS = [100, 139, 7]
+WITHIN_S = 300.0  # the first answer of a server that was not warmed, on whatever machine
 
 
 @pytest.fixture(scope="module")
 def click_model(tmp_path_factory, write_click_model):
-    return write_click_model(tmp_path_factory.mktemp("logged"))
+    return write_click_model(tmp_path_factory.mktemp("logged"), jit_compile=False)  # most tests load it anew
+
+
+@pytest.fixture(scope="module")
+def cold_model(click_model, tmp_path_factory):
+    """The model without requests for its warm-up, so that its server is up sooner and the first answer takes longer."""
+    folder = tmp_path_factory.mktemp("cold")
+    shutil.copytree(click_model / "1", folder / "1", ignore=shutil.ignore_patterns(export_warmup.FILE))
+    return folder
 
 
 def request(**columns):
@@ -45,7 +56,7 @@ def call(address, message, request_id=None):
     metadata = [(REQUEST_ID, request_id)] if request_id else []
     with grpc.insecure_channel(address) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        answer, ended = stub.Predict.with_call(message, metadata=metadata, timeout=60)
+        answer, ended = stub.Predict.with_call(message, metadata=metadata, timeout=WITHIN_S)
     named = dict(ended.trailing_metadata()).get(REQUEST_ID)
     return tf.make_ndarray(answer.outputs["score"]), sorted(answer.outputs), named
 
@@ -54,21 +65,21 @@ def records(folder):
     return {one.request_id: one for path in served.files(folder) for one in map(served.parse, served.payloads(path))}
 
 
-def test_every_ranking_is_logged_as_it_was_served(serving_at, click_model, tmp_path):
+def test_every_ranking_is_logged_as_it_was_served(serving_at, cold_model, tmp_path):
     logs = Logs(
         (
             served_log.Log("served", f"folder://{tmp_path / 'log'}"),
             served_log.Log("inspection", str(tmp_path / "sample"), sample_rate=0.5),
         )
     )
-    with serving_at(click_model, "tfmm", logs=logs) as server:
+    with serving_at(cold_model, "tfmm", logs=logs) as server:
         began = time.time()
         scores, outputs, named = call(server["grpc"], request(), "first")
         assert outputs == ["logit", "score"] and named == "first"
         body = {"signature_name": "rank_ids", "inputs": USER | {"item_id": ITEMS}}
         body["inputs"]["clicks_age"] = [[50.0, 1.0, 3.0]]
         url = f"{server['rest']}/v1/models/tfmm:predict"
-        answer = httpx.post(url, json=body, headers={REQUEST_ID: "rest"}, timeout=60)
+        answer = httpx.post(url, json=body, headers={REQUEST_ID: "rest"}, timeout=WITHIN_S)
         assert answer.headers[REQUEST_ID] == "rest" and set(answer.json()["outputs"]) == {"score", "logit"}
         assert len(call(server["grpc"], request())[2]) == 32  # one that the server makes
         with pytest.raises(grpc.RpcError, match="1 to 200 printable"):
@@ -92,13 +103,13 @@ def test_every_ranking_is_logged_as_it_was_served(serving_at, click_model, tmp_p
     assert {one.sample_rate for one in sampled.values()} == {0.5}
 
 
-def test_what_a_request_gives_is_no_item_feature_that_was_looked_up(serving_at, click_model, tmp_path):
+def test_what_a_request_gives_is_no_item_feature_that_was_looked_up(serving_at, cold_model, tmp_path):
     log = served_log.Log("served", str(tmp_path / "log"))
     brands, empty = np.array([b"brand 1", b"", b"\xff"], object), np.zeros([0], np.int64)
     given = {"price": [1.0, 2.0, np.nan], "brand": brands, "category": empty, "in_stock": np.zeros(0, np.float32),
              "tags": np.zeros([1, 0], object), "launched": empty, "clicks_category": np.zeros([1, 0], np.int64),
              "clicks_price": [[1.0, 2.0, np.nan]]}  # fmt: skip
-    with serving_at(click_model, "tfmm", logs=Logs((log,))) as server:
+    with serving_at(cold_model, "tfmm", logs=Logs((log,))) as server:
         call(server["grpc"], request(**given), "given")
     one = records(tmp_path / "log")["given"]
     assert one.features["price"] == [1.0, 2.0, None] and one.features["clicks_price"] == [1.0, 2.0, None]
@@ -106,7 +117,7 @@ def test_what_a_request_gives_is_no_item_feature_that_was_looked_up(serving_at, 
     assert set(one.item_features) == {"category", "in_stock", "tags", "launched"}
 
 
-def test_a_training_log_that_is_behind_refuses_and_loses_nothing(serving_at, click_model, tmp_path):
+def test_a_training_log_that_is_behind_refuses_and_loses_nothing(serving_at, cold_model, tmp_path):
     """The disk is away: what finds no place is refused before it costs anything; the others are written later."""
     log = served_log.Log("served", str(tmp_path / "log"), max_waiting=3)
     append, is_away = log._sink.append, threading.Event()
@@ -119,14 +130,14 @@ def test_a_training_log_that_is_behind_refuses_and_loses_nothing(serving_at, cli
 
     log._sink.append = failing
     answered = []
-    with serving_at(click_model, "tfmm", logs=Logs((log,)), metrics_port=0) as server:
+    with serving_at(cold_model, "tfmm", logs=Logs((log,)), metrics_port=0) as server:
         for number in range(6):
             try:
                 call(server["grpc"], request(), f"r{number}")
                 answered.append(f"r{number}")
             except grpc.RpcError as error:
                 assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "takes every one" in error.details()
-        text = httpx.get(f"{server['metrics']}/metrics", timeout=60).text
+        text = httpx.get(f"{server['metrics']}/metrics", timeout=WITHIN_S).text
         assert 'tfmm_served_log_records_total{log="served",state="refused"} 3.0' in text
         is_away.clear()
     assert answered == ["r0", "r1", "r2"]
@@ -199,13 +210,13 @@ def test_changes_of_the_index_are_logged_as_they_were_taken(click_model, tmp_pat
     assert change["ids"] == [100, 101] and change["sequences"] == [now_us, now_us + 1]
 
 
-def test_a_client_logs_for_a_server_that_does_not(serving_at, click_model, tmp_path):
+def test_a_client_logs_for_a_server_that_does_not(serving_at, cold_model, tmp_path):
     """The record is that of the server's own log, but for its time."""
     logs = [served_log.Log("served", str(tmp_path / name)) for name in ("server", "client")]
     user = {name: values[0] for name, values in USER.items()}
-    with serving_at(click_model, "tfmm", logs=Logs((logs[0],))) as server:
+    with serving_at(cold_model, "tfmm", logs=Logs((logs[0],))) as server:
         for log, request_id in ((None, "by-the-server"), (logs[1], "by-the-client")):
-            with LoggingClient(server["grpc"], log=log, timeout_s=60) as client:
+            with LoggingClient(server["grpc"], log=log, timeout_s=WITHIN_S) as client:
                 scores = client.rank(user, {"item_id": ITEMS}, request_id=request_id)
     logs[1].close()
     (theirs,), (ours,) = (records(tmp_path / name).values() for name in ("server", "client"))
@@ -214,12 +225,12 @@ def test_a_client_logs_for_a_server_that_does_not(serving_at, click_model, tmp_p
     assert dataclasses.replace(ours, request_id=theirs.request_id, time=theirs.time) == theirs
 
 
-def test_a_client_that_logs_asks_for_a_version_by_its_label(serving_at, click_model, tmp_path):
+def test_a_client_that_logs_asks_for_a_version_by_its_label(serving_at, cold_model, tmp_path):
     log = served_log.Log("served", str(tmp_path / "log"))
-    models = (ModelConfig("tfmm", str(click_model), labels=(("stable", 1),)),)
+    models = (ModelConfig("tfmm", str(cold_model), labels=(("stable", 1),)),)
     user = {name: values[0] for name, values in USER.items()}
-    with serving_at(click_model, models=models) as server:
-        with LoggingClient(server["grpc"], log=log, timeout_s=60) as client:
+    with serving_at(cold_model, models=models) as server:
+        with LoggingClient(server["grpc"], log=log, timeout_s=WITHIN_S) as client:
             scores = client.rank(user, {"item_id": ITEMS}, version="stable", request_id="labelled")
             with pytest.raises(PredictError, match="canary"):
                 client.rank(user, {"item_id": ITEMS}, version="canary")

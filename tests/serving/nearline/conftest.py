@@ -1,6 +1,8 @@
 """A click model that was trained a little, its index, and requests as they would have been served after it."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -176,16 +178,31 @@ class Process:
         self.process.wait()
 
 
-@pytest.fixture
-def start_trainer(root, models):
-    """Returns a function that starts a trainer; what it is still at the end is stopped."""
+@contextlib.contextmanager
+def starting(root, models):
+    """Gives a function that starts a trainer; what is still there at the end is stopped."""
     started = []
 
     def start(work_dir: pathlib.Path, *options: str) -> Process:
         started.append(Process(root, models, work_dir, *options))
         return started[-1]
 
-    yield start
-    for one in started:
-        if one.process.poll() is None:
-            one.stop()
+    try:
+        yield start
+    finally:
+        for one in started:
+            if one.process.poll() is None:
+                one.stop()
+
+
+@pytest.fixture(scope="session", name="starting")
+def _starting(root, models):
+    """The context of `start_trainer`, for fixtures of a module."""
+    return functools.partial(starting, root, models)
+
+
+@pytest.fixture
+def start_trainer(starting):
+    """Returns a function that starts a trainer; what is still there at the end is stopped."""
+    with starting() as start:
+        yield start

@@ -26,13 +26,13 @@ def wait_for(condition, trainer, timeout_s=400):
         time.sleep(0.05)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def records(nearline_shop):
     return nearline_shop.records(100, REQUESTS)
 
 
-@pytest.fixture
-def learned(models, records, start_trainer, tmp_path):
+@pytest.fixture(scope="module")
+def learned(models):
     """Returns a function that waits until a trainer has learned all records, and returns its weights and facts."""
     origin = state_lib.read_manifest(models / "models/multimodal/Format-State")["training"]
 
@@ -45,6 +45,15 @@ def learned(models, records, start_trainer, tmp_path):
     return learn
 
 
+@pytest.fixture(scope="module")
+def wanted(records, learned, starting, tmp_path_factory):
+    """What one SQLite log of all records teaches."""
+    folder = tmp_path_factory.mktemp("sqlite")
+    with event_log.SQLiteEventLog(folder / "served.sqlite") as log, starting() as start:
+        log.append(payloads(records))
+        return learned(start(folder / "work", "--log", log.path, *OPTIONS))
+
+
 def require_equal(found, wanted):
     assert found[1]["training"] == wanted[1]["training"]
     for name, value in wanted[0].items():
@@ -53,11 +62,8 @@ def require_equal(found, wanted):
 
 @pytest.mark.timeout(1800)
 def test_kafka_whose_broker_goes_away_teaches_the_same_as_one_sqlite_log(
-    make_broker, make_topic, records, learned, start_trainer, tmp_path
+    make_broker, make_topic, records, learned, wanted, start_trainer, tmp_path
 ):
-    with event_log.SQLiteEventLog(tmp_path / "served.sqlite") as log:
-        log.append(payloads(records))
-    wanted = learned(start_trainer(tmp_path / "sqlite", "--log", log.path, *OPTIONS))
     broker = make_broker()
     requests, labels = make_topic(broker, partitions=2), make_topic(broker, partitions=3)
     for url, is_request in ((requests, True), (labels, False)):
@@ -74,10 +80,9 @@ def test_kafka_whose_broker_goes_away_teaches_the_same_as_one_sqlite_log(
 
 
 @pytest.mark.timeout(1800)
-def test_a_folder_and_redis_teach_the_same_as_one_sqlite_log(redis_server, records, learned, start_trainer, tmp_path):
-    with event_log.SQLiteEventLog(tmp_path / "served.sqlite") as log:
-        log.append(payloads(records))
-    wanted = learned(start_trainer(tmp_path / "sqlite", "--log", log.path, *OPTIONS))
+def test_a_folder_and_redis_teach_the_same_as_one_sqlite_log(
+    redis_server, records, learned, wanted, start_trainer, tmp_path
+):
     (tmp_path / "requests").mkdir()
     folder, stream = f"folder://{tmp_path / 'requests'}", f"redis://127.0.0.1:{redis_server.port}/0?stream=nearline"
     requests = payloads(one for one in records if "items" in one)

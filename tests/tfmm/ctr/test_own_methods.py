@@ -128,15 +128,22 @@ def test_class_that_does_not_take_what_it_is_given_is_told_so(shop, team, name, 
         build(shop, [Method(f"{team}:{name}")])
 
 
+@pytest.fixture(scope="module")
+def pretrained(shop, tmp_path_factory):
+    """The folder of MAKE blocks."""
+    folder = tmp_path_factory.mktemp("make")
+    make_train.train(SMALL, shop.train, shop.eval, shop.snapshot, folder, shop.features)
+    return folder
+
+
 @pytest.mark.parametrize("beside", [(), (Method("make"),)])
-def test_subclass_of_make_takes_what_was_pretrained_and_keeps_it(shop, team, tmp_path, beside):
-    make_train.train(SMALL, shop.train, shop.eval, shop.snapshot, tmp_path / "make", shop.features)
+def test_subclass_of_make_takes_what_was_pretrained_and_keeps_it(shop, team, pretrained, tmp_path, beside):
+    config = config_lib.CTRConfig(batch_size=1024, units=(8,), attention_units=(8,))
     train_lib.train(
-        config_lib.CTRConfig(batch_size=1024), shop.train, shop.eval, shop.vocabularies, tmp_path / "model",
-        shop.features, modalities=("image",), methods=(*beside, Method(f"{team}:Louder")), snapshot_dir=shop.snapshot,
-        make_dir=tmp_path / "make",
+        config, shop.train, shop.eval, shop.vocabularies, tmp_path / "model", shop.features, modalities=("image",),
+        methods=(*beside, Method(f"{team}:Louder")), snapshot_dir=shop.snapshot, make_dir=pretrained,
     )  # fmt: skip
-    blocks = make_model.load_model(tmp_path / "make").blocks
+    blocks = make_model.load_model(pretrained).blocks
     found = model_lib.load_model(tmp_path / "model").make_blocks()
     assert [name for name, _ in found] == ["image_behavior"] * (1 + len(beside))
     for name, block in found:

@@ -1,7 +1,10 @@
 """A state that is trained further: tables that grow, and a training in two parts that is one."""
 
 import dataclasses
+import functools
+import pathlib
 import shutil
+import typing
 
 import keras
 import numpy as np
@@ -64,6 +67,31 @@ def road(shop, request):
     return Road(shop, tables, columns)
 
 
+class Trained(typing.NamedTuple):
+    """A state after the first 1024 rows: its folder, and what it holds."""
+
+    folder: pathlib.Path
+    arrays: dict
+    steps: int
+
+
+@pytest.fixture(scope="module")
+def trained(road, tmp_path_factory):
+    """Returns a function that trains a state over the first 1024 rows in a precision, once; read-only."""
+
+    @functools.cache
+    def train(name):
+        folder = tmp_path_factory.mktemp("state")
+        with precision.policy(name):
+            state, _ = continue_over(road.fresh(), CONFIG, road.rows(0, 1024))
+            if name == FLOAT16:
+                state.optimizer.scale.assign(4.0)
+            road.saved(state, folder)
+        return Trained(folder, arrays(state), state.steps)
+
+    return train
+
+
 def arrays(state):
     return {
         f"{group}/{i}": checkpoint_lib.array_of(one)
@@ -80,12 +108,10 @@ def grown(shop, folder, number):
     return folder
 
 
-def test_training_on_from_a_saved_state_is_one_training_over_all_rows(road, tmp_path):
+def test_training_on_from_a_saved_state_is_one_training_over_all_rows(road, trained):
     """Order, moments, steps and what is drawn go on where they were: equal to the last digit."""
     whole, lines = continue_over(road.fresh(), dataclasses.replace(CONFIG, segments=8), road.rows(0, 2048))
-    first, _ = continue_over(road.fresh(), CONFIG, road.rows(0, 1024))
-    road.saved(first, tmp_path / "state")
-    second, more = continue_over(road.load(tmp_path / "state"), CONFIG, road.rows(1024, 2048))
+    second, more = continue_over(road.load(trained(FLOAT32).folder), CONFIG, road.rows(1024, 2048))
     expected, found = arrays(whole), arrays(second)
     assert found.keys() == expected.keys() and len(lines) == 8 and len(more) == 4
     assert second.segments == whole.segments == 8 and second.steps == whole.steps == 32
@@ -93,12 +119,10 @@ def test_training_on_from_a_saved_state_is_one_training_over_all_rows(road, tmp_
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def test_a_thousand_new_ids_get_rows_of_their_own_and_old_rows_stay(road, tmp_path):
-    trained, _ = continue_over(road.fresh(), CONFIG, road.rows(0, 512))
-    road.saved(trained, tmp_path / "state")
+def test_a_thousand_new_ids_get_rows_of_their_own_and_old_rows_stay(road, trained, tmp_path):
     vocabulary = grown(road.shop, tmp_path / "vocabulary", 1000)
-    state, again = (road.load(tmp_path / "state", vocabulary) for _ in range(2))
-    before, after, restarted = arrays(trained), arrays(state), arrays(again)
+    state, again = (road.load(trained(FLOAT32).folder, vocabulary) for _ in range(2))
+    before, after, restarted = trained(FLOAT32).arrays, arrays(state), arrays(again)
     tables = 0
     for name, old in before.items():
         new = after[name]
@@ -115,7 +139,7 @@ def test_a_thousand_new_ids_get_rows_of_their_own_and_old_rows_stay(road, tmp_pa
             new = new[: len(old)]
         np.testing.assert_array_equal(new, old, err_msg=name)
     assert tables == 3  # users, items, categories
-    continued, _ = continue_over(state, CONFIG, road.rows(512, 768))
+    continued, _ = continue_over(state, CONFIG, road.rows(1024, 1280))
     moved = arrays(continued)
     for name, old in after.items():
         if len(old.shape) and old.shape != before[name].shape:
@@ -123,23 +147,19 @@ def test_a_thousand_new_ids_get_rows_of_their_own_and_old_rows_stay(road, tmp_pa
 
 
 @pytest.mark.parametrize("first, second", [(FLOAT32, FLOAT16), (FLOAT16, FLOAT32), (FLOAT16, FLOAT16)])
-def test_a_model_goes_on_in_another_precision(road, tmp_path, first, second):
+def test_a_model_goes_on_in_another_precision(road, trained, first, second):
     """The moments are the state's; the scale of losses is where float16 goes on, and begins anew elsewhere."""
-    with precision.policy(first):
-        state, _ = continue_over(road.fresh(), CONFIG, road.rows(0, 512))
-        if first == FLOAT16:
-            state.optimizer.scale.assign(4.0)
-        road.saved(state, tmp_path / "state")
+    folder, before, steps = trained(first)
     with precision.policy(second):
-        again = road.load(tmp_path / "state")
-        before, after = arrays(state), arrays(again)
+        again = road.load(folder)
+        after = arrays(again)
         for name in before:
             if not name.startswith("loss_scale"):
                 np.testing.assert_array_equal(after[name], before[name], err_msg=name)
         if second == FLOAT16:
             assert float(again.optimizer.scale) == (4.0 if first == FLOAT16 else precision.FIRST_SCALE)
-        on, _ = continue_over(again, CONFIG, road.rows(512, 768))
-        assert on.steps == state.steps + 4
+        on, _ = continue_over(again, CONFIG, road.rows(1024, 1280))
+        assert on.steps == steps + 4
 
 
 def test_a_state_that_is_replaced_is_none_until_it_is_whole(road, tmp_path, monkeypatch):
@@ -155,10 +175,8 @@ def test_a_state_that_is_replaced_is_none_until_it_is_whole(road, tmp_path, monk
         state_lib.read_manifest(tmp_path / "state")
 
 
-def test_rows_that_no_span_trains_become_gaps(road, tmp_path):
-    state, _ = continue_over(road.fresh(), CONFIG, road.rows(0, 1024))
-    road.saved(state, tmp_path / "first")
-    on, _ = continue_over(road.load(tmp_path / "first"), CONFIG, road.rows(1024, 1088))
+def test_rows_that_no_span_trains_become_gaps(road, trained, tmp_path):
+    on, _ = continue_over(road.load(trained(FLOAT32).folder), CONFIG, road.rows(1024, 1088))
     on.note_span(10, road.columns["item_id"][1024:1088])
     state_lib.save(on, tmp_path / "second", road.shop.vocabularies, seen={})
     found = state_lib.gaps(tmp_path / "second", before_us=10)

@@ -72,6 +72,12 @@ def multimodal(export_model):
 
 
 @pytest.fixture(scope="session")
+def ids_alone(export_model):
+    """The export of a model without vectors."""
+    return export_model(modalities=())
+
+
+@pytest.fixture(scope="session")
 def loaded(multimodal):
     """The multimodal export, for tests that only read."""
     with saved_model_lib.load_session(multimodal.version_dir) as model:

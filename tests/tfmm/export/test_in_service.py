@@ -75,8 +75,8 @@ def test_without_an_index_it_stays_as_exported_and_says_so(multimodal, shop, tmp
     assert not (tmp_path / "none.sqlite").exists()
 
 
-def test_model_without_tables_is_judged_whole(export_model, index, shop):
-    with saved_model.load_session(export_model(()).version_dir) as model:
+def test_model_without_tables_is_judged_whole(ids_alone, index, shop):
+    with saved_model.load_session(ids_alone.version_dir) as model:
         found = in_service.prepare(model, index.url, examples_lib.example_files(shop.eval))
     assert found == {"index": {}, "left_out": None, "as_exported": None}
     assert wording.service_lines({in_service.NAME: found}) == []

@@ -132,8 +132,9 @@ def test_every_bucket_has_a_warm_up_request(road, served):
     assert road.manifest["warmup_requests"] == len(seen) == 6
 
 
-def test_every_signature_answers_the_infra_check(road):
-    assert trial.fault_in_session(road.version_dir) is None
+def test_every_signature_answers_the_infra_check(road, served):
+    found = served.together(trial.requests(road.version_dir))
+    assert trial.fault(road.version_dir, lambda signature, inputs: found[signature]) is None
 
 
 def test_the_manifest_says_what_the_head_is(road):

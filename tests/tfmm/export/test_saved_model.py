@@ -242,9 +242,8 @@ def test_string_ids_are_fingerprinted_in_the_graph(export_model):
 
 
 @pytest.mark.slow
-def test_model_of_ids_alone_has_no_table_signatures(export_model):
-    exported = export_model(modalities=())
-    with saved_model.load_session(exported.version_dir) as loaded:
+def test_model_of_ids_alone_has_no_table_signatures(ids_alone):
+    with saved_model.load_session(ids_alone.version_dir) as loaded:
         assert {"serving_default", "serve_examples", "rank"} <= set(loaded.signatures)
         assert not {"upsert_items", "index_status", "score_vectors", "serve_examples_hidden"} & set(loaded.signatures)
         raw = raw_inputs(5)
@@ -267,11 +266,10 @@ def test_hidden_vectors_score_as_if_the_index_had_none_for_the_target(loaded, mu
     np.testing.assert_allclose(served, loaded("score_vectors", raw)["logit"], atol=1e-5)  # XLA sums in another order
 
 
-def test_python_loads_it_as_well(multimodal, examples):
+def test_python_loads_it_as_well(multimodal, loaded, examples):
     module = tf.saved_model.load(str(multimodal.version_dir))
     outputs = module.signatures["serve_examples"](examples=tf.constant(examples[:9]))
-    with saved_model.load_session(multimodal.version_dir) as loaded:
-        served = loaded("serve_examples", {"examples": examples[:9]})
+    served = loaded("serve_examples", {"examples": examples[:9]})
     np.testing.assert_allclose(outputs["logit"], served["logit"], atol=1e-5)
 
 
@@ -349,9 +347,8 @@ def test_a_change_is_in_the_scores_that_tell_its_sequence(fresh):
     np.testing.assert_array_equal(after["score"], fresh(signatures.RANK, raw)["score"])
 
 
-def test_a_model_of_ids_alone_has_no_index_to_tell(export_model):
-    alone = export_model(())
-    with saved_model.load_session(alone.version_dir) as model:
+def test_a_model_of_ids_alone_has_no_index_to_tell(ids_alone):
+    with saved_model.load_session(ids_alone.version_dir) as model:
         raw = for_one_user(raw_inputs(5))
         found = model(signatures.LOGGED[signatures.RANK], raw)
         np.testing.assert_array_equal(found["score"], model(signatures.RANK, raw)["score"])

@@ -29,9 +29,13 @@ SPELLINGS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def encoder():
+    return make_encoder(SCLConfig(modality="text", dim=16))
+
+
 @pytest.mark.parametrize(("one", "other"), SPELLINGS)
-def test_spellings_of_one_title_have_one_vector(one, other):
-    encoder = make_encoder(SCLConfig(modality="text", dim=16))
+def test_spellings_of_one_title_have_one_vector(encoder, one, other):
     # Each alone: rows of one batch may be summed in another order, as their weights lie in memory.
     first, second = (encoder.encode(encoder.admit([text]))["vector"].numpy()[0] for text in (one, other.encode()))
     assert first @ first > 0.999

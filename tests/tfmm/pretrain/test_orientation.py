@@ -48,10 +48,14 @@ def test_png_is_read_as_it_was_seen(scene, orientation, endian):
     np.testing.assert_array_equal(turned, upright)
 
 
+@pytest.fixture(scope="module")
+def encoder():
+    return make_encoder(SCLConfig(image_size=32))
+
+
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_phone_photo_has_the_vector_of_itself_upright(scene, orientation):
+def test_phone_photo_has_the_vector_of_itself_upright(scene, encoder, orientation):
     """Without turning, cosines of orientations 3 and 6 were .83 and .77; a plain JPEG and the PNG have .998."""
-    encoder = make_encoder(SCLConfig(image_size=32))
     files = [held(scene, 1, "PNG"), held(scene, orientation, "JPEG")]
     upright, turned = encoder.encode(tf.constant(files))["vector"].numpy()
     assert upright @ turned > 0.998

@@ -1,5 +1,6 @@
 """Mixed precision: what is trained in 16 bits, judged and exported in float32."""
 
+import functools
 import json
 
 import keras
@@ -24,12 +25,13 @@ MIXED = PRECISIONS[1:]
 SIZES = {"user_id": 5_001, "item_id": 5_002, "category": 5_003}
 
 
-@pytest.fixture
-def trained(shop, pairs, tmp_path):
+@pytest.fixture(scope="module")
+def train(shop, pairs, tmp_path_factory):
     """Returns a function that trains in a precision, and returns the manifest, the losses by epoch, and the folder."""
+    place = tmp_path_factory.mktemp("precision")
 
     def train(name, how):
-        folder = tmp_path / how / name
+        folder = place / how / name
         examples, also = (shop.train, shop.eval), {"training": TrainingConfig(precision=how), "checkpoint_dir": folder}
         if name == "ctr":
             config = CTRConfig(units=(8,), attention_units=(8,), batch_size=256)
@@ -47,6 +49,12 @@ def trained(shop, pairs, tmp_path):
         return manifest, [line["loss"] for line in lines if "loss" in line], folder
 
     return train
+
+
+@pytest.fixture(scope="module")
+def trained(train):
+    """`train`, each once; read-only."""
+    return functools.cache(train)
 
 
 @pytest.mark.parametrize("how", MIXED)
@@ -79,9 +87,9 @@ def test_encoders_and_make_learn_as_in_float32(trained, name, how):
     np.testing.assert_allclose(np.linalg.norm(vector, axis=1), [1.0, 0.0], atol=1e-6)
 
 
-def test_training_in_bfloat16_goes_on_from_its_checkpoint(trained):
+def test_training_in_bfloat16_goes_on_from_its_checkpoint(train, trained):
     first = trained("text", "mixed_bfloat16")  # the bank is of 16 bits too
-    again = trained("text", "mixed_bfloat16")
+    again = train("text", "mixed_bfloat16")
     assert again[0]["encoder_version"] == first[0]["encoder_version"] and again[1] == first[1]
 
 
