@@ -79,6 +79,7 @@ SMALL = [
     "data.max_behaviors=8",
     "text.epochs=1",
     "make.epochs=1",
+    "export.jit_compile=false",
 ]
 GATE = [  # this small, it is only run
     "gate.min_auc=0.0",
