@@ -24,7 +24,6 @@ the rest.
 _PORTS = (-1, 65_535)
 _BOUNDS = {
     "port": _PORTS, "rest_api_port": _PORTS, "metrics_port": _PORTS, "max_num_load_retries": (0, math.inf),
-    "load_retry_interval_micros": (0, math.inf), "num_request_iterations_for_warmup": (1, math.inf),
     "grpc_max_threads": (0, math.inf), "num_threads": (0, math.inf),
 }  # fmt: skip
 _FINITE = (

@@ -16,19 +16,20 @@ from tfmm.features import FeatureSet
 
 
 def of_version(version_dir: str | pathlib.Path) -> dict[str, str]:
-    """Returns, per input of a version, the column that it is; {} where the version is none of tfmm's.
+    """Returns, per input of a version, the column that it is; {} where its manifest does not say, or there is none.
 
     Args:
         version_dir: of any SavedModel.
     """
     try:
         declared = saved_model.read_manifest(version_dir)["feature_set"]
-    except (OSError, ValueError, KeyError):
+        columns = config_lib.from_dict(FeatureSet, declared).columns
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of another tfmm, or of nobody's
         return {}
     return {
         column.name: f"{column.feature.table}.{column.feature.column}"
         + (f" of the sequence {column.sequence.name}" if column.sequence else "")
-        for column in config_lib.from_dict(FeatureSet, declared).columns
+        for column in columns
     }
 
 
@@ -43,7 +44,7 @@ def told(sources: typing.Mapping[str, str]) -> typing.Iterator[None]:
             raise
         raise ServingError(error.code, f"{error.message} {said}", error.http, error.inputs) from error
     except tf.errors.InvalidArgumentError as error:  # of a graph: it has the name in its text
-        said = _in_words(sources, re.findall(r"\w+", error.message))
+        said = _in_words(sources, re.findall(r"`(\w+)`", error.message))
         if not said:
             raise
         raise tf.errors.InvalidArgumentError(error.node_def, error.op, f"{error.message} {said}") from error

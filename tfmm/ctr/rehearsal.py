@@ -72,8 +72,10 @@ def _unread(method: Method, later: typing.Sequence[Method], feature_set: Feature
         ]
     if kind.parts is not base.parts:
         return []
-    if kind.beside is not base.beside:
-        return [] if any(sequence.din for sequence in read) else [
+    if kind.beside is not base.beside and any(sequence.din for sequence in read):
+        return []
+    if kind.beside is not base.beside and kind.search is base.search:
+        return [
             f"the method {method.name!r} works inside the attention, which reads no sequence: each says `din=False`. "
             "Leave it out of `methods`, or let attention read one"
         ]  # fmt: skip

@@ -221,7 +221,10 @@ def _action_faults(data_dir: str | pathlib.Path, feature_set: FeatureSet, known:
         return []
     if parts := schema.table_parts(data_dir, "behaviors", known):
         if _lacks(parts, "behaviors", "action", known):
-            return []  # which is said with its table
+            names = ", ".join(dict.fromkeys(name for name, _ in wanted))
+            return [
+                f"sequences {names}: behaviors.action must be there and hold strings. Add it, or leave `actions` out"
+            ]
         actions = set(pc.unique(schema.read_table(data_dir, "behaviors", ["action"])["action"]).to_pylist())
     else:
         actions = {"click"}  # histories are the clicked impressions

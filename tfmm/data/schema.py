@@ -67,7 +67,7 @@ def documented(modality_set: ModalitySet) -> dict[str, Table]:
                 (Column("item_id", "id", "unique, or at each `updated_at`", required=True),),
                 (
                     Column("category", "id", "leaf category", is_key=False),
-                    Column("created_at", "timestamp", "when the item entered the catalog, UTC"),
+                    Column("created_at", "timestamp", "when the item entered the catalog"),
                     Column(UPDATED_AT, "timestamp", "from when on the row holds; an item may have a row per time"),
                 ),
             ),
@@ -323,9 +323,10 @@ def has_value(parts: typing.Sequence[Part], column: str) -> bool:
     """Returns whether any row of a table holds something in a column."""
     for part in parts:
         if column in part.schema.names:
-            values = part.read([column])[column]
-            if values.null_count < len(values):
-                return True
+            for group in range(len(part.row_groups)):
+                values = part.read([column], group)[column]
+                if values.null_count < len(values):
+                    return True
     return False
 
 

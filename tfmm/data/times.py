@@ -101,7 +101,7 @@ def _resolution(
         values = schema.microseconds(instants.to_timestamps(times.drop_null()))
         walls = values[(values >= instants.FIRST_US) & (values <= instants.LAST_US)]  # others are faults
         tally.add(walls + instants.offsets(zone, walls) if is_instant else walls)
-    return tally.resolution(time_zone)
+    return tally.resolution(time_zone, with_steps=name not in VERSIONS.values())
 
 
 class _Tally:
@@ -157,8 +157,14 @@ class _Tally:
         is_step = self.grid_us >= _LEAST_STEP_US and self.grid_us > size and self._is_rare(self.grid_us // size, 2)
         return self.grid_us if is_step else 0, 0
 
-    def resolution(self, time_zone: str) -> Resolution:
-        """Returns what the times added show; of none, nothing coarser than their type."""
+    def resolution(self, time_zone: str, with_steps: bool = True) -> Resolution:
+        """Returns what the times added show; of none, nothing coarser than their type.
+
+        Args:
+            time_zone: IANA name.
+            with_steps: whether times at every so many units alone are of the whole step. Not those from when on a row
+                holds: prices of the first of a month hold from that day on.
+        """
         if not self.whole[0]:
             return Resolution(time_zone)
         unit = int(np.flatnonzero(self.whole == self.whole[0])[-1])
@@ -166,7 +172,7 @@ class _Tally:
             if shifted > unit and len(self.distinct) >= 2 + len(begins):  # fewer may agree by chance
                 is_over_midnight = max(begins) - min(begins) > _SUMMER_TIME_US  # 23:00 and 00:00
                 return Resolution(time_zone, shifted, tuple(sorted(begins, reverse=is_over_midnight)))
-        (step_us, months), sizes = self._steps(unit), SIZES_US.copy()
+        (step_us, months), sizes = self._steps(unit) if with_steps else (0, 0), SIZES_US.copy()
         sizes[unit] = step_us or sizes[unit]
         by_chance = self.whole[:-1] * sizes[:-1] / SIZES_US[1:]
         many = (self.whole[1:] > _CHANCE * by_chance) & (self.whole[1:] >= _FEWEST)

@@ -156,7 +156,8 @@ def births(data_dir: Folder, tables: schema.Tables, time_zone: str) -> Births | 
     ids = fingerprint(table["item_id"].to_pylist())
     groups = as_known.row_groups(os.fspath(data_dir), "items", time_zone, tables)
     told = [(times.starts(part, "items", group, time_zone), rows) for part, group, rows in groups]
-    created = np.concatenate([all_rows if rows is None else all_rows[rows] for all_rows, rows in told])
+    pieces = [all_rows if rows is None else all_rows[rows] for all_rows, rows in told]
+    created = np.concatenate([np.zeros(0, np.int64), *pieces])
     order = np.argsort(ids, kind="stable")
     return Births(ids[order], created[order])
 

@@ -42,8 +42,8 @@ class ContentForm:
         """Returns why a content is refused, or None."""
         if isinstance(content, bytes) and (pixels := picture_header.num_pixels(content)) > self.max_pixels:
             return f"must have at most {self.max_pixels:,} pixels, not {pixels:,}; make the picture smaller"
-        if isinstance(content, bytes) and (scans := picture_header.num_scans(content)) > picture_header.MAX_SCANS:
-            return f"must have at most {picture_header.MAX_SCANS} scans, not {scans:,}; save the picture anew"
+        if isinstance(content, bytes) and picture_header.num_scans(content) > picture_header.MAX_SCANS:
+            return f"must have at most {picture_header.MAX_SCANS} scans, not more; save the picture anew"
         return None
 
     def __call__(self, content: bytes | str) -> bytes:

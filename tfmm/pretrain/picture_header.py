@@ -28,13 +28,15 @@ def num_pixels(content: bytes) -> int:
 
 
 def num_scans(content: bytes) -> int:
-    """Returns the scans of a JPEG, several where it is progressive; 0 of other pictures.
+    """Returns the scans of a JPEG, several where it is progressive; 0 of other pictures. It stops at `MAX_SCANS` + 1.
 
     >>> num_scans(b"\\xff\\xd8\\xff\\xda\\0\\2 pixels \\xff\\0 \\xff\\xda\\0\\2 more \\xff\\xd9 \\xff\\xda")
     2
     """
     place, scans = 2 if content.startswith(b"\xff\xd8\xff") else len(content), 0
-    while (found := _MARKER.search(content, place)) and (marker := content[found.end() - 1]) != _END:
+    while scans <= MAX_SCANS and (found := _MARKER.search(content, place)):
+        if (marker := content[found.end() - 1]) == _END:
+            break
         scans += marker == _SCAN
         size = content[found.end() : found.end() + 2]
         place = found.end() + (0 if marker in _BARE else int.from_bytes(size, "big"))

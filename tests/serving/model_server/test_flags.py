@@ -50,6 +50,14 @@ def test_what_is_not_done_is_refused_with_the_reason_and_its_default_is_taken(na
     assert not flags.faults(vars(command.parser().parse_args([f"--{name}={harmless}"])))
 
 
+@pytest.mark.parametrize("flag", ["--load_retry_interval_micros=-1", "--num_request_iterations_for_warmup=0"])
+def test_numbers_that_tensorflow_serving_takes_are_taken(flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main([flag, "--port=99999", "--model_base_path=/m"])
+    said = capsys.readouterr().err.split("error")[-1]
+    assert "--port must be" in said and flag.partition("=")[0] not in said
+
+
 def test_all_faults_are_said_at_once(capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(["--enable_batching", "--port=8500", "--rest_api_port=8500", "--model_base_path=/m"])
@@ -132,10 +140,10 @@ def test_config_file_is_read_again_and_a_bad_one_changes_nothing(tmp_path, half_
     models = tuple(config.read_file(str(path)))
     with serving_at(tmp_path, models=models, model_config_file=str(path), config_poll_wait_s=0.05) as addresses:
         with httpx.Client(base_url=addresses["rest"] + "/v1/models", timeout=60) as rest:
-            for nonsense in (b"nonsense", b"caf\xe9"):
-                caplog.clear()
-                path.write_bytes(nonsense)
-                wait_for(lambda: "is not in force" in caplog.text)
+            path.write_text("nonsense")
+            wait_for(lambda: "is not in force" in caplog.text)
+            path.write_bytes(b"caf\xe9")
+            wait_for(lambda: "can't decode" in caplog.text)
             assert rest.get("/one").status_code == 200
             write_config(path, two=half_plus_two_dir)
             wait_for(lambda: rest.get("/two").status_code == 200)

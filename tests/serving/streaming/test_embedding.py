@@ -50,7 +50,8 @@ def test_content_that_no_encoder_covers_is_a_dead_letter():
     ]
 
 
-def test_content_that_no_encoder_covers_beside_one_that_is_embedded_is_named_once(caplog):
+def test_content_that_no_encoder_covers_beside_one_that_is_embedded_is_named_once(caplog, monkeypatch):
+    monkeypatch.setattr(embedding, "_said", set())
     for _ in range(2):
         outcome = embed(events.make_event(7, vector=[1, 0], contents={"sound": b"a", "Text": "red"}))
         assert outcome.dead == []

@@ -48,11 +48,13 @@ def test_ids_are_those_that_an_example_may_have(folder):
 
 def test_a_vocabulary_beyond_memory_is_refused_by_the_ids_of_the_data(folder):
     fits = Feature("brand", "item", dim=GIB)  # 4 GiB a row: two ids, missing and unknown
-    beyond = Feature("tags", "item", "ids", dim=GIB)
+    beyond = Feature("tags", "item", "ids", dim=GIB, min_count=1)
     assert declared.faults(folder, declare(fits, beyond)) == [
         "feature 'tags': an embedding table must take at most 16 GiB, not 20.0 GiB, for the 3 ids of the data. Lower "
         "`dim`, or hash them into `num_buckets`"
     ]
+    rare_left_out = Feature("tags", "item", "ids", dim=GIB, min_count=2)  # how rare a tag is only the examples tell
+    assert declared.faults(folder, declare(rare_left_out)) == []
 
 
 def test_ids_are_not_counted_where_rows_are_too_few_for_it(folder, monkeypatch):

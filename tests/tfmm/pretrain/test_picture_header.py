@@ -89,4 +89,4 @@ def test_jpeg_of_many_scans_is_refused_unopened():
     last = picture[picture.rindex(b"\xff\xda") : -2]
     assert ContentForm().refusal(picture[:-2] + last * (MAX_SCANS - num_scans(picture)) + picture[-2:]) is None
     bomb = picture[:-2] + last * 3_000 + picture[-2:]
-    assert ContentForm().refusal(bomb).startswith(f"must have at most 100 scans, not {num_scans(picture) + 3_000:,};")
+    assert ContentForm().refusal(bomb).startswith("must have at most 100 scans, not more;") and num_scans(bomb) == 101
