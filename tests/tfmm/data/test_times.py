@@ -138,6 +138,15 @@ def test_a_step_ends_where_the_next_begins():
     assert bounds(pa.array([None, 4], pa.date32()), **week) == ([instants.NULL, 4 * DAY], [instants.NULL, 11 * DAY - 1])
 
 
+def test_times_from_when_on_rows_hold_are_those_of_the_day(tmp_path):
+    prices = pa.table({"updated_at": stamps([int(month) for month in MONTHS[:8]])})
+    pq.write_table(prices, tmp_path / "items.parquet")
+    column = times.VERSIONS["items"]
+    seen = times.resolutions(tmp_path, "UTC", [column])[column]
+    assert (seen.unit, seen.months, seen.step_us) == (times.DAY, 0, 0)
+    assert see(tmp_path, prices["updated_at"]).months == 1  # behaviors of a month are told at its end
+
+
 @pytest.mark.parametrize(
     "date, begins, hours",
     [
