@@ -39,10 +39,14 @@ def live(
 ) -> None:
     """Show AUC, GAUC, LogLoss and calibration of each version in service, and how it differs from the one before."""
     from tfmm.data import unread
+    from tfmm.data.parts import LayoutError
     from tfmm.evaluate import live as live_lib
 
     if data_dir is not None:
-        unread.say(data_dir, click.echo)
+        try:
+            unread.say(data_dir, click.echo)
+        except LayoutError as error:  # perhaps of another table than what is read here, which says it itself
+            click.echo(f"not used: {error}")
     found, said = live_lib.slices(
         log_dir, events_dir, label=label, window_s=window_s, since=since, data_dir=data_dir, time_zone=time_zone
     )

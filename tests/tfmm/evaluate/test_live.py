@@ -89,6 +89,10 @@ def test_items_in_their_first_day_are_told_apart(log, tmp_path):
     assert "  items in their first day: 600 items shown to 40 users" in told.output
     assert "first day" not in click.testing.CliRunner().invoke(cli.main, flags).output
     assert all(one.unknown_age == 0 for one in found.values()) and "lack" not in told.output
+    (tmp_path / "searches.parquet").write_bytes(b"damaged")  # which is not read
+    damaged = click.testing.CliRunner().invoke(cli.main, [*flags, "--data", str(tmp_path)])
+    assert damaged.exit_code == 0 and damaged.output.startswith("not used: ") and "searches" in damaged.output
+    assert "  items in their first day: 600 items shown to 40 users" in damaged.output
 
 
 def test_impressions_of_items_that_the_tables_lack_are_counted(log, tmp_path):
