@@ -111,11 +111,10 @@ class EventFile:
             state = facts.st_size, facts.st_mtime_ns
             if state == self._seen and after == self._at:
                 return []
-            is_opened = self._rows is None or after != self._at
-            if is_opened:
-                self._rows, self._at = self._open(after), after
+            open_rows = self._rows if after == self._at else None
+            self._rows, self._at = open_rows or self._open(after), after
             found = event_log.up_to(self._rows, limit)
-            if not found and not is_opened and state != self._looked:  # it has grown since its rows came to their end
+            if not found and open_rows and state != self._looked:  # it has grown since its rows came to their end
                 self._rows = self._open(after)
                 found = event_log.up_to(self._rows, limit)
             self._looked = state
