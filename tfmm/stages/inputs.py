@@ -13,18 +13,21 @@ def modalities_of(run: RunConfig, data_dir: Folder) -> tuple[str, ...]:
     Raises:
         ValueError: it has none.
     """
-    if found := faults(run, data_dir):
-        raise ValueError(found[0])
-    return tuple(schema.modalities(data_dir, run.modality_set))
+    names = schema.modalities(data_dir, run.modality_set)
+    if not names:
+        raise ValueError(_none(run, data_dir))
+    return tuple(names)
 
 
 def faults(run: RunConfig, data_dir: Folder) -> list[str]:
     """Returns that the data has no modality for the methods, where it is so."""
-    if schema.modalities(data_dir, run.modality_set):
-        return []
+    return [] if schema.modalities(data_dir, run.modality_set) else [_none(run, data_dir)]
+
+
+def _none(run: RunConfig, data_dir: Folder) -> str:
     methods = ", ".join(method.name for method in run.methods)
-    return [
+    return (
         f"The methods {methods} need a modality: {data_dir} must have titles or images with searches, orders or "
         "clicks that teach an encoder, or items' own vectors. Received: none. Fill one of their columns "
         "(`tfmm data schema`), or declare another."
-    ]
+    )
