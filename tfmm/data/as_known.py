@@ -212,16 +212,26 @@ def verified(data_dir: str | pathlib.Path, time_zone: str, tables: schema.Tables
     return seen
 
 
+def repeated(ids: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows with the id of an earlier one, and the row of that id before each; missing ids, 0, are none.
+
+    Args:
+        ids: int64 [n].
+        order: int64 [n], that sorts them and is stable.
+    """
+    is_again = (ids[order][1:] == ids[order][:-1]) & (ids[order][1:] != 0)
+    return order[1:][is_again], order[:-1][is_again]
+
+
 def require_unique(data_dir: str | pathlib.Path, name: str, tables: schema.Tables | None = None) -> None:
     """Raises ValueError where a table has several rows of one id: which of them counts is not told."""
     if not schema.has_table(data_dir, name, tables):
         return
     key = typing.cast(str, declared.unique_key(name))
     ids = schema.fingerprints(schema.read_table(data_dir, name, [key], tables)[key])
-    order = np.argsort(ids, kind="stable")
-    again = np.sort(order[1:][(ids[order][1:] == ids[order][:-1]) & (ids[order][1:] != 0)])
+    again, _ = repeated(ids, np.argsort(ids, kind="stable"))
     if len(again):
-        first = ", ".join(map(str, again[:SHOWN].tolist()))
+        first = ", ".join(map(str, np.sort(again)[:SHOWN].tolist()))
         raise ValueError(
             f"`{name}.{key}` must be unique, so that one row counts. Received: {len(again):,} rows with the id of "
             f"another, first rows {first}. Keep one of each, or tell in `{schema.UPDATED_AT}` from when on each holds."

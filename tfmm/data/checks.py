@@ -309,8 +309,7 @@ class _Check:
             return  # each is told as a null
         prints = schema.fingerprints(ids)
         order = np.argsort(prints, kind="stable")
-        again = order[1:][(prints[order][1:] == prints[order][:-1]) & (prints[order][1:] != 0)]
-        before = order[:-1][(prints[order][1:] == prints[order][:-1]) & (prints[order][1:] != 0)]
+        again, before = as_known.repeated(prints, order)
         same = np.asarray(pc.fill_null(pc.equal(ids.take(pa.array(again)), ids.take(pa.array(before))), True)).astype(
             bool
         )
