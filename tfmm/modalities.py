@@ -25,6 +25,7 @@ _KINDS = {  # of the column
     **dict.fromkeys(BACKBONES, "binary"),
 }
 KINDS = (*dict.fromkeys(_KINDS.values()), OWN)
+MAX_TEXT_BYTES = 1 << 14  # of UTF-8; an encoder's cost grows with the longest text of a batch
 NOTHING, ALL = "nothing", "all"  # what reports call the rows as they are, and those without vectors of any modality
 PAIRS, CHECKPOINTS, DEAD_LETTERS = "pairs", "checkpoints", "dead_letter"  # folders that stand beside modalities' own
 RESERVED = (NOTHING, ALL, PAIRS, CHECKPOINTS, DEAD_LETTERS, STORED)

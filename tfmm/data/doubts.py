@@ -46,6 +46,9 @@ def notes(
         found += _doubled(users, items, earliest)
     if "items" in bounds and "item_id" in columns["items"]:
         found += _before_creation(items, latest, schema.fingerprints(read("items", "item_id")), bounds["items"][0])
+    if "behaviors" in bounds and "user_id" in columns["behaviors"]:
+        users, acting = (schema.fingerprints(read(table, "user_id")) for table in ("impressions", "behaviors"))
+        found += _without_history(users, earliest, acting, bounds["behaviors"][1])
     if "split" in columns["impressions"]:
         found += _mixed_splits(read("impressions", "split"), earliest)
     for table in times.VERSIONS:
@@ -95,6 +98,27 @@ def _before_creation(
         yield (
             f"impressions are earlier than `created_at` of their items: is it when these were last changed? "
             f"({count:,} of {_rows(early)})."
+        )
+
+
+def _without_history(
+    users: np.ndarray, shown_at: np.ndarray, acting: np.ndarray, known_at: np.ndarray
+) -> typing.Iterator[str]:
+    """Some users are new in any shop; where most impressions have no history, two tables hardly speak of the same."""
+    order = np.lexsort((known_at, acting))
+    order = order[(known_at[order] != instants.NULL) & (acting[order] != 0)]
+    owners, first = np.unique(acting[order], return_index=True)
+    if not len(owners):
+        return
+    places = np.minimum(np.searchsorted(owners, users), len(owners) - 1)
+    usable = (shown_at != instants.NULL) & (users != 0)
+    without = usable & ~((owners[places] == users) & (known_at[order][first[places]] <= shown_at))
+    count, strangers = int(without.sum()), int((usable & (owners[places] != users)).sum())
+    if 2 * count > int(usable.sum()):
+        yield (
+            f"impressions have no behavior of their user before them, so their histories are empty; of {strangers:,} "
+            f"the user has none at all. Do both tables have the same `user_id`, and do behaviors begin before "
+            f"impressions? ({count:,} of {_rows(without)})."
         )
 
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfmm.data import instants, schema
 from tfmm.features import ACTIONS, Label
 from tfmm.labels import NEGATIVE_RATE, SAMPLE_WEIGHT
+from tfmm.modalities import MAX_TEXT_BYTES
 from tfmm.pretrain.picture_header import MAX_SCANS, num_pixels, num_scans
 from tfmm.scl_config import SCLConfig
 
@@ -103,7 +104,7 @@ def content_rules(
     tables: schema.Tables = schema.TABLES,
     max_pixels: typing.Mapping[str, int] | None = None,
 ) -> list[Rule]:
-    """Returns the rules about images and vectors, which have to be opened.
+    """Returns the rules about what encoders are given: images and vectors, which have to be opened, and texts.
 
     Args:
         name: the table.
@@ -117,6 +118,10 @@ def content_rules(
         rules.append(Rule(picture, f"must have at most {most:,} pixels", _larger_than(most)))
         rules.append(Rule(picture, f"must have at most {MAX_SCANS} scans", _has_many_scans))
         rules.append(Rule(picture, "must be a PNG or JPEG that can be decoded", _undecodable(most)))
+    if name == "items":  # queries are read by training alone
+        for text in (column.name for column in tables[name].columns if column.kind == "string"):
+            text_rule = f"must have at most {MAX_TEXT_BYTES:,} bytes of UTF-8"
+            rules.append(Rule(text, text_rule, _longer_than(MAX_TEXT_BYTES)))
     for column, dim in (dims or {}).items():
         rules += [
             Rule(column, f"must have {dim} values, as most have", _other_length(dim)),
@@ -212,6 +217,10 @@ def _larger_than(max_pixels: int) -> typing.Callable[[Array], np.ndarray]:
 
 def _has_many_scans(values: Array) -> np.ndarray:
     return np.array([num_scans(value or b"") > MAX_SCANS for value in values.to_pylist()], bool)
+
+
+def _longer_than(max_bytes: int) -> typing.Callable[[Array], np.ndarray]:
+    return lambda values: _mask(pc.fill_null(pc.greater(pc.binary_length(values.cast(pa.string())), max_bytes), False))
 
 
 def _undecodable(max_pixels: int) -> typing.Callable[[Array], np.ndarray]:

@@ -19,6 +19,7 @@ from tfmm.training.labels import weights_of
 
 AGE, HISTORY = "item_age", "history"  # by name of what is sliced; the others are features
 YOUNG, UNKNOWN = "< 24 h", "unknown"  # of ages
+NO_HISTORY = "none"
 DAY_US = 86_400_000_000
 MAX_VALUES = 8  # of a feature: the most frequent ones; the others are one slice
 REPLICATES = 200  # draws of users for an interval
@@ -198,7 +199,7 @@ def _by_length(lengths: np.ndarray) -> dict[str, np.ndarray]:
     some = lengths > 0
     middle = int(np.median(lengths[some])) if some.any() else 0
     short = some & (lengths <= middle)
-    return _not_empty({"none": ~some, f"1 to {middle}": short, f"more than {middle}": some & ~short})
+    return _not_empty({NO_HISTORY: ~some, f"1 to {middle}": short, f"more than {middle}": some & ~short})
 
 
 def _by_quarter(values: np.ndarray) -> dict[str, np.ndarray]:

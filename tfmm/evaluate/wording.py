@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 
 from tfmm.evaluate import differences, in_service, recall
+from tfmm.evaluate import slices as slices_lib
 from tfmm.modalities import NOTHING
 from tfmm.pretrain import in_words
 
@@ -30,7 +31,7 @@ def report_lines(report: Facts) -> list[str]:
         values = ", ".join(f"{key} {'too few rows' if v is None else format(v, '.4f')}" for key, v in found.items())
         lines.append(f"{name}: {values}")
     hidden = report.get("hidden", {"models": {}})["models"].get("multimodal", {})
-    lines += sliced_lines(report) + recall_lines(report)
+    lines += sliced_lines(report) + unseen_lines(report) + recall_lines(report)
     lines += difference_lines(report) + slice_lines(hidden, report.get("missing", {})) + service_lines(report)
     for modality, facts in report["encoders"].items():
         lines += describe(modality, facts)
@@ -63,6 +64,21 @@ def sliced_lines(report: Facts, model: str = "multimodal") -> list[str]:
             found.append(f"{part}: {facts['rows']:,} rows{shown}")
         lines.append(f"{model} by {name}: {'; '.join(found)}")
     return lines
+
+
+def unseen_lines(report: Facts) -> list[str]:
+    """Returns that the held-out rows say nothing of users without behaviors, where it is so.
+
+    >>> unseen_lines({"slices": {"history": {"none": {"rows": 9}}}})
+    []
+    """
+    of_lengths = report.get("slices", {}).get(slices_lib.HISTORY)
+    if of_lengths is None or slices_lib.NO_HISTORY in of_lengths:
+        return []
+    return [
+        "Warning: no held-out row has an empty history, so what users without behaviors are scored was not judged; "
+        "where no training row has one either, it was not learned, and may be far off"
+    ]
 
 
 def recall_lines(report: Facts) -> list[str]:

@@ -11,11 +11,11 @@ import numpy as np
 from tfmm import artifacts, features, plain_paths
 from tfmm.index import item_features, store
 from tfmm.index import rows as rows_lib
-from tfmm.modalities import event_field
+from tfmm.modalities import MAX_TEXT_BYTES, event_field
 from tfmm.pretrain.content_form import ContentForm
 
 Content = bytes | str | typing.Sequence[float]
-MAX_TITLE_BYTES = 1 << 14  # of UTF-8; an encoder's cost grows with the longest title of a batch
+MAX_TITLE_BYTES = MAX_TEXT_BYTES  # what events and the catalog may bring
 GIVEN = "given:"  # how the version of vectors that items bring themselves begins
 
 

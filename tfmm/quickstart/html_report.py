@@ -140,7 +140,7 @@ def write_report(
             verdict=verdict,
             describe=wording.describe,
             signed=wording.signed,
-            service_lines=wording.service_lines(summary),
+            warning_lines=wording.unseen_lines(summary) + wording.service_lines(summary),
             metrics=differences.METRICS,
             slices=differences.SLICES,
         )

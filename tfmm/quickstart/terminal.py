@@ -43,7 +43,8 @@ def opening_lines(summary: typing.Mapping[str, typing.Any]) -> list[str]:
 def closing_lines(summary: typing.Mapping[str, typing.Any], workdir: pathlib.Path) -> list[str]:
     """Returns what stands under the closing table."""
     lines = wording.difference_lines(summary)
-    lines += wording.slice_lines(summary["hidden"], summary.get("missing", {})) + wording.service_lines(summary)
+    lines += wording.slice_lines(summary["hidden"], summary.get("missing", {}))
+    lines += wording.unseen_lines(summary) + wording.service_lines(summary)
     for modality, facts in summary["encoders"].items():
         lines += wording.describe(modality, facts)
     lines += summary.get("not_read", [])

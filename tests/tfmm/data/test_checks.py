@@ -62,6 +62,7 @@ CASES = [
     ("items", {"vector": [1.0, float("inf")]}, "vector", "must hold finite numbers only", 1),
     ("items", {"vector": [1.0, None]}, "vector", "must hold finite numbers only", 1),
     ("items", {"vector": [0.0, 0.0]}, "vector", "must not be all zeros", 1),
+    ("items", {"title": "é" * 8193}, "title", "must have at most 16,384 bytes of UTF-8", 1),
     ("searches", {"search_id": None}, "search_id", "must not be null", 1),
     ("searches", {"query_image": CORRUPT}, "query_image", "must be a PNG or JPEG that can be decoded", 1),
     ("behaviors", {"item_id": 77}, "item_id", "must be in the items table", 1),
@@ -162,6 +163,9 @@ def test_behaviors_by_date_are_noted_and_no_fault(tables, at):
         "behaviors.timestamp is known to the day: a behavior counts from the next midnight. " + DAYS,
         "impressions.timestamp is known to the minute: an impression sees what was known when its minute began.",
         "searches.timestamp is known to the day. " + DAYS,  # one, at midnight
+        "impressions have no behavior of their user before them, so their histories are empty; of 0 the user has none "
+        "at all. Do both tables have the same `user_id`, and do behaviors begin before impressions? (20 of 20 rows, "
+        "first rows 0, 1, 2, 3, 4).",
     }
     (note,) = (n for n in checks.check(tables(), DataConfig(time_zone="Asia/Tokyo")).notes if n.startswith("behav"))
     assert "Days are those of Asia/Tokyo" in note

@@ -140,3 +140,24 @@ def test_catalog_of_null_ids_is_told_as_such(tables):
     rows["items"] = pa.table({"item_id": pa.nulls(2), "title": ["t", "u"]})
     found = [(fault.column, fault.rule, fault.count) for fault in checks.check(tables(**rows)).faults]
     assert ("item_id", "must not be null", 2) in found
+
+
+def acted(minute, user_id):
+    time = START + datetime.timedelta(minutes=minute, seconds=0.5)
+    return {"user_id": user_id, "item_id": 1, "timestamp": time, "action": "click"}
+
+
+def test_histories_that_are_empty_for_most_impressions_are_noted(tables):
+    text = (
+        "impressions have no behavior of their user before them, so their histories are empty; of {} the user has none "
+        "at all. Do both tables have the same `user_id`, and do behaviors begin before impressions? ({} of 20 rows, "
+        "first rows {})."
+    )
+    others = {**data(), "behaviors": [acted(-60 - n, 1000 + n) for n in range(9)]}
+    assert notes(tables, others) == [text.format(20, 20, "0, 1, 2, 3, 4")]
+    late = {**data(), "behaviors": [acted(60 + n, n + 1) for n in range(20)]}
+    assert notes(tables, late) == [text.format(0, 20, "0, 1, 2, 3, 4")]
+    most = {**data(), "behaviors": [acted(-60 - n, n + 1) for n in range(9)]}
+    assert notes(tables, most) == [text.format(11, 11, "9, 10, 11, 12, 13")]
+    half = {**data(), "behaviors": [acted(-60 - n, n + 1) for n in range(10)]}
+    assert notes(tables, half) == []

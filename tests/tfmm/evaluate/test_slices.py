@@ -130,6 +130,14 @@ def test_figures_of_a_slice_are_those_of_its_rows_alone():
     assert line.startswith(f"multimodal by x: half: {mask.sum():,} rows, gauc 0.") and "few: 3 rows" in line
 
 
+def test_it_is_said_that_no_row_tells_of_users_without_behaviors():
+    """A model that never saw an empty history may score them far too high."""
+    some, none = slices._by_length(np.array([3, 1])), slices._by_length(np.array([3, 0]))
+    (line,) = wording.unseen_lines({"slices": {slices.HISTORY: some}})
+    assert "no held-out row has an empty history" in line
+    assert wording.unseen_lines({"slices": {slices.HISTORY: none}}) == wording.unseen_lines({}) == []
+
+
 def test_a_slice_by_what_is_no_feature_of_one_value_is_refused_before_any_work():
     with pytest.raises(ValueError, match=r"`gate.slices` must name features .*: user_id, item_id, category. Rec"):
         dataclasses.replace(presets.small(), gate=GateConfig(slices=("clicks", "city")))
