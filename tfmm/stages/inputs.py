@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tfmm.config import RunConfig
 from tfmm.data import schema
+from tfmm.index import snapshot as snapshot_lib
 from tfmm.stages.folders import Folder
 
 
@@ -17,6 +20,30 @@ def modalities_of(run: RunConfig, data_dir: Folder) -> tuple[str, ...]:
     if not names:
         raise ValueError(_none(run, data_dir))
     return tuple(names)
+
+
+def coverage(run: RunConfig, data_dir: Folder, snapshot_dir: Folder) -> list[str]:
+    """Returns how many items of the catalog have a vector in a snapshot, a line per modality that the data has.
+
+    Raises:
+        ValueError: none has one, as where the snapshot is of another catalog; or the snapshot lacks a modality.
+    """
+    snapshot = snapshot_lib.load_snapshot(snapshot_dir)
+    items = np.unique(schema.fingerprints(schema.read_table(data_dir, "items", ["item_id"])["item_id"]))
+    names = modalities_of(run, data_dir)
+    if lacking := [name for name in names if name not in snapshot.modalities]:
+        raise ValueError(
+            f"The snapshot must have vectors of {', '.join(lacking)}, which {data_dir} has. Received: {snapshot_dir} "
+            f"with {', '.join(snapshot.modalities) or 'none'}. Embed this catalog (`tfmm embed`)."
+        )
+    counts = {name: int(np.isin(items, snapshot[name].ids).sum()) for name in names}
+    if not any(counts.values()):
+        sizes = ", ".join(f"{name} {len(snapshot[name]):,}" for name in names)
+        raise ValueError(
+            f"The snapshot must have vectors of items of {data_dir}. Received: {snapshot_dir} with vectors of items "
+            f"({sizes}), none of which is among the {len(items):,} here. Embed this catalog (`tfmm embed`)."
+        )
+    return [f"{name}: {count:,} of {len(items):,} items have a vector" for name, count in counts.items()]
 
 
 def faults(run: RunConfig, data_dir: Folder) -> list[str]:
