@@ -51,9 +51,9 @@ def data_schema(run: str, assignments: tuple[str, ...]) -> None:
 @run_options
 def data_check(data_dir: pathlib.Path | str, run: str, assignments: tuple[str, ...]) -> None:
     """Check a data folder against the schema: every fault with table, row, column, rule, and a count."""
-    from rich import console, markup, table
+    from rich import console, markup
 
-    from tfmm import runs
+    from tfmm import runs, terminal_tables
     from tfmm.assignments import override
     from tfmm.data import checks, unread
 
@@ -69,7 +69,7 @@ def data_check(data_dir: pathlib.Path | str, run: str, assignments: tuple[str, .
     if not faults:
         terminal.print("[green]No fault found.")
         return
-    told = table.Table("table", "column", "rule", "count", "first rows", "values", title="Faults")
+    told = terminal_tables.folded("table", "column", "rule", "count", "first rows", "values", title="Faults")
     for fault in faults:
         cells = (fault.table, fault.column, fault.rule, f"{fault.count:,}", _joined(fault.rows), _joined(fault.values))
         told.add_row(*(markup.escape(cell) for cell in cells))

@@ -32,9 +32,10 @@ def dead_letters(
 
     Each letter tells time, stage, source, key (row of the table, item, offset of the event), reason and content.
     """
-    from rich import console, markup, table
+    from rich import console, markup
 
     from tfmm import dead_letters as letters_lib
+    from tfmm import terminal_tables
 
     def chosen() -> typing.Iterator[letters_lib.DeadLetter]:
         found = itertools.chain.from_iterable(map(_read, places))
@@ -55,7 +56,7 @@ def dead_letters(
     if not counted:
         terminal.print("No dead letter found.")
         return
-    sums = table.Table("count", "stage", "source", "reason code", "reason, of the first", title="Left out")
+    sums = terminal_tables.folded("count", "stage", "source", "reason code", "reason, of the first", title="Left out")
     for one in counted:
         cells = (f"{one.count:,}", one.stage, one.source, one.code, one.reason)
         sums.add_row(*(markup.escape(cell) for cell in cells))

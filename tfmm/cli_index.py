@@ -27,8 +27,9 @@ def index() -> None:
 @click.option("--json", "as_json", is_flag=True, help="All of it as one JSON object.")
 def status(index_url: str, as_json: bool) -> None:
     """Show rows, coverage and age by encoder, how far each source of events was read, dead letters and bytes."""
-    from rich import console, markup, table
+    from rich import console, markup
 
+    from tfmm import terminal_tables
     from tfmm.index import status as status_lib
 
     with _open(index_url) as opened:
@@ -37,8 +38,10 @@ def status(index_url: str, as_json: bool) -> None:
         click.echo(json.dumps(found.to_dict()))
         return
     terminal = console.Console()
-    tables = table.Table("modality", "encoder", "active", "dim", "rows", "coverage", "newest change", "age",
-                         title=f"{opened_name(index_url)}, newest change {found.newest_sequence}")  # fmt: skip
+    tables = terminal_tables.folded(
+        "modality", "encoder", "active", "dim", "rows", "coverage", "newest change", "age",
+        title=f"{opened_name(index_url)}, newest change {found.newest_sequence}",
+    )  # fmt: skip
     for one in found.tables:
         active, age = "yes" if one.active else "", "" if one.newest_age_s is None else duration(one.newest_age_s)
         cells = (one.modality, one.encoder_version, active, str(one.dim), f"{one.rows:,}")

@@ -70,8 +70,9 @@ def _export(
 
 
 def _show(snapshot: typing.Any, item: str, modality: str | None, count: int, data_dir: pathlib.Path | None) -> None:
-    from rich import console, markup, table
+    from rich import console, markup
 
+    from tfmm import terminal_tables
     from tfmm.data import as_known
     from tfmm.retrieval import similar as similar_lib
 
@@ -90,7 +91,8 @@ def _show(snapshot: typing.Any, item: str, modality: str | None, count: int, dat
     terminal = console.Console()
     for name, (ids, cosines) in found.items():
         rows = [{"item_id": int(one)} for one in ids] if items is None else similar_lib.titles(items, ids)
-        shown = table.Table("item", "cosine", "title", title=f"{name}: most similar to {item}", title_justify="left")
+        title = f"{name}: most similar to {item}"
+        shown = terminal_tables.folded("item", "cosine", "title", title=title, title_justify="left")
         for row, cosine in zip(rows, cosines, strict=True):
             shown.add_row(str(row["item_id"]), f"{cosine:.4f}", markup.escape(str(row.get("title") or "")))
         terminal.print(shown)

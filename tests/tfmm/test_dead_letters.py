@@ -77,8 +77,8 @@ def test_counts_put_reasons_with_other_values_together(workdir):
     ]  # fmt: skip
 
 
-def run(*words):
-    result = CliRunner().invoke(cli.main, ["dead-letters", *map(str, words)], env={"COLUMNS": "200"})
+def run(*words, columns=200):
+    result = CliRunner().invoke(cli.main, ["dead-letters", *map(str, words)], env={"COLUMNS": str(columns)})
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -87,6 +87,12 @@ def test_the_command_shows_counts_and_letters(workdir):
     said = run(workdir)
     assert "not_json" in said and f"impressions 9: {BAD_LABEL}" in said and "café chairs" in said
     assert "2 of 6 shown" in run(workdir, "--limit", 2)
+
+
+def test_no_code_is_cut_where_the_terminal_is_narrow(workdir):
+    """--reason takes it whole."""
+    cells = [line.split("│")[4].strip() for line in run(workdir, "--limit", 1, columns=80).splitlines() if "│" in line]
+    assert "item_id_must_be_neither_missing_0_nor_empty" in "".join(cells)
 
 
 def test_counts_and_letters_are_of_one_reading(workdir, monkeypatch):

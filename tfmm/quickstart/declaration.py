@@ -7,7 +7,7 @@ import typing
 
 from rich import table
 
-from tfmm import vectors
+from tfmm import terminal_tables, vectors
 from tfmm.config import RunConfig
 from tfmm.data import declared as declared_lib
 from tfmm.data import schema, vocabulary_sizes
@@ -23,26 +23,27 @@ def tables(config: RunConfig, data_dir: str | pathlib.Path | None = None) -> lis
         data_dir: tables that have it, which say how many ids there are, and of which type; None: that stays open.
     """
     declared = config.feature_set
-    features = table.Table("feature", "role", "kind", "from", "enters as", title="Features")
+    features = terminal_tables.folded("feature", "role", "kind", "from", "enters as", title="Features")
     for feature in declared.features:
         place = f"{feature.table}.{feature.column}"
         features.add_row(feature.name, feature.role, feature.kind, place, enters_as(feature))
-    sequences = table.Table("sequence", "actions", "length", "each behavior brings", "read by", title="Sequences")
+    headers = "sequence", "actions", "length", "each behavior brings", "read by"
+    sequences = terminal_tables.folded(*headers, title="Sequences")
     for sequence in declared.sequences:
         readers = [name for name in ("din", "simtier", "make") if getattr(sequence, name)]
         actions = ", ".join(sequence.actions) or "all"
         columns = ", ".join(sequence.features)
         sequences.add_row(sequence.name, actions, str(sequence.length), columns, ", ".join(readers))
     title = "Modalities" if config.modalities else "Modalities: those that the data has; own vectors stand alone"
-    modalities = table.Table("modality", "from", "queries", "encoder", title=title)
+    modalities = terminal_tables.folded("modality", "from", "queries", "encoder", title=title)
     for modality in config.modality_set.known:
         queries = f"searches.{modality.query_column}" if modality.query_column else ""
         encoder = "ready vectors" if modality.is_ready else modality.encoder + (", frozen" if modality.frozen else "")
         modalities.add_row(modality.name, f"items.{modality.content}", queries, encoder)
-    methods = table.Table("method", "settings", title="How item vectors come in")
+    methods = terminal_tables.folded("method", "settings", title="How item vectors come in")
     for method in config.methods:
         methods.add_row(method.name, _settings(method.settings))
-    model = table.Table("model", "settings", title="What scores")
+    model = terminal_tables.folded("model", "settings", title="What scores")
     model.add_row(config.ctr.model or "ours", _settings(config.ctr.model_settings))
     embeddings = _embeddings(declared, data_dir)
     signatures = _signatures(config, data_dir)
@@ -50,7 +51,8 @@ def tables(config: RunConfig, data_dir: str | pathlib.Path | None = None) -> lis
 
 
 def _embeddings(declared: FeatureSet, data_dir: str | pathlib.Path | None) -> table.Table:
-    result = table.Table("embedding", "rows", "dim", "parameters", "bytes", "shared by", title="Embedding tables")
+    headers = "embedding", "rows", "dim", "parameters", "bytes", "shared by"
+    result = terminal_tables.folded(*headers, title="Embedding tables")
     known, total = declared_lib.tables(declared), 0
     for name, first in declared.embeddings.items():
         sharing = ", ".join(f.name for f in declared.features if f.is_embedded and f.embedding == name)
@@ -73,7 +75,7 @@ def _signatures(config: RunConfig, data_dir: str | pathlib.Path | None) -> list[
     """Returns what the exported model's signatures take, by name, type and shape."""
     declared = config.feature_set
     types = {} if data_dir is None else declared_lib.id_types(data_dir, declared)
-    kinds = table.Table("signature", "takes", title="Signatures")
+    kinds = terminal_tables.folded("signature", "takes", title="Signatures")
     logged = ", ".join(column.name for column in declared.columns if not column.is_served)
     for name, takes in (
         ("serving_default", "every input, a row per user and item: B is any"),
@@ -84,13 +86,13 @@ def _signatures(config: RunConfig, data_dir: str | pathlib.Path | None) -> list[
         ("serve_examples", "serialized tf.Example" + (f", which may bring {logged}" if logged else "")),
     ):  # fmt: skip
         kinds.add_row(name, takes)
-    inputs = table.Table("side", "name", "type", "serving_default", "rank", "rank_ids", title="Inputs")
+    inputs = terminal_tables.folded("side", "name", "type", "serving_default", "rank", "rank_ids", title="Inputs")
     for column in declared.served:
         side = "user" if column.side == "user" else "candidates"
         rank = _shape(column, "1" if column.side == "user" else "C")
         by_ids = "looked up" if column.feature in declared.stored else rank
         inputs.add_row(side, column.name, _type(column, types), _shape(column, "B"), rank, by_ids)
-    items = table.Table("side", "names", "types", "shapes", title="Inputs of score_vectors beside these")
+    items = terminal_tables.folded("side", "names", "types", "shapes", title="Inputs of score_vectors beside these")
     present = None if data_dir is None else schema.modalities(data_dir, config.modality_set)
     for modality in config.modality_set.known:
         if present is None or modality.name in present:
@@ -113,7 +115,7 @@ def _dim(config: RunConfig, modality: Modality, data_dir: str | pathlib.Path | N
 
 
 def _label(label: Label) -> table.Table:
-    result = table.Table("label", "a row counts", "negatives in the log", title="Label")
+    result = terminal_tables.folded("label", "a row counts", "negatives in the log", title="Label")
     kept = f"a share by impressions.{label.negative_rate_column}" if label.negative_rate_column else "all"
     if label.negative_rate != 1.0:
         kept = f"{label.negative_rate:g} of all"
