@@ -8,7 +8,7 @@ import typing
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving.model_server import inference, predict
+from serving.model_server import errors, inference, predict
 from serving.model_server.servable import Servable
 from tfmm.export.signatures import LOGGED
 
@@ -32,13 +32,22 @@ def warm(servable: Servable, iterations: int = 1, *, is_logged: bool = False) ->
     Returns:
         How many records ran; 0 where the version brings none.
     Raises:
-        ServingError, tf.errors.OpError: a record fails; the version must not be served then.
+        ServingError: a record fails, or the file is damaged; the version must not be served then.
     """
     path = os.path.join(servable.path, WARMUP_FILE)
     if not tf.io.gfile.exists(path):
         return 0
-    count = 0
+    try:
+        return _run(servable, path, iterations, is_logged)
+    except Exception as error:
+        failure = errors.from_exception(error)
+        raise errors.ServingError(failure.code, f"Warm-up by {path} failed: {failure.message}") from error
+
+
+def _run(servable: Servable, path: str, iterations: int, is_logged: bool) -> int:
+    count = read = 0
     for record in tf.data.TFRecordDataset(path).take(MAX_WARMUP_RECORDS).as_numpy_iterator():
+        read += 1
         log = prediction_log_pb2.PredictionLog.FromString(record)
         kind = log.WhichOneof("log_type")
         if kind in _ANSWERS:
@@ -49,6 +58,8 @@ def warm(servable: Servable, iterations: int = 1, *, is_logged: bool = False) ->
                 for _ in range(iterations):
                     _ANSWERS[kind](servable, request)
             count += 1
+    if not read and tf.io.gfile.stat(path).length:  # TensorFlow takes what is shorter than a record's head for the end
+        raise errors.ServingError(errors.DATA_LOSS, "The file has no whole record.")
     return count
 
 

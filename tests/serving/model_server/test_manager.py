@@ -116,6 +116,18 @@ def test_warm_up_runs_before_service_and_its_failure_refuses_the_version(tmp_pat
         assert servable.version == 1
 
 
+@pytest.mark.parametrize("content", [b"garbage", b"x" * 40], ids=["shorter than a head", "no record"])
+def test_damaged_warm_up_refuses_the_version_and_is_named(tmp_path, manage, write_models, content):
+    write_models["counter"](tmp_path / "1")
+    write_warmup(tmp_path / "1", "keys", np.array([b"warm"]))
+    (tmp_path / "1" / "assets.extra" / "tf_serving_warmup_requests").write_bytes(content)
+    manager = manage(max_load_retries=0)
+    manager.poll()
+    (status,) = manager.status("m", 1)
+    assert status.code == tf.errors.DATA_LOSS and "Warm-up by " in status.message
+    assert "tf_serving_warmup_requests failed: " in status.message
+
+
 def test_version_is_closed_only_after_its_last_request(tmp_path, manage, write_models):
     write_models["half_plus_two"](tmp_path / "1")
     manager = manage()
