@@ -96,6 +96,11 @@ def _ancestors(operations: list[tf.Operation]) -> set[tf.Operation]:
     return found
 
 
+# The loader that TF Serving has, without the warning to take another one.
+_load = tf.compat.v1.saved_model.loader.load
+_load = getattr(_load, "__wrapped__", _load)
+
+
 class LoadedModel:
     """A SavedModel in a Session of its own: the loader, session and resource semantics of TF Serving.
 
@@ -110,7 +115,7 @@ class LoadedModel:
         self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:
             with self.session.graph.as_default(), plain_paths.plain(model_dir) as path:
-                self.meta_graph = tf.compat.v1.saved_model.loader.load(self.session, [SERVE_TAG], path)
+                self.meta_graph = _load(self.session, [SERVE_TAG], path)
         except Exception:
             self.session.close()
             raise

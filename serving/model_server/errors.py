@@ -26,6 +26,7 @@ INTERNAL = tf.errors.INTERNAL
 PERMISSION_DENIED = tf.errors.PERMISSION_DENIED
 UNAUTHENTICATED = tf.errors.UNAUTHENTICATED
 UNAVAILABLE = tf.errors.UNAVAILABLE
+DATA_LOSS = tf.errors.DATA_LOSS
 MAX_MESSAGE_SIZE = 1024  # characters of an error message that travel
 
 _HTTP_STATUS = {
@@ -80,7 +81,7 @@ def from_exception(error: BaseException) -> ServingError:
 
 
 def report(call: str, error: BaseException) -> ServingError:
-    """Returns `error` as a ServingError, and logs it with its traceback where it is no client's fault.
+    """Returns `error` as a ServingError, and logs what is no client's fault; what nobody foresaw with its traceback.
 
     Args:
         call: what was called, as the log shall name it.
@@ -88,7 +89,8 @@ def report(call: str, error: BaseException) -> ServingError:
     """
     failure = from_exception(error)
     if http_status(failure.code) == 500:
-        _log.error("%.200s failed: %s", call, failure.message, exc_info=error)
+        unforeseen = None if isinstance(error, ServingError) else error
+        _log.error("%.200s failed: %s", call, failure.message, exc_info=unforeseen)
     return failure
 
 

@@ -58,6 +58,13 @@ def test_clients_faults_leave_no_traceback(caplog, error):
     assert not caplog.records
 
 
+def test_what_the_server_foresaw_is_logged_without_a_traceback(caplog):
+    """A reload that names no model: the operator's fault, and UNKNOWN as TensorFlow Serving answers it."""
+    errors.report("HandleReloadConfigRequest", errors.ServingError(errors.UNKNOWN, "Model m did not become available."))
+    (record,) = caplog.records
+    assert "Model m did not become available." in record.getMessage() and not record.exc_info
+
+
 def test_truncated_and_mangled_requests_leave_no_traceback(server, caplog, capfd):
     with grpc.insecure_channel(server["grpc"]) as channel:
         for method in ("PredictionService/Predict", "PredictionService/Classify", "ModelService/GetModelStatus"):

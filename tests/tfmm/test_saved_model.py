@@ -52,6 +52,17 @@ def test_scores_equal_those_of_the_module(saved):
     assert list(only) == ["double"]
 
 
+def test_loading_warns_of_nothing(saved, monkeypatch):
+    """The loader is the one that servers in C++ have, whatever TensorFlow thinks of it."""
+    from tensorflow.python.util import deprecation
+
+    said = []
+    monkeypatch.setattr(deprecation, "_PRINTED_WARNING", {}, raising=False)  # it warns once a process
+    monkeypatch.setattr(deprecation.logging, "warning", lambda *arguments: said.append(arguments))
+    with saved_model.load_session(saved[1]):
+        assert not said
+
+
 def test_error_that_quotes_bytes_that_are_no_text_is_the_graphs_own(saved):
     """TensorFlow's own binding cannot decode its message then, and raises another error."""
     with saved_model.load_session(saved[1]) as loaded:

@@ -52,11 +52,12 @@ def test_port_that_another_server_takes_meanwhile_ends_the_start(name, tmp_path,
     assert not ready_file.exists()
 
 
-@pytest.mark.parametrize("name", ["REST", "gRPC"])
+@pytest.mark.parametrize("name", ["REST", "gRPC", "metrics"])
 def test_port_that_another_server_has_is_named_before_anything_is_loaded(name, half_plus_two_dir):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        ports = {"port": port, "rest_api_port": -1} if name == "gRPC" else {"rest_api_port": port}
+        flag = {"REST": "rest_api_port", "gRPC": "port", "metrics": "metrics_port"}[name]
+        ports = {"rest_api_port": 0 if name == "metrics" else -1, flag: port}
         options = server.Options((ModelConfig("m", str(half_plus_two_dir)),), **{"port": 0, **ports})
         with pytest.raises(OSError, match=rf"{name} cannot listen on 127\.0\.0\.1, port {port}: .*in use"):
             asyncio.run(server.serve(options, asyncio.Event()))
