@@ -319,9 +319,11 @@ def unicode_text(field: str, text: str) -> str:
 
 
 def _bytes(field: str, value: typing.Any) -> bytes:
+    if not isinstance(value, str):
+        raise EventError(f"{field}: not base64: must be text, not {shorten(value)}")
     try:
         return base64.b64decode(value, validate=True)
-    except (binascii.Error, TypeError, ValueError) as error:
+    except (binascii.Error, ValueError) as error:
         raise EventError(f"{field}: not base64: {error}") from error
 
 

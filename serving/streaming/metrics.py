@@ -11,7 +11,10 @@ from serving.streaming import embedding, events
 
 OTHER = "other"
 # What reasons begin with; a caller's own words are no label.
-_KINDS = ("payload", "not JSON", "not a JSON", "not a usable", "unknown fields", "no content", "the event fails")
+_KINDS = (
+    "payload", "not JSON", "not a JSON object", "not a usable number", "unknown fields", "no content",
+    "the event fails",
+)  # fmt: skip
 _SECONDS = [0.01 * 2**power for power in range(20)]  # 10 ms to 1.5 hours
 
 REGISTRY = metrics.registry()

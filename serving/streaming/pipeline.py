@@ -66,21 +66,31 @@ class EmbedEvents(beam.DoFn):
             beam.metrics.Metrics.counter(_METRICS, name).inc(count)
         for reason, count in collections.Counter(dead_letters.reason_code(why) for _, why in outcome.dead).items():
             logging.warning("left out: %d of %s: %s; `tfmm dead-letters INDEX` shows them", count, batch.source, reason)
-        newest_us = max((item.event_time_us for item in [*items, *withdrawn]), default=0)
         logging.info(
-            "offset %d: %d items, %d withdrawn, %d dead letters, %d older than what is known, the newest %.0f ms old",
+            "offset %d: %d items, %d withdrawn, %d dead letters, %d older than what is known%s",
             batch.events[-1].offset,
             len(items),
             len(withdrawn),
             dead,
             older,
-            (time.time_ns() // 1000 - newest_us) / 1000,
+            newest_age([*items, *withdrawn], time.time_ns() // 1000),
         )
 
     def teardown(self) -> None:
         self._index.close()
         if self._letters is not None:
             self._letters.close()
+
+
+def newest_age(items: typing.Sequence[encode.Item], now_us: int) -> str:
+    """Returns how a line of the log ends: how old the newest of the items is, nothing where there is none.
+
+    >>> newest_age([], 5), newest_age([encode.Item(7, 1_000, {})], 3_500)
+    ('', ', the newest 2 ms old')
+    """
+    if not items:
+        return ""
+    return f", the newest {(now_us - max(item.event_time_us for item in items)) / 1000:.0f} ms old"
 
 
 def run(

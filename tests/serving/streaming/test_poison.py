@@ -48,6 +48,7 @@ POISON = {
     "-Infinity": (raw("item_id", b"-Infinity"), "not JSON: -Infinity is no number"),
     "1e400 in a vector": (raw("vector", b"[1e400, 1]"), "vector: must be finite, not [inf, 1"),
     "1e400 as a time": (raw("event_time_us", b"1e400"), TIME + "inf"),
+    "image as in contents": (event(image={"base64": "aGk="}), "image: not base64: must be text, not {'base64"),
     "1e400 as an id": (raw("item_id", b"1e400"), "item_id: " + ID + "inf"),
     "item_id above int64": (event(item_id=1 << 63), "item_id: " + ID + "9223372036854775808"),
     "category below int64": (event(category=-(1 << 63) - 1), "category: " + ID + "-9223372036854775809"),

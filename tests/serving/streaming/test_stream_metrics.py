@@ -38,8 +38,8 @@ def test_every_reason_of_an_event_has_a_kind_and_a_senders_words_have_none():
     reasons = [str(result) for result in events.parse_events(payloads)]
     kinds = [metrics.kind_of(reason) for reason in reasons]
     assert kinds == [
-        "not JSON", "not a JSON", "version", "unknown fields", metrics.OTHER,
-        "not JSON", "no content", "contents", "vector", "not a usable",
+        "not JSON", "not a JSON object", "version", "unknown fields", metrics.OTHER,
+        "not JSON", "no content", "contents", "vector", "not a usable number",
     ], reasons  # fmt: skip
     assert metrics.kind_of("no content that this index embeds: it takes title") == "no content"
     assert metrics.kind_of("the event fails: ValueError") == "the event fails"
