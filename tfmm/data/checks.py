@@ -20,6 +20,7 @@ from tfmm.data.layout import Unread
 from tfmm.data.parts import LayoutError, Part
 from tfmm.features import FeatureSet, Label
 from tfmm.modalities import UNDECLARED, ModalitySet
+from tfmm.scl_config import MAX_DIM
 
 SHOWN = 5  # rows and values that a fault quotes
 MAX_REASON = 2000  # characters of an error
@@ -339,12 +340,18 @@ class _Check:
 
     def check_catalog(self, modality_set: ModalitySet) -> None:
         if (
-            self.counts.get("items")
-            and not modality_set.modalities  # declared ones are looked for with the declaration
-            and not any(fault.table == "items" for fault in self.faults)
-            and not schema.modalities(self.data_dir)
+            not self.counts.get("items")
+            or modality_set.modalities  # declared ones are looked for with the declaration
+            or any(fault.table == "items" for fault in self.faults)
         ):
+            return
+        if not schema.modalities(self.data_dir):
             self.add("items", "", "must have a title, an image or a vector in at least one row", 1)
+        elif "vector" in self._columns["items"]:
+            parts = schema.table_parts(self.data_dir, "items", self._tables)
+            if (dim := declared.vector_dim(parts, "vector")) > MAX_DIM:
+                rule = f"must have 1 to {MAX_DIM} values: shorten them, by principal components say"
+                self.add("items", "vector", rule, 1, values=[f"{dim} values"])
 
     def check_splits(self, config: DataConfig) -> None:
         label = self._label.column

@@ -266,6 +266,15 @@ def test_a_catalog_without_content_is_a_fault(tables, at):
     assert list(found) == [("items", "", "must have a title, an image or a vector in at least one row")]
 
 
+def test_vectors_that_no_index_takes_are_a_fault_that_stops_a_run(tables, at):
+    """They were found by the embedding, after all that comes before it."""
+    data = good(at)
+    data["items"] = [{"item_id": k, "vector": [1.0] * 1041} for k in (1, 2, 3)]
+    report = checks.check(tables(**data))
+    (fault,) = report.stopping(1.0)
+    assert (fault.column, fault.values) == ("vector", ("1041 values",)) and "must have 1 to 1040 values" in fault.rule
+
+
 @pytest.mark.parametrize(
     "split, label, rule",
     [
