@@ -3,9 +3,12 @@
 import json
 import time
 
+import confluent_kafka
+import confluent_kafka.admin
 import numpy as np
 import pytest
 
+from serving.deploy.kafka import broker as broker_lib
 from serving.nearline.logs_of_records import Logs
 from serving.streaming import event_log
 from tfmm.ctr import state as state_lib
@@ -24,6 +27,13 @@ def wait_for(condition, trainer, timeout_s=400):
     while not condition():
         assert time.monotonic() < deadline and trainer.process.poll() is None, trainer.said()[-3000:]
         time.sleep(0.05)
+
+
+def require_soon(condition, timeout_s=400):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +68,32 @@ def require_equal(found, wanted):
     assert found[1]["training"] == wanted[1]["training"]
     for name, value in wanted[0].items():
         np.testing.assert_array_equal(found[0][name], value, err_msg=name)
+
+
+def test_a_partition_that_is_added_is_read_on_from_its_beginning(kafka, make_topic):
+    url = make_topic(kafka)
+    topic = url.rpartition("/")[2]
+    with event_log.open_source(url) as source:
+        source.append([b"1"])
+    logs = Logs([url], {}, 0.01, int)
+    taken = []
+
+    def read():
+        if found := logs.read(lambda name: 0, 100):
+            taken.extend(event.payload for event in found[1])
+
+    try:
+        require_soon(lambda: read() or taken == [b"1"])
+        admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": kafka.address})
+        admin.create_partitions([confluent_kafka.admin.NewPartitions(topic, 2)])[topic].result()
+        broker_lib.await_partitions(admin, topic, 2)
+        producer, faults = confluent_kafka.Producer({"bootstrap.servers": kafka.address}), []
+        producer.produce(topic, b"2", partition=1, on_delivery=lambda *told: faults.append(told[0]))
+        assert producer.flush(120) == 0 and faults == [None]
+        require_soon(lambda: read() or taken == [b"1", b"2"])
+        assert sorted(logs.positions.values()) == [1, 1]
+    finally:
+        logs.close()
 
 
 @pytest.mark.timeout(1800)
