@@ -56,12 +56,15 @@ def served(source: prometheus_client.CollectorRegistry, port: int, host: str) ->
     """Serves a registry at http://host:port/metrics while the block runs; yields the port, None where it is -1.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is taken, which the message names.
     """
     if port < 0:
         yield None
         return
-    server, thread = prometheus_client.start_http_server(port, host, registry=source)
+    try:
+        server, thread = prometheus_client.start_http_server(port, host, registry=source)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: metrics on {host}:{port}") from error
     try:
         _log.info("metrics on %s:%d", host, server.server_port)
         yield server.server_port

@@ -37,8 +37,9 @@ def status(index_url: str, as_json: bool) -> None:
         click.echo(json.dumps(found.to_dict()))
         return
     terminal = console.Console()
-    tables = table.Table("modality", "encoder", "active", "dim", "rows", "coverage", "newest change", "age",
-                         title=f"{opened_name(index_url)}, newest change {found.newest_sequence}")  # fmt: skip
+    tables = table.Table(title=f"{opened_name(index_url)}, newest change {found.newest_sequence}")
+    for name in ("modality", "encoder", "active", "dim", "rows", "coverage", "newest change", "age"):
+        tables.add_column(name, overflow="fold")  # other commands take an encoder's name, as a whole
     for one in found.tables:
         active, age = "yes" if one.active else "", "" if one.newest_age_s is None else duration(one.newest_age_s)
         cells = (one.modality, one.encoder_version, active, str(one.dim), f"{one.rows:,}")

@@ -66,15 +66,16 @@ class EmbedEvents(beam.DoFn):
             beam.metrics.Metrics.counter(_METRICS, name).inc(count)
         for reason, count in collections.Counter(dead_letters.reason_code(why) for _, why in outcome.dead).items():
             logging.warning("left out: %d of %s: %s; `tfmm dead-letters INDEX` shows them", count, batch.source, reason)
-        newest_us = max((item.event_time_us for item in [*items, *withdrawn]), default=0)
+        times = [item.event_time_us for item in [*items, *withdrawn]]
+        age = f", the newest {(time.time_ns() // 1000 - max(times)) / 1000:.0f} ms old" if times else ""
         logging.info(
-            "offset %d: %d items, %d withdrawn, %d dead letters, %d older than what is known, the newest %.0f ms old",
+            "offset %d: %d items, %d withdrawn, %d dead letters, %d older than what is known%s",
             batch.events[-1].offset,
             len(items),
             len(withdrawn),
             dead,
             older,
-            (time.time_ns() // 1000 - newest_us) / 1000,
+            age,
         )
 
     def teardown(self) -> None:

@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from serving import metrics as pages
 from serving.streaming import embedding, event_log, events, metrics
 from tfmm.index import encode
@@ -25,6 +27,13 @@ def test_a_batch_is_counted_with_its_delay_and_its_watermark():
     assert value("tfmm_stream_delay_seconds_count", source="shop") == 2
     assert value("tfmm_stream_delay_seconds_sum", source="shop") >= 4.0
     assert b'tfmm_stream_position{source="shop"} 7.0' in pages.page(metrics.REGISTRY)
+
+
+def test_a_port_that_is_taken_is_named():
+    registry = pages.registry()
+    with pages.served(registry, 0, "127.0.0.1") as port:
+        with pytest.raises(OSError, match=f"metrics on 127.0.0.1:{port}"), pages.served(registry, port, "127.0.0.1"):
+            pass
 
 
 def test_every_reason_of_an_event_has_a_kind_and_a_senders_words_have_none():
