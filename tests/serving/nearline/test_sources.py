@@ -182,6 +182,37 @@ def test_the_watermark_waits_for_a_log_that_is_away_and_not_for_one_that_has_no_
     assert logs.watermark_us(lambda name: newest.get(name, 0), 7) == 40 - 7
 
 
+class Topic:
+    """A topic of one partition, whose broker may answer no question for it."""
+
+    name, fault = "b", None
+
+    def __init__(self, partition):
+        self.partition = partition
+
+    def parts(self):
+        return [] if self.fault else [self.partition]
+
+
+def test_a_topic_whose_partitions_cannot_be_listed_holds_the_watermark_until_they_can(monkeypatch):
+    """Else the clicks in it would come after what they belong to was taken for negatives."""
+    sources, newest = {"a": Source("a", [10, 20]), "b/0": Source("b/0", [5, 15])}, {}
+    topic = Topic(sources["b/0"])
+    monkeypatch.setattr(event_log, "open_source", {"a": sources["a"], "b": topic}.__getitem__)
+    logs = Logs(["a", "b"], {}, poll_s=0.0, time_us=int)
+    drain(sources, logs, newest)
+    assert logs.watermark_us(newest.__getitem__, 0) > 20
+    topic.fault = ConnectionError("no broker answers")
+    sources["b/0"].times += [25]
+    logs._looked -= 10.0
+    drain(sources, logs, newest)
+    assert logs.watermark_us(newest.__getitem__, 0) == 0
+    topic.fault = None
+    logs._looked -= 10.0
+    drain(sources, logs, newest)
+    assert newest == {"a": 20, "b/0": 25} and logs.watermark_us(newest.__getitem__, 0) > 25
+
+
 def test_while_a_log_is_away_no_more_is_read_than_may_wait_for_it(two_logs):
     sources, logs = two_logs
     newest = {}
