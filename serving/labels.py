@@ -167,6 +167,12 @@ def _has(server: _Server, versions: typing.Collection[int]) -> bool:
     return all(states.get(version, (0, ""))[0] == _States.AVAILABLE for version in versions)
 
 
+def _told(server: _Server) -> str:
+    """Returns the versions that a server knows, each with its state."""
+    states = sorted(server.states().items())
+    return ", ".join(f"{version} {_States.State.Name(state)}" for version, (state, _) in states) or "no version"
+
+
 def _wait(
     servers: typing.Iterable[_Server], condition: typing.Callable[[_Server], bool], timeout_s: float, what: str
 ) -> None:
@@ -175,7 +181,8 @@ def _wait(
         while not condition(server):
             if time.monotonic() > deadline:
                 raise LabelError(
-                    f"{server.target} must {what} within {timeout_s:g} s. It does not; does it read the file again "
-                    "(--model_config_file_poll_wait_seconds), and does the folder have these versions? The labels stay."
+                    f"{server.target} must {what} within {timeout_s:g} s. Received: {_told(server)}. One that is "
+                    "loading needs a longer --timeout. Of one that is missing: does the server read the file again "
+                    "(--model_config_file_poll_wait_seconds), and does the folder have it? The labels stay."
                 )
             time.sleep(_POLL_S)

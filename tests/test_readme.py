@@ -71,7 +71,8 @@ def test_paths_of_a_quickstart_are_those_that_it_makes(tmp_path):
     from tfx_pipeline import environments, published
 
     made = environments.Environment.from_variables({"TFMM_WORKDIR": str(tmp_path)})
-    places = {str(one.relative_to(tmp_path)) for one in (made.index_path, made.encoders_dir, made.serving_dir)}
+    index = pathlib.Path(made.index_url)
+    places = {str(one.relative_to(tmp_path)) for one in (index, made.encoders_dir, made.serving_dir)}
     named = {
         (document, path)
         for document, line in shell_lines()

@@ -53,7 +53,7 @@ def trained_in(workdir: pathlib.Path) -> Trained:
         workdir,
         run,
         tables=links["Marketplace.dataset"],
-        index=place.index_path,
+        index=pathlib.Path(place.index_url),
         encoders=place.encoders_dir,
         model=links["MultimodalTrainer.model"],
         id_model=links["IDTrainer.model"],

@@ -79,7 +79,7 @@ def resolve(
     entries |= {name: importlib.metadata.EntryPoint(name, value, group) for name, value in ours.items()}
     if scheme not in entries:
         raise ValueError(
-            f"The scheme of {noun}'s URL must be one of {sorted(entries)}. Received: {scheme!r} in {text!r}. "
-            f"One of your own is registered as an entry point of the group {group!r}."
+            f"The scheme of {noun}'s URL must be one of {sorted(entries)}. Received: {scheme!r} in "
+            f"{without_password(text)!r}. One of your own is registered as an entry point of the group {group!r}."
         )
     return entries[scheme].load(), text

@@ -116,7 +116,7 @@ def SCLTrainer(
 def CatalogEmbedder(
     dataset: InputArtifact[Dataset],
     encoders: InputArtifact[Encoders],
-    index_path: Parameter[str],
+    index_url: Parameter[str],
     modalities: Parameter[str],
     run: Parameter[str],
     run_path: Parameter[str],
@@ -128,7 +128,7 @@ def CatalogEmbedder(
     from tfmm.stages import catalog
 
     names, say = json.loads(modalities), logging.warning
-    catalog.embed_catalog(_run(run), names, dataset.uri, encoders.uri, index_path, snapshot.uri, say)
+    catalog.embed_catalog(_run(run), names, dataset.uri, encoders.uri, index_url, snapshot.uri, say)
     run_file.copy(run_path, snapshot.uri)
 
 
@@ -307,7 +307,7 @@ def ModelGate(
     encoders: InputArtifact[Encoders],
     snapshot: InputArtifact[IndexSnapshot],
     serving_dir: Parameter[str],
-    index_path: Parameter[str],
+    index_url: Parameter[str],
     run: Parameter[str],
     run_path: Parameter[str],
     stamp: Parameter[str],
@@ -325,7 +325,7 @@ def ModelGate(
         evaluation.uri,
         logging.warning,
         in_service_dir=environments.newest_version(serving_dir),
-        index_url=index_path,
+        index_url=index_url,
         snapshot_dir=snapshot.uri,
         encoders_dir=encoders.uri,
         data_dir=dataset.uri,

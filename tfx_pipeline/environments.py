@@ -4,6 +4,7 @@ The stock `tfx` command passes nothing to a pipeline file, so a run is described
 
 - `TFMM_WORKDIR`: everything that the run writes; default `tfmm_workdir` in the current folder.
 - `TFMM_DATA`: a folder of Parquet tables (`tfmm data schema`); without it the DAG makes the synthetic marketplace.
+- `TFMM_INDEX`: the item index, a path or a URL; default `index/items.sqlite` in the workdir.
 - `TFMM_RUN`: what `tfmm.runs.load` takes: a preset, module:function, or a file; default the preset `small`.
 - `TFMM_BEAM`: options of Beam, which name the engine of its nodes (`tfmm.beam`); default this process.
 - `TFMM_MOUNT`: a folder that workers on other machines see under the same path; default none.
@@ -18,15 +19,18 @@ import os
 import pathlib
 import shlex
 import typing
+import urllib.parse
 
 from tfmm import beam as beam_lib
-from tfmm import buckets, runs
+from tfmm import buckets, registered, runs
 from tfmm import config as config_lib
 from tfmm.data import layout, schema, unread
+from tfmm.index import store
 from tfmm.stages import run_file
 from tfx_pipeline import engines, metadata
 from tfx_pipeline import workdir as workdir_lib
 
+INDEX = "TFMM_INDEX"
 PIPELINE_NAME = "tfmm"
 MODEL_NAME = "tfmm"
 ENCODERS, STATISTICS, ANOMALIES = "encoders", "statistics", "anomalies"  # links, see `tfx_pipeline.published`
@@ -37,7 +41,8 @@ class Environment:
     """The folders and the settings of one run.
 
     Raises:
-        ValueError: TFX would take the workdir for a pattern.
+        ValueError: TFX would take the workdir for a pattern; the index's URL is of no kind that is known, or holds a
+            password.
     """
 
     workdir: pathlib.Path
@@ -45,20 +50,23 @@ class Environment:
     config: config_lib.RunConfig
     beam: tuple[str, ...] = beam_lib.LOCAL
     mount: str = ""  # a folder that workers on other machines see under the same path; "": none
+    index: str = ""  # the item index, a path or a URL; "": a file in the workdir
 
     def __post_init__(self) -> None:
         workdir_lib.verify(self.workdir)
+        _verify_index(self.index)
 
     @classmethod
     def from_variables(cls, variables: typing.Mapping[str, str] = os.environ) -> Environment:
-        """Reads TFMM_WORKDIR, TFMM_DATA, TFMM_RUN, TFMM_BEAM and TFMM_MOUNT."""
-        data = variables.get("TFMM_DATA", "")
+        """Reads TFMM_WORKDIR, TFMM_DATA, TFMM_INDEX, TFMM_RUN, TFMM_BEAM and TFMM_MOUNT."""
+        data, index = variables.get("TFMM_DATA", ""), variables.get(INDEX, "")
         return cls(
             workdir=workdir_lib.named(variables),
             data_dir=data if buckets.is_url(data) else pathlib.Path(data).resolve() if data else None,
             config=runs.load(variables.get("TFMM_RUN") or "small"),
             beam=beam_lib.named(variables),
             mount=variables.get(engines.MOUNT, ""),
+            index=registered.absolute(index) if index else "",
         )
 
     def to_variables(self) -> dict[str, str]:
@@ -71,6 +79,7 @@ class Environment:
             "TFMM_DATA": data,
             beam_lib.VARIABLE: shlex.join(self.beam),
             engines.MOUNT: self.mount,
+            INDEX: self.index,
         }
 
     def write_run(self) -> None:
@@ -90,8 +99,9 @@ class Environment:
         return workdir_lib.metadata_path(self.workdir)
 
     @property
-    def index_path(self) -> pathlib.Path:
-        return self.workdir / "index" / "items.sqlite"
+    def index_url(self) -> str:
+        """The item index, a path or a URL."""
+        return self.index or str(self.workdir / "index" / "items.sqlite")
 
     @property
     def encoders_dir(self) -> pathlib.Path:
@@ -114,6 +124,21 @@ class Environment:
     @property
     def progress_path(self) -> pathlib.Path:
         return workdir_lib.progress_path(self.workdir)
+
+
+def _verify_index(url: str) -> None:
+    """Raises ValueError where a run cannot be given an index: what nodes are given stands in metadata and logs."""
+    if "://" not in url:
+        return
+    shown, known = registered.without_password(url), registered.schemes(store.GROUP, store.STORES)
+    if url.partition("://")[0] not in known:
+        raise ValueError(f"The scheme of the item index's URL ({INDEX}) must be one of {known}. Received: {shown}.")
+    parts = urllib.parse.urlsplit(url)
+    if parts.password is not None or "password" in urllib.parse.parse_qs(parts.query):
+        raise ValueError(
+            f"The item index's URL ({INDEX}) must hold no password, as what nodes are given stands in metadata and "
+            f"logs. Received: {shown}. Put it into REDISCLI_AUTH."
+        )
 
 
 def data_fingerprint(data_dir: str | pathlib.Path, tables: schema.Tables = schema.TABLES) -> str:

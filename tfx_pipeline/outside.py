@@ -66,7 +66,7 @@ class Stamps:
         """
         last = metadata.last_of(self._executions, CATALOG)
         fresh = 0 if last is None else last.id
-        stands = last is not None and all(index_holds(self._environment.index_path, one.uri) for one in last.outputs)
+        stands = last is not None and all(index_holds(self._environment.index_url, one.uri) for one in last.outputs)
         return self._stamp(last if stands else None, recipe, fresh)
 
     def of_serving(self, *recipe: object) -> str:
@@ -90,19 +90,23 @@ def stamp_of(execution: metadata.Execution) -> str:
     return str((json.loads(given["custom_config"]) or {} if "custom_config" in given else given).get(STAMP, ""))
 
 
-def index_holds(index_path: pathlib.Path, snapshot_uri: str) -> bool:
+def index_holds(index_url: str, snapshot_uri: str) -> bool:
     """Returns whether the index still is the one that a snapshot was taken of, grown or not.
 
     Of one that was made anew every row is newer than the snapshot; one that was restored is behind it.
     """
     snapshot_dir = pathlib.Path(snapshot_uri)
-    if not index_path.is_file() or not (snapshot_dir / artifacts.MANIFEST).exists():
+    if not (snapshot_dir / artifacts.MANIFEST).exists():
         return False
     manifest = artifacts.read_manifest(snapshot_dir, snapshot.KIND)
     tables = dict(manifest["modalities"])
     if features := manifest.get("features"):
         tables[snapshot.STORED] = features
-    with store.open_store(str(index_path), create=False) as index:
+    try:
+        opened = store.open_store(index_url, create=False)
+    except FileNotFoundError:
+        return False
+    with opened as index:
         active = {(entry.modality, entry.encoder_version) for entry in index.encoders() if entry.active}
         return index.newest_sequence() >= max(facts["watermark"] for facts in tables.values()) and all(
             (name, facts["encoder_version"]) in active and _has_rows_of(index, name, facts)

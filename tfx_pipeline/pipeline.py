@@ -1,5 +1,6 @@
 """The batch DAG, the only one, for every runner: raw logs in, a pushed SavedModel out."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -14,6 +15,7 @@ from tfmm import config as config_lib
 from tfmm import own_classes, runs, source
 from tfmm.ctr import integrations
 from tfmm.data import declared, spans
+from tfmm.index import store
 from tfmm.pretrain import frozen
 from tfmm.pretrain import own_encoders as encoders_of_others
 from tfmm.stages import inputs, run_file
@@ -61,6 +63,8 @@ def create_pipeline(
     config = environment.config
     beam_options = environment.beam if beam_pipeline_args is None else beam_pipeline_args
     beam_lib.verify(beam_options, is_here)
+    if is_here and environment.index:
+        _open_index(environment.index)
     places = [environment.workdir, root or environment.pipeline_root]
     places += [] if environment.data_dir is None else [environment.data_dir]
     engines.verify_places(beam_options, places, environment.mount)
@@ -146,7 +150,7 @@ def create_pipeline(
     catalog = components.CatalogEmbedder(
         dataset=dataset,
         encoders=encoders,
-        index_path=str(environment.index_path),
+        index_url=environment.index_url,
         modalities=json.dumps(modalities),
         run_path=str(environment.run_path),
         stamp=stamps.of_index(embedding, *_recipe(origin, check, *making)),
@@ -224,7 +228,7 @@ def create_pipeline(
         encoders=encoders,
         snapshot=snapshot,
         serving_dir=str(environment.serving_dir),
-        index_path=str(environment.index_path),
+        index_url=environment.index_url,
         run_path=str(environment.run_path),
         stamp=stamp,
         **judging,
@@ -255,6 +259,12 @@ def create_pipeline(
         ),
         beam_pipeline_args=list(beam_options),
     )
+
+
+def _open_index(url: str) -> None:
+    """Raises what opening the index does, before anything is trained for it; one that is yet to be made is none."""
+    with contextlib.suppress(FileNotFoundError):
+        store.open_store(url, create=False).close()
 
 
 def _taken(uri: str, kind: typing.Any, name: str) -> typing.Any:

@@ -164,6 +164,8 @@ class Logs:
         for number, source in enumerate(self._sources):
             try:
                 found = event_log.parts_of(source)
+                if fault := getattr(source, "fault", None):
+                    raise fault
             except Exception as error:
                 _log.warning("%s cannot be read, and is tried again: %s", source.name, error)
                 self._is_away[number] = True

@@ -41,7 +41,8 @@ class EventSource(typing.Protocol):
 
     A source of one's own is a class that is called with its URL, registered as an entry point of `GROUP`. One that
     consists of several logs, such as a topic of partitions, has in place of `read` a method `parts()`, which returns
-    those that there are now, each with a name and offsets of its own; it is asked again every few seconds. One that has
+    those that there are now, each with a name and offsets of its own; it is asked again every few seconds. Where it
+    cannot look now, and returns none, it has why in `fault`, which is None otherwise. One that has
     `append(payloads)` takes dead letters that are sent again.
     """
 

@@ -44,6 +44,8 @@ class KafkaTopic:
         url: `kafka://host:port[,host:port]/topic`; `group` (default: tfmm) and settings of librdkafka may follow as
             options, such as `security.protocol=SASL_SSL`; `config=FILE` names a file of such settings, a line each, so
             that secrets stay out of the URL.
+    Attributes:
+        fault: why the last look at the partitions found none, such as a broker that is away.
     Raises:
         ValueError: no topic of that name, an unknown setting.
         confluent_kafka.KafkaException: no broker answered for a minute.
@@ -68,6 +70,7 @@ class KafkaTopic:
         except confluent_kafka.KafkaException as error:
             raise ValueError(f"Options of {self._shown} must be librdkafka's. {error.args[0].str()}.") from error
         self._producer: typing.Any = None
+        self.fault: Exception | None = None
         self.name = f"kafka:{self._cluster()}/{self.topic}@{self._topic_id()}"
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
@@ -98,12 +101,16 @@ class KafkaTopic:
         return str(described.result().topic_id)
 
     def parts(self) -> list[KafkaPartition]:
-        """Returns the partitions that there are now; none where no broker answers."""
+        """Returns the partitions that there are now; none where no broker answers, and `fault` says so."""
         try:
             found = self._admin.list_topics(self.topic, timeout=5.0).topics[self.topic]
+            if found.error is not None:  # as while a broker starts
+                raise confluent_kafka.KafkaException(found.error)
         except confluent_kafka.KafkaException as error:
+            self.fault = error
             _log.warning("%s: %s", self.name, error.args[0].str())
             return []
+        self.fault = None
         return [KafkaPartition(self.settings, self.group, self.topic, self.name, n) for n in sorted(found.partitions)]
 
     def append(self, payloads: typing.Iterable[bytes]) -> int:

@@ -66,7 +66,8 @@ def test_every_path_is_one_that_a_stage_writes(root):
     """Volume `models` has copies of the workdir's folder of versions and of its encoders, `index` has the index."""
     run = environments.Environment(pathlib.Path("/work"), None, runs.load("small"))
     of_models = {f"/models/{path.name}" for path in (run.serving_dir, run.encoders_dir)}
-    of_index = {f"/index/{name}" for name in (run.index_path.name, "events.sqlite")}  # the latter is made where missing
+    index = pathlib.Path(run.index_url)
+    of_index = {f"/index/{name}" for name in (index.name, "events.sqlite")}  # the latter is made where missing
     of_tls = {"/tls/ssl.config", "/tls/ca.pem"}
     named = set(re.findall(r'base_path: "(.+)"', (root / "serving" / "deploy" / "models.config").read_text()))
     for manifest in manifests(root):

@@ -11,6 +11,34 @@ def test_variables_describe_the_environment(tmp_path):
     assert environments.Environment.from_variables(environment.to_variables()) == environment
 
 
+def test_index_is_where_a_variable_says_and_else_in_the_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    index = "redis://127.0.0.1:6379/0?prefix=items"
+    variables = {"TFMM_WORKDIR": "work", "TFMM_INDEX": index}
+    environment = environments.Environment.from_variables(variables)
+    assert environment.index_url == index
+    assert environments.Environment.from_variables(environment.to_variables()) == environment
+    assert environments.Environment.from_variables({"TFMM_INDEX": "a.sqlite"}).index_url == f"{tmp_path}/a.sqlite"
+    own = environments.Environment(tmp_path / "work", None, presets.small())
+    assert own.index_url == f"{tmp_path}/work/index/items.sqlite"
+    hidden = environments.Environment.from_variables({"TFMM_INDEX": index, **own.to_variables()})
+    assert hidden.index_url == own.index_url
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("redis://me:secret@host:6379/0", r"must hold no password.*redis://me:\*\*\*@host:6379/0\. Put"),
+        ("redis://host:6379/0?password=secret", "must hold no password.*REDISCLI_AUTH"),
+        ("mongodb://me:secret@host", r"\(TFMM_INDEX\) must be one of .*'redis'.* Received: mongodb://me:\*\*\*@host\."),
+    ],
+)
+def test_index_that_no_run_can_be_given_is_refused_without_its_password(url, fault):
+    with pytest.raises(ValueError, match=fault) as refused:
+        environments.Environment.from_variables({"TFMM_INDEX": url})
+    assert "secret" not in str(refused.value)
+
+
 def test_without_variables_the_marketplace_is_made_small(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environment = environments.Environment.from_variables({})

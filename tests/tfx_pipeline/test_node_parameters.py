@@ -10,7 +10,7 @@ pytest.importorskip("tfx", reason="TFX is not installed")
 from tfmm import presets
 from tfmm.config import Method
 from tfmm.modalities import Modality
-from tfx_pipeline import environments, pipeline
+from tfx_pipeline import environments, outside, pipeline
 
 TEAM = '''
 import pathlib
@@ -63,6 +63,21 @@ def test_edit_of_a_helper_and_new_weights_run_the_encoders_anew_and_no_click_mod
     assert codes["SCLTrainer"][0] == codes["SCLTrainer"][1] and len(set(codes["SCLTrainer"])) == 3
     for name in ("PairBuilder", "ExampleGenerator", "MAKETrainer", "IDTrainer"):
         assert len(set(codes[name])) == 1, name
+
+
+def test_nodes_are_given_the_index_that_is_named(tmp_path, redis_server):
+    url = redis_server.url(prefix=str(tmp_path))
+    nodes = pipeline.create_pipeline(environments.Environment(tmp_path, None, presets.small(), index=url)).components
+    found = {node.id: node.exec_properties["index_url"] for node in nodes if "index_url" in node.exec_properties}
+    assert found == dict.fromkeys(("CatalogEmbedder", "ModelGate"), url)
+
+
+def test_an_index_that_may_lose_rows_is_refused_before_anything_is_trained_for_it(tmp_path, make_redis):
+    url = make_redis("--appendonly", "no").url()
+    environment = environments.Environment(tmp_path, None, presets.small(), index=url)
+    with pytest.raises(ValueError, match="must keep every row: appendonly yes"):
+        pipeline.create_pipeline(environment)
+    pipeline.create_pipeline(environment, stamps=outside.NewStamps(), is_here=False)  # elsewhere it may be another
 
 
 def test_make_is_told_which_sequences_methods_read(tmp_path):

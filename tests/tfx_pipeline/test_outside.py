@@ -52,14 +52,14 @@ def index_path(tmp_path):
 
 def test_index_that_grew_still_holds_its_snapshot(index_path, tmp_path):
     fill(index_path, items=(9,))
-    assert outside.index_holds(index_path, str(tmp_path / "snapshot"))
+    assert outside.index_holds(str(index_path), str(tmp_path / "snapshot"))
 
 
 def test_index_that_is_gone_or_was_made_anew_holds_it_not(index_path, tmp_path):
     index_path.unlink()
-    assert not outside.index_holds(index_path, str(tmp_path / "snapshot"))
+    assert not outside.index_holds(str(index_path), str(tmp_path / "snapshot"))
     fill(index_path, items=(9,))  # by a stream, without the catalog
-    assert not outside.index_holds(index_path, str(tmp_path / "snapshot"))
+    assert not outside.index_holds(str(index_path), str(tmp_path / "snapshot"))
 
 
 def test_index_that_was_restored_holds_it_not(index_path, tmp_path):
@@ -68,12 +68,23 @@ def test_index_that_was_restored_holds_it_not(index_path, tmp_path):
     with store.open_store(str(index_path)) as index:
         snapshot.write_snapshot(index, tmp_path / "snapshot")
     index_path.write_bytes(old)
-    assert not outside.index_holds(index_path, str(tmp_path / "snapshot"))
+    assert not outside.index_holds(str(index_path), str(tmp_path / "snapshot"))
 
 
 def test_index_of_another_encoder_holds_it_not(index_path, tmp_path):
     fill(index_path, "v2")
-    assert not outside.index_holds(index_path, str(tmp_path / "snapshot"))
+    assert not outside.index_holds(str(index_path), str(tmp_path / "snapshot"))
+
+
+def test_index_of_a_url_holds_what_it_was_taken_of_until_it_is_gone(redis_server, tmp_path):
+    url = redis_server.url(prefix=str(tmp_path))
+    assert not outside.index_holds(url, str(tmp_path / "snapshot"))
+    fill(url)
+    with store.open_store(url) as index:
+        snapshot.write_snapshot(index, tmp_path / "snapshot")
+    fill(url, items=(9,))
+    assert outside.index_holds(url, str(tmp_path / "snapshot"))
+    assert not outside.index_holds(redis_server.url(prefix="another"), str(tmp_path / "snapshot"))
 
 
 def execution(node, number, stamp, **properties):
@@ -109,11 +120,11 @@ def test_stamp_of_serving_stays_while_what_was_left_stands_and_the_recipe_is_the
     assert stamp("c") == refused and stamp("b") not in (other, refused)
 
 
-def run(workdir, root, *assignments):
+def run(workdir, root, *assignments, **more):
     """Runs the DAG; returns the version in service, and the nodes that did work."""
     settings = workdir / "settings.json"
     settings.write_text(json.dumps(config.to_dict(override(presets.small(), [*TINY, *assignments]))))
-    variables = {"TFMM_RUN": str(settings), "TFMM_WORKDIR": str(workdir), "PYTHONPATH": str(root)}
+    variables = {"TFMM_RUN": str(settings), "TFMM_WORKDIR": str(workdir), "PYTHONPATH": str(root), **more}
     environment = {**os.environ, **variables, "TF_CPP_MIN_LOG_LEVEL": "3"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, "-m", "tfx_pipeline.local_runner"]
@@ -168,3 +179,24 @@ def test_settings_that_come_again_are_pushed_again_and_what_was_deleted_is_made_
     _, worked = run(workdir, root)
     assert encoders_in_index(workdir) == before, "servers follow the encoders of the version in service"
     assert "SCLTrainer" not in worked
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_index_of_a_url_is_filled_and_filled_again_where_it_is_gone(tmp_path, root, make_redis):
+    server = make_redis()
+    url = server.url(prefix="items")
+    version, worked = run(tmp_path, root, TFMM_INDEX=url)
+    assert {"CatalogEmbedder", "Pusher"} <= worked and not (tmp_path / "index").exists()
+    manifest = json.loads((tmp_path / "snapshot" / "manifest.json").read_text())["modalities"]["image"]
+
+    def rows():
+        with store.open_store(url, create=False) as index:
+            return len(index.live_ids("image", index.active_encoders()["image"].encoder_version))
+
+    assert rows() == manifest["size"] > 0
+    assert run(tmp_path, root, TFMM_INDEX=url) == (version, set())
+    with store.open_store(url) as index:
+        index._redis.flushdb()
+    _, worked = run(tmp_path, root, TFMM_INDEX=url)
+    assert "CatalogEmbedder" in worked and "SCLTrainer" not in worked and rows() == manifest["size"]

@@ -26,6 +26,7 @@ SAMPLES = 1000  # of a key's entries, by which its memory is told
 _OPTIONS = ("prefix", "volatile")
 _T = typing.TypeVar("_T")
 _log = logging.getLogger(__name__)
+_told: set[str] = set()  # addresses whose `appendfsync` this process has spoken of
 
 
 class RedisIndex(store.IndexStore):
@@ -308,7 +309,8 @@ def _require_durable(client: typing.Any, shown: str) -> None:
         (fsync,) = client.config_get("appendfsync").values()
     except (redis_client.ResponseError, ValueError):  # a service that does not tell
         fsync = "always"
-    if fsync != "always":
+    if fsync != "always" and shown not in _told:
+        _told.add(shown)
         _log.warning("Redis at %s has appendfsync %s: a crash of its machine may lose a second", shown, fsync)
     info = {**client.info("persistence"), **client.info("memory")}
     wrong = []

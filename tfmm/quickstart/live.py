@@ -73,7 +73,7 @@ def serve_and_stream(
                     "--events",
                     str(events_path),
                     "--index",
-                    str(environment.index_path),
+                    environment.index_url,
                     "--encoders",
                     str(environment.encoders_dir),
                     "--ready-file",
@@ -85,7 +85,7 @@ def serve_and_stream(
         )
         ports = server.wait_ready()
         follower = stack.enter_context(
-            replicator.Replicator(environment.index_path, [f"127.0.0.1:{ports['grpc_port']}"], MODEL_NAME)
+            replicator.Replicator(environment.index_url, [f"127.0.0.1:{ports['grpc_port']}"], MODEL_NAME)
         )
         stream.wait_ready()
         follower.wait_caught_up(60.0)
@@ -192,7 +192,7 @@ def _score_new_item(
     raise TimeoutError(
         f"The new item {item['item_id']} was not scored with its embedding within "
         f"{NEW_ITEM_TIMEOUT_S:.0f} s. See {environment.workdir / 'logs'} and the dead letters of "
-        f"{environment.index_path}."
+        f"{environment.index_url}."
     )
 
 

@@ -92,7 +92,7 @@ def _run(environment: typing.Any, console: rich_console.Console, lock: int) -> d
         figures = live.serve_and_stream(environment, outputs, lines)
     seconds = _stage_seconds(environment.progress_path, lines.seconds)
     data = environment.data_dir or pathlib.Path(outputs["Marketplace.dataset"])
-    summary = _summary(data, tables, outputs, verdict, environment.index_path, figures, seconds, memory.gb)
+    summary = _summary(data, tables, outputs, verdict, environment.index_url, figures, seconds, memory.gb)
     summary |= {"methods": methods, "model": config.ctr.model}
     summary["total_seconds"] = round(time.monotonic() - started, 1)
     _write_report(environment.workdir / terminal.REPORT, data, outputs, summary, verdict, config.data.time_zone)
@@ -125,7 +125,7 @@ def _summary(
     tables: schema.Tables,
     outputs: typing.Mapping[str, str],
     verdict: typing.Mapping[str, typing.Any],
-    index_path: pathlib.Path,
+    index_url: str,
     figures: typing.Mapping[str, float],
     seconds: typing.Mapping[str, float],
     peak_memory_gb: float,
@@ -145,7 +145,7 @@ def _summary(
         **{name: {key: report["models"][name][key] for key in keys} for name in ("id", "multimodal")},
         "hidden": report["hidden"]["models"]["multimodal"],
         **{name: report[name] for name in ("missing", "differences", "slices", in_service.NAME) if name in report},
-        **_left_out(outputs, index_path),
+        **_left_out(outputs, index_url),
         "gate": {name: verdict[name] for name in ("passed", "reasons", "checks", "warnings")},
         **figures,
         "stages": dict(seconds),
@@ -153,10 +153,10 @@ def _summary(
     }
 
 
-def _left_out(outputs: typing.Mapping[str, str], index_path: pathlib.Path) -> dict[str, list[typing.Any]]:
+def _left_out(outputs: typing.Mapping[str, str], index_url: str) -> dict[str, list[typing.Any]]:
     """Returns what the check found unread or faulty, and the dead letters of each stage by count and reason."""
     checked = json.loads((pathlib.Path(outputs["DataCheck.report"]) / folders.REPORT).read_text())
-    letters = dead_letters.read(outputs["ExampleGenerator.examples"], outputs["CatalogEmbedder.snapshot"], index_path)
+    letters = dead_letters.read(outputs["ExampleGenerator.examples"], outputs["CatalogEmbedder.snapshot"], index_url)
     return {
         "not_read": unread.in_words(layout.Unread(**found) for found in checked["unread"]),
         "faults": [str(checks.Fault(**fault)) for fault in checked["faults"]],

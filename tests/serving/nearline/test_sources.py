@@ -3,9 +3,12 @@
 import json
 import time
 
+import confluent_kafka
+import confluent_kafka.admin
 import numpy as np
 import pytest
 
+from serving.deploy.kafka import broker as broker_lib
 from serving.nearline.logs_of_records import Logs
 from serving.streaming import event_log
 from tfmm.ctr import state as state_lib
@@ -24,6 +27,13 @@ def wait_for(condition, trainer, timeout_s=400):
     while not condition():
         assert time.monotonic() < deadline and trainer.process.poll() is None, trainer.said()[-3000:]
         time.sleep(0.05)
+
+
+def require_soon(condition, timeout_s=400):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +68,32 @@ def require_equal(found, wanted):
     assert found[1]["training"] == wanted[1]["training"]
     for name, value in wanted[0].items():
         np.testing.assert_array_equal(found[0][name], value, err_msg=name)
+
+
+def test_a_partition_that_is_added_is_read_on_from_its_beginning(kafka, make_topic):
+    url = make_topic(kafka)
+    topic = url.rpartition("/")[2]
+    with event_log.open_source(url) as source:
+        source.append([b"1"])
+    logs = Logs([url], {}, 0.01, int)
+    taken = []
+
+    def read():
+        if found := logs.read(lambda name: 0, 100):
+            taken.extend(event.payload for event in found[1])
+
+    try:
+        require_soon(lambda: read() or taken == [b"1"])
+        admin = confluent_kafka.admin.AdminClient({"bootstrap.servers": kafka.address})
+        admin.create_partitions([confluent_kafka.admin.NewPartitions(topic, 2)])[topic].result()
+        broker_lib.await_partitions(admin, topic, 2)
+        producer, faults = confluent_kafka.Producer({"bootstrap.servers": kafka.address}), []
+        producer.produce(topic, b"2", partition=1, on_delivery=lambda *told: faults.append(told[0]))
+        assert producer.flush(120) == 0 and faults == [None]
+        require_soon(lambda: read() or taken == [b"1", b"2"])
+        assert sorted(logs.positions.values()) == [1, 1]
+    finally:
+        logs.close()
 
 
 @pytest.mark.timeout(1800)
@@ -144,6 +180,37 @@ def test_the_watermark_waits_for_a_log_that_is_away_and_not_for_one_that_has_no_
     sources["a"].is_away = True
     drain(sources, logs, newest)
     assert logs.watermark_us(lambda name: newest.get(name, 0), 7) == 40 - 7
+
+
+class Topic:
+    """A topic of one partition, whose broker may answer no question for it."""
+
+    name, fault = "b", None
+
+    def __init__(self, partition):
+        self.partition = partition
+
+    def parts(self):
+        return [] if self.fault else [self.partition]
+
+
+def test_a_topic_whose_partitions_cannot_be_listed_holds_the_watermark_until_they_can(monkeypatch):
+    """Else the clicks in it would come after what they belong to was taken for negatives."""
+    sources, newest = {"a": Source("a", [10, 20]), "b/0": Source("b/0", [5, 15])}, {}
+    topic = Topic(sources["b/0"])
+    monkeypatch.setattr(event_log, "open_source", {"a": sources["a"], "b": topic}.__getitem__)
+    logs = Logs(["a", "b"], {}, poll_s=0.0, time_us=int)
+    drain(sources, logs, newest)
+    assert logs.watermark_us(newest.__getitem__, 0) > 20
+    topic.fault = ConnectionError("no broker answers")
+    sources["b/0"].times += [25]
+    logs._looked -= 10.0
+    drain(sources, logs, newest)
+    assert logs.watermark_us(newest.__getitem__, 0) == 0
+    topic.fault = None
+    logs._looked -= 10.0
+    drain(sources, logs, newest)
+    assert newest == {"a": 20, "b/0": 25} and logs.watermark_us(newest.__getitem__, 0) > 25
 
 
 def test_while_a_log_is_away_no_more_is_read_than_may_wait_for_it(two_logs):

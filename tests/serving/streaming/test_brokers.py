@@ -58,9 +58,12 @@ def test_a_broker_that_goes_away_is_waited_for(make_broker, make_topic, encoders
         append(source, "abc")
         with store.open_store(index_path) as index:
             wait_for(lambda: vectors_of(index) == ids_of("abc"))
+            assert len(source.parts()) == 2 and source.fault is None
             broker.kill()
+            assert source.parts() == [] and source.fault is not None
             time.sleep(3.0)
             broker.up()
+            wait_for(lambda: len(source.parts()) == 2 and source.fault is None)
             append(source, "de")
             wait_for(lambda: vectors_of(index) == ids_of("abcde"))
     broker.down()

@@ -1,6 +1,7 @@
 """Tests of the streaming job: in this process, and as a process that is killed."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -105,6 +106,15 @@ def start(encoders_dir, tmp_path, root, wait_for):
     wait_for(ready.exists, process)
     assert json.loads(ready.read_text())["pid"] == process.pid
     return process
+
+
+def test_a_batch_of_dead_letters_alone_has_no_age(running, wait_for, caplog):
+    log, index = running
+    with caplog.at_level(logging.INFO):
+        last = log.append([b"no event"])
+        wait_for(lambda: index.position(log.name) == last)
+        wait_for(lambda: "0 older than what is known" in caplog.text)
+    assert "1 dead letters, 0 older than what is known\n" in caplog.text
 
 
 @pytest.mark.slow

@@ -97,6 +97,13 @@ def test_a_server_that_forgets_is_refused_unless_it_may(make_redis, options, fau
     server.kill()
 
 
+def test_what_a_crash_may_lose_is_said_once(make_redis, caplog):
+    url = make_redis("--appendfsync", "everysec").url()
+    for _ in range(2):
+        store.open_store(url).close()
+    assert caplog.text.count("has appendfsync everysec: a crash of its machine may lose a second") == 1
+
+
 def test_the_password_stands_in_the_url_or_the_environment_and_in_no_error(make_redis, monkeypatch):
     server = make_redis("--requirepass", "hidden")
     with store.open_store(server.url().replace("redis://", "redis://:hidden@")) as index:

@@ -69,6 +69,15 @@ def test_commands_show_switch_retire_and_compact(filled, url):
     assert [entry.encoder_version for entry in filled.encoders()] == ["v2"]
 
 
+def test_names_that_other_commands_take_stand_whole_in_a_narrow_terminal(index, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    version = "0123456789abcdef0123456789"
+    write(index, version, range(1, 1001), modality="item_features")
+    rows = [[cell.strip() for cell in line.split("\u2502")] for line in run("status", index.url).splitlines()]
+    found = ["".join(cells) for cells in zip(*(row for row in rows if len(row) == 10))]
+    assert found[1:3] == ["item_features", version] and not [cell for cell in found if "\u2026" in cell]
+
+
 def test_no_index_is_made_by_looking_for_one(tmp_path):
     for words in (["status"], ["compact"], ["activate", "image", "v1"], ["retire", "image", "v1"]):
         assert "`tfmm embed` makes the item index" in run(words[0], tmp_path / "items.sqlite", *words[1:], code=1)

@@ -349,6 +349,8 @@ def test_no_store_is_made_where_none_is_wanted(url):
 def test_an_unknown_scheme_is_refused_with_those_that_are_known(own_store):
     with pytest.raises(ValueError, match=r"one of \['pickled', 'redis', 'rediss', 'sqlite'\]\. Received: 'mongodb'"):
         store.open_store("mongodb://localhost")
+    with pytest.raises(ValueError, match=r"in 'mongodb://me:\*\*\*@localhost'\."):
+        store.open_store("mongodb://me:secret@localhost")
 
 
 @pytest.mark.parametrize("form", ["{}", "sqlite:///{}"])
