@@ -73,6 +73,8 @@ def data_check(data_dir: pathlib.Path | str, run: str, assignments: tuple[str, .
     for fault in faults:
         cells = (fault.table, fault.column, fault.rule, f"{fault.count:,}", _joined(fault.rows), _joined(fault.values))
         told.add_row(*(markup.escape(cell) for cell in cells))
+    for column in told.columns:
+        column.overflow = "fold"  # a narrow terminal cuts no name
     terminal.print(told)
     raise SystemExit(1)
 

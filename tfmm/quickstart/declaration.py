@@ -46,7 +46,10 @@ def tables(config: RunConfig, data_dir: str | pathlib.Path | None = None) -> lis
     model.add_row(config.ctr.model or "ours", _settings(config.ctr.model_settings))
     embeddings = _embeddings(declared, data_dir)
     signatures = _signatures(config, data_dir)
-    return [features, sequences, modalities, methods, model, embeddings, *signatures, _label(declared.label)]
+    found = [features, sequences, modalities, methods, model, embeddings, *signatures, _label(declared.label)]
+    for column in (column for one in found for column in one.columns):
+        column.overflow = "fold"  # a name that is cut where the terminal is narrow is of no use
+    return found
 
 
 def _embeddings(declared: FeatureSet, data_dir: str | pathlib.Path | None) -> table.Table:
