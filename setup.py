@@ -20,7 +20,7 @@ EXTRAS = {
     "pipeline": [
         f"tfx==1.16.0; {OLD}", f"tfx>=1.21,<1.22; {NEW}",
         f"apache-beam==2.74.0; {OLD}", f"apache-beam>=2.74,<2.78; {NEW}",
-        "dill>=0.4", "jinja2>=3.1", "matplotlib>=3.8", "pandera[io]>=0.22", "pillow>=10", "pip",
+        "dill>=0.4", "jinja2>=3.1", "matplotlib>=3.8", "pandera>=0.22", "pillow>=10", "pip",
         "psutil>=5.9", "setuptools<81",
     ],
     # A distribution of its own, built from serving/client_package: no extra can leave TensorFlow out of tfmm itself.

@@ -4,6 +4,8 @@ The wheel of tfmm-client is built, installed by pip into an empty environment, a
 the median import takes less than a second, and nothing of TensorFlow or Keras is there.
 """
 
+import argparse
+import json
 import os
 import pathlib
 import statistics
@@ -31,7 +33,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items()
 def install(folder: pathlib.Path) -> pathlib.Path:
     """Returns the Python of an environment that has the client alone."""
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "dist"),
-                    str(ROOT / "requirements" / "client")], check=True, capture_output=True)  # fmt: skip
+                    str(ROOT / "serving" / "client_package")], check=True, capture_output=True)  # fmt: skip
     (wheel,) = (folder / "dist").glob("*.whl")
     venv.create(folder / "alone", with_pip=True)
     python = folder / "alone" / "bin" / "python"
@@ -40,6 +42,9 @@ def install(folder: pathlib.Path) -> pathlib.Path:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--without-record", action="store_true", help="print the figures alone")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         python = install(pathlib.Path(folder))
 
@@ -53,11 +58,14 @@ def main() -> None:
         listed = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
     packages = listed.stdout.decode().lower().split()
     found = [name for name in packages if name.startswith(("tensorflow", "keras", "tfmm="))]
-    recording.write("client_alone", "How long does the client take to import where nothing else is installed?",
-                    {"seconds": recording.spread(list(seconds)), "bar": 1.0, "packages": packages,
-                     "processor_seconds": recording.spread(list(of_processor))})  # fmt: skip
-    if statistics.median(seconds) >= 1.0 or found:
-        raise SystemExit(f"the client must import in less than a second, without TensorFlow; found {found}")
+    results = {"seconds": recording.spread(list(seconds)), "packages": packages,
+               "processor_seconds": recording.spread(list(of_processor))}  # fmt: skip
+    bars = {"seconds of an import, the median": recording.bar(statistics.median(seconds), at_most=1.0),
+            "packages of TensorFlow, Keras or tfmm": recording.bar(len(found), at_most=0)}  # fmt: skip
+    if options.without_record:
+        print(json.dumps(results, indent=2))
+    else:
+        recording.write("client_alone", __doc__.splitlines()[0], results, bars=bars)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
     with LoggingClient("127.0.0.1:8500", log=log) as client:
         scores = client.rank(user, candidates, request_id="r1")
     log.close()
+
+`AsyncLoggingClient` is the same for callers with asyncio.
 """
 
 from __future__ import annotations
@@ -17,26 +19,36 @@ import numpy as np
 
 from serving import served_log, served_record
 from tfmm.export.signatures import LOGGED
-from tfmm_client import RankingClient
-from tfmm_client.caller import Candidates, User
+from tfmm_client import AsyncRankingClient, RankingClient
+from tfmm_client.caller import Caller, Candidates, User
 from tfmm_client.inputs import RANK, Inputs
 from tfmm_client.replicas import Deadline, Replica
 from tfmm_client.steps import Flow
 from tfmm_client.versions import Version
-from tfmm_client.ways import Answer, Grpc, Metadata
+from tfmm_client.ways import Answer, Arrays, Grpc, Metadata
 
 
-class LoggingClient(RankingClient):
+class _Logging(Caller):
+    """What both clients that log do; see `LoggingClient`."""
+
+    def __init__(self, target: str | typing.Sequence[str], *, log: served_log.Log | None, **settings: typing.Any):
+        super().__init__(target, **settings)
+        self._log = log
+
+    def _rank_logged(
+        self, user: User, candidates: Candidates, version: Version, timeout_s: float | None, request_id: str | None
+    ) -> Flow[Arrays]:
+        way = _Logged(self._model_name, self._log, request_id or uuid.uuid4().hex)
+        return self._rank(user, candidates, version, way, timeout_s)
+
+
+class LoggingClient(_Logging, RankingClient):
     """As `RankingClient`, over gRPC; `rank` asks the signature that also says what it scored by, and writes it down.
 
     Args:
         target, **settings: as there.
         log: of what is ranked, closed by its owner; None: none, such as of a server that logs by itself.
     """
-
-    def __init__(self, target: str | typing.Sequence[str], *, log: served_log.Log | None, **settings: typing.Any):
-        super().__init__(target, **settings)
-        self._log = log
 
     def rank(  # type: ignore[override]
         self,
@@ -52,8 +64,23 @@ class LoggingClient(RankingClient):
         Raises:
             FullError: the log has no place, so that nothing is asked.
         """
-        way = _Logged(self._model_name, self._log, request_id or uuid.uuid4().hex)
-        return self._run(self._rank(user, candidates, version, way, timeout_s))["score"]
+        return self._run(self._rank_logged(user, candidates, version, timeout_s, request_id))["score"]
+
+
+class AsyncLoggingClient(_Logging, AsyncRankingClient):
+    """As `LoggingClient`, its calls awaited. A call that is cancelled is not logged."""
+
+    async def rank(  # type: ignore[override]
+        self,
+        user: User,
+        candidates: Candidates,
+        *,
+        version: Version = None,
+        timeout_s: float | None = None,
+        request_id: str | None = None,
+    ) -> np.ndarray:
+        """As `LoggingClient.rank`."""
+        return (await self._run(self._rank_logged(user, candidates, version, timeout_s, request_id)))["score"]
 
 
 class _Logged(Grpc):

@@ -3,10 +3,13 @@
     index = store.open_store("redis://127.0.0.1:6379/0?prefix=items")
     with StoredRankingClient("127.0.0.1:8500", index=index) as client:
         scores = client.rank({"user_id": 7, "behavior_item_ids": [3, 5]}, {"item_id": [11, 12]})
+
+`AsyncStoredRankingClient` is the same for callers with asyncio.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 import typing
@@ -17,15 +20,16 @@ from tfmm import fingerprints, vectors
 from tfmm.export import signatures
 from tfmm.features import STORED, FeatureSet
 from tfmm.index import item_features, store
-from tfmm_client import NotFound, RankingClient
-from tfmm_client.caller import Candidates, User
+from tfmm_client import AsyncRankingClient, NotFound, RankingClient
+from tfmm_client.caller import Caller, Candidates, User
 from tfmm_client.inputs import RANK, Inputs, Value, rank_request
 from tfmm_client.replicas import Addresses, Deadline, Replica
-from tfmm_client.steps import Flow
+from tfmm_client.steps import Flow, Wait, Work
 from tfmm_client.versions import Version
 from tfmm_client.ways import Arrays, Way
 
 DEFAULT_FEATURES = FeatureSet()
+_WAIT_S = 0.005  # until it is looked again whether another call is done
 
 
 class _Model(typing.NamedTuple):
@@ -38,20 +42,8 @@ class _Model(typing.NamedTuple):
     known_at: float  # monotonic seconds
 
 
-class StoredRankingClient(RankingClient):
-    """As `RankingClient`, for models without rows inside (`ExportConfig.with_items`): it brings them from the index.
-
-    A call looks the vectors of candidates and behaviors up, by the encoders that the model was made with, and those of
-    the items' features that the request leaves out, in one round trip to Redis; then it calls `score_vectors` of the
-    very version that it looked up for, so that no score mixes encoders. New items are scored as soon as the index has
-    them, and there is no replicator. Calls from several threads are safe.
-
-    Args:
-        target, rest_url, model_name, options: as `RankingClient` takes them.
-        index: the item index; in Redis, so that clients on several machines share it.
-        feature_set: as the model's run declares it.
-        refresh_s: how long a label, or the newest version, is taken to be the same.
-    """
+class _Stored(Caller):
+    """What both clients of a store do; see `StoredRankingClient`."""
 
     def __init__(
         self,
@@ -96,16 +88,17 @@ class StoredRankingClient(RankingClient):
     def _score(
         self, user: User, candidates: Candidates, model: _Model, way: Way, replica: Replica, deadline: Deadline
     ) -> Flow[Arrays]:
-        inputs = self._complete(user, candidates, model)
+        inputs = yield Work(functools.partial(self._complete, user, candidates, model))
         answer = yield from way.predict(replica, signatures.VECTORS, inputs, model.number, deadline, ("score",))
         return answer.outputs
 
     def _model(self, replica: Replica, version: Version, refresh_s: float, deadline: Deadline) -> Flow[_Model]:
         lock, known = self._learning[replica], self._models.get((replica, version))
         is_usable = known is not None and refresh_s > 0  # while another call asks for it anew
-        while not lock.acquire(timeout=0 if is_usable else deadline.left_s()):
+        while not lock.acquire(blocking=False):
             if known is not None and is_usable:
                 return known
+            yield Wait(min(_WAIT_S, deadline.left_s()))
         try:
             known = self._models.get((replica, version))
             if known is None or time.monotonic() - known.known_at >= refresh_s:
@@ -121,7 +114,7 @@ class StoredRankingClient(RankingClient):
         pairs = zip(status["modality"].tolist(), status["encoder_version"].tolist())
         encoders = {modality.decode(): encoder.decode() for modality, encoder in pairs}
         encoders.pop(STORED, None)
-        entry = self._index.active_features()
+        entry = yield Work(self._index.active_features)
         layout = None if entry is None else item_features.from_text(entry.layout)
         return _Model(number, inputs, encoders, layout, found_at)
 
@@ -170,10 +163,28 @@ class StoredRankingClient(RankingClient):
         return {ids: named for ids, named in left.items() if named}
 
 
+class StoredRankingClient(_Stored, RankingClient):
+    """As `RankingClient`, for models without rows inside (`ExportConfig.with_items`): it brings them from the index.
+
+    A call looks the vectors of candidates and behaviors up, by the encoders that the model was made with, and those of
+    the items' features that the request leaves out, in one round trip to Redis; then it calls `score_vectors` of the
+    very version that it looked up for, so that no score mixes encoders. New items are scored as soon as the index has
+    them, and there is no replicator. Calls from several threads are safe.
+
+    Args:
+        target, rest_url, model_name, options: as `RankingClient` takes them.
+        index: the item index; in Redis, so that clients on several machines share it.
+        feature_set: as the model's run declares it.
+        refresh_s: how long a label, or the newest version, is taken to be the same.
+    """
+
+
+class AsyncStoredRankingClient(_Stored, AsyncRankingClient):
+    """As `StoredRankingClient`, its calls awaited; the index is asked in threads, so that the event loop goes on."""
+
+
 def _gathered(values: np.ndarray, has_row: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Returns the values of items by their places among all that were looked up; missing where there is no row."""
     missing = np.nan if values.dtype.kind == "f" else 0
     known = np.where(has_row.reshape(-1, *[1] * (values.ndim - 1)), values, missing).astype(values.dtype)
     return known[places]
-
-

@@ -1,6 +1,7 @@
 """The client's own distribution: what its wheel holds, and that it works where there is no TensorFlow."""
 
 import email
+import json
 import pathlib
 import re
 import shutil
@@ -63,3 +64,14 @@ def test_wheel_alone_installs_and_imports(wheel, tmp_path):
     assert done.stdout.startswith(str(tmp_path / "alone")) and done.stdout.endswith(" []\n")
     listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout.lower()
     assert "tfmm-client" in listed and "tensorflow" not in listed and "keras" not in listed
+
+
+@pytest.mark.slow
+def test_import_alone_takes_less_than_a_second():
+    """Of the processor: a machine with other work takes longer by the clock."""
+    command = [sys.executable, "benchmarks/client_alone.py", "--without-record"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["processor_seconds"]["q3"] < 1.0
+    assert not [name for name in found["packages"] if name.startswith(("tensorflow", "keras"))]

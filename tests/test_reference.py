@@ -1,11 +1,15 @@
 """Every public name has its place in the reference, with a docstring that says dtype and shape of its arrays."""
 
 import ast
+import dataclasses
 import importlib.util
 import pathlib
 import re
+import typing
 
 import pytest
+
+from tfmm import config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GUIDES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))]
@@ -73,6 +77,19 @@ def test_every_exported_name_is_defined_in_the_reference():
     assert {f"tfmm.{path.parent.name}" for path in packages} <= set(public.entries())
     for module, entry in public.entries().items():
         assert set(public.exported(module) or ()) <= set(public.definitions(entry)), module
+
+
+def settings_of(one):
+    """The classes of settings below one, by the types of their fields."""
+    below = {kind for hint in typing.get_type_hints(one).values() for kind in (hint, *typing.get_args(hint))}
+    own = {kind for kind in below if dataclasses.is_dataclass(kind)}
+    return own.union(*map(settings_of, own))
+
+
+def test_every_setting_of_a_run_is_in_the_reference():
+    found = settings_of(config.RunConfig)
+    assert len(found) > 15
+    assert not [kind for kind in found if public.full_name(f"{kind.__module__}.{kind.__qualname__}") is None]
 
 
 @pytest.mark.parametrize(("module", "name", "node"), DEFINITIONS)

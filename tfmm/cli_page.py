@@ -40,6 +40,9 @@ _METRICS = "host:port of {}'s metrics (--metrics_port), or their URL; repeat it.
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8600, show_default=True, help="0 for any free one.")
 @click.option("--ssl_config_file", "--ssl-config-file", default="", help="As the server's: the page uses TLS.")
+@click.option(
+    "--token_file", "--token-file", default="", help="Has a token that readers must bring, best one of its own."
+)
 @click.option("--allow_insecure", "--allow-insecure", is_flag=True, help="Let --host face a network without TLS.")
 def page(
     servers: tuple[str, ...],
@@ -49,15 +52,18 @@ def page(
     host: str,
     port: int,
     ssl_config_file: str,
+    token_file: str,
     allow_insecure: bool,
     **others: typing.Any,
 ) -> None:
     """Show what server, stream, replicators, trainer and index do, on one page that refreshes itself."""
+    from serving import channel
     from serving.page import app, serve, settings
 
+    token = channel.read_token(token_file) if token_file else ""  # never the servers' own, which lets its bearer write
     ssl = serve.verify(host, ssl_config_file, allow_insecure)
     addresses = {"server": servers, "stream": streams, "replicator": replicators, "trainer": trainers}
     board, picture = settings.open_board(settings.Settings(addresses, **others))
     with board:
-        application = app.application(lambda: board.document, picture, host)
+        application = app.application(lambda: board.document, picture, host, token)
         serve.run(application, host, port, ssl, lambda url: click.echo(f"The page: {url}"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hmac
 import json
 import pathlib
 import secrets
@@ -14,6 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import channel
 from serving.page.document import Document
@@ -21,6 +25,7 @@ from serving.page.document import Document
 DATA, PICTURE = "/data.json", "/picture"
 _KINDS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}  # of pictures, by how they begin
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "[")  # the last is how an older Starlette reads that before it
+_ASKS = {"www-authenticate": 'Basic realm="tfmm", charset="UTF-8"'}  # so that a browser shows its own dialog
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
@@ -28,6 +33,7 @@ def application(
     document: typing.Callable[[], Document],
     picture: typing.Callable[[str], bytes | None] = lambda item: None,
     host: str = "127.0.0.1",
+    token: str = "",
 ) -> Starlette:
     """Returns the application.
 
@@ -36,6 +42,7 @@ def application(
         picture: returns an item's picture by its id as a section named it; None: it has none.
         host: the address that is bound. One of this machine alone answers to its own names, so that no page of another
             name reads it in a browser here (DNS rebinding); one on a network has names that are not known.
+        token: that who reads it must bring; "": none is asked for.
     """
     hosts = (host, *_LOOPBACK) if channel.is_local(host) else ("*",)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -66,4 +73,30 @@ def application(
 
     return Starlette(routes=[
         Route("/", page), Route(DATA, data), Route(f"{PICTURE}/{{item}}", one_picture), Route("/favicon.ico", icon),
-    ], middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)])  # fmt: skip
+    ], middleware=[
+        Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False), Middleware(_Guard, token=token),
+    ])  # fmt: skip
+
+
+class _Guard:
+    """Lets those in who bring the token: as the password of any user name (Basic), or as it is (Bearer)."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._token = app, token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._token or self._has_token(dict(scope["headers"])):
+            return await self._app(scope, receive, send)
+        said = "The page needs the token of its --token_file: as the password of any user name, or as a Bearer token.\n"
+        return await Response(said, 401, {**_HEADERS, **_ASKS}, "text/plain")(scope, receive, send)
+
+    def _has_token(self, headers: typing.Mapping[bytes, bytes]) -> bool:
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() == b"basic":
+            try:
+                given = base64.b64decode(given, validate=True).partition(b":")[2]
+            except binascii.Error:
+                return False
+        elif scheme.lower() != b"bearer":
+            return False
+        return hmac.compare_digest(given, self._token)

@@ -1,5 +1,6 @@
 """Vectors and features looked up by the client: the scores of a model that holds them, and never of two encoders."""
 
+import asyncio
 import shutil
 import threading
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from serving.client import RankingClient
-from serving.stored_client import StoredRankingClient
+from serving.stored_client import AsyncStoredRankingClient, StoredRankingClient
 from tfmm import config as config_lib
 from tfmm import preprocessing
 from tfmm.ctr import model as model_lib
@@ -122,6 +123,34 @@ def test_scores_are_those_of_the_model_that_holds_the_rows(index, exports, tmp_p
             assert abs(later[-1] - scores[-1]) > 1e-4 and np.array_equal(later[:-1], scores[:-1])
             with pytest.raises(ValueError, match=r"`user` must have .* Missing: \['user_id'\]"):
                 outside.rank({"behavior_item_ids": [101]}, candidates)
+
+
+def test_calls_that_are_awaited_score_alike_and_leave_the_event_loop_free(index, exports, tmp_path, serving_at):
+    shutil.copytree(exports["v1", False], tmp_path / "models" / "1")
+    requests = [{"item_id": list(range(100 + n, 118 + n))} for n in range(4)]
+    threads, look_up = set(), index.look_up
+
+    def noted(*arguments):
+        threads.add(threading.current_thread())
+        return look_up(*arguments)
+
+    async def ask(address, url):
+        stored = {"index": index, "feature_set": FEATURES, "timeout_s": 120}
+        async with AsyncStoredRankingClient(address, url, **stored) as client:
+            with pytest.raises(ValueError, match=r"`user` must have .* Missing: \['user_id'\]"):
+                await client.rank({"behavior_item_ids": [101]}, requests[0])
+            asked = [client.rank(USER, one) for one in requests]
+            return await asyncio.gather(*asked, client.rank_rest(USER, requests[0]))
+
+    with serving_at(tmp_path / "models", name="tfmm") as addresses:
+        with StoredRankingClient(addresses["grpc"], index=index, feature_set=FEATURES, timeout_s=120) as client:
+            wanted = [client.rank(USER, one) for one in requests]
+        index.look_up = noted
+        *found, by_rest = asyncio.run(ask(addresses["grpc"], addresses["rest"]))
+    for scores, one in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(scores, one)
+    np.testing.assert_allclose(by_rest, wanted[0], atol=1e-5)
+    assert threads and threading.main_thread() not in threads
 
 
 @pytest.mark.parametrize("index", ["redis"], indirect=True)

@@ -65,7 +65,7 @@ class ItemVectors(tf.Module):
         self._scales = keep(np.concatenate([np.zeros(1, np.float32), scales]))
 
     def slots(self, ids: np.ndarray) -> np.ndarray:
-        """Returns the slot of each id, int32 of the same shape; 0 for padding and for no embedding."""
+        """Returns the slots of int64 [...] ids, int32 [...]; 0 for padding and for no embedding."""
         ids = np.asarray(ids, np.int64)
         if not len(self._ids):
             return np.zeros(ids.shape, np.int32)

@@ -13,7 +13,7 @@ from tfmm_client import errors, http
 from tfmm_client.caller import Caller, Candidates, User, best, with_listed_ids
 from tfmm_client.inputs import PRE_RANK
 from tfmm_client.replicas import Replica
-from tfmm_client.steps import Call, Flow, Send, Step, T
+from tfmm_client.steps import Call, Flow, Send, Step, T, Work
 from tfmm_client.versions import Version
 from tfmm_client.ways import Arrays
 
@@ -102,7 +102,7 @@ class AsyncRankingClient(Caller):
             while True:
                 try:
                     found = await self._take(step)
-                except errors.PredictError as error:
+                except (errors.PredictError, ValueError) as error:
                     step = flow.throw(error)
                 else:
                     step = flow.send(found)
@@ -114,6 +114,8 @@ class AsyncRankingClient(Caller):
     async def _take(self, step: Step) -> typing.Any:
         if isinstance(step, Call):
             return await self._call(step)
+        if isinstance(step, Work):
+            return await asyncio.to_thread(step.function)
         return await (self._send(step) if isinstance(step, Send) else asyncio.sleep(step.seconds))
 
     async def _call(self, step: Call) -> typing.Any:

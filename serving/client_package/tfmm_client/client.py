@@ -11,7 +11,7 @@ import numpy as np
 from tfmm_client import errors, http, messages
 from tfmm_client.caller import Caller, Candidates, User, best, with_listed_ids
 from tfmm_client.inputs import PRE_RANK
-from tfmm_client.steps import Call, Flow, Send, Step, T
+from tfmm_client.steps import Call, Flow, Send, Step, T, Work
 from tfmm_client.versions import Version
 from tfmm_client.ways import Arrays
 
@@ -164,7 +164,7 @@ class RankingClient(Caller):
             while True:
                 try:
                     found = self._take(step)
-                except errors.PredictError as error:
+                except (errors.PredictError, ValueError) as error:
                     step = flow.throw(error)
                 else:
                     step = flow.send(found)
@@ -176,6 +176,8 @@ class RankingClient(Caller):
     def _take(self, step: Step) -> typing.Any:
         if isinstance(step, Call):
             return self._call(step)
+        if isinstance(step, Work):
+            return step.function()
         return self._send(step) if isinstance(step, Send) else time.sleep(step.seconds)
 
     def _call(self, step: Call) -> typing.Any:

@@ -39,5 +39,11 @@ class Wait(typing.NamedTuple):
     seconds: float
 
 
-Step = Call | Send | Wait
+class Work(typing.NamedTuple):
+    """Calls a function that may block, such as a look-up in a database, and brings what it returns."""
+
+    function: typing.Callable[[], typing.Any]
+
+
+Step = Call | Send | Wait | Work
 Flow = typing.Generator[Step, typing.Any, T]

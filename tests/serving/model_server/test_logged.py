@@ -1,5 +1,6 @@
 """What a server logs of its rankings: every one, as it was served, in files that are whole, by gRPC and REST alike."""
 
+import asyncio
 import dataclasses
 import json
 import shutil
@@ -15,7 +16,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving import served_log
 from serving.client import PredictError
-from serving.logging_client import LoggingClient
+from serving.logging_client import AsyncLoggingClient, LoggingClient
 from serving.model_server.config import ModelConfig
 from serving.model_server.logged import Logs
 from serving.model_server.servable import Servable
@@ -212,17 +213,25 @@ def test_changes_of_the_index_are_logged_as_they_were_taken(click_model, tmp_pat
 
 def test_a_client_logs_for_a_server_that_does_not(serving_at, cold_model, tmp_path):
     """The record is that of the server's own log, but for its time."""
-    logs = [served_log.Log("served", str(tmp_path / name)) for name in ("server", "client")]
+    logs = [served_log.Log("served", str(tmp_path / name)) for name in ("server", "client", "awaited")]
     user = {name: values[0] for name, values in USER.items()}
+
+    async def awaited(address):
+        async with AsyncLoggingClient(address, log=logs[2], timeout_s=WITHIN_S) as client:
+            return await client.rank(user, {"item_id": ITEMS}, request_id="awaited")
+
     with serving_at(cold_model, "tfmm", logs=Logs((logs[0],))) as server:
         for log, request_id in ((None, "by-the-server"), (logs[1], "by-the-client")):
             with LoggingClient(server["grpc"], log=log, timeout_s=WITHIN_S) as client:
                 scores = client.rank(user, {"item_id": ITEMS}, request_id=request_id)
-    logs[1].close()
-    (theirs,), (ours,) = (records(tmp_path / name).values() for name in ("server", "client"))
-    assert (theirs.request_id, ours.request_id) == ("by-the-server", "by-the-client")
-    np.testing.assert_array_equal(np.float32(ours.scores), scores)
-    assert dataclasses.replace(ours, request_id=theirs.request_id, time=theirs.time) == theirs
+        np.testing.assert_array_equal(asyncio.run(awaited(server["grpc"])), scores)
+    for log in logs[1:]:
+        log.close()
+    (theirs,), *of_clients = (records(tmp_path / log).values() for log in ("server", "client", "awaited"))
+    for (ours,), request_id in zip(of_clients, ("by-the-client", "awaited"), strict=True):
+        assert (theirs.request_id, ours.request_id) == ("by-the-server", request_id)
+        np.testing.assert_array_equal(np.float32(ours.scores), scores)
+        assert dataclasses.replace(ours, request_id=theirs.request_id, time=theirs.time) == theirs
 
 
 def test_a_client_that_logs_asks_for_a_version_by_its_label(serving_at, cold_model, tmp_path):

@@ -183,14 +183,14 @@ def system(model_dir, tmp_path_factory, serving_at):
 
 
 @contextlib.contextmanager
-def _serving(**told):
+def _serving(token="", **told):
     found, servers = [], []
     with pytest.MonkeyPatch.context() as patience, contextlib.ExitStack() as stack:
         for name in ("_TIMEOUT_S", "_PATIENCE_S"):  # what answers late is no process that has gone
             patience.setattr(watching, name, 120.0)
         board, picture = settings.open_board(settings.Settings(every_s=0.5, **told))
         stack.enter_context(board)
-        application = app.application(lambda: board.document, picture)
+        application = app.application(lambda: board.document, picture, token=token)
         arguments = (application, "127.0.0.1", 0, None, found.append, servers.append)
         thread = threading.Thread(target=serve.run, args=arguments)
         thread.start()

@@ -37,8 +37,12 @@ def test_command_serves_while_nothing_runs_until_a_signal(root, tmp_path, number
         (["--host", "0.0.0.0"], "faces a network: give --ssl_config_file, or --allow_insecure"),
         (["--target", "127.0.0.1:8500"], "--index must be named with --target"),
         (["--every", "0"], "0 is not in the range"),
+        (["--token_file", "short"], "A token must have at least 16 printable ASCII characters"),
+        (["--token_file", "none"], "No such file or directory"),
     ],
 )
-def test_command_refuses_in_a_line(words, message):
+def test_command_refuses_in_a_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short").write_text("short")
     done = click.testing.CliRunner().invoke(cli.main, ["page", *words])
     assert done.exit_code != 0 and message in done.output, done.output

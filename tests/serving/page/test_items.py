@@ -1,6 +1,7 @@
 """The last items while what tells of them is away, or slow."""
 
 import asyncio
+import base64
 import queue
 import threading
 from concurrent import futures
@@ -110,3 +111,34 @@ def test_a_page_of_this_machine_answers_to_no_other_name(host, asked, status):
             return await client.get("/data.json", headers={"host": asked})
 
     assert asyncio.run(ask()).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        (None, 401), ("Bearer 0123456789abcdef", 200), ("bearer 0123456789abcdef", 200),
+        ("Bearer 0123456789abcdeg", 401),
+        ("Basic " + base64.b64encode(b"anybody:0123456789abcdef").decode(), 200),
+        ("Basic " + base64.b64encode(b"0123456789abcdef").decode(), 401),
+        ("Basic " + base64.b64encode(b"0123456789abcdef:").decode(), 401), ("Basic !", 401), ("0123456789abcdef", 401),
+    ],
+)  # fmt: skip
+def test_a_page_with_a_token_is_read_by_who_brings_it(given, status):
+    asked = []
+
+    def picture(item):
+        asked.append(item)
+        return b"\x89PNG\r\n\x1a\n"
+
+    application = app.application(lambda: {"told": 1}, picture, token="0123456789abcdef")
+
+    async def ask(path):
+        transport, headers = httpx.ASGITransport(application), {"authorization": given} if given else {}
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get(path, headers=headers)
+
+    for path in ("/data.json", "/picture/7"):
+        answer = asyncio.run(ask(path))
+        assert answer.status_code == status
+        assert answer.headers.get("www-authenticate", "").startswith("Basic " if status == 401 else "")
+    assert asked == ([] if status == 401 else ["7"])

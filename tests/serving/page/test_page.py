@@ -127,6 +127,21 @@ def test_page_says_what_does_not_answer_and_since_when(tmp_path, chromium, servi
     assert not events.exists(), "looking makes no log"
 
 
+def test_a_browser_brings_the_token_that_it_was_told(chromium, serving_page):
+    token, refused = "0123456789abcdef", []
+    with serving_page(token, addresses={"server": ["127.0.0.1:1"]}) as url:
+        assert httpx.get(url, timeout=60).status_code == 401
+        with chromium.new_context(http_credentials={"username": "operator", "password": token}) as context:
+            page = context.new_page()
+            page.set_default_timeout(240_000)
+            assert page.goto(url).status == 200
+            page.on("response", lambda answer: refused.append(answer.url) if answer.status != 200 else None)
+            for _ in range(2):  # as it refreshes itself
+                with page.expect_response("**/data.json"):
+                    pass
+    assert not refused
+
+
 def test_a_process_that_goes_is_said_with_the_moment_and_comes_back(serving_page, wait_for):
     registry = nearline_metrics.Metrics().registry
     (port,) = started.free_ports(1)

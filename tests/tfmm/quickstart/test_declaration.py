@@ -90,6 +90,10 @@ def test_it_prints(folder):
     for part in declaration.tables(run(), folder):
         terminal.print(part)
     assert "impressions.label" in terminal.export_text()
+    narrow = rich_console.Console(width=60, record=True, file=io.StringIO())
+    for part in declaration.tables(run(), folder):
+        narrow.print(part)
+    assert "…" not in narrow.export_text(), "a name is cut"
 
 
 def test_what_the_data_lacks_and_what_cannot_be_imported_is_said_at_once(folder, monkeypatch):
