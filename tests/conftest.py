@@ -37,6 +37,14 @@ def root() -> pathlib.Path:
     return ROOT
 
 
+@pytest.fixture(scope="session", autouse=True)
+def java_for_seconds():
+    """Servers in Java live for seconds here: they compile once, and collect garbage in one thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        yield
+
+
 @pytest.fixture
 def install_entry_point(tmp_path, monkeypatch):
     """Returns a function that installs a package of somebody's own, for processes of the test too."""

@@ -199,10 +199,10 @@ def test_outputs_lie_where_the_guides_say(road, outputs):
 
 
 def test_demo_is_up_by_one_command_and_shows_a_line_a_second(road):
-    result = run_tfmm("demo", str(road[0]), "--seconds", "20", cwd=road[0])
+    result = run_tfmm("demo", str(road[0]), "--seconds", "10", cwd=road[0])
     *_, down = lines = result.stdout.splitlines()
     shown = [line for line in lines if "events/s" in line]
-    assert len(shown) == 20 and down.endswith("all is down")
+    assert len(shown) == 10 and down.endswith("all is down")
     for said in ("(p99", "requests/s", "impressions in its window", "in service, none judged yet"):
         assert said in shown[-1]
     assert not any(" failed" in line for line in shown)
@@ -350,24 +350,30 @@ def test_gate_that_refuses_leaves_nothing_to_serve_and_says_why(road, outputs):
         assert after[key] == outputs[key]
 
 
-@pytest.mark.parametrize("guide", ["first_score.md", "serving.md", "operation.md"])
-def test_code_of_the_guide_runs_against_the_pushed_model(guide, road, tmp_path, monkeypatch):
-    """The guide's ports and its index stand for whatever ports the server got and for the road's own index."""
-    monkeypatch.chdir(tmp_path)
-    models, ready = road[0] / "serving" / "tfmm", tmp_path / "server.json"
+@pytest.fixture(scope="module")
+def ports(road, tmp_path_factory):
+    """Those of a server of the pushed model, which the guides label `stable`."""
+    folder, models = tmp_path_factory.mktemp("server"), road[0] / "serving" / "tfmm"
     label = f"version_labels {{ key: 'stable' value: {environments.newest_version(models).name} }}"
-    (tmp_path / "models.config").write_text(
+    (folder / "models.config").write_text(
         f"model_config_list {{ config {{ name: 'tfmm' base_path: '{models}' model_platform: 'tensorflow' {label} }} }}"
     )
-    command = ["serving.model_server", f"--model_config_file={tmp_path / 'models.config'}"]
+    ready = folder / "server.json"
+    command = ["serving.model_server", f"--model_config_file={folder / 'models.config'}"]
     command += ["--port=0", "--rest_api_port=0", f"--ready_file={ready}"]
+    with processes.Child("The model server", command, folder / "server.log", ready_file=ready) as server:
+        yield server.wait_ready()
+
+
+@pytest.mark.parametrize("guide", ["first_score.md", "serving.md", "operation.md"])
+def test_code_of_the_guide_runs_against_the_pushed_model(guide, road, ports, tmp_path, monkeypatch):
+    """The guide's ports and its index stand for whatever ports the server got and for the road's own index."""
+    monkeypatch.chdir(tmp_path)
     text = (pathlib.Path(__file__).parents[1] / "docs" / guide).read_text("utf-8")
     text = text.replace("redis://127.0.0.1:6379/0?prefix=items", str(road[0] / "index" / "items.sqlite"))
     text = text.replace("patience_s, began = before, 120.0,", "patience_s, began = before, 0.1,")  # there is no stream
-    with processes.Child("The model server", command, tmp_path / "server.log", ready_file=ready) as server:
-        ports = server.wait_ready()
-        written = tmp_path / guide
-        written.write_text(text.replace("8501", str(ports["rest_port"])).replace("8500", str(ports["grpc_port"])))
-        document = sybil.Sybil(parsers=[sybil.parsers.markdown.PythonCodeBlockParser()]).parse(written)
-        for example in document.examples():
-            example.evaluate()
+    written = tmp_path / guide
+    written.write_text(text.replace("8501", str(ports["rest_port"])).replace("8500", str(ports["grpc_port"])))
+    document = sybil.Sybil(parsers=[sybil.parsers.markdown.PythonCodeBlockParser()]).parse(written)
+    for example in document.examples():
+        example.evaluate()

@@ -72,7 +72,7 @@ def keras_variables(root: object) -> list[keras.Variable]:
 
 def uninitialized_variables(model_dir: str | os.PathLike) -> list[str]:
     """Returns the variables that a SavedModel's signatures use and the C++ loader leaves without a value."""
-    with load_session(model_dir) as loaded:
+    with LoadedModel(model_dir, optimizes=False) as loaded:
         graph = loaded.session.graph
         outputs = [t.name for s in loaded.signatures.values() for t in s.outputs.values()]
         operations = [graph.as_graph_element(name) for name in outputs]
@@ -104,13 +104,22 @@ _load = getattr(_load, "__wrapped__", _load)
 class LoadedModel:
     """A SavedModel in a Session of its own: the loader, session and resource semantics of TF Serving.
 
-    Calls from several threads are safe; state (tables, variables) belongs to this object alone.
+    Calls from several threads are safe; state (tables, variables) belongs to this object alone. Without `optimizes`
+    TensorFlow runs the graph as it is, unlike TF Serving: half the work of a load, for what is run once.
     """
 
-    def __init__(self, model_dir: str | os.PathLike, *, inter_op_threads: int = 0, intra_op_threads: int = 0):
+    def __init__(
+        self,
+        model_dir: str | os.PathLike,
+        *,
+        inter_op_threads: int = 0,
+        intra_op_threads: int = 0,
+        optimizes: bool = True,
+    ):
         config = tf.compat.v1.ConfigProto(
             inter_op_parallelism_threads=inter_op_threads, intra_op_parallelism_threads=intra_op_threads
         )
+        config.graph_options.rewrite_options.disable_meta_optimizer = not optimizes
         config.gpu_options.allow_growth = True
         self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
         try:

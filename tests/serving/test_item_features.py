@@ -394,10 +394,10 @@ def test_an_index_without_features_works_and_says_so(road, loaded, tmp_path, cap
         index.write("vector", rows.encoder_version, rows.ids, np.array(rows.rows), rows.scales, rows.ids)
         snapshot.write_snapshot(index, tmp_path / "snapshot")
     types = declared.id_types(road.folder / "tables", FEATURES)
+    parts = road.folder / "model", road.folder / "vocabulary", tmp_path / "snapshot"
+    one_bucket = dataclasses.replace(EXPORT, batch_buckets=(64,), candidate_buckets=(64,))  # that of all items
     with caplog.at_level(logging.WARNING):
-        export_lib.export(
-            road.folder / "model", road.folder / "vocabulary", tmp_path / "snapshot", types, EXPORT, tmp_path / "1"
-        )
+        export_lib.export(*parts, types, one_bucket, tmp_path / "1")
     assert "holds no brand, category, in_stock, launch_hour, price, tags of items" in caplog.text
     with saved_model.load_session(tmp_path / "1") as without:
         assert "rank_ids" not in without.signatures

@@ -77,7 +77,6 @@ class TextEncoder(HashedTextEncoder):
         total = ops.einsum("bt,btd->bd", weights, vectors)
         return keras.Model([tokens, weights], unit(total), name="text_encoder")
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:
         tokens, weights = texts.hash_texts(contents, self.config.text_buckets, self.config.text_ngrams)
         return (tokens, weights), tf.reduce_any(tokens > 0, axis=-1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import typing
 
 import tensorflow as tf
 
@@ -25,6 +27,17 @@ def decode_images(contents: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]
     Returns:
         uint8 [B, size, size, 3], 255 minus the color, zeros where undecodable; bool [B], True where decoded.
     """
+    pixels, valid = _decoder(size)(contents)
+    return pixels, valid
+
+
+@functools.cache
+def _decoder(size: int) -> typing.Any:
+    """Returns `_decode` for a size, which TensorFlow traces once for all calls of a process."""
+    return tf.function(lambda contents: _decode(contents, size), input_signature=[tf.TensorSpec([None], tf.string)])
+
+
+def _decode(contents: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     count = tf.shape(contents, tf.int64)[0]
     blank = tf.zeros([size, size, 3], tf.uint8)
     rows = tf.data.Dataset.from_tensor_slices(contents).enumerate()

@@ -16,7 +16,6 @@ class PictureEncoder(Encoder):
         """S, pixels a side."""
         return self.config.image_size
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:
         pixels, valid = images.decode_images(contents, self.image_size)
         return (pixels,), valid

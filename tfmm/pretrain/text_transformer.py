@@ -52,7 +52,6 @@ class TextTransformer(HashedTextEncoder):
         y = keras.layers.Dense(_WIDER * dim, "gelu", name=f"{name}_hidden")(y)
         return x + keras.layers.Dense(dim, **from_zero, name=f"{name}_out")(y)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def prepare(self, contents: tf.Tensor) -> tuple[Features, tf.Tensor]:
         config = self.config
         tokens, weights = texts.hash_words(contents, config.text_buckets, config.text_words, config.text_ngrams)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 
 import tensorflow as tf
@@ -34,6 +35,11 @@ def hash_texts(
     >>> tokens.shape, [float(w) for w in weights[0, :3]], float(tf.reduce_sum(weights[1]))
     (TensorShape([2, 13]), [1.0, 1.0, 0.5], 0.0)
     """
+    tokens, weights = _traced(_hash_texts, buckets, tuple(ngrams))(tf.ensure_shape(contents, [None]))
+    return tokens, weights
+
+
+def _hash_texts(contents: tf.Tensor, buckets: int, ngrams: tuple[int, ...]) -> tuple[tf.Tensor, tf.Tensor]:
     words, characters = _words(contents)
     pairs = tf.strings.ngrams(words, 2, separator=" ")
     tokens = [tf.strings.join(["w:", words]), tf.strings.join(["p:", pairs])]
@@ -73,6 +79,18 @@ def hash_words(
     >>> tokens.shape, tf.math.count_nonzero(tokens, axis=2).numpy().tolist()
     (TensorShape([2, 4, 16]), [[6, 6, 0, 0], [0, 0, 0, 0]])
     """
+    tokens, weights = _traced(_hash_words, buckets, words, tuple(ngrams))(tf.ensure_shape(contents, [None]))
+    return tokens, weights
+
+
+@functools.cache
+def _traced(function: typing.Callable[..., typing.Any], *settings: typing.Any) -> typing.Any:
+    """Returns a function of contents alone, which TensorFlow traces once a process, and not for every encoder."""
+    signature = [tf.TensorSpec([None], tf.string)]
+    return tf.function(lambda contents: function(contents, *settings), input_signature=signature)
+
+
+def _hash_words(contents: tf.Tensor, buckets: int, words: int, ngrams: tuple[int, ...]) -> tuple[tf.Tensor, tf.Tensor]:
     all_words, all_characters = _words(contents)
     first = all_words[:, :words]
     characters = all_characters[:, :words, :TOKENS_PER_WORD]

@@ -31,7 +31,8 @@ WITHIN_S = 300.0  # the first answer of a server that was not warmed, on whateve
 
 @pytest.fixture(scope="module")
 def click_model(tmp_path_factory, write_click_model):
-    return write_click_model(tmp_path_factory.mktemp("logged"), jit_compile=False)  # most tests load it anew
+    one_bucket = {"batch_buckets": (4,), "candidate_buckets": (4,)}  # most tests load it anew
+    return write_click_model(tmp_path_factory.mktemp("logged"), jit_compile=False, **one_bucket)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,8 @@ REQUESTS, WINDOW_S = 24, 300.0
 
 @pytest.fixture(scope="module")
 def click_model(tmp_path_factory, write_click_model):
-    return write_click_model(tmp_path_factory.mktemp("learned"))
+    plain = {"batch_buckets": (4,), "candidate_buckets": (8,), "jit_compile": False}
+    return write_click_model(tmp_path_factory.mktemp("learned"), **plain)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ ITEMS = {"item_id": [100, 139, 7]}
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory, write_click_model, serving_at):
-    with serving_at(write_click_model(tmp_path_factory.mktemp("named")), "tfmm") as server:
+    plain = {"batch_buckets": (4,), "candidate_buckets": (4,), "jit_compile": False}
+    with serving_at(write_click_model(tmp_path_factory.mktemp("named"), **plain), "tfmm") as server:
         with RankingClient(server["grpc"], server["rest"], "tfmm", timeout_s=120) as client:
             yield client
 

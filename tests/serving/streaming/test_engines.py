@@ -35,10 +35,8 @@ def cluster(tmp_path_factory):
     except RuntimeError as error:
         pytest.skip(str(error))
     one = flink.Cluster(tmp_path_factory.mktemp("flink"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")  # for a short life
-        one.up(SLOTS, jars=flink.FOLDER / "lib")
-        yield one
+    one.up(SLOTS, jars=flink.FOLDER / "lib")
+    yield one
     pids = one.running.values()
     one.down()
     assert pids and not any(map(started.started_at, pids))

@@ -56,8 +56,9 @@ def trained(output):
     return weights, [{name: value for name, value in line.items() if name != "seconds"} for line in history]
 
 
+@pytest.mark.slow  # test_killed_continuing.py kills the same training, and test_train.py stops it, within seconds
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10])
 def test_training_that_is_killed_at_random_moments_ends_as_one_that_was_not(shop, root, tmp_path, kills):
     whole, killed, moments = tmp_path / "whole", tmp_path / "killed", random.Random(9)
     train(shop, whole, root)
