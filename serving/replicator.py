@@ -36,6 +36,7 @@ _AHEAD = (
     "ahead: it holds change %d, and the index's newest is %d, so another index wrote to it, or this one is an older "
     "copy. All rows are sent again; restart the server to be rid of what is not of this index"
 )
+_UNKNOWN = "the index has no rows of encoder %s: is it another index, or is the stream to be started with that encoder?"
 _HOLD_S = 5.0  # before a refused batch is tried again
 
 
@@ -64,6 +65,7 @@ class _Table:
     held_until: float = 0.0
     ahead_at: int | None = None  # its watermark when that was beyond the index: from there on its word does not count
     complete_at: int = -1  # the index's newest change when it lacked none; -1: not known
+    has_encoder: bool = False  # whether the index had rows of its encoder when it was looked for
 
     def is_due(self, newest: int, now: float) -> bool:
         """Whether it may lack a change: looks at an index cost it something, in Redis above all."""
@@ -128,6 +130,7 @@ class _Follower(threading.Thread):
             tables = self._versions.get(version, {})
             try:
                 self._learn(version, tables, self._replica.tables(version))
+                self._look_for_encoders(version, tables)
                 if version not in self._versions:
                     self._warm_up(version, tables)
             except grpc.RpcError as error:
@@ -172,6 +175,18 @@ class _Follower(threading.Thread):
                 table.ahead_at = status.watermark
                 table.state = _AHEAD % (status.watermark, newest)
                 _log.error("%s version %d, %s: %s", self._replica.target, version, modality, table.state)
+
+    def _look_for_encoders(self, version: int, tables: dict[str, _Table]) -> None:
+        for modality, table in tables.items():
+            if table.has_encoder:
+                continue
+            unknown = _UNKNOWN % table.encoder_version
+            table.has_encoder = self._index.has_encoder(modality, table.encoder_version)
+            if table.has_encoder and table.state == unknown:
+                table.state = FOLLOWING
+            elif not table.has_encoder and table.state == FOLLOWING:
+                table.state = unknown
+                _log.warning("%s version %d, %s: %s", self._replica.target, version, modality, unknown)
 
     def _follow(self, version: int, newest: int) -> bool:
         """Sends one batch per table that is behind the newest change; returns True where there may be more."""

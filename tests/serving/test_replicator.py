@@ -299,6 +299,24 @@ def test_server_ahead_of_the_index_is_said_and_gets_every_row_again(index, tmp_p
                 assert [lag.is_following for lag in job.lag()] == [True]
 
 
+def test_index_that_does_not_know_the_encoder_is_said_until_it_does(index, tmp_path, caplog):
+    """As where a server is given the index of another shop: it would be called followed, and never get a row."""
+    export(index, tmp_path / "model" / "1", encoder_version="v2")
+    with serving(tmp_path / "model") as target, follow(index, target) as job:
+        deadline = time.monotonic() + 120
+        while not (lags := job.lag()) or not lags[0].version or lags[0].is_following:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert lags[0].state.startswith("the index has no rows of encoder v2: is it another index")
+        assert sum("no rows of encoder v2" in record.getMessage() for record in caplog.records) == 1
+        write(index, [4], encoder_version="v2")
+        while not job.lag()[0].is_following:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        job.wait_caught_up(60)
+        assert_serves(target, index, 1, "v2")
+
+
 def test_no_targets_are_refused(index):
     with pytest.raises(ValueError, match="`targets` must name"):
         replicator.Replicator(index.path, [])
