@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import pathlib
 import typing
 
@@ -18,12 +19,19 @@ from tfmm.training.progress import Progress, silent
 
 
 def require_ranking(models_dir: Folder) -> None:
-    """Raises a FileNotFoundError where a folder has no ranking model to teach a head."""
+    """Raises a FileNotFoundError where a folder has no ranking model, or not the examples that taught it."""
     path = pathlib.Path(models_dir) / MULTIMODAL / TRAINED / artifacts.MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
             f"A pre-ranking head is taught by the ranking model, and {path} is missing. Run `tfmm train` with this "
             "`--output` to its end first; then again with `--head pre-ranking`."
+        )
+    if not glob.glob(examples.patterns(models_dir)[0]):
+        raise FileNotFoundError(
+            f"A pre-ranking head reads the examples that the ranking model was trained on, and {models_dir} has none: "
+            "models of `tfmm quickstart` and of the pipeline have theirs elsewhere. Train a ranking model by `tfmm "
+            "train --data DATA --snapshot WORKDIR/snapshot --output MODELS`, then its head with `--output MODELS "
+            "--head pre-ranking`."
         )
 
 
