@@ -62,15 +62,20 @@ def kill(root, folder, command, duration, moments):
         duration *= 0.7
 
 
-def comparable(value):
+def comparable(value, artifacts):
+    """Leaves out what differs from run to run; an artifact's id becomes its folder's name."""
     if isinstance(value, dict):
-        return {key: comparable(one) for key, one in value.items() if key not in LEFT_OUT}
-    return [comparable(one) for one in value] if isinstance(value, list) else value
+        return {key: comparable(one, artifacts) for key, one in value.items() if key not in LEFT_OUT}
+    if isinstance(value, list):
+        return [comparable(one, artifacts) for one in value]
+    return artifacts.get(value, value) if isinstance(value, str) else value
 
 
 def made(folder):
     """All that the commands made, by name: tables, weights, examples, rows, and what the JSON files say."""
-    found = {}
+    found, artifacts = {}, {}
+    for path in folder.rglob("manifest.json"):
+        artifacts[json.loads(path.read_text())["id"]] = str(path.parent.relative_to(folder))
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
         if "checkpoints" in path.parts or name.startswith("serving"):
@@ -83,7 +88,7 @@ def made(folder):
                     else None
                 )
         elif path.suffix == ".json":
-            found[name] = comparable(json.loads(path.read_text()))
+            found[name] = comparable(json.loads(path.read_text()), artifacts)
         elif path.suffix == ".parquet":
             found[name] = pq.read_table(path)
         elif ".tfrecord" in path.name:
