@@ -165,6 +165,37 @@ def test_the_group_learns_how_far_the_index_is(
         consumer.close()
 
 
+def test_a_rebalance_of_the_group_takes_no_partition_away(
+    kafka, make_topic, encoders_dir, tmp_path, running_job, wait_for, monkeypatch
+):
+    """Others that come into the group, and go, are given its partitions; commits of the job then fail."""
+    from serving.streaming import kafka_events
+
+    monkeypatch.setattr(kafka_events, "_COMMIT_EVERY_S", 0.05)
+    url, index_path = make_topic(kafka, partitions=2), tmp_path / "items.sqlite"
+    settings = {"bootstrap.servers": kafka.address, "group.id": "shared", "auto.offset.reset": "earliest"}
+    with (
+        running_job(f"{url}?group=shared", encoders_dir, index_path),
+        event_log.open_source(url) as source,
+        store.open_store(index_path) as index,
+    ):
+        append(source, "ab")
+        wait_for(lambda: vectors_of(index) == ids_of("ab"))
+        other = confluent_kafka.Consumer(settings)
+        other.subscribe([source.topic])
+
+        def is_assigned():
+            other.poll(0.1)
+            return len(other.assignment()) == 2
+
+        wait_for(is_assigned)
+        append(source, "cdef")
+        wait_for(lambda: vectors_of(index) == ids_of("abcdef"))
+        other.close()
+        append(source, "gh")
+        wait_for(lambda: vectors_of(index) == ids_of("abcdefgh"))
+
+
 def test_shares_take_each_log_once(tmp_path):
     for number in range(7):
         (tmp_path / f"{number}.jsonl").write_bytes(b"{}\n")
