@@ -88,20 +88,21 @@ class _Stored(Caller):
     def _score(
         self, user: User, candidates: Candidates, model: _Model, way: Way, replica: Replica, deadline: Deadline
     ) -> Flow[Arrays]:
-        inputs = yield Work(functools.partial(self._complete, user, candidates, model))
+        inputs = yield Work(functools.partial(self._complete, user, candidates, model), deadline.left_s())
         answer = yield from way.predict(replica, signatures.VECTORS, inputs, model.number, deadline, ("score",))
         return answer.outputs
 
     def _model(self, replica: Replica, version: Version, refresh_s: float, deadline: Deadline) -> Flow[_Model]:
         lock, known = self._learning[replica], self._models.get((replica, version))
         is_usable = known is not None and refresh_s > 0  # while another call asks for it anew
+        began = time.monotonic()
         while not lock.acquire(blocking=False):
             if known is not None and is_usable:
                 return known
             yield Wait(min(_WAIT_S, deadline.left_s()))
         try:
             known = self._models.get((replica, version))
-            if known is None or time.monotonic() - known.known_at >= refresh_s:
+            if known is None or (known.known_at < began and time.monotonic() - known.known_at >= refresh_s):
                 known = self._models[replica, version] = yield from self._learn(replica, version, deadline)
             return known
         finally:
@@ -114,7 +115,7 @@ class _Stored(Caller):
         pairs = zip(status["modality"].tolist(), status["encoder_version"].tolist())
         encoders = {modality.decode(): encoder.decode() for modality, encoder in pairs}
         encoders.pop(STORED, None)
-        entry = yield Work(self._index.active_features)
+        entry = yield Work(self._index.active_features, deadline.left_s())
         layout = None if entry is None else item_features.from_text(entry.layout)
         return _Model(number, inputs, encoders, layout, found_at)
 

@@ -19,8 +19,8 @@ def client():
         yield opened
 
 
-def model(client, timeout_s=60.0):
-    return client._model(client._turns.replicas[0], None, 2.0, Deadline(timeout_s))
+def model(client, timeout_s=60.0, refresh_s=2.0):
+    return client._model(client._turns.replicas[0], None, refresh_s, Deadline(timeout_s))
 
 
 def test_wait_for_another_call_ends_with_the_deadline(client):
@@ -56,7 +56,7 @@ def test_calls_of_one_event_loop_wait_for_each_other_and_ask_once(monkeypatch):
     def learn(self, replica, version, deadline):
         asked.append(replica)
         yield Wait(0.05)  # in which the other call has its turn
-        yield Work(lambda: threads.append(threading.current_thread()))
+        yield Work(lambda: threads.append(threading.current_thread()), 60.0)
         return _Model(1, {}, {}, None, time.monotonic())
 
     async def ask():
@@ -67,6 +67,45 @@ def test_calls_of_one_event_loop_wait_for_each_other_and_ask_once(monkeypatch):
     found = asyncio.run(ask())
     assert found[0] is found[1] is found[2] and len(asked) == 1
     assert threads and threads[0] is not threading.main_thread()
+
+
+def test_calls_that_found_their_version_gone_do_not_ask_one_after_another(monkeypatch):
+    """As at a swap of versions: the second asks after the first began, and all others take what it learned."""
+    asked = []
+
+    def learn(self, replica, version, deadline):
+        asked.append(found_at := time.monotonic())
+        yield Wait(0.05)
+        return _Model(2, {}, {}, None, found_at)
+
+    async def ask():
+        async with AsyncStoredRankingClient("127.0.0.1:1", index=None) as client:
+            old = _Model(1, {}, {}, None, time.monotonic())
+            client._models[client._turns.replicas[0], None] = old
+            return await asyncio.gather(*(client._run(model(client, refresh_s=0.0)) for _ in range(20)))
+
+    monkeypatch.setattr(AsyncStoredRankingClient, "_learn", learn)
+    assert [found.number for found in asyncio.run(ask())] == [2] * 20 and len(asked) == 2
+
+
+def test_look_up_that_hangs_costs_a_call_its_deadline_and_no_thread_of_the_application(monkeypatch):
+    returns = threading.Event()
+
+    def learn(self, replica, version, deadline):
+        yield Work(returns.wait, deadline.left_s())
+
+    async def ask():
+        async with AsyncStoredRankingClient("127.0.0.1:1", index=None) as client:
+            calls = [client._run(model(client, 0.1)) for _ in range(40)]
+            failed = await asyncio.gather(*calls, return_exceptions=True)
+            return failed, await asyncio.wait_for(asyncio.to_thread(threading.get_ident), 60)
+
+    monkeypatch.setattr(AsyncStoredRankingClient, "_learn", learn)
+    try:
+        failed, thread = asyncio.run(ask())
+    finally:
+        returns.set()
+    assert all(isinstance(one, DeadlineExceeded) for one in failed) and thread
 
 
 def test_call_that_is_cancelled_hinders_no_other(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import typing
 
 import grpc.aio
@@ -17,6 +18,8 @@ from tfmm_client.steps import Call, Flow, Send, Step, T, Work
 from tfmm_client.versions import Version
 from tfmm_client.ways import Arrays
 
+_THREADS = 16  # of a client, for work that may block: where it hangs, the application's own threads are not taken
+
 
 class AsyncRankingClient(Caller):
     """As `RankingClient`, its calls awaited.
@@ -30,6 +33,7 @@ class AsyncRankingClient(Caller):
     def _connect(self) -> None:
         self._channels: dict[Replica, grpc.aio.Channel] = {}
         self._http = httpx.AsyncClient(**http.settings(self._access, [one.url for one in self._turns.replicas]))
+        self._threads = concurrent.futures.ThreadPoolExecutor(_THREADS, "tfmm-client")  # started as they are needed
 
     async def rank(
         self, user: User, candidates: Candidates, *, version: Version = None, timeout_s: float | None = None
@@ -88,6 +92,7 @@ class AsyncRankingClient(Caller):
         for channel in self._channels.values():
             await channel.close()
         await self._http.aclose()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def __aenter__(self):  # type: ignore[no-untyped-def]
         return self
@@ -115,8 +120,15 @@ class AsyncRankingClient(Caller):
         if isinstance(step, Call):
             return await self._call(step)
         if isinstance(step, Work):
-            return await asyncio.to_thread(step.function)
+            return await self._work(step)
         return await (self._send(step) if isinstance(step, Send) else asyncio.sleep(step.seconds))
+
+    async def _work(self, step: Work) -> typing.Any:
+        found = asyncio.get_running_loop().run_in_executor(self._threads, step.function)
+        try:
+            return await asyncio.wait_for(found, step.timeout_s)
+        except asyncio.TimeoutError:
+            raise errors.of("DEADLINE_EXCEEDED", f"No look-up within {step.timeout_s:.3g} s.") from None
 
     async def _call(self, step: Call) -> typing.Any:
         if step.replica.target is None:

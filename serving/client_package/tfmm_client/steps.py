@@ -40,9 +40,13 @@ class Wait(typing.NamedTuple):
 
 
 class Work(typing.NamedTuple):
-    """Calls a function that may block, such as a look-up in a database, and brings what it returns."""
+    """Calls a function that may block, such as a look-up in a database, and brings what it returns.
+
+    With asyncio it is called in a thread, and waited for no longer than `timeout_s`; the thread ends when it does.
+    """
 
     function: typing.Callable[[], typing.Any]
+    timeout_s: float
 
 
 Step = Call | Send | Wait | Work
