@@ -51,9 +51,9 @@ async def send(client: httpx.AsyncClient, step: Send, connect_s: float) -> typin
     try:
         response = await asyncio.wait_for(sent, step.timeout_s)
     except httpx.HTTPError as error:
-        raise failure(error, step.timeout_s > connect_s) from error
+        raise failure(error, step.timeout_s, connect_s) from error
     except asyncio.TimeoutError as error:
-        raise errors.of("DEADLINE_EXCEEDED", f"No whole answer within {step.timeout_s:.3g} s.") from error
+        raise late(step.timeout_s) from error
     return parsed(response.status_code, response.content)
 
 
@@ -122,8 +122,13 @@ def parsed(status: int, body: bytes) -> typing.Any:
     raise errors.of(str(status), said if isinstance(said, str) else body.decode("utf-8", "replace"))
 
 
-def failure(error: httpx.HTTPError, has_time: bool) -> errors.PredictError:
-    """Returns what an error of the way to a server means; `has_time`: when it does not connect, there is time left."""
-    is_away = isinstance(error, httpx.ConnectTimeout) and has_time
-    is_late = isinstance(error, httpx.TimeoutException) and not is_away
-    return errors.of("DEADLINE_EXCEEDED" if is_late else "UNAVAILABLE", f"{type(error).__name__}: {error}")
+def failure(error: httpx.HTTPError, timeout_s: float, connect_s: float) -> errors.PredictError:
+    """Returns what an error of the way to a server means, where the connection had `connect_s` of `timeout_s`."""
+    is_away = isinstance(error, httpx.ConnectTimeout) and timeout_s > connect_s
+    if isinstance(error, httpx.TimeoutException) and not is_away:
+        return late(timeout_s)
+    return errors.of("UNAVAILABLE", f"{type(error).__name__}: {error}")
+
+
+def late(timeout_s: float) -> errors.PredictError:
+    return errors.of("DEADLINE_EXCEEDED", f"No whole answer within {timeout_s:.3g} s.")
