@@ -41,7 +41,10 @@ _METRICS = "host:port of {}'s metrics (--metrics_port), or their URL; repeat it.
 @click.option("--port", type=click.IntRange(0, 65535), default=8600, show_default=True, help="0 for any free one.")
 @click.option("--ssl_config_file", "--ssl-config-file", default="", help="As the server's: the page uses TLS.")
 @click.option(
-    "--token_file", "--token-file", default="", help="Has a token that readers must bring, best one of its own."
+    "--token_file",
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Has a token that readers must bring, best one of its own.",
 )
 @click.option("--allow_insecure", "--allow-insecure", is_flag=True, help="Let --host face a network without TLS.")
 def page(
@@ -52,7 +55,7 @@ def page(
     host: str,
     port: int,
     ssl_config_file: str,
-    token_file: str,
+    token_file: str | None,
     allow_insecure: bool,
     **others: typing.Any,
 ) -> None:

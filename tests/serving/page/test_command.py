@@ -38,7 +38,8 @@ def test_command_serves_while_nothing_runs_until_a_signal(root, tmp_path, number
         (["--target", "127.0.0.1:8500"], "--index must be named with --target"),
         (["--every", "0"], "0 is not in the range"),
         (["--token_file", "short"], "A token must have at least 16 printable ASCII characters"),
-        (["--token_file", "none"], "No such file or directory"),
+        (["--token_file", "none"], "File 'none' does not exist"),
+        (["--token_file", ""], "File '' does not exist"),
     ],
 )
 def test_command_refuses_in_a_line(words, message, tmp_path, monkeypatch):
