@@ -19,7 +19,7 @@ from tfmm.data import as_known, declared, doubts, examples, instants, rules, sch
 from tfmm.data.layout import Unread
 from tfmm.data.parts import LayoutError, Part
 from tfmm.features import FeatureSet, Label
-from tfmm.modalities import UNDECLARED, ModalitySet
+from tfmm.modalities import UNDECLARED, ModalitySet, refuses_long_texts
 from tfmm.scl_config import MAX_DIM
 
 SHOWN = 5  # rows and values that a fault quotes
@@ -105,7 +105,7 @@ def check(
     feature_set = feature_set or FeatureSet()
     tables = declared.tables(feature_set, modality_set)
     config = config or DataConfig()
-    run = _Check(data_dir, _pandera(), tables, feature_set.label, max_pixels or {}, config.time_zone)
+    run = _Check(data_dir, _pandera(), tables, feature_set.label, modality_set, max_pixels or {}, config.time_zone)
     unused = unread.of_folder(data_dir, tables)
     for name, table in tables.items():
         try:
@@ -123,8 +123,8 @@ def check(
         elif table.required:
             run.add(name, "", "must be there", 1)
     run.check_ids()
-    run.check_declaration(feature_set or FeatureSet(), modality_set)
-    run.check_catalog(modality_set)
+    run.check_declaration(feature_set)
+    run.check_catalog()
     run.check_splits(config)
     return CheckReport(run.counts, tuple(run.faults), tuple(unused), run.notes(config))
 
@@ -201,11 +201,12 @@ class _Check:
         pandera: typing.Any,
         tables: schema.Tables,
         label: Label,
+        modality_set: ModalitySet,
         max_pixels: typing.Mapping[str, int],
         time_zone: str,
     ):
         self.data_dir, self._pandera, self._tables, self._label = data_dir, pandera, tables, label
-        self._max_pixels, self._time_zone = max_pixels, time_zone
+        self._modality_set, self._max_pixels, self._time_zone = modality_set, max_pixels, time_zone
         self.counts: dict[str, int] = {}
         self.faults: list[Fault] = []
         self.damaged: set[str] = set()  # tables of which nothing more is read
@@ -231,7 +232,7 @@ class _Check:
             self.add(name, "", "must have rows", 1)
         self._check_unique(name, columns)
         found: dict[tuple[str, str], _Cases] = {}
-        column_rules, first = self._rules(name, columns), 0
+        column_rules, first = self._rules(name, columns, parts), 0
         for part in parts:
             for group in range(len(part.row_groups)):
                 table = schema.read_part(part, name, columns, group, self._tables)
@@ -266,7 +267,7 @@ class _Check:
             for (column, rule), of_rule in cases.groupby(["column", "check"], sort=False):
                 yield column, rule, np.sort(of_rule["index"].to_numpy(np.int64))
 
-    def _rules(self, name: str, columns: typing.Sequence[str]) -> list[rules.Rule]:
+    def _rules(self, name: str, columns: typing.Sequence[str], parts: typing.Sequence[Part]) -> list[rules.Rule]:
         has_split = False
         if "split" in columns:
             splits = schema.read_table(self.data_dir, name, ["split"])["split"]
@@ -280,7 +281,14 @@ class _Check:
                     dims[column.name] = int(pc.mode(lengths)[0]["mode"].as_py())
         searches = self._ids.get("searches")
         own = rules.row_rules(name, self._ids.get("items"), searches, has_split, self._tables, self._label)
-        return own + rules.content_rules(name, dims, self._tables, self._max_pixels)
+        texts = self._short_texts(columns, parts) if name == "items" else ()  # queries are read by training alone
+        return own + rules.content_rules(name, dims, self._tables, self._max_pixels, texts)
+
+    def _short_texts(self, columns: typing.Sequence[str], parts: typing.Sequence[Part]) -> list[str]:
+        """Returns the columns of items that are embedded, and of which long texts are not."""
+        names = self._modality_set.present(lambda column: column in columns and schema.has_value(parts, column))
+        embedded = map(self._modality_set.__getitem__, names)
+        return sorted({modality.content for modality in embedded if refuses_long_texts(modality.encoder)})
 
     def _readable_columns(self, name: str, parts: typing.Sequence[Part]) -> list[str]:
         columns = []
@@ -332,16 +340,16 @@ class _Check:
         except ValueError as error:
             self.add("impressions", "", f"and all tables must have ids of one type: {error}", 1)
 
-    def check_declaration(self, feature_set: FeatureSet, modality_set: ModalitySet) -> None:
+    def check_declaration(self, feature_set: FeatureSet) -> None:
         """Adds what the data lacks of a declaration; what is wrong with files was reported with their tables."""
         with contextlib.suppress(LayoutError):
-            for text in declared.faults(self.data_dir, feature_set, modality_set):
+            for text in declared.faults(self.data_dir, feature_set, self._modality_set):
                 self.add("declaration", "", text, 1)
 
-    def check_catalog(self, modality_set: ModalitySet) -> None:
+    def check_catalog(self) -> None:
         if (
             not self.counts.get("items")
-            or modality_set.modalities  # declared ones are looked for with the declaration
+            or self._modality_set.modalities  # declared ones are looked for with the declaration
             or any(fault.table == "items" for fault in self.faults)
         ):
             return

@@ -62,7 +62,6 @@ CASES = [
     ("items", {"vector": [1.0, float("inf")]}, "vector", "must hold finite numbers only", 1),
     ("items", {"vector": [1.0, None]}, "vector", "must hold finite numbers only", 1),
     ("items", {"vector": [0.0, 0.0]}, "vector", "must not be all zeros", 1),
-    ("items", {"title": "é" * 8193}, "title", "must have at most 16,384 bytes of UTF-8", 1),
     ("searches", {"search_id": None}, "search_id", "must not be null", 1),
     ("searches", {"query_image": CORRUPT}, "query_image", "must be a PNG or JPEG that can be decoded", 1),
     ("behaviors", {"item_id": 77}, "item_id", "must be in the items table", 1),
@@ -273,6 +272,23 @@ def test_vectors_that_no_index_takes_are_a_fault_that_stops_a_run(tables, at):
     report = checks.check(tables(**data))
     (fault,) = report.stopping(1.0)
     assert (fault.column, fault.values) == ("vector", ("1041 values",)) and "must have 1 to 1040 values" in fault.rule
+
+
+BAG, TRANSFORMER = (Modality("description", encoder, "title") for encoder in ("text", "text_transformer"))
+
+
+@pytest.mark.parametrize(
+    "declared, has_vectors, is_fault",
+    [((), False, True), ((BAG,), True, True), ((TRANSFORMER,), False, False), ((), True, False)],
+    ids=["bag of words", "declared bag of words", "transformer, which reads the first words", "ready vectors instead"],
+)
+def test_long_text_is_a_fault_where_its_encoder_refuses_it(tables, at, declared, has_vectors, is_fault):
+    data = good(at)
+    for row in data["items"]:
+        row |= {"title": "é" * 8192, "vector": [1.0, 0.5] if has_vectors else None}
+    data["items"][1]["title"] += "e"
+    found = [str(fault) for fault in checks.check(tables(**data), modality_set=ModalitySet(declared)).faults]
+    assert found == ["items.title must have at most 16,384 bytes of UTF-8 (1, first rows 1)"] * is_fault
 
 
 @pytest.mark.parametrize(
