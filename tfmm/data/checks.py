@@ -20,7 +20,6 @@ from tfmm.data.layout import Unread
 from tfmm.data.parts import LayoutError, Part
 from tfmm.features import FeatureSet, Label
 from tfmm.modalities import UNDECLARED, ModalitySet, refuses_long_texts
-from tfmm.scl_config import MAX_DIM
 
 SHOWN = 5  # rows and values that a fault quotes
 MAX_REASON = 2000  # characters of an error
@@ -212,6 +211,7 @@ class _Check:
         self.damaged: set[str] = set()  # tables of which nothing more is read
         self._columns: dict[str, list[str]] = {}  # that can be read
         self._ids: dict[str, np.ndarray] = {}  # sorted fingerprints of items and searches
+        self._dims: dict[str, int] = {}  # of items' vectors, by column
         self._zeros: collections.Counter[str] = collections.Counter()  # ids of 0 or "" that are no keys, by column
 
     def add(
@@ -272,16 +272,12 @@ class _Check:
         if "split" in columns:
             splits = schema.read_table(self.data_dir, name, ["split"])["split"]
             has_split = splits.null_count < len(splits)
-        dims = {}
         for column in self._tables[name].columns:
             if column.kind == "vector" and column.name in columns:
-                vectors = schema.read_table(self.data_dir, name, [column.name], self._tables)[column.name]
-                lengths = pc.list_value_length(vectors).drop_null()
-                if len(lengths):
-                    dims[column.name] = int(pc.mode(lengths)[0]["mode"].as_py())
+                self._dims[column.name] = declared.vector_dim(parts, column.name)
         searches = self._ids.get("searches")
         own = rules.row_rules(name, self._ids.get("items"), searches, has_split, self._tables, self._label)
-        texts = self._short_texts(columns, parts) if name == "items" else ()  # queries are read by training alone
+        dims, texts = (self._dims, self._short_texts(columns, parts)) if name == "items" else ({}, [])
         return own + rules.content_rules(name, dims, self._tables, self._max_pixels, texts)
 
     def _short_texts(self, columns: typing.Sequence[str], parts: typing.Sequence[Part]) -> list[str]:
@@ -343,23 +339,18 @@ class _Check:
     def check_declaration(self, feature_set: FeatureSet) -> None:
         """Adds what the data lacks of a declaration; what is wrong with files was reported with their tables."""
         with contextlib.suppress(LayoutError):
-            for text in declared.faults(self.data_dir, feature_set, self._modality_set):
+            for text in declared.faults(self.data_dir, feature_set, self._modality_set, self._dims):
                 self.add("declaration", "", text, 1)
 
     def check_catalog(self) -> None:
-        if (
-            not self.counts.get("items")
-            or self._modality_set.modalities  # declared ones are looked for with the declaration
-            or any(fault.table == "items" for fault in self.faults)
-        ):
+        if not self.counts.get("items") or self._modality_set.modalities:  # declared ones: with the declaration
             return
-        if not schema.modalities(self.data_dir):
+        for column, dim in self._dims.items():
+            if text := declared.dim_fault(dim):
+                self.add("items", column, text, 1)
+        is_readable = all(fault.rows for fault in self.faults if fault.table == "items")
+        if is_readable and not schema.modalities(self.data_dir):
             self.add("items", "", "must have a title, an image or a vector in at least one row", 1)
-        elif "vector" in self._columns["items"]:
-            parts = schema.table_parts(self.data_dir, "items", self._tables)
-            if (dim := declared.vector_dim(parts, "vector")) > MAX_DIM:
-                rule = f"must have 1 to {MAX_DIM} values: shorten them, by principal components say"
-                self.add("items", "vector", rule, 1, values=[f"{dim} values"])
 
     def check_splits(self, config: DataConfig) -> None:
         label = self._label.column

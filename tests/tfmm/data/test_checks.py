@@ -258,39 +258,6 @@ def test_what_is_not_read_is_reported_and_is_no_fault(tables, at):
     )
 
 
-def test_a_catalog_without_content_is_a_fault(tables, at):
-    data = good(at)
-    data["items"] = [{"item_id": k} for k in (1, 2, 3)]
-    found = faults(checks.check(tables(**data)))
-    assert list(found) == [("items", "", "must have a title, an image or a vector in at least one row")]
-
-
-def test_vectors_that_no_index_takes_are_a_fault_that_stops_a_run(tables, at):
-    """They were found by the embedding, after all that comes before it."""
-    data = good(at)
-    data["items"] = [{"item_id": k, "vector": [1.0] * 1041} for k in (1, 2, 3)]
-    report = checks.check(tables(**data))
-    (fault,) = report.stopping(1.0)
-    assert (fault.column, fault.values) == ("vector", ("1041 values",)) and "must have 1 to 1040 values" in fault.rule
-
-
-BAG, TRANSFORMER = (Modality("description", encoder, "title") for encoder in ("text", "text_transformer"))
-
-
-@pytest.mark.parametrize(
-    "declared, has_vectors, is_fault",
-    [((), False, True), ((BAG,), True, True), ((TRANSFORMER,), False, False), ((), True, False)],
-    ids=["bag of words", "declared bag of words", "transformer, which reads the first words", "ready vectors instead"],
-)
-def test_long_text_is_a_fault_where_its_encoder_refuses_it(tables, at, declared, has_vectors, is_fault):
-    data = good(at)
-    for row in data["items"]:
-        row |= {"title": "é" * 8192, "vector": [1.0, 0.5] if has_vectors else None}
-    data["items"][1]["title"] += "e"
-    found = [str(fault) for fault in checks.check(tables(**data), modality_set=ModalitySet(declared)).faults]
-    assert found == ["items.title must have at most 16,384 bytes of UTF-8 (1, first rows 1)"] * is_fault
-
-
 @pytest.mark.parametrize(
     "split, label, rule",
     [
@@ -404,7 +371,7 @@ def test_what_declared_modalities_lack_is_told_at_once(tables, at):
         "declaration modality 'absent': column items.absent must be there. Received the columns item_id",
         "declaration modality 'empty': items.empty must hold something in at least one row",
         "items.broken must be a PNG or JPEG that can be decoded",
-        "declaration modality 'wide': vectors must have 1 to 1040 values, not 1041",
+        "declaration modality 'wide': items.wide must have 1 to 1040 values, not 1041 as most have",
         "declaration modality 'words': Column 'title' of table 'items' must be list of float32",
         "declaration modality 'kind': items.category is id, so no content of team:Kind",
         "declaration modality 'sound': column searches.query_sound must be there",
