@@ -216,7 +216,7 @@ def train(
     config = take_config("catalog", snapshot_dir, run, assignments, is_training=True)
     unread.say(data_dir, click.echo, declared.tables(config.feature_set, config.modality_set))
     names = inputs.modalities_of(config, data_dir)
-    for line in inputs.coverage(config, data_dir, snapshot_dir):
+    for line in inputs.coverage(names, data_dir, snapshot_dir):
         click.echo(line)
     parent: continued.Parent | None = None
     make_dir: pathlib.Path | None = output_dir / "make"

@@ -52,6 +52,15 @@ def unread(encoder: str, settings: typing.Iterable[str]) -> list[str]:
     return sorted((special - set(_READ[kind])) & set(settings)) if kind in _READ else []
 
 
+def refuses_long_texts(encoder: str) -> bool:
+    """Returns whether an encoder takes texts of `MAX_TEXT_BYTES` at most; others cut texts, or bear them.
+
+    >>> refuses_long_texts("text"), refuses_long_texts("text_transformer")
+    (True, False)
+    """
+    return encoder == "text"
+
+
 @dataclasses.dataclass(frozen=True)
 class Modality:
     """One thing that an item is represented by: a column of the catalog, and what makes vectors of it.

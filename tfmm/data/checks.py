@@ -19,8 +19,7 @@ from tfmm.data import as_known, declared, doubts, examples, instants, rules, sch
 from tfmm.data.layout import Unread
 from tfmm.data.parts import LayoutError, Part
 from tfmm.features import FeatureSet, Label
-from tfmm.modalities import UNDECLARED, ModalitySet
-from tfmm.scl_config import MAX_DIM
+from tfmm.modalities import UNDECLARED, ModalitySet, refuses_long_texts
 
 SHOWN = 5  # rows and values that a fault quotes
 MAX_REASON = 2000  # characters of an error
@@ -105,7 +104,7 @@ def check(
     feature_set = feature_set or FeatureSet()
     tables = declared.tables(feature_set, modality_set)
     config = config or DataConfig()
-    run = _Check(data_dir, _pandera(), tables, feature_set.label, max_pixels or {}, config.time_zone)
+    run = _Check(data_dir, _pandera(), tables, feature_set.label, modality_set, max_pixels or {}, config.time_zone)
     unused = unread.of_folder(data_dir, tables)
     for name, table in tables.items():
         try:
@@ -123,8 +122,8 @@ def check(
         elif table.required:
             run.add(name, "", "must be there", 1)
     run.check_ids()
-    run.check_declaration(feature_set or FeatureSet(), modality_set)
-    run.check_catalog(modality_set)
+    run.check_declaration(feature_set)
+    run.check_catalog()
     run.check_splits(config)
     return CheckReport(run.counts, tuple(run.faults), tuple(unused), run.notes(config))
 
@@ -201,16 +200,18 @@ class _Check:
         pandera: typing.Any,
         tables: schema.Tables,
         label: Label,
+        modality_set: ModalitySet,
         max_pixels: typing.Mapping[str, int],
         time_zone: str,
     ):
         self.data_dir, self._pandera, self._tables, self._label = data_dir, pandera, tables, label
-        self._max_pixels, self._time_zone = max_pixels, time_zone
+        self._modality_set, self._max_pixels, self._time_zone = modality_set, max_pixels, time_zone
         self.counts: dict[str, int] = {}
         self.faults: list[Fault] = []
         self.damaged: set[str] = set()  # tables of which nothing more is read
         self._columns: dict[str, list[str]] = {}  # that can be read
         self._ids: dict[str, np.ndarray] = {}  # sorted fingerprints of items and searches
+        self._dims: dict[str, int] = {}  # of items' vectors, by column
         self._zeros: collections.Counter[str] = collections.Counter()  # ids of 0 or "" that are no keys, by column
 
     def add(
@@ -231,7 +232,7 @@ class _Check:
             self.add(name, "", "must have rows", 1)
         self._check_unique(name, columns)
         found: dict[tuple[str, str], _Cases] = {}
-        column_rules, first = self._rules(name, columns), 0
+        column_rules, first = self._rules(name, columns, parts), 0
         for part in parts:
             for group in range(len(part.row_groups)):
                 table = schema.read_part(part, name, columns, group, self._tables)
@@ -266,21 +267,24 @@ class _Check:
             for (column, rule), of_rule in cases.groupby(["column", "check"], sort=False):
                 yield column, rule, np.sort(of_rule["index"].to_numpy(np.int64))
 
-    def _rules(self, name: str, columns: typing.Sequence[str]) -> list[rules.Rule]:
+    def _rules(self, name: str, columns: typing.Sequence[str], parts: typing.Sequence[Part]) -> list[rules.Rule]:
         has_split = False
         if "split" in columns:
             splits = schema.read_table(self.data_dir, name, ["split"])["split"]
             has_split = splits.null_count < len(splits)
-        dims = {}
         for column in self._tables[name].columns:
             if column.kind == "vector" and column.name in columns:
-                vectors = schema.read_table(self.data_dir, name, [column.name], self._tables)[column.name]
-                lengths = pc.list_value_length(vectors).drop_null()
-                if len(lengths):
-                    dims[column.name] = int(pc.mode(lengths)[0]["mode"].as_py())
+                self._dims[column.name] = declared.vector_dim(parts, column.name)
         searches = self._ids.get("searches")
         own = rules.row_rules(name, self._ids.get("items"), searches, has_split, self._tables, self._label)
-        return own + rules.content_rules(name, dims, self._tables, self._max_pixels)
+        dims, texts = (self._dims, self._short_texts(columns, parts)) if name == "items" else ({}, [])
+        return own + rules.content_rules(name, dims, self._tables, self._max_pixels, texts)
+
+    def _short_texts(self, columns: typing.Sequence[str], parts: typing.Sequence[Part]) -> list[str]:
+        """Returns the columns of items that are embedded, and of which long texts are not."""
+        names = self._modality_set.present(lambda column: column in columns and schema.has_value(parts, column))
+        embedded = map(self._modality_set.__getitem__, names)
+        return sorted({modality.content for modality in embedded if refuses_long_texts(modality.encoder)})
 
     def _readable_columns(self, name: str, parts: typing.Sequence[Part]) -> list[str]:
         columns = []
@@ -332,26 +336,21 @@ class _Check:
         except ValueError as error:
             self.add("impressions", "", f"and all tables must have ids of one type: {error}", 1)
 
-    def check_declaration(self, feature_set: FeatureSet, modality_set: ModalitySet) -> None:
+    def check_declaration(self, feature_set: FeatureSet) -> None:
         """Adds what the data lacks of a declaration; what is wrong with files was reported with their tables."""
         with contextlib.suppress(LayoutError):
-            for text in declared.faults(self.data_dir, feature_set, modality_set):
+            for text in declared.faults(self.data_dir, feature_set, self._modality_set, self._dims):
                 self.add("declaration", "", text, 1)
 
-    def check_catalog(self, modality_set: ModalitySet) -> None:
-        if (
-            not self.counts.get("items")
-            or modality_set.modalities  # declared ones are looked for with the declaration
-            or any(fault.table == "items" for fault in self.faults)
-        ):
+    def check_catalog(self) -> None:
+        if not self.counts.get("items") or self._modality_set.modalities:  # declared ones: with the declaration
             return
-        if not schema.modalities(self.data_dir):
+        for column, dim in self._dims.items():
+            if text := declared.dim_fault(dim):
+                self.add("items", column, text, 1)
+        is_readable = all(fault.rows for fault in self.faults if fault.table == "items")
+        if is_readable and not schema.modalities(self.data_dir):
             self.add("items", "", "must have a title, an image or a vector in at least one row", 1)
-        elif "vector" in self._columns["items"]:
-            parts = schema.table_parts(self.data_dir, "items", self._tables)
-            if (dim := declared.vector_dim(parts, "vector")) > MAX_DIM:
-                rule = f"must have 1 to {MAX_DIM} values: shorten them, by principal components say"
-                self.add("items", "vector", rule, 1, values=[f"{dim} values"])
 
     def check_splits(self, config: DataConfig) -> None:
         label = self._label.column

@@ -73,9 +73,18 @@ def unique_key(table: str) -> str | None:
 
 
 def faults(
-    data_dir: str | pathlib.Path, feature_set: FeatureSet, modality_set: ModalitySet = UNDECLARED
+    data_dir: str | pathlib.Path,
+    feature_set: FeatureSet,
+    modality_set: ModalitySet = UNDECLARED,
+    dims: typing.Mapping[str, int] | None = None,
 ) -> list[str]:
-    """Returns what the data lacks of a declaration, a line each, by headers, and by actions and contents."""
+    """Returns what the data lacks of a declaration, a line each, by headers, and by actions and contents.
+
+    Args:
+        data_dir: the data folder.
+        feature_set, modality_set: what the run declares.
+        dims: of items' vectors, by column (`vector_dim`), as far as they are known; others are read.
+    """
     found, known = [], tables(feature_set, modality_set)
     kinds: dict[str, str] = {}
     for feature in feature_set.features:
@@ -105,7 +114,7 @@ def faults(
             if text := _serving_fault(feature, stored[0]):
                 found.append(f"{name}: {text}, as {place} is")
     found += _mixed(kinds, feature_set) + vocabulary_sizes.faults(data_dir, feature_set, known, kinds)
-    found += _content_faults(data_dir, modality_set, known) + _action_faults(data_dir, feature_set, known)
+    found += _content_faults(data_dir, modality_set, known, dims or {}) + _action_faults(data_dir, feature_set, known)
     return found + _label_faults(data_dir, feature_set.label, known)
 
 
@@ -116,7 +125,9 @@ def require(data_dir: str | pathlib.Path, feature_set: FeatureSet) -> None:
     id_types(data_dir, feature_set)
 
 
-def _content_faults(data_dir: str | pathlib.Path, modality_set: ModalitySet, known: schema.Tables) -> list[str]:
+def _content_faults(
+    data_dir: str | pathlib.Path, modality_set: ModalitySet, known: schema.Tables, dims: typing.Mapping[str, int]
+) -> list[str]:
     """Returns what the data lacks of declared modalities; the default ones take what there is."""
     found = []
     ways_out = {
@@ -138,9 +149,17 @@ def _content_faults(data_dir: str | pathlib.Path, modality_set: ModalitySet, kno
                     found.append(f"{name}: {text} {way_out}")
                 elif not schema.has_value(parts, column):
                     found.append(f"{name}: {place} must hold something in at least one row. {way_out}")
-                elif modality.is_ready and (dim := vector_dim(parts, column)) > MAX_DIM:
-                    found.append(f"{name}: vectors must have 1 to {MAX_DIM} values, not {dim} as most of {place} have")
+                elif modality.is_ready:
+                    dim = dims[column] if column in dims else vector_dim(parts, column)
+                    found += [f"{name}: {place} {text}" for text in (dim_fault(dim),) if text]
     return found
+
+
+def dim_fault(dim: int) -> str:
+    """Returns what is wrong with vectors of a length that no index takes; "" of others."""
+    if dim <= MAX_DIM:
+        return ""
+    return f"must have 1 to {MAX_DIM} values, not {dim} as most have: shorten them, by principal components say"
 
 
 def vector_dim(parts: typing.Sequence[Part], column: str) -> int:

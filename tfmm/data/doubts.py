@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import typing
 
@@ -13,6 +14,8 @@ from tfmm.data import behaviors as behaviors_lib
 
 FIRST_YEAR_US = 788_918_400_000_000  # 1995: there were no logs of shops before
 SHOWN = 5  # rows that a note names
+_NEVER = np.iinfo(np.int64).max
+_SLICE = 1 << 20  # rows that are looked up at a time
 
 
 def notes(
@@ -39,16 +42,17 @@ def notes(
     def read(name: str, column: str) -> typing.Any:
         return schema.read_table(data_dir, name, [column], tables)[column]
 
+    def ids(name: str, column: str) -> np.ndarray:
+        return schema.fingerprints(read(name, column))
+
+    shown = functools.cache(functools.partial(ids, "impressions"))  # several notes are about the same
     earliest, latest = bounds["impressions"]
-    items = schema.fingerprints(read("impressions", "item_id"))
     if seen["impressions"].unit <= times.SECOND and not seen["impressions"].step_us:
-        users = schema.fingerprints(read("impressions", "user_id"))
-        found += _doubled(users, items, earliest)
+        found += _doubled(shown("user_id"), shown("item_id"), earliest)
     if "items" in bounds and "item_id" in columns["items"]:
-        found += _before_creation(items, latest, schema.fingerprints(read("items", "item_id")), bounds["items"][0])
+        found += _before_creation(shown("item_id"), latest, ids("items", "item_id"), bounds["items"][0])
     if "behaviors" in bounds and "user_id" in columns["behaviors"]:
-        users, acting = (schema.fingerprints(read(table, "user_id")) for table in ("impressions", "behaviors"))
-        found += _without_history(users, earliest, acting, bounds["behaviors"][1])
+        found += _without_history(shown("user_id"), earliest, ids("behaviors", "user_id"), bounds["behaviors"][1])
     if "split" in columns["impressions"]:
         found += _mixed_splits(read("impressions", "split"), earliest)
     for table in times.VERSIONS:
@@ -56,8 +60,7 @@ def notes(
         updates = as_known.read_updates(data_dir, table, seen, tables)
         if updates is not None and key in columns[table]:
             found += _without_time(table, updates)
-            owners = schema.fingerprints(read(table, key))
-            found += _not_yet_known(table, schema.fingerprints(read("impressions", key)), earliest, owners, updates)
+            found += _not_yet_known(table, shown(key), earliest, ids(table, key), updates)
     return tuple(found)
 
 
@@ -105,21 +108,30 @@ def _without_history(
     users: np.ndarray, shown_at: np.ndarray, acting: np.ndarray, known_at: np.ndarray
 ) -> typing.Iterator[str]:
     """Some users are new in any shop; where most impressions have no history, two tables hardly speak of the same."""
-    order = np.lexsort((known_at, acting))
-    order = order[(known_at[order] != instants.NULL) & (acting[order] != 0)]
-    owners, first = np.unique(acting[order], return_index=True)
-    if not len(owners):
+    if not ((known_at != instants.NULL) & (acting != 0)).any():
         return
-    places = np.minimum(np.searchsorted(owners, users), len(owners) - 1)
     usable = (shown_at != instants.NULL) & (users != 0)
-    without = usable & ~((owners[places] == users) & (known_at[order][first[places]] <= shown_at))
-    count, strangers = int(without.sum()), int((usable & (owners[places] != users)).sum())
+    first = _first_known(users, acting, known_at)
+    without = usable & (first >= shown_at)  # histories are strictly earlier
+    count, strangers = int(without.sum()), int((usable & (first == _NEVER)).sum())
     if 2 * count > int(usable.sum()):
         yield (
             f"impressions have no behavior of their user before them, so their histories are empty; of {strangers:,} "
             f"the user has none at all. Do both tables have the same `user_id`, and do behaviors begin before "
             f"impressions? ({count:,} of {_rows(without)})."
         )
+
+
+def _first_known(users: np.ndarray, acting: np.ndarray, known_at: np.ndarray) -> np.ndarray:
+    """Returns when each user's first behavior is known, int64 [len(users)], a row per row; `_NEVER` of others."""
+    owners = np.unique(users)
+    first = np.full(len(owners), _NEVER)
+    for start in range(0, len(acting) if len(owners) else 0, _SLICE):
+        own, at = acting[start : start + _SLICE], known_at[start : start + _SLICE]
+        places = np.minimum(np.searchsorted(owners, own), len(owners) - 1)
+        are_known = (owners[places] == own) & (at != instants.NULL)
+        np.minimum.at(first, places[are_known], at[are_known])
+    return first[np.searchsorted(owners, users)]
 
 
 def _without_time(table: str, updates: as_known.Updates) -> typing.Iterator[str]:

@@ -103,6 +103,7 @@ def content_rules(
     dims: typing.Mapping[str, int] | None = None,
     tables: schema.Tables = schema.TABLES,
     max_pixels: typing.Mapping[str, int] | None = None,
+    texts: typing.Collection[str] = (),
 ) -> list[Rule]:
     """Returns the rules about what encoders are given: images and vectors, which have to be opened, and texts.
 
@@ -111,6 +112,7 @@ def content_rules(
         dims: of vectors, by column.
         tables: with the columns that a run declares.
         max_pixels: of pictures, by column, where it is not the default of encoders.
+        texts: columns that an encoder reads which refuses long texts.
     """
     rules = []
     for picture in (column.name for column in tables[name].columns if column.kind == "binary"):
@@ -118,10 +120,9 @@ def content_rules(
         rules.append(Rule(picture, f"must have at most {most:,} pixels", _larger_than(most)))
         rules.append(Rule(picture, f"must have at most {MAX_SCANS} scans", _has_many_scans))
         rules.append(Rule(picture, "must be a PNG or JPEG that can be decoded", _undecodable(most)))
-    if name == "items":  # queries are read by training alone
-        for text in (column.name for column in tables[name].columns if column.kind == "string"):
-            text_rule = f"must have at most {MAX_TEXT_BYTES:,} bytes of UTF-8"
-            rules.append(Rule(text, text_rule, _longer_than(MAX_TEXT_BYTES)))
+    for text in texts:
+        text_rule = f"must have at most {MAX_TEXT_BYTES:,} bytes of UTF-8"
+        rules.append(Rule(text, text_rule, _longer_than(MAX_TEXT_BYTES)))
     for column, dim in (dims or {}).items():
         rules += [
             Rule(column, f"must have {dim} values, as most have", _other_length(dim)),

@@ -11,7 +11,7 @@ import numpy as np
 from tfmm import artifacts, features, plain_paths
 from tfmm.index import item_features, store
 from tfmm.index import rows as rows_lib
-from tfmm.modalities import MAX_TEXT_BYTES, event_field
+from tfmm.modalities import MAX_TEXT_BYTES, event_field, refuses_long_texts
 from tfmm.pretrain.content_form import ContentForm
 
 Content = bytes | str | typing.Sequence[float]
@@ -96,7 +96,7 @@ class Encoder:
         dim: D.
         version: hash of its contents; rows of two versions are never compared.
         form: of the contents that it takes; None: as they are.
-        is_text: whether it reads texts.
+        is_text: whether it reads texts, of `MAX_TITLE_BYTES` at most.
         probe: a content that every encoder takes.
     """
 
@@ -189,7 +189,7 @@ def load_encoder(folder: str | pathlib.Path) -> Encoder:
         manifest["modality"],
         manifest["dim"],
         manifest["encoder_version"],
-        is_text=kind == "text",
+        is_text=refuses_long_texts(kind),
         form=ContentForm(**manifest.get("content_form", {})),  # of an encoder that says nothing: contents as they are
     )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import typing
+
 import numpy as np
 
 from tfmm.config import RunConfig
 from tfmm.data import schema
+from tfmm.features import PADDING
 from tfmm.index import snapshot as snapshot_lib
 from tfmm.stages.folders import Folder
 
@@ -22,15 +25,19 @@ def modalities_of(run: RunConfig, data_dir: Folder) -> tuple[str, ...]:
     return tuple(names)
 
 
-def coverage(run: RunConfig, data_dir: Folder, snapshot_dir: Folder) -> list[str]:
-    """Returns how many items of the catalog have a vector in a snapshot, a line per modality that the data has.
+def coverage(names: typing.Sequence[str], data_dir: Folder, snapshot_dir: Folder) -> list[str]:
+    """Returns how many items of the catalog have a vector in a snapshot, a line per modality.
 
+    Args:
+        names: of the modalities that the data has (`modalities_of`).
+        data_dir: the tables.
+        snapshot_dir: of an item index.
     Raises:
         ValueError: none has one, as where the snapshot is of another catalog; or the snapshot lacks a modality.
     """
     snapshot = snapshot_lib.load_snapshot(snapshot_dir)
     items = np.unique(schema.fingerprints(schema.read_table(data_dir, "items", ["item_id"])["item_id"]))
-    names = modalities_of(run, data_dir)
+    items = items[items != PADDING]  # no id
     if lacking := [name for name in names if name not in snapshot.modalities]:
         raise ValueError(
             f"The snapshot must have vectors of {', '.join(lacking)}, which {data_dir} has. Received: {snapshot_dir} "

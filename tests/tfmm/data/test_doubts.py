@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tfmm.data import checks, rules
+from tfmm.data import checks, doubts, rules
 
 START = datetime.datetime(2024, 3, 4)
 NEXT_YEAR = datetime.datetime.now() + datetime.timedelta(days=365)
@@ -161,3 +161,16 @@ def test_histories_that_are_empty_for_most_impressions_are_noted(tables):
     assert notes(tables, most) == [text.format(11, 11, "9, 10, 11, 12, 13")]
     half = {**data(), "behaviors": [acted(-60 - n, n + 1) for n in range(10)]}
     assert notes(tables, half) == []
+
+
+def test_behavior_at_the_time_of_the_impression_is_no_history(tables, monkeypatch):
+    monkeypatch.setattr(doubts, "_SLICE", 3)
+    microsecond = datetime.timedelta(microseconds=1)
+    rows = data()
+    for row in rows["impressions"]:
+        row["timestamp"] += microsecond  # so it is known to the microsecond
+    rows["behaviors"] = [row | {"action": "click"} for row in rows["impressions"]]
+    (note,) = notes(tables, rows)
+    assert note.startswith("impressions have no behavior of their user before them") and "(20 of 20 rows" in note
+    rows["behaviors"] += [row | {"timestamp": row["timestamp"] - 2 * microsecond} for row in rows["behaviors"]]
+    assert notes(tables, rows) == []

@@ -5,7 +5,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfmm import presets
 from tfmm.index import encode, item_index, snapshot
 from tfmm.stages import inputs
 
@@ -22,7 +21,7 @@ def write(tmp_path):
                 rows, scales = encode.quantize(np.ones([len(ids), 4]))
                 index.write(modality, "v1", ids, rows, scales, [1] * len(ids))
             snapshot.write_snapshot(index, tmp_path / "snapshot")
-        return presets.small(), tmp_path, tmp_path / "snapshot"
+        return ("image", "text"), tmp_path, tmp_path / "snapshot"
 
     return make
 
@@ -31,6 +30,11 @@ def test_items_with_a_vector_are_counted_by_modality(write):
     assert inputs.coverage(*write([1, 2, 3], text=[1, 2, 9], image=[3])) == [
         "image: 1 of 3 items have a vector", "text: 2 of 3 items have a vector",
     ]  # fmt: skip
+
+
+def test_rows_without_an_id_are_no_items(write):
+    (line, _) = inputs.coverage(*write([1, None, 0, 2, None], image=[1], text=[1]))
+    assert line == "image: 1 of 2 items have a vector"
 
 
 def test_snapshot_of_another_catalog_is_refused(write):
