@@ -58,7 +58,7 @@ class Road:
         return state_lib.load(folder, CONFIG, vocabulary_dir or self.shop.vocabularies, self.tables)
 
 
-@pytest.fixture(scope="module", params=[(), ("text",)], ids=["id", "multimodal"])
+@pytest.fixture(scope="module", params=[(), ("image", "text")], ids=["id", "multimodal"])
 def road(shop, request):
     tables = item_vectors.load_vectors(shop.snapshot, request.param) if request.param else {}
     preprocessor = preprocessing.load(shop.features, shop.vocabularies)
