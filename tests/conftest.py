@@ -41,7 +41,8 @@ def root() -> pathlib.Path:
 def java_for_seconds():
     """Servers in Java live for seconds here: they compile once, and collect garbage in one thread."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        others = os.environ.get("JAVA_TOOL_OPTIONS", "")
+        patch.setenv("JAVA_TOOL_OPTIONS", f"{others} -XX:TieredStopAtLevel=1 -XX:+UseSerialGC".strip())
         yield
 
 

@@ -74,12 +74,15 @@ def comparable(value, artifacts):
 def made(folder):
     """All that the commands made, by name: tables, weights, examples, rows, and what the JSON files say."""
     found, artifacts = {}, {}
-    for path in folder.rglob("manifest.json"):
-        artifacts[json.loads(path.read_text())["id"]] = str(path.parent.relative_to(folder))
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = str(path.relative_to(folder))
-        if "checkpoints" in path.parts or name.startswith("serving"):
-            continue
+    paths = {
+        str(path.relative_to(folder)): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "checkpoints" not in path.parts and path.relative_to(folder).parts[0] != "serving"
+    }
+    for name, path in paths.items():
+        if path.name == "manifest.json":
+            artifacts[json.loads(path.read_text())["id"]] = name
+    for name, path in paths.items():
         if path.suffix == ".h5":
             with h5py.File(path) as file:
                 file.visititems(

@@ -134,7 +134,7 @@ def _verify_index(url: str) -> None:
     if url.partition("://")[0] not in known:
         raise ValueError(f"The scheme of the item index's URL ({INDEX}) must be one of {known}. Received: {shown}.")
     parts = urllib.parse.urlsplit(url)
-    if parts.password is not None or "password" in urllib.parse.parse_qs(parts.query):
+    if parts.password is not None or any("password" in option for option in urllib.parse.parse_qs(parts.query)):
         raise ValueError(
             f"The item index's URL ({INDEX}) must hold no password, as what nodes are given stands in metadata and "
             f"logs. Received: {shown}. Put it into REDISCLI_AUTH."

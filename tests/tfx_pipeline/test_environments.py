@@ -30,6 +30,7 @@ def test_index_is_where_a_variable_says_and_else_in_the_workdir(tmp_path, monkey
     [
         ("redis://me:secret@host:6379/0", r"must hold no password.*redis://me:\*\*\*@host:6379/0\. Put"),
         ("redis://host:6379/0?password=secret", "must hold no password.*REDISCLI_AUTH"),
+        ("rediss://host:6379/0?ssl_password=secret", "must hold no password.*REDISCLI_AUTH"),
         ("mongodb://me:secret@host", r"\(TFMM_INDEX\) must be one of .*'redis'.* Received: mongodb://me:\*\*\*@host\."),
     ],
 )

@@ -27,7 +27,7 @@ def decode_images(contents: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]
     Returns:
         uint8 [B, size, size, 3], 255 minus the color, zeros where undecodable; bool [B], True where decoded.
     """
-    pixels, valid = _decoder(size)(contents)
+    pixels, valid = _decoder(size)(tf.ensure_shape(contents, [None]))
     return pixels, valid
 
 
