@@ -61,18 +61,36 @@ class Lag:
 class _Table:
     encoder_version: str
     watermark: int
-    state: str = FOLLOWING
     held_until: float = 0.0
+    refusal: str = ""  # what the server had against the last batch
+    ahead: str = ""  # what is said while `ahead_at` is known
     ahead_at: int | None = None  # its watermark when that was beyond the index: from there on its word does not count
     complete_at: int = -1  # the index's newest change when it lacked none; -1: not known
-    has_encoder: bool = False  # whether the index had rows of its encoder when it was looked for
+    has_encoder: bool = True  # whether the index had its encoder at the last refresh
+
+    @property
+    def state(self) -> str:
+        if not self.has_encoder:
+            return _UNKNOWN % self.encoder_version
+        return self.refusal or self.ahead or FOLLOWING
 
     def is_due(self, newest: int, now: float) -> bool:
         """Whether it may lack a change: looks at an index cost it something, in Redis above all."""
         return now >= self.held_until and newest != self.complete_at
 
-    def move_to(self, watermark: int) -> None:
+    def learn(self, watermark: int, newest: int) -> None:
         """Takes what the server says, which has less where it was started anew."""
+        if self.ahead_at is not None and watermark >= self.ahead_at:
+            return  # still the one that was ahead, though the index may have come as far: what was sent counts
+        if watermark <= newest:
+            self._move_to(watermark)
+            if self.ahead_at is not None:
+                self.ahead_at, self.ahead, self.refusal = None, "", ""
+        else:
+            self._move_to(0)
+            self.ahead_at, self.ahead, self.refusal = watermark, _AHEAD % (watermark, newest), ""
+
+    def _move_to(self, watermark: int) -> None:
         if watermark != self.watermark:
             self.watermark, self.complete_at = watermark, -1
 
@@ -87,6 +105,7 @@ class _Follower(threading.Thread):
         self._index = store.open_store(replicator.index)
         self._gate = CoverageGate(self._index, replicator.index, replicator.min_coverage)
         self._versions: dict[int, dict[str, _Table]] = {}
+        self._encoders: set[tuple[str, str]] = set()  # the index's at the last refresh: one may be retired, or come
         self._waiting: dict[int, int] = {}  # versions not served yet, with the change that they need
         self._next_refresh = 0.0
         self.state = "not reached yet"
@@ -124,13 +143,13 @@ class _Follower(threading.Thread):
     def _refresh(self) -> None:
         """Finds versions that came and went, and asks the tables how far they are."""
         available = self._replica.versions()
+        self._encoders = {(entry.modality, entry.encoder_version) for entry in self._index.encoders()}
         versions: dict[int, dict[str, _Table]] = {}
         waiting: dict[int, int] = {}
         for version, is_served in available.items():
             tables = self._versions.get(version, {})
             try:
                 self._learn(version, tables, self._replica.tables(version))
-                self._look_for_encoders(version, tables)
                 if version not in self._versions:
                     self._warm_up(version, tables)
             except grpc.RpcError as error:
@@ -154,7 +173,7 @@ class _Follower(threading.Thread):
     def _warm_up(self, version: int, tables: dict[str, _Table]) -> None:
         """Sends nothing to each table: a version's first upsert is slow, and the next new item is not to wait."""
         for modality, table in tables.items():
-            if self._index.has_encoder(modality, table.encoder_version):
+            if table.has_encoder:
                 nothing = self._index.changes(modality, table.encoder_version, table.watermark, limit=0)
                 self._replica.upsert(version, modality, table.encoder_version, nothing)
 
@@ -164,29 +183,12 @@ class _Follower(threading.Thread):
             table = tables.get(modality)
             if table is None or table.encoder_version != status.encoder_version:
                 table = tables[modality] = _Table(status.encoder_version, 0)
-            if table.ahead_at is not None and status.watermark >= table.ahead_at:
-                continue  # still the one that was ahead, though the index may have come as far: what was sent counts
-            if status.watermark <= newest:
-                table.move_to(status.watermark)
-                if table.ahead_at is not None:
-                    table.ahead_at, table.state = None, FOLLOWING
-            else:
-                table.move_to(0)
-                table.ahead_at = status.watermark
-                table.state = _AHEAD % (status.watermark, newest)
-                _log.error("%s version %d, %s: %s", self._replica.target, version, modality, table.state)
-
-    def _look_for_encoders(self, version: int, tables: dict[str, _Table]) -> None:
-        for modality, table in tables.items():
-            if table.has_encoder:
-                continue
-            unknown = _UNKNOWN % table.encoder_version
-            table.has_encoder = self._index.has_encoder(modality, table.encoder_version)
-            if table.has_encoder and table.state == unknown:
-                table.state = FOLLOWING
-            elif not table.has_encoder and table.state == FOLLOWING:
-                table.state = unknown
-                _log.warning("%s version %d, %s: %s", self._replica.target, version, modality, unknown)
+            before = table.state
+            table.has_encoder = (modality, status.encoder_version) in self._encoders
+            table.learn(status.watermark, newest)
+            if table.state not in (before, FOLLOWING):
+                level = logging.ERROR if table.has_encoder else logging.WARNING
+                _log.log(level, "%s version %d, %s: %s", self._replica.target, version, modality, table.state)
 
     def _follow(self, version: int, newest: int) -> bool:
         """Sends one batch per table that is behind the newest change; returns True where there may be more."""
@@ -211,13 +213,11 @@ class _Follower(threading.Thread):
                 if error.code() not in (grpc.StatusCode.OUT_OF_RANGE, *NO_INDEX):
                     raise
                 table.held_until = now + _HOLD_S
-                table.state = f"{error.code().name}: {error.details()}"[:300]
-                _log.error("%s version %d, %s: %s", self._replica.target, version, modality, table.state)
+                table.refusal = f"{error.code().name}: {error.details()}"[:300]
+                _log.error("%s version %d, %s: %s", self._replica.target, version, modality, table.refusal)
                 continue
             table.watermark = int(rows.sequences[-1])
-            table.complete_at = newest if len(rows) < size else -1
-            if table.ahead_at is None:
-                table.state = FOLLOWING
+            table.complete_at, table.refusal = newest if len(rows) < size else -1, ""
             has_more |= len(rows) == size
             _log.info(
                 "%s version %d, %s: up to %d, %d rows, %d of them older than the server's",
@@ -244,7 +244,7 @@ class _Follower(threading.Thread):
         return found
 
     def _changes(self, modality: str, table: _Table) -> rows_lib.IndexRows | None:
-        if not self._index.has_encoder(modality, table.encoder_version):
+        if not self._index.has_encoder(modality, table.encoder_version):  # now: it may have come since the refresh
             return None
         size = self._replicator.batch_size
         rows = self._index.changes(modality, table.encoder_version, table.watermark, size)

@@ -14,6 +14,7 @@ from tfmm.export.signatures import LOGGED
 
 WARMUP_FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 MAX_WARMUP_RECORDS = 1000
+_FRAME_BYTES = 16  # of a record in its file, beside what it holds: its length and two checksums
 _ANSWERS: dict[str, typing.Callable] = {
     "predict_log": predict.predict,
     "classify_log": inference.classify,
@@ -45,9 +46,9 @@ def warm(servable: Servable, iterations: int = 1, *, is_logged: bool = False) ->
 
 
 def _run(servable: Servable, path: str, iterations: int, is_logged: bool) -> int:
-    count = read = 0
+    count = read = whole_bytes = 0
     for record in tf.data.TFRecordDataset(path).take(MAX_WARMUP_RECORDS).as_numpy_iterator():
-        read += 1
+        read, whole_bytes = read + 1, whole_bytes + _FRAME_BYTES + len(record)
         log = prediction_log_pb2.PredictionLog.FromString(record)
         kind = log.WhichOneof("log_type")
         if kind in _ANSWERS:
@@ -58,8 +59,9 @@ def _run(servable: Servable, path: str, iterations: int, is_logged: bool) -> int
                 for _ in range(iterations):
                     _ANSWERS[kind](servable, request)
             count += 1
-    if not read and tf.io.gfile.stat(path).length:  # TensorFlow takes what is shorter than a record's head for the end
-        raise errors.ServingError(errors.DATA_LOSS, "The file has no whole record.")
+    # TensorFlow takes what is shorter than a record's head for the end.
+    if read < MAX_WARMUP_RECORDS and (rest := tf.io.gfile.stat(path).length - whole_bytes):
+        raise errors.ServingError(errors.DATA_LOSS, f"The file has {read} whole records, and {rest} bytes behind them.")
     return count
 
 

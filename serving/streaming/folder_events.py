@@ -38,9 +38,14 @@ class EventFolder:
     the log, and tried again when it changes. Look-ups grow with the number of files, as do the index's positions: move
     away what is old.
 
+    The file `.tfmm_events` tells the folder from others of the same path, such as the empty one that is left where a
+    disk is mounted no more: then nothing is read until it is back. Where nothing can be written, the path must do.
+
     Args:
         url: `folder://` and the folder's path.
         at_any_depth: whether files in its folders are read too.
+    Attributes:
+        fault: why the last look found no files: another folder is there now.
     Raises:
         FileNotFoundError: there is no such folder.
     """
@@ -50,7 +55,8 @@ class EventFolder:
         self.path = pathlib.Path(os.fspath(url).removeprefix(SCHEME)).absolute()
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path} must be a folder, in which files of events appear.")
-        self.name = f"{SCHEME}{_identity(self.path)}"
+        self.fault: OSError | None = None
+        self._identity, self._has_files = _identity(self.path), False
         self._said: set[pathlib.Path] = set()  # what is not read
 
     def __enter__(self) -> EventFolder:
@@ -59,16 +65,42 @@ class EventFolder:
     def __exit__(self, *_: object) -> None:
         pass
 
+    @property
+    def name(self) -> str:
+        return f"{SCHEME}{self._identity}"
+
     def parts(self) -> list[EventFile]:
-        """Returns the files that are there now, by name."""
+        """Returns the files that are there now, by name; none where it is another folder, and `fault` says so."""
         shown = served.shown_files(self.path) if self._at_any_depth else sorted(self.path.iterdir())
         shown = [path for path in shown if path.name[0] not in "._"]
         found = [path for path in shown if path.suffix in SUFFIXES]
+        if found and not self._has_files:  # a disk may have been mounted since
+            self._identity, self._has_files = _identity(self.path), True
+        elif fault := self._find_fault():
+            if self.fault is None:
+                _log.error("%s", fault)
+            self.fault = fault
+            return []
+        self.fault = None
         others = {path for path in shown if path.suffix not in SUFFIXES} - self._said
         for path in sorted(others)[: _MAX_SAID - len(self._said)]:
             self._said.add(path)
             _log.warning("not used: %s (events are files *%s)", path, " or *".join(SUFFIXES))
         return [EventFile(path, f"{self.name}/{path.relative_to(self.path).as_posix()}") for path in found]
+
+    def _find_fault(self) -> OSError | None:
+        if not self._has_files or self._identity == str(self.path):
+            return None
+        try:
+            found = (self.path / _ID).read_text().strip()
+        except OSError:
+            found = ""
+        if found == self._identity:
+            return None
+        return OSError(
+            f"{self.path} is not the folder that was opened: its {_ID} is {'another' if found else 'gone'}. Nothing is "
+            "read until that is back, as where its disk is mounted again; start anew to read what is there now."
+        )
 
     def append(self, payloads: typing.Iterable[bytes]) -> int:
         """Writes a new file of events; returns their number.

@@ -116,11 +116,13 @@ def test_warm_up_runs_before_service_and_its_failure_refuses_the_version(tmp_pat
         assert servable.version == 1
 
 
+@pytest.mark.parametrize("is_behind_a_record", [False, True], ids=["alone", "behind a record"])
 @pytest.mark.parametrize("content", [b"garbage", b"x" * 40], ids=["shorter than a head", "no record"])
-def test_damaged_warm_up_refuses_the_version_and_is_named(tmp_path, manage, write_models, content):
+def test_damaged_warm_up_refuses_the_version_and_is_named(tmp_path, manage, write_models, content, is_behind_a_record):
     write_models["counter"](tmp_path / "1")
     write_warmup(tmp_path / "1", "keys", np.array([b"warm"]))
-    (tmp_path / "1" / "assets.extra" / "tf_serving_warmup_requests").write_bytes(content)
+    path = tmp_path / "1" / "assets.extra" / "tf_serving_warmup_requests"
+    path.write_bytes((path.read_bytes() if is_behind_a_record else b"") + content)
     manager = manage(max_load_retries=0)
     manager.poll()
     (status,) = manager.status("m", 1)

@@ -240,3 +240,47 @@ def test_a_log_without_parts_yet_is_waited_for(tmp_path):
     logs._looked -= 10.0
     logs.read(lambda _: 10, 0)
     assert logs.watermark_us(lambda _: 20, 0) == 0
+
+
+def test_a_folder_whose_disk_goes_away_and_leaves_an_empty_one_holds_the_watermark_until_it_is_back(tmp_path, caplog):
+    """Else the clicks in it would come after what they belong to was taken for negatives."""
+    folders = {name: tmp_path / name for name in ("a", "b")}
+    for name, times in (("a", "10\n20\n"), ("b", "5\n15\n")):
+        folders[name].mkdir()
+        (folders[name] / "1.jsonl").write_text(times)
+    logs, newest = Logs([f"folder://{folder}" for folder in folders.values()], {}, 0.0, time_us=int), {}
+
+    def read():
+        logs._looked -= 10.0
+        while (found := logs.read(lambda name: newest.get(name, 0), 1_000)) is not None:
+            newest[found[0]] = int(found[1][-1].payload)
+        return logs.watermark_us(newest.__getitem__, 0)
+
+    assert read() > 20
+    folders["b"].rename(tmp_path / "disk")
+    folders["b"].mkdir()
+    (tmp_path / "disk" / "2.jsonl").write_text("25\n")
+    assert read() == 0 and "b is not the folder that was opened: its .tfmm_events is gone" in caplog.text
+    (folders["b"] / ".tfmm_events").write_text("another")  # as a writer leaves it who starts meanwhile
+    (folders["b"] / "3.jsonl").write_text("30\n")
+    assert read() == 0 and max(newest.values()) == 20
+    folders["b"].rename(tmp_path / "left")
+    (tmp_path / "disk").rename(folders["b"])
+    assert read() > 25 and max(newest.values()) == 25
+
+
+def test_a_disk_that_is_mounted_over_an_empty_folder_is_read_under_its_own_name(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "1.jsonl").write_text("10\n")
+    with event_log.open_source(f"folder://{tmp_path / 'disk'}") as source:
+        (wanted,) = [part.name for part in source.parts()]
+    (tmp_path / "a").mkdir()
+    logs = Logs([f"folder://{tmp_path / 'a'}"], {}, 0.0, time_us=int)
+    assert logs.read(lambda _: 0, 1) is None
+    (tmp_path / "a").rename(tmp_path / "below")
+    (tmp_path / "disk").rename(tmp_path / "a")
+    logs._looked -= 10.0
+    name, events = logs.read(lambda _: 0, 1)
+    assert name == wanted and len(events) == 1
+    logs._looked -= 10.0
+    assert logs.read(lambda _: 10, 1) is None and logs.watermark_us(lambda _: 10, 0) > 10
