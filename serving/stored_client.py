@@ -78,10 +78,10 @@ class _Stored(Caller):
                 f"`{asked}` reads vectors in the model's own tables, and this client's models have none. Received: a "
                 "client of a store. Ask a model that holds its items, by RankingClient."
             )
-        model = yield from self._model(replica, version, self._refresh_s, deadline)
         try:
+            model = yield from self._model(replica, version, self._refresh_s, deadline)
             return (yield from self._score(user, candidates, model, way, replica, deadline))
-        except NotFound:  # a version that is no longer in service
+        except NotFound:  # a version that is no longer in service, or went while it was asked about
             model = yield from self._model(replica, version, 0.0, deadline)
         return (yield from self._score(user, candidates, model, way, replica, deadline))
 

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from serving.stored_client import AsyncStoredRankingClient, StoredRankingClient, _Model
-from tfmm_client import DeadlineExceeded
+from tfmm_client import DeadlineExceeded, errors
+from tfmm_client.inputs import RANK
 from tfmm_client.replicas import Deadline
 from tfmm_client.steps import Wait, Work
 
@@ -86,6 +87,26 @@ def test_calls_that_found_their_version_gone_do_not_ask_one_after_another(monkey
 
     monkeypatch.setattr(AsyncStoredRankingClient, "_learn", learn)
     assert [found.number for found in asyncio.run(ask())] == [2] * 20 and len(asked) == 2
+
+
+def test_version_that_goes_while_it_is_asked_about_is_asked_for_anew(client, monkeypatch):
+    asked = []
+
+    def learn(self, replica, version, deadline):
+        asked.append(replica)
+        yield Wait(0.0)
+        if len(asked) == 1:
+            raise errors.of("NOT_FOUND", "Servable not found")
+        return _Model(2, {}, {}, None, time.monotonic())
+
+    def score(self, user, candidates, model, *others):
+        yield Wait(0.0)
+        return {"score": model.number}
+
+    monkeypatch.setattr(StoredRankingClient, "_learn", learn)
+    monkeypatch.setattr(StoredRankingClient, "_score", score)
+    call = client._rank_at({}, {}, None, client._grpc, RANK, [], client._turns.replicas[0], Deadline(60))
+    assert client._run(call) == {"score": 2} and len(asked) == 2
 
 
 def test_look_up_that_hangs_costs_a_call_its_deadline_and_no_thread_of_the_application(monkeypatch):

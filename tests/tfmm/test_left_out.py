@@ -2,13 +2,14 @@
 
 import datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from tfmm import cli
-from tfmm.index import item_index
+from tfmm.index import encode, item_index, snapshot
 
 NOW = datetime.datetime(2024, 5, 1)
 VECTOR = pa.list_(pa.float32())
@@ -53,11 +54,15 @@ def test_embed_says_what_it_rejects_and_stops_where_it_is_too_much(tables, tmp_p
 
 
 def test_train_says_what_it_leaves_out_and_stops_before_any_training(tables, tmp_path):
-    (tmp_path / "snapshot").mkdir()
+    with item_index.ItemIndex(":memory:") as index:
+        rows, scales = encode.quantize(np.ones([120, 2]))
+        index.write("vector", "v1", list(range(1, 121)), rows, scales, [1] * 120)
+        snapshot.write_snapshot(index, tmp_path / "snapshot")
     result = run("train", "--data", tables, "--snapshot", tmp_path / "snapshot", "--output", tmp_path / "models",
                  "--run", "quickstart")  # fmt: skip
     assert result.exit_code == 1
     assert "left out: 300 of behaviors: `timestamp` must not be null (timestamp_must_not_be_null)" in result.output
     assert f"`tfmm dead-letters {tmp_path / 'models' / 'examples'}` shows them." in result.output
     assert "- 300 of 300 of behaviors: `timestamp` must not be null" in result.output
+    assert "vector: 120 of 120 items have a vector" in result.output
     assert not (tmp_path / "models" / "transformed").exists()
