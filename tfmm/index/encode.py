@@ -15,7 +15,6 @@ from tfmm.modalities import MAX_TEXT_BYTES, event_field, refuses_long_texts
 from tfmm.pretrain.content_form import ContentForm
 
 Content = bytes | str | typing.Sequence[float]
-MAX_TITLE_BYTES = MAX_TEXT_BYTES  # what events and the catalog may bring
 GIVEN = "given:"  # how the version of vectors that items bring themselves begins
 
 
@@ -96,7 +95,7 @@ class Encoder:
         dim: D.
         version: hash of its contents; rows of two versions are never compared.
         form: of the contents that it takes; None: as they are.
-        is_text: whether it reads texts, of `MAX_TITLE_BYTES` at most.
+        is_text: whether it reads texts, of `MAX_TEXT_BYTES` at most.
         probe: a content that every encoder takes.
     """
 
@@ -141,8 +140,8 @@ class Encoder:
         """Returns why a content is not encoded, or None."""
         if not isinstance(content, (bytes, str)):
             return "must be text or bytes, not a list of numbers"
-        if self.is_text and (size := _size_bytes(content)) > MAX_TITLE_BYTES:
-            return f"must be at most {MAX_TITLE_BYTES} bytes of UTF-8, not {size}; shorten it"
+        if self.is_text and (size := _size_bytes(content)) > MAX_TEXT_BYTES:
+            return f"must be at most {MAX_TEXT_BYTES} bytes of UTF-8, not {size}; shorten it"
         return self.form.refusal(content)
 
 
